@@ -1,0 +1,1 @@
+"""Background work: what runs for minutes or hours, outside the web process."""

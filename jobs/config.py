@@ -1,0 +1,186 @@
+"""The one home of every option of a job: form, CLI, API and help derive from it. Names are their libraries' own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from studio.errors import ConfigError
+
+MAX_ROWS_WITHOUT_LEARNED_TOKEN = 0.2  # a launch above this share is refused
+
+
+class Config(BaseModel):
+    """Frozen, and refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSection(Config):
+    """Low-rank adapter; names and meanings follow peft.LoraConfig."""
+
+    r: int = Field(default=16, ge=1, le=512, description="Rank of the update: higher can learn more and costs memory.")
+    lora_alpha: int = Field(default=32, ge=1, le=2048, description="Strength of the update; usually one or two times r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows.")
+    target_modules: str | list[str] = Field(default="all-linear", description="Layers that learn: all-linear, or a list of names such as [\"q_proj\", \"v_proj\"].")
+    use_rslora: bool = Field(default=False, description="Scale by the square root of r (rsLoRA): steadier at high ranks.")
+
+
+class QuantizationSection(Config):
+    """How the frozen base is stored; names follow transformers.BitsAndBytesConfig."""
+
+    load_in_4bit: bool = Field(default=False, description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit number format; nf4 suits weights of trained models.")
+    bnb_4bit_use_double_quant: bool = Field(default=True, description="Quantise the quantisation constants too: saves 0.4 bit per weight.")
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Number format of the arithmetic on the 4-bit base.")
+
+
+class JobConfig(Config):
+    """One training job, whole. The trainer needs nothing beyond this, the rows and the template."""
+
+    base_model: str = Field(default="starter", description="Base model: a name from the Models list.")
+    model_name_or_path: str = Field(default="", description="Folder of the base model; filled in at launch.", json_schema_extra={"hidden": True})
+    objective: Literal["sft"] = Field(default="sft", description="What training optimises: sft imitates the answers in the rows.")
+    method: Literal["lora"] = Field(default="lora", description="What is trained: lora adds small low-rank matrices beside frozen layers.")
+
+    max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Longest row in tokens; what is longer is cut at the end.")
+    chat_template: str | None = Field(default=None, description="How a conversation becomes text: chatml, alpaca, plain or a file; empty takes the model's own, else alpaca.")
+    packing: bool = Field(default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length.")
+    per_device_train_batch_size: int = Field(default=4, ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory.")
+    per_device_eval_batch_size: int = Field(default=8, ge=1, le=4096, description="Rows computed at once while evaluating.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=4096, description="Batches added up before a step: a larger batch without more memory.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass: less memory, about a third slower.")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Size of a step; 1e-4 to 3e-4 suits LoRA on models of a billion parameters and more.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(default="cosine", description="How the learning rate falls over the run.")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
+    num_train_epochs: float = Field(default=3.0, gt=0, le=1000, description="How often every row is seen.")
+    max_steps: int = Field(default=-1, ge=-1, description="Stop after this many steps; -1 lets num_train_epochs decide.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Pull of the trained weights towards zero.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Longer gradients are cut to this length; guards against jumps.")
+    optim: str = Field(default="adamw_torch", description="Optimizer, as transformers spells it: adamw_torch, paged_adamw_8bit and others.")
+    neftune_noise_alpha: float | None = Field(default=None, gt=0, description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none.")
+    logging_steps: int = Field(default=1, ge=1, description="Steps between two points of the curve.")
+    eval_steps: int | None = Field(default=None, ge=1, description="Steps between two evaluations on the held-out rows; empty chooses about ten per run.")
+    save_steps: int | None = Field(default=None, ge=1, description="Steps between two checkpoints; empty chooses about ten per run.")
+    save_total_limit: int = Field(default=2, ge=2, le=100, description="How many checkpoints are kept.")
+    report_to: str | list[str] = Field(default="none", description="Extra loggers that are installed here, such as tensorboard or wandb.")
+    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="The same seed on the same machine gives the same adapter.")
+    device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Where to train: auto takes the GPU when there is one.")
+    num_threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the trainer; 0 leaves room for the page and the engine.")
+
+    lora: LoraSection = Field(default_factory=LoraSection, description="Low-rank adapter (LoRA)")
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection, description="Memory-saving base (quantisation)")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as a form or a help text shows it. `key` is dotted: `lora.r`."""
+
+    key: str
+    section: str
+    type: type
+    default: Any
+    description: str
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    nullable: bool
+    takes_list: bool
+
+
+def options() -> list[Option]:
+    """Every visible option of JobConfig, in order of declaration, sections last."""
+    return list(_options(JobConfig, "", ""))
+
+
+def _options(model: type[BaseModel], prefix: str, section: str) -> Iterator[Option]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _options(field.annotation, f"{name}.", field.description or name)
+        elif not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("hidden")):
+            yield _option(prefix + name, section, field)
+
+
+def _option(key: str, section: str, field: FieldInfo) -> Option:
+    annotation = field.annotation
+    arms = [annotation] if get_origin(annotation) is Literal else list(get_args(annotation)) or [annotation]
+    nullable, takes_list = type(None) in arms, any(get_origin(arm) is list for arm in arms)
+    kind = next(arm for arm in arms if arm is not type(None) and get_origin(arm) is not list)
+    choices = tuple(str(value) for value in get_args(kind)) if get_origin(kind) is Literal else ()
+    bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
+    return Option(
+        key=key,
+        section=section,
+        type=str if choices else kind,  # type: ignore[arg-type]
+        default=field.get_default(call_default_factory=True),
+        description=field.description or "",
+        choices=choices,
+        minimum=bounds.get("ge", bounds.get("gt")),
+        maximum=bounds.get("le", bounds.get("lt")),
+        nullable=nullable,
+        takes_list=takes_list,
+    )
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["lora.r=8", 'lora.target_modules=["q_proj"]']` -> a flat dict of dotted keys; values are JSON where they parse as JSON."""
+    values: dict[str, Any] = {}
+    problems = []
+    for item in assignments:
+        key, separator, text = item.partition("=")
+        if not separator or not key.strip():
+            problems.append(f"--set {item!r} has no '='; write it as key=value")
+            continue
+        try:
+            values[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key.strip()] = text
+    if problems:
+        raise ConfigError("; ".join(problems) + ".", problems=problems)
+    return values
+
+
+def build(*layers: Mapping[str, Any]) -> JobConfig:
+    """Merge layers of options, later ones win; keys may be dotted. Raises ConfigError naming every problem at once."""
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            _put(tree, key, value)
+    try:
+        return JobConfig.model_validate(tree)
+    except ValidationError as exc:
+        problems = [_problem(error) for error in exc.errors()]
+        raise ConfigError("; ".join(problems) + ".", problems=problems) from None
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = tree.get(parent)
+        tree[parent] = inner = inner if isinstance(inner, dict) else {}
+        tree = inner
+    if isinstance(value, Mapping):
+        tree.setdefault(last, {})
+        for inner_key, inner_value in value.items():
+            _put(tree, f"{last}.{inner_key}", inner_value)
+    else:
+        tree[last] = value
+
+
+def _problem(error: Any) -> str:
+    # pydantic appends the arm of a union to the location; people know options by their dotted key only
+    names = {option.key for option in options()} | set(JobConfig.model_fields)
+    parts = [str(part) for part in error["loc"]]
+    key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in names), ".".join(parts))
+    if error["type"] == "extra_forbidden":
+        import difflib
+
+        near = difflib.get_close_matches(key, names, n=2)
+        return f"{key} is no option" + (f", did you mean {' or '.join(near)}" if near else "; `studio train --help` lists them all")
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}={error['input']!r}: {message}"

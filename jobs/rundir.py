@@ -1,0 +1,160 @@
+"""RunDir: the files of one run, the contract between worker and trainer. Knows nothing of rows in a database.
+
+In: config.json train.jsonl eval.jsonl chat_template.jinja. Per attempt: attempts/N/{events.jsonl,log.txt,result.json}.
+Shared: checkpoints/. Out, moved into place when an attempt has succeeded: adapter/ and result.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The files of one attempt."""
+
+    path: Path
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Names the files of a run directory; makes none of them by itself."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def train(self) -> Path:
+        return self.path / "train.jsonl"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval.jsonl"
+
+    @property
+    def chat_template(self) -> Path:
+        return self.path / "chat_template.jinja"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.attempts / str(number))
+
+    def verified_checkpoints(self) -> list[Path]:
+        """Complete checkpoints whose files match their manifest, oldest first."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+        found.sort(key=lambda p: int(p.name.split("-")[1]))
+        return [p for p in found if not manifest_problems(p)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, fsync, rename: the file is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames inside `path` durable; a no-op where folders can't be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """List size and sha256 of every file under `folder`, after fsyncing each, into manifest.json."""
+    entries = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        entries[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    write_json(folder / MANIFEST, entries)
+
+
+def manifest_problems(folder: Path) -> list[str]:
+    """What differs between `folder` and its manifest; an empty list means whole and unchanged."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
+        return [f"{MANIFEST} can't be read ({type(exc).__name__})"]
+    problems = []
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST}
+    problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{name} is not in the manifest" for name in sorted(present - expected.keys())]
+    for name in sorted(expected.keys() & present):
+        size, digest = expected[name]
+        file = folder / name
+        if file.is_symlink() or file.stat().st_size != size or sha256(file) != digest:
+            problems.append(f"{name} has changed")
+    return problems
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Replace the folder `target` by `source`; both on one file system."""
+    if target.exists():
+        old = target.with_name(target.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        source.rename(target)
+    fsync_folder(target.parent)

@@ -1,0 +1,1 @@
+"""The store: tables, sessions, migrations, and the one module that moves a job's status."""

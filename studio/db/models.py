@@ -1,0 +1,210 @@
+"""Tables of studio.db. Plain records: what they mean is decided in studio.services and studio.db.lifecycle."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no l, o, 0, 1: IDs are read aloud
+
+
+def new_id() -> str:
+    """Ten characters, about 50 bits."""
+    return "".join(secrets.choice(ID_ALPHABET) for _ in range(10))
+
+
+class Base(DeclarativeBase):
+    """Times are seconds since the epoch (UTC), as floats; null where it has not happened."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
+
+
+class Dataset(Base):
+    """One version of a dataset: rows as JSON lines in `datasets/<id>/rows.jsonl`."""
+
+    __tablename__ = "datasets"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]  # sft, preference, unpaired-preference, prompts, text
+    format: Mapped[str]  # as detected: alpaca, messages, sharegpt, ...
+    rows: Mapped[int]
+    skipped: Mapped[int] = mapped_column(default=0)
+    mapping: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    source: Mapped[str] = mapped_column(default="")  # file name or hub name it came from, for people
+    sha256: Mapped[str] = mapped_column(default="")  # of rows.jsonl
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    provenance: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    bytes: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class BaseModelRow(Base):
+    """A base model known by name; the starter is always there and has no row."""
+
+    __tablename__ = "base_models"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    path: Mapped[str]  # absolute folder, or hub:NAME
+    architecture: Mapped[str]
+    parameters: Mapped[int]
+    context: Mapped[int]
+    loadable: Mapped[bool]
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Job(Base):
+    """A launch. Only studio.db.lifecycle writes status, attempt, owner, lease, slot and cancel."""
+
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str]  # train, compare, ...
+    name: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str] = mapped_column(default="QUEUED")
+    config: Mapped[dict[str, Any]] = mapped_column(default=dict)  # frozen at launch
+    run_dir: Mapped[str] = mapped_column(default="")  # absolute; "" for light jobs without files
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    base_model: Mapped[str] = mapped_column(default="")
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    after_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # run only once that job has SUCCEEDED
+    priority: Mapped[int] = mapped_column(default=0)  # higher first
+    attempt: Mapped[int] = mapped_column(default=0)  # counts claims
+    lost: Mapped[int] = mapped_column(default=0)  # deaths from outside since the last new checkpoint
+    checkpoint_step: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[float] = mapped_column(default=0.0)  # back-off after a lost attempt
+    slot: Mapped[str | None]  # device slot held while RUNNING; null for light jobs
+    owner: Mapped[str | None]  # worker identity host:boot:pid:born
+    lease_until: Mapped[float | None]
+    pid: Mapped[int | None]
+    pid_born: Mapped[float | None]
+    cancel: Mapped[str | None]  # null, "cancel", "keep", "pause"
+    event_offset: Mapped[int] = mapped_column(default=0)  # bytes of this attempt's events.jsonl already ingested
+    step: Mapped[int | None]
+    max_steps: Mapped[int | None]
+    eta_s: Mapped[float | None]
+    reason: Mapped[str] = mapped_column(default="")
+    fix: Mapped[str] = mapped_column(default="")
+    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    tags: Mapped[list[Any]] = mapped_column(default=list)
+    notes: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+    updated_at: Mapped[float] = mapped_column(default=time.time)
+
+    __table_args__ = (
+        # one running job per device slot, by the database itself
+        Index("one_running_per_slot", "slot", unique=True, sqlite_where=text("status = 'RUNNING'"), postgresql_where=text("status = 'RUNNING'")),
+        Index("jobs_by_status", "status", "priority", "created_at"),
+    )
+
+
+class Metric(Base):
+    """One point of a job's curve. A step replayed by a later attempt replaces the earlier one."""
+
+    __tablename__ = "metrics"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)  # train, eval
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    values: Mapped[dict[str, Any]]
+
+
+class JobEvent(Base):
+    """What happened to a job, for people: claimed, lost, resumed, notices of the trainer, samples."""
+
+    __tablename__ = "job_events"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    attempt: Mapped[int]
+    at: Mapped[float] = mapped_column(default=time.time)
+    kind: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class Adapter(Base):
+    """An adapter that can answer. `path` is the run's `adapter/`, or a folder of STUDIO_HOME/adapters."""
+
+    __tablename__ = "adapters"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    base_model: Mapped[str]
+    method: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    path: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(default="")  # of adapter_model.safetensors
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Conversation(Base):
+    """A chat that is kept."""
+
+    __tablename__ = "conversations"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    title: Mapped[str] = mapped_column(default="")
+    system: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    updated_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class ChatMessage(Base):
+    """One message of a conversation; `contestant` says who answered."""
+
+    __tablename__ = "messages"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"), index=True)
+    position: Mapped[int]
+    role: Mapped[str]
+    content: Mapped[str]
+    contestant: Mapped[str] = mapped_column(default="")
+    state: Mapped[str] = mapped_column(default="done")  # done, stopped, failed
+    usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Comparison(Base):
+    """Contestants x prompts; its job fills the answers."""
+
+    __tablename__ = "comparisons"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    base_model: Mapped[str]
+    contestants: Mapped[list[Any]]
+    prompts: Mapped[list[Any]]  # [{"id", "messages", "reference"?, "category"?}]
+    params: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Answer(Base):
+    """One contestant's answer to one prompt, kept as it lands."""
+
+    __tablename__ = "answers"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), index=True)
+    prompt_id: Mapped[str]
+    contestant: Mapped[str]
+    text: Mapped[str]
+    seconds: Mapped[float]
+    prompt_tokens: Mapped[int] = mapped_column(default=0)
+    completion_tokens: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+    __table_args__ = (UniqueConstraint("comparison_id", "prompt_id", "contestant"),)
+
+
+class ApiKey(Base):
+    """A key for programs; only its hash is kept."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[float] = mapped_column(default=time.time)

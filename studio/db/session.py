@@ -1,0 +1,76 @@
+"""Engine, pragmas and transactions. `read()` for looking, `write()` for anything that changes a row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.orm import Session
+
+BUSY_TIMEOUT_MS = 30_000
+
+
+class Database:
+    """One database; safe to share between threads, not across fork."""
+
+    def __init__(self, url: str, journal: str = "WAL") -> None:
+        self.url = url
+        self.engine = _engine(url, journal)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for looking; its records stay usable afterwards."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that takes SQLite's write lock at its start, so read-then-write can't be overtaken."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            session.connection(execution_options={"studio_write": True})
+            try:
+                yield session
+                session.commit()
+            except BaseException:
+                session.rollback()
+                raise
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(url: str, journal: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, pool_size=40)
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    os.chmod(path, 0o600)
+    # gradio serves from 40 threads: the default pool of 5 + 10 would run dry
+    engine = create_engine(url, pool_size=48, max_overflow=64, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        cursor = connection.cursor()
+        for pragma in (f"journal_mode={journal}", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Any) -> None:
+        writing = connection.get_execution_options().get("studio_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+@lru_cache(maxsize=8)
+def database(url: str, journal: str = "WAL") -> Database:
+    """The process's one Database for `url`."""
+    return Database(url, journal)

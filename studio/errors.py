@@ -1,0 +1,50 @@
+"""Errors that a user may see. Each says where, what is wrong and how to fix it, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class StudioError(Exception):
+    """Something the user must change. `fix` says what would work; `details` joins the JSON form of the error."""
+
+    def __init__(self, message: str, fix: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"message": self.message, "fix": self.fix, **self.details}
+
+
+class NotFoundError(StudioError):
+    """An unknown name or ID."""
+
+
+class TakenError(StudioError):
+    """A name that is in use already."""
+
+
+class DatasetError(StudioError):
+    """A file or rows that can't be read or mapped."""
+
+
+class ConfigError(StudioError):
+    """Options of a job that can't be run; `details["problems"]` holds all of them."""
+
+
+class ModelError(StudioError):
+    """A base model or an adapter that can't be loaded."""
+
+
+class EngineError(StudioError):
+    """The engine could not answer. `status` is the HTTP status, `code` OpenAI's error code."""
+
+    def __init__(self, message: str, fix: str = "", *, status: int = 502, code: str = "engine_error", **details: Any) -> None:
+        super().__init__(message, fix, **details)
+        self.status = status
+        self.code = code

@@ -1,0 +1,114 @@
+"""The settings of one studio: the only reader of the environment. Frozen; every path of STUDIO_HOME is named here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+STATIC = PACKAGE_ROOT / "static"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `load` found. Paths are absolute."""
+
+    home: Path
+    db_url: str
+    host: str
+    port: int
+    token: str
+    users: tuple[tuple[str, str], ...]
+    engine_url: str  # external engine; "" means our own
+    engine_key: str  # key of the engine named by engine_url
+    test_data: Path
+    max_upload_bytes: int
+    sqlite_journal: str
+
+    @property
+    def queue_path(self) -> Path:
+        return self.home / "queue.db"
+
+    @property
+    def datasets(self) -> Path:
+        return self.home / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+    @property
+    def adapters(self) -> Path:
+        return self.home / "adapters"
+
+    @property
+    def exports(self) -> Path:
+        return self.home / "exports"
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def lock_path(self) -> Path:
+        """Held by the running `studio up`; says where it answers (see studio.supervisor)."""
+        return self.home / "studio.lock"
+
+    @property
+    def has_login(self) -> bool:
+        return bool(self.token or self.users)
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "::1") or self.host.startswith("127.")
+
+    def make_folders(self) -> None:
+        """Create STUDIO_HOME, readable by its owner only, and its folders."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs):
+            folder.mkdir(exist_ok=True)
+
+
+def load(environ: dict[str, str] | None = None) -> Settings:
+    """Read the environment once. Raises ValueError naming the variable when a value can't be used."""
+    env = dict(os.environ if environ is None else environ)
+    home = Path(env.get("STUDIO_HOME") or Path(platformdirs.user_data_dir()) / "adapter-studio").expanduser().absolute()
+    users = tuple(_user(pair) for pair in env.get("STUDIO_USERS", "").split(",") if pair.strip())
+    return Settings(
+        home=home,
+        db_url=env.get("STUDIO_DB_URL") or f"sqlite:///{home / 'studio.db'}",
+        host=env.get("STUDIO_HOST") or "127.0.0.1",
+        port=_number(env, "STUDIO_PORT", 7860),
+        token=env.get("STUDIO_TOKEN", ""),
+        users=users,
+        engine_url=env.get("STUDIO_ENGINE_URL", "").rstrip("/"),
+        engine_key=env.get("STUDIO_ENGINE_KEY", ""),
+        test_data=Path(env.get("STUDIO_TEST_DATA") or PACKAGE_ROOT.parent / "shared"),
+        max_upload_bytes=_number(env, "STUDIO_MAX_UPLOAD_BYTES", 2 * 1024**3),
+        sqlite_journal=env.get("STUDIO_SQLITE_JOURNAL") or "WAL",
+    )
+
+
+def _number(env: dict[str, str], name: str, default: int) -> int:
+    value = env.get(name) or str(default)
+    if not value.isdigit():
+        raise ValueError(f"{name}={value!r} is not a whole number. Set it to a number such as {default}, or unset it.")
+    return int(value)
+
+
+def _user(pair: str) -> tuple[str, str]:
+    name, separator, password = pair.strip().partition(":")
+    if not (name and separator and password):
+        raise ValueError("STUDIO_USERS must look like name:password,name:password.")
+    return name, password

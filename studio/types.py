@@ -1,0 +1,57 @@
+"""Plain values that cross rooms: messages, examples, sampling. No behaviour beyond checking themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Value(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Value):
+    """One turn of a conversation, as in the OpenAI protocol."""
+
+    role: Role
+    content: str
+    tool_calls: list[dict[str, Any]] | None = None
+    name: str | None = None
+
+
+class Example(Value):
+    """One training row in the studio's own form.
+
+    Exactly one family of fields is set: `messages` (a conversation), `prompt` + `completion` (plain strings),
+    `text` (learn everything), `prompt` + `chosen` + `rejected` (preference), or `prompt` + `completion` + `label`
+    (unpaired preference). For preferences `prompt`, `chosen` and `rejected` are message lists.
+    """
+
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
+    prompt: str | list[Message] | None = None
+    completion: str | list[Message] | None = None
+    text: str | None = None
+    chosen: list[Message] | None = None
+    rejected: list[Message] | None = None
+    label: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+
+class GenerationParams(Value):
+    """Sampling of one answer; names as in transformers.GenerationConfig."""
+
+    max_new_tokens: int = Field(default=256, ge=1, le=32768, description="Longest answer, in tokens.")
+    temperature: float = Field(default=0.7, ge=0, le=5, description="0 always takes the likeliest token; higher is more varied.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample only from the likeliest tokens that together reach this probability.")
+    top_k: int = Field(default=0, ge=0, description="Sample only from this many likeliest tokens; 0 means all.")
+    repetition_penalty: float = Field(default=1.0, gt=0, le=5, description="Above 1 makes repeating less likely.")
+    seed: int | None = Field(default=None, description="The same seed gives the same sampled answer.")
+    stop: tuple[str, ...] = Field(default=(), description="Texts that end the answer.")
