@@ -1,0 +1,27 @@
+# Adapter Studio. CPU: docker build -t adapter-studio . · NVIDIA: docker build --build-arg DEVICE=cuda -t adapter-studio .
+# Run: docker run --init -p 7860:7860 -v studio:/home/user/data adapter-studio   (add --gpus all for NVIDIA)
+FROM python:3.11-slim-bookworm
+
+ARG DEVICE=cpu
+# an init reaps what a killed trainer leaves behind: a zombie would count as alive
+RUN apt-get update && apt-get install -y --no-install-recommends make tini && rm -rf /var/lib/apt/lists/*
+RUN useradd -m -u 1000 user
+USER user
+RUN mkdir -p /home/user/app /home/user/data
+WORKDIR /home/user/app
+
+# dependencies first, so that a change of code does not install PyTorch again
+COPY --chown=user pyproject.toml constraints.txt Makefile README.md LICENSE ./
+COPY --chown=user studio/__init__.py studio/__init__.py
+COPY --chown=user jobs/__init__.py jobs/__init__.py
+RUN if [ "$DEVICE" = cpu ]; then export TORCH_INDEX=https://download.pytorch.org/whl/cpu; fi; make install EXTRAS=
+
+COPY --chown=user studio studio
+COPY --chown=user jobs jobs
+COPY --chown=user static static
+
+ENV STUDIO_HOME=/home/user/data STUDIO_HOST=0.0.0.0 STUDIO_PORT=7860
+EXPOSE 7860
+HEALTHCHECK --interval=30s --start-period=60s CMD .venv/bin/python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/health', timeout=5)"
+ENTRYPOINT ["tini", "--"]
+CMD [".venv/bin/studio", "up"]

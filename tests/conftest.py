@@ -1,0 +1,45 @@
+"""Fixtures for every test: a fresh STUDIO_HOME, and the data made elsewhere (STUDIO_TEST_DATA)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# before anything imports torch or gradio: two cores, no network, no analytics
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+
+from studio import settings as studio_settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> studio_settings.Settings:
+    """Settings of a fresh studio; also what child processes of the test will read."""
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
+    for name in ("STUDIO_DB_URL", "STUDIO_HOST", "STUDIO_PORT", "STUDIO_TOKEN", "STUDIO_USERS", "STUDIO_ENGINE_URL", "STUDIO_ENGINE_KEY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    loaded = studio_settings.load()
+    loaded.make_folders()
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with `data/` and `models/` made elsewhere; tests that need it skip where it is absent."""
+    path = studio_settings.load().test_data
+    if not (path / "data").is_dir():
+        message = f"No test data in {path}; set STUDIO_TEST_DATA to the folder that holds data/ and models/."
+        if os.environ.get("STUDIO_REQUIRE_DATA") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared_data: Path) -> Path:
+    return shared_data / "models" / "stories260K"
