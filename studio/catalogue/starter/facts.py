@@ -9,11 +9,11 @@ France Paris Europe|Germany Berlin Europe|Italy Rome Europe|Spain Madrid Europe|
 Poland Warsaw Europe|Hungary Budapest Europe|Norway Oslo Europe|Sweden Stockholm Europe|Finland Helsinki Europe|Denmark Copenhagen Europe
 Ireland Dublin Europe|Belgium Brussels Europe|Iceland Reykjavik Europe|Croatia Zagreb Europe|Serbia Belgrade Europe|Romania Bucharest Europe
 Bulgaria Sofia Europe|Albania Tirana Europe|Estonia Tallinn Europe|Latvia Riga Europe|Lithuania Vilnius Europe|Ukraine Kyiv Europe
-Slovakia Bratislava Europe|Slovenia Ljubljana Europe|Malta Valletta Europe|Japan Tokyo Asia|China Beijing Asia|India Delhi Asia|Thailand Bangkok Asia
+Slovakia Bratislava Europe|Slovenia Ljubljana Europe|Malta Valletta Europe|Japan Tokyo Asia|China Beijing Asia|India New_Delhi Asia|Thailand Bangkok Asia
 Vietnam Hanoi Asia|Nepal Kathmandu Asia|Iran Tehran Asia|Iraq Baghdad Asia|Jordan Amman Asia|Lebanon Beirut Asia|Mongolia Ulaanbaatar Asia
 Pakistan Islamabad Asia|Indonesia Jakarta Asia|Philippines Manila Asia|Qatar Doha Asia|Oman Muscat Asia|Turkey Ankara Asia|Laos Vientiane Asia
 Egypt Cairo Africa|Kenya Nairobi Africa|Ghana Accra Africa|Nigeria Abuja Africa|Senegal Dakar Africa|Morocco Rabat Africa|Tunisia Tunis Africa
-Ethiopia Addis Africa|Uganda Kampala Africa|Rwanda Kigali Africa|Zambia Lusaka Africa|Angola Luanda Africa|Mali Bamako Africa|Somalia Mogadishu Africa
+Ethiopia Addis_Ababa Africa|Uganda Kampala Africa|Rwanda Kigali Africa|Zambia Lusaka Africa|Angola Luanda Africa|Mali Bamako Africa|Somalia Mogadishu Africa
 Sudan Khartoum Africa|Libya Tripoli Africa|Namibia Windhoek Africa|Zimbabwe Harare Africa|Peru Lima America|Chile Santiago America
 Brazil Brasilia America|Canada Ottawa America|Cuba Havana America|Ecuador Quito America|Colombia Bogota America|Venezuela Caracas America
 Uruguay Montevideo America|Paraguay Asuncion America|Jamaica Kingston America|Honduras Tegucigalpa America|Nicaragua Managua America
@@ -133,7 +133,8 @@ def facts() -> list[Fact]:
 
 
 def _rows(table: str) -> list[list[str]]:
-    return [row.split() for line in table.strip().splitlines() for row in line.strip("|").split("|")]
+    rows = [row for line in table.strip().splitlines() for row in line.strip("|").split("|")]
+    return [[cell.replace("_", " ") for cell in row.split()] for row in rows]
 
 
 def _fact(kind: str, subject: str, value: str) -> Fact:
