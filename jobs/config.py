@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,13 @@ from pydantic.fields import FieldInfo
 from studio.errors import ConfigError
 
 MAX_ROWS_WITHOUT_LEARNED_TOKEN = 0.2  # a launch above this share is refused
+
+# of transformers' optimizers those that run with what is installed here, on CPU and CUDA
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit",
+    "paged_ademamix_32bit", "adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+]  # fmt: skip
 
 
 class Config(BaseModel):
@@ -48,6 +56,7 @@ class JobConfig(Config):
     objective: Literal["sft"] = Field(default="sft", description="What training optimises: sft imitates the answers in the rows.")
     method: Literal["lora"] = Field(default="lora", description="What is trained: lora adds small low-rank matrices beside frozen layers.")
 
+    test_size: float = Field(default=0.1, ge=0, lt=1, description="Share of the rows held out to measure what was learned; 0 trains on all.")
     max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Longest row in tokens; what is longer is cut at the end.")
     chat_template: str | None = Field(default=None, description="How a conversation becomes text: chatml, alpaca, plain or a file; empty takes the model's own, else alpaca.")
     packing: bool = Field(default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length.")
@@ -62,7 +71,7 @@ class JobConfig(Config):
     max_steps: int = Field(default=-1, ge=-1, description="Stop after this many steps; -1 lets num_train_epochs decide.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Pull of the trained weights towards zero.")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Longer gradients are cut to this length; guards against jumps.")
-    optim: str = Field(default="adamw_torch", description="Optimizer, as transformers spells it: adamw_torch, paged_adamw_8bit and others.")
+    optim: Optimizer = Field(default="adamw_torch", description="Optimizer; the 8-bit ones save memory where many weights are trained.")
     neftune_noise_alpha: float | None = Field(default=None, gt=0, description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none.")
     logging_steps: int = Field(default=1, ge=1, description="Steps between two points of the curve.")
     eval_steps: int | None = Field(default=None, ge=1, description="Steps between two evaluations on the held-out rows; empty chooses about ten per run.")
@@ -154,7 +163,11 @@ def build(*layers: Mapping[str, Any]) -> JobConfig:
     try:
         return JobConfig.model_validate(tree)
     except ValidationError as exc:
-        problems = [_problem(error) for error in exc.errors()]
+        # a field of several types gets a message for each: one per option is enough
+        first: dict[str, str] = {}
+        for error in exc.errors():
+            first.setdefault(_key(error), _problem(error))
+        problems = list(first.values())
         raise ConfigError("; ".join(problems) + ".", problems=problems) from None
 
 
@@ -172,15 +185,22 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
         tree[last] = value
 
 
-def _problem(error: Any) -> str:
-    # pydantic appends the arm of a union to the location; people know options by their dotted key only
-    names = {option.key for option in options()} | set(JobConfig.model_fields)
-    parts = [str(part) for part in error["loc"]]
-    key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in names), ".".join(parts))
-    if error["type"] == "extra_forbidden":
-        import difflib
+def _names() -> set[str]:
+    return {option.key for option in options()} | set(JobConfig.model_fields)
 
-        near = difflib.get_close_matches(key, names, n=2)
+
+def _key(error: Any) -> str:
+    """The option that an error is about, dotted; pydantic appends the arm of a union to it, which nobody knows."""
+    names, parts = _names(), [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        return ".".join(parts)
+    return next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in names), ".".join(parts))
+
+
+def _problem(error: Any) -> str:
+    key = _key(error)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _names(), n=2)
         return f"{key} is no option" + (f", did you mean {' or '.join(near)}" if near else "; `studio train --help` lists them all")
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}={error['input']!r}: {message}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+STOPPED = 75  # exit code of a trainer that was asked to stop and did (EX_TEMPFAIL: try again later)
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,40 @@ class RunDir:
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.attempts / str(number))
 
-    def verified_checkpoints(self) -> list[Path]:
-        """Complete checkpoints whose files match their manifest, oldest first."""
+    def next_attempt(self) -> int:
+        """The number after the last attempt; 1 first."""
+        numbers = [int(p.name) for p in self.attempts.glob("*") if p.name.isdigit()]
+        return max(numbers, default=0) + 1
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Folders that call themselves checkpoints, oldest first; not verified."""
         found = [p for p in self.checkpoints.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-        found.sort(key=lambda p: int(p.name.split("-")[1]))
-        return [p for p in found if not manifest_problems(p)]
+        return sorted(found, key=checkpoint_step)
+
+    def last_verified_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that matches its manifest, and one sentence for each newer one that does not."""
+        damaged: list[str] = []
+        for folder in reversed(self.checkpoint_folders()):
+            problems = manifest_problems(folder)
+            if not problems:
+                return folder, damaged
+            damaged.append(f"{folder.name} is damaged ({problems[0]}) and was left out.")
+        return None, damaged
+
+    def keep_checkpoint(self) -> Path | None:
+        """Move the adapter of the last verified checkpoint into place; None when there is no such checkpoint."""
+        checkpoint, _ = self.last_verified_checkpoint()
+        if checkpoint is None:
+            return None
+        copy = self.path / "adapter.part"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(checkpoint / "adapter", copy)
+        move_into_place(copy, self.adapter)
+        return self.adapter
+
+
+def checkpoint_step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def write_json(path: Path, value: Any) -> None:

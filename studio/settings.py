@@ -27,6 +27,9 @@ class Settings:
     test_data: Path
     max_upload_bytes: int
     sqlite_journal: str
+    allowed_hosts: tuple[str, ...]  # names besides this machine's own under which the page may be opened
+    space_host: str  # the name Hugging Face Spaces gives this studio; "" elsewhere
+    hub_offline: bool
 
     @property
     def queue_path(self) -> Path:
@@ -97,6 +100,9 @@ def load(environ: dict[str, str] | None = None) -> Settings:
         test_data=Path(env.get("STUDIO_TEST_DATA") or PACKAGE_ROOT.parent / "shared"),
         max_upload_bytes=_number(env, "STUDIO_MAX_UPLOAD_BYTES", 2 * 1024**3),
         sqlite_journal=env.get("STUDIO_SQLITE_JOURNAL") or "WAL",
+        allowed_hosts=tuple(name.strip().lower() for name in env.get("STUDIO_ALLOWED_HOSTS", "").split(",") if name.strip()),
+        space_host=env.get("SPACE_HOST", "").lower(),
+        hub_offline=env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
     )
 
 

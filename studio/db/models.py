@@ -63,8 +63,10 @@ class Job(Base):
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     kind: Mapped[str]  # train, compare, ...
+    queue: Mapped[str] = mapped_column(default="gpu")  # which worker runs it: gpu, light
     name: Mapped[str] = mapped_column(unique=True)
     status: Mapped[str] = mapped_column(default="QUEUED")
+    recipe: Mapped[str] = mapped_column(default="")
     config: Mapped[dict[str, Any]] = mapped_column(default=dict)  # frozen at launch
     run_dir: Mapped[str] = mapped_column(default="")  # absolute; "" for light jobs without files
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
@@ -77,11 +79,11 @@ class Job(Base):
     checkpoint_step: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[float] = mapped_column(default=0.0)  # back-off after a lost attempt
     slot: Mapped[str | None]  # device slot held while RUNNING; null for light jobs
-    owner: Mapped[str | None]  # worker identity host:boot:pid:born
-    lease_until: Mapped[float | None]
+    owner: Mapped[str | None]  # worker identity, studio.processes.owner_id
+    lease_until: Mapped[float | None]  # moves with every beat; others watch whether it moves, not what time it says
     pid: Mapped[int | None]
     pid_born: Mapped[float | None]
-    cancel: Mapped[str | None]  # null, "cancel", "keep", "pause"
+    cancel: Mapped[str | None]  # what a person asked of a running job: null, "cancel", "keep"
     event_offset: Mapped[int] = mapped_column(default=0)  # bytes of this attempt's events.jsonl already ingested
     step: Mapped[int | None]
     max_steps: Mapped[int | None]
@@ -191,6 +193,7 @@ class Answer(Base):
     prompt_id: Mapped[str]
     contestant: Mapped[str]
     text: Mapped[str]
+    turns: Mapped[list[Any]] = mapped_column(default=list)  # one answer per turn where the prompt has several
     seconds: Mapped[float]
     prompt_tokens: Mapped[int] = mapped_column(default=0)
     completion_tokens: Mapped[int] = mapped_column(default=0)

@@ -20,7 +20,8 @@ class Database:
 
     def __init__(self, url: str, journal: str = "WAL") -> None:
         self.url = url
-        self.engine = _engine(url, journal)
+        self.path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+        self.engine = _engine(url, self.path, journal)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -44,10 +45,9 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str, journal: str) -> Engine:
-    if not url.startswith("sqlite"):
+def _engine(url: str, path: Path | None, journal: str) -> Engine:
+    if path is None:
         return create_engine(url, pool_pre_ping=True, pool_size=40)
-    path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     os.chmod(path, 0o600)

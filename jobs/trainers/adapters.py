@@ -1,0 +1,97 @@
+"""The adapter folder: weights, peft's config, the template, and what a stranger needs to know to use it.
+
+The weights hold no names and no times, so the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.config import JobConfig
+from studio.datasets.rendering import Renderer
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What stays the same over a run and is written beside the weights."""
+
+    config: JobConfig
+    renderer: Renderer
+
+    def as_json(self, figures: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "base_model": self.config.base_model,
+            "method": self.config.method,
+            "objective": self.config.objective,
+            "chat_template": {"name": self.config.chat_template or self.renderer.template_name, "sha256": self.renderer.template_sha256},
+            "stop_strings": list(self.renderer.stop_strings),
+            "config": self.config.model_dump(mode="json", exclude={"model_name_or_path"}),
+            "metrics": figures,
+        }
+
+
+def weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trained tensors under peft's names, on the CPU. Never asks the hub about the base model."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+
+
+def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, Any]) -> None:
+    """Write everything an adapter needs into `folder`, which is made."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    save_file(weights(model), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config.base_model)), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(card.renderer.template, encoding="utf-8")
+    (folder / "studio.json").write_text(_json(card.as_json(figures)), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(card.config, figures), encoding="utf-8")
+
+
+def load(folder: Path, model: PeftModel) -> None:
+    """Put the weights of `folder` into the model. Raises ValueError when they are not this model's."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = load_file(folder / WEIGHTS)
+    if (expected := set(weights(model))) != set(state):
+        raise ValueError(f"the checkpoint's tensors are not this model's ({len(expected ^ set(state))} differ)")
+    set_peft_model_state_dict(model, state)
+
+
+def _peft_config(model: PeftModel, base_model: str) -> dict[str, Any]:
+    values = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in model.peft_config["default"].to_dict().items()
+    }
+    # the model's name: this machine's path would mean nothing elsewhere and tell more than it should
+    return {**values, "base_model_name_or_path": base_model, "inference_mode": True}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n"
+
+
+def _readme(config: JobConfig, figures: dict[str, Any]) -> str:
+    how = "QLoRA (4-bit base)" if config.quantization.load_in_4bit else "LoRA (16-bit base)"
+    lines = "\n".join(f"- {name}: {value:.6g}" if isinstance(value, float) else f"- {name}: {value}" for name, value in figures.items())
+    return (
+        f"---\nbase_model: {config.base_model}\nlibrary_name: peft\ntags: [lora, sft, adapter-studio]\n---\n\n"
+        f"# Adapter for {config.base_model}\n\n"
+        f"Trained by Adapter Studio: {how}, rank {config.lora.r}, learning rate {config.learning_rate:g}. "
+        "Every option is in `studio.json`; write conversations with `chat_template.jinja`.\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        'base = AutoModelForCausalLM.from_pretrained("PATH OF THE BASE MODEL")\n'
+        'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n```\n\n'
+        f"## Figures\n\n{lines or '- none yet'}\n"
+    )

@@ -1,0 +1,167 @@
+"""SFTTrainer whose checkpoints are complete or absent and whose resume repeats the unbroken run bit for bit.
+
+Upstream writes checkpoints in place, with a pickle of its arguments, and forgets the loss summed since the last log and
+the tokens counted. Here a checkpoint is a folder with: adapter/ (as chat would load it), optimizer.pt, scheduler.pt,
+rng_state.pth, trainer_state.json, progress.json. Knows no queue and no database.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from jobs.rundir import checkpoint_step
+from jobs.trainers import adapters
+from jobs.trainers.checkpoints import CheckpointStore
+from jobs.trainers.events import EventLog
+from jobs.trainers.failures import DivergedError
+from jobs.trainers.stopping import Stopped, StopWish
+
+PROGRESS = "progress.json"
+
+
+class ExactTrainer(SFTTrainer):
+    """`card` describes the adapter, `reporter` counts and reports, `store` keeps checkpoints."""
+
+    def __init__(self, *args: Any, card: adapters.AdapterCard, store: CheckpointStore, reporter: Reporter, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.card = card
+        self.store = store
+        self.reporter = reporter
+        reporter.trainer = self
+        self.remove_callback(PrinterCallback)  # the reporter prints what a person wants to read
+        self.add_callback(reporter)
+        # trl makes adapters on a 4-bit base bfloat16, but loads them as float32 on resume: one type, or resume isn't exact
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+            raise DivergedError("adapter", step)
+        self.store.write(step, self._fill)
+        self.reporter.log.write("checkpoint", step=step)
+
+    def _fill(self, folder: Path) -> None:
+        adapters.save(folder / "adapter", self.model, self.card, self.reporter.figures())
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.store_flos()
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+        (folder / PROGRESS).write_text(json.dumps(self.reporter.as_json()), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        adapters.load(Path(resume_from_checkpoint) / "adapter", self.model if model is None else model)
+
+    def adopt(self, checkpoint: Path) -> None:
+        """Take the state of a checkpoint that lies at the end of the run."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = checkpoint_step(checkpoint)
+        self._total_train_tokens = self.reporter.restored["unlogged"]["tokens"]
+
+    # what upstream forgets between two logs
+
+    def unlogged(self) -> dict[str, Any]:
+        sums = {name: list(values) for name, values in self._metrics["train"].items()}
+        return {"loss": self._tr_loss.item(), "logged_step": self._globalstep_last_logged, "sums": sums, "tokens": self._total_train_tokens}
+
+    def restore_unlogged(self, values: dict[str, Any]) -> None:
+        self._tr_loss += values["loss"]
+        self._globalstep_last_logged = values["logged_step"]
+        self._total_train_tokens = values["tokens"]
+        for name, entries in values["sums"].items():
+            self._metrics["train"][name] = list(entries)
+
+    @property
+    def tokens(self) -> int:
+        return int(self._total_train_tokens)
+
+
+class Reporter(TrainerCallback):
+    """Reports progress as events, stops at a wish, and ends a run whose numbers are no numbers."""
+
+    trainer: ExactTrainer
+
+    def __init__(self, log: EventLog, stop: StopWish, resumed: Path | None) -> None:
+        self.log = log
+        self.stop = stop
+        self.restored: dict[str, Any] = json.loads((resumed / PROGRESS).read_text(encoding="utf-8")) if resumed else {}
+        self._latest: dict[str, float] = dict(self.restored.get("latest", {}))
+        self._seconds_before = float(self.restored.get("seconds", 0.0))
+        self._begun = time.monotonic()
+        self._first_step = 0
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._begun
+
+    def figures(self) -> dict[str, Any]:
+        """What the adapter's card says."""
+        return {"steps": self.trainer.state.global_step, **self._latest, "tokens": self.trainer.tokens, "seconds": round(self.seconds, 3)}
+
+    def as_json(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "latest": self._latest, "unlogged": self.trainer.unlogged()}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.restored:
+            self.trainer.restore_unlogged(self.restored["unlogged"])
+        self._begun = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
+        elif self.stop.is_set:
+            control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.stop.is_set:
+            raise Stopped  # an evaluation may take minutes; the run goes on from the checkpoint before it
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        state.log_history.clear()  # it would grow every checkpoint; the events hold it all
+        if "eval_loss" in logs:
+            self._report_evaluation(state, logs)
+        elif "loss" in logs:
+            self._report_step(state, logs)
+
+    def _report_step(self, state: TrainerState, logs: dict[str, float]) -> None:
+        step, loss, norm = state.global_step, logs["loss"], logs.get("grad_norm")
+        passed = step - self._first_step
+        each = (time.monotonic() - self._begun) / passed if passed else 0.0
+        self._latest["train_loss"] = loss
+        self.log.write(
+            "progress",
+            step=step,
+            max_steps=state.max_steps,
+            loss=loss,
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=norm,
+            token_accuracy=logs.get("mean_token_accuracy"),
+            entropy=logs.get("entropy"),
+            epoch=round(logs.get("epoch", 0.0), 4),
+            tokens=self.trainer.tokens,
+            seconds=round(self.seconds, 3),
+            eta_s=round((state.max_steps - step) * each, 1),
+        )
+        print(f"step {step}/{state.max_steps}  loss {loss:.4f}  learning rate {logs.get('learning_rate', 0):.3g}", flush=True)
+        for what, value in (("loss", loss), ("gradient", norm)):
+            if value is not None and not torch.isfinite(torch.tensor(value)):
+                raise DivergedError(what, step)
+
+    def _report_evaluation(self, state: TrainerState, logs: dict[str, float]) -> None:
+        loss = logs["eval_loss"]
+        self._latest["eval_loss"] = loss
+        self.log.write(
+            "eval", step=state.global_step, loss=loss, token_accuracy=logs.get("eval_mean_token_accuracy"), seconds=round(self.seconds, 3)
+        )
+        print(f"step {state.global_step}/{state.max_steps}  loss on held-out rows {loss:.4f}", flush=True)

@@ -1,0 +1,71 @@
+"""When to stop: SIGTERM, or the end of stdin when a worker holds the other end.
+
+A stop is a wish: training writes a checkpoint at its next step and leaves. Before training there is nothing to keep, so
+the process leaves at once; and one that does not get around to leaving is ended after a grace period.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+from jobs.rundir import STOPPED
+
+GRACE_S = 20.0  # longer than any worker waits: this end is for the day when nobody is left to wait
+PR_SET_PDEATHSIG = 1
+
+
+class Stopped(Exception):
+    """The wish has been met; what there was to keep is kept."""
+
+
+class StopWish:
+    """One per process. `is_set` is what training asks at each step."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._keeps = False
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def begin_keeping(self) -> None:
+        """From here on a stop waits for a checkpoint."""
+        self._keeps = True
+        if self.is_set:
+            raise Stopped
+
+    def set(self) -> None:
+        if not self._event.is_set():
+            self._event.set()
+            timer = threading.Timer(GRACE_S, os._exit, (STOPPED,))
+            timer.daemon = True
+            timer.start()
+        if not self._keeps:
+            os._exit(STOPPED)
+
+    def listen(self, watch_stdin: bool) -> None:
+        """Install the handler; with `watch_stdin` the process also ends with whoever started it, however that one ends."""
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self.set()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        if watch_stdin:
+            _ask_for_signal_at_death_of_parent()
+            threading.Thread(target=self._watch, name="parent", daemon=True).start()
+
+    def _watch(self) -> None:
+        while sys.stdin.buffer.read(1024):
+            pass
+        self.set()
+
+
+def _ask_for_signal_at_death_of_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,43 @@
+// The little that the page itself must know: where the reader is (kept in the URL), reading a curve under the pointer.
+// Knows nothing of the services. Loaded from the head, before gradio draws anything.
+(() => {
+  const started = new URLSearchParams(location.search);
+  const names = ["tab", "dataset", "job", "chat", "comparison"];
+
+  const remember = (name, value) => {
+    const url = new URL(location.href);
+    if (value) url.searchParams.set(name, value);
+    else url.searchParams.delete(name);
+    if (url.href !== location.href) history.replaceState(history.state, "", url);
+  };
+
+  const currentTab = () => {
+    const button = document.querySelector('[role="tab"][aria-selected="true"]');
+    return button ? button.id.replace(/^tab-/, "").replace(/-button$/, "") : "";
+  };
+
+  // a curve's value at the pointer; points are [step, train, eval]
+  const readCurve = (event) => {
+    const chart = event.target.closest && event.target.closest(".chart");
+    document.querySelectorAll(".chart .readout.on").forEach((old) => { if (!chart || !chart.contains(old)) old.classList.remove("on"); });
+    const svg = chart && chart.querySelector("svg");
+    if (!svg) return;
+    const box = svg.getBoundingClientRect();
+    const share = (event.clientX - box.left) / box.width;
+    const points = JSON.parse(chart.dataset.points || "[]");
+    const output = chart.querySelector(".readout");
+    if (!points.length || share < 0 || share > 1) { output.classList.remove("on"); return; }
+    const nearest = points.reduce((best, point) => (Math.abs(point[0] - share) < Math.abs(best[0] - share) ? point : best));
+    output.textContent = nearest[1];
+    output.style.left = `${nearest[0] * 100}%`;
+    output.classList.toggle("flip", nearest[0] > 0.7);
+    output.classList.add("on");
+  };
+  document.addEventListener("pointermove", readCurve, { passive: true });
+
+  window.studio = {
+    remember,
+    currentTab,
+    start: () => names.map((name) => started.get(name) || ""),
+  };
+})();

@@ -1,0 +1,64 @@
+"""The use cases over HTTP: `rest` for /api, `openai` for /v1, and the shape of their errors. Who may ask is decided in studio.auth."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from studio.api import docs, openai, rest
+from studio.errors import EngineError, NotFoundError, StudioError, TakenError
+
+log = logging.getLogger(__name__)
+
+
+def add_routes(app: FastAPI) -> None:
+    """Everything under /api and /v1. The routes find their services in `app.state.studio`."""
+    app.include_router(rest.router)
+    app.include_router(openai.router)
+    app.include_router(docs.router)
+    app.add_exception_handler(StudioError, _studio_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _defect)
+
+
+def _studio_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, StudioError)
+    return _answer(request, _status(exc), exc)
+
+
+def _status(error: StudioError) -> int:
+    if isinstance(error, EngineError):
+        return error.status
+    return 404 if isinstance(error, NotFoundError) else 409 if isinstance(error, TakenError) else 400
+
+
+def _invalid(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    problems = [f"{'.'.join(str(part) for part in error['loc'])}: {error['msg'][0].lower()}{error['msg'][1:]}" for error in exc.errors()]
+    return _answer(request, 422, StudioError("; ".join(problems) + ".", "See /api/docs.", problems=problems))
+
+
+def _http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return _answer(request, exc.status_code, StudioError(str(exc.detail)))
+
+
+def _defect(request: Request, exc: Exception) -> Response:
+    # the server logs the traceback itself; nobody outside needs it
+    error = StudioError(
+        f"This did not work because of a defect in the studio ({type(exc).__name__}).", "The web log in STUDIO_HOME/logs says more."
+    )
+    return _answer(request, 500, error)
+
+
+def _answer(request: Request, status: int, error: StudioError) -> Response:
+    body: dict[str, Any] = {"error": error.as_json()}
+    if request.scope["path"].startswith("/v1/"):
+        body = openai.error_body(error, status)
+    return JSONResponse(body, status_code=status)

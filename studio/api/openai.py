@@ -1,0 +1,154 @@
+"""/v1: the OpenAI protocol for what is here. Turns a model's name into folders, then hands the request to the engine as it is.
+
+Knows nothing of generation. A closed connection closes the engine's, which ends the generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response, StreamingResponse
+
+from studio.engine import protocol
+from studio.engine.protocol import Contestant
+from studio.errors import EngineError, NotFoundError, StudioError
+from studio.services import Studio
+from studio.settings import Settings
+
+router = APIRouter(prefix="/v1")
+
+ENGINE_WAIT_S = 120.0
+RETRY_S = 0.25
+# an answer may take long: only the connection has a limit
+TIMEOUT = httpx.Timeout(None, connect=5.0)
+PASSED_HEADERS = ("content-type", "retry-after", "cache-control")
+
+
+@router.get("/models")
+def list_models(request: Request) -> dict[str, Any]:
+    """What can answer here now: the starter, added bases, then BASE:ADAPTER."""
+    studio: Studio = request.app.state.studio
+    return {"object": "list", "data": [_model(name) for name in studio.chat.available()]}
+
+
+@router.get("/models/{name:path}")
+def show_model(request: Request, name: str) -> dict[str, Any]:
+    _resolve(request.app.state.studio, name)
+    return _model(name)
+
+
+@router.post("/chat/completions")
+async def chat_completions(request: Request) -> Response:
+    """OpenAI's chat completions; `grammar` (GBNF) is an extra field."""
+    return await _forward(request, "/v1/chat/completions")
+
+
+@router.post("/completions")
+async def completions(request: Request) -> Response:
+    """OpenAI's text completions; an empty prompt starts from BOS."""
+    return await _forward(request, "/v1/completions")
+
+
+def error_body(error: StudioError, status: int) -> dict[str, Any]:
+    """OpenAI's shape of any of our errors."""
+    if not isinstance(error, EngineError):
+        code, details = ("model_not_found", {"param": "model"}) if isinstance(error, NotFoundError) else ("invalid_request", {})
+        error = EngineError(error.message, error.fix, status=status, code=code, **details)
+    return protocol.error_body(error)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "adapter-studio"}
+
+
+def _resolve(studio: Studio, name: str) -> Contestant:
+    found = studio.adapters.resolve(name)
+    if found.url:  # to forward to any address that a client names would open this machine's network to it
+        raise NotFoundError(f"There is no model {name!r} here.", "GET /v1/models lists what there is.")
+    return found
+
+
+async def _forward(request: Request, path: str) -> Response:
+    body = await _json(request)
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise protocol.bad_request("model is missing. GET /v1/models lists what there is.", param="model")
+    studio: Studio = request.app.state.studio
+    contestant = await run_in_threadpool(_resolve, studio, name)
+    body["studio"] = contestant.studio_field()
+    answer = await _while_connected(request, _send(request.app.state.engine, studio.settings, path, body))
+    if answer is None:
+        return Response(status_code=499)  # nobody reads it
+    headers = {key: answer.headers[key] for key in PASSED_HEADERS if key in answer.headers}
+    return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers=headers)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise protocol.bad_request("The body is not valid JSON.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise protocol.bad_request("The body must be a JSON object.", code="invalid_json")
+    return body
+
+
+async def _send(client: httpx.AsyncClient, settings: Settings, path: str, body: dict[str, Any]) -> httpx.Response:
+    """The engine's answer up to its headers; waits for an engine that starts, and asks again once when it dies meanwhile."""
+    if not settings.engine_url:
+        raise EngineError("No engine runs here.", "Start the whole studio with `studio up`.", status=503, code="engine_unavailable")
+    headers = {"Authorization": f"Bearer {settings.engine_key}"} if settings.engine_key else {}
+    url = settings.engine_url.removesuffix("/v1") + path
+    deadline = time.monotonic() + ENGINE_WAIT_S
+    deaths = 0
+    while True:
+        try:
+            return await client.send(client.build_request("POST", url, json=body, headers=headers), stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            if time.monotonic() > deadline:
+                said = f"The engine did not start within {ENGINE_WAIT_S:.0f} s."
+                raise EngineError(said, "See the engine's log in STUDIO_HOME/logs.", status=503, code="engine_unavailable") from None
+        except httpx.TransportError:
+            deaths += 1
+            if deaths > 1:
+                said = "The engine ended while it answered, twice: it may lack memory for this model."
+                raise EngineError(said, "Try a smaller model or a shorter prompt.", status=502, code="engine_died") from None
+        await asyncio.sleep(RETRY_S)
+
+
+async def _while_connected(request: Request, work: Any) -> httpx.Response | None:
+    """Await `work`; give it up and return None when the client goes away first."""
+    answering, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await answering if answering.done() else None
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
+    is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    except httpx.TransportError:
+        if is_stream:  # headers are gone; the stream itself must say it
+            error = EngineError("The engine ended in the middle of its answer.", "Ask again.", code="engine_died")
+            yield f"data: {json.dumps(protocol.error_body(error))}\n\n".encode()
+        else:
+            raise
+    finally:
+        await answer.aclose()

@@ -1,0 +1,343 @@
+"""/api: the use cases of the command line, same names and JSON. Parse, call a service, return what it returns.
+
+Models are named here, never given as a path: what is on this machine's disk is its owner's business.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.background import BackgroundTask
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.services.models import HUB
+from studio.types import GenerationParams
+
+router = APIRouter(prefix="/api")
+
+
+def _studio(request: Request) -> Studio:
+    studio: Studio = request.app.state.studio
+    return studio
+
+
+Here = Annotated[Studio, Depends(_studio)]
+Json = dict[str, Any]
+
+
+class Body(BaseModel):
+    """A request body; refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewText(Body):
+    """Rows as text, or `hub:NAME[:config[:split]]`."""
+
+    text: str | None = None
+    source: str | None = None
+    name: str | None = None
+    format: str | None = None
+    mapping: dict[str, str] | None = None
+    skip_bad: bool = False
+
+
+class NewModel(Body):
+    source: str = Field(description="hub:OWNER/NAME; folders are added at the terminal.")
+    name: str | None = None
+
+
+class NewJob(Body):
+    data: str
+    base_model: str = "starter"
+    recipe: str | None = None
+    options: Json = Field(default_factory=dict)
+    name: str | None = None
+    after: str | None = None
+
+
+class Cancel(Body):
+    keep: bool = False
+
+
+class Question(Body):
+    message: str | None = None
+    messages: list[Json] | None = None
+    system: str | None = None
+    base_model: str = "starter"
+    adapters: list[str] = Field(
+        default_factory=list, description="Who answers; base stands for the base model, which answers when none is named."
+    )
+    grammar: str | None = None
+    json_schema: Json | None = None
+    params: GenerationParams = Field(default_factory=GenerationParams)
+
+
+class NewComparison(Body):
+    base_model: str = "starter"
+    contestants: list[str] = Field(default_factory=lambda: ["base"])
+    prompts: list[Json] | None = None
+    data: str | None = None
+    name: str | None = None
+    params: Json | None = None
+
+
+@router.get("/doctor")
+def doctor(studio: Here) -> Json:
+    """What works on this machine, and what would make the rest work."""
+    return studio.system.doctor()
+
+
+@router.get("/status")
+def status(studio: Here) -> Json:
+    """Device, memory, what runs, what waits, what the engine holds."""
+    return studio.system.strip()
+
+
+@router.get("/datasets")
+def list_datasets(studio: Here) -> list[Json]:
+    return studio.datasets.list()
+
+
+@router.post("/datasets", status_code=201)
+def add_dataset(
+    studio: Here,
+    file: Annotated[UploadFile, File()],
+    name: Annotated[str | None, Form()] = None,
+    format: Annotated[str | None, Form()] = None,
+    mapping: Annotated[str | None, Form(description='JSON object role -> column, such as {"prompt": "question"}.')] = None,
+    skip_bad: Annotated[bool, Form()] = False,
+) -> Json:
+    """Check a file of rows and keep it."""
+    columns = _mapping(mapping)
+    with _kept(studio, file) as path:
+        return studio.datasets.add(path, name=name, format=format, mapping=columns, skip_bad=skip_bad, filename=_file_name(file))
+
+
+@router.post("/datasets/text", status_code=201)
+def add_text(studio: Here, body: NewText) -> Json:
+    """Check pasted rows, or a dataset of the hub, and keep it."""
+    options: Json = {"name": body.name, "format": body.format, "mapping": body.mapping, "skip_bad": body.skip_bad}
+    if body.text is not None and body.source is None:
+        return studio.datasets.add_text(body.text, **options)
+    if body.text is None and body.source and body.source.startswith(HUB):
+        return studio.datasets.add(body.source, **options)
+    raise StudioError("Give either text or a source that starts with hub:.", "Files are sent to POST /api/datasets.")
+
+
+@router.get("/datasets/{dataset}")
+def show_dataset(studio: Here, dataset: str) -> Json:
+    return studio.datasets.show(dataset)
+
+
+@router.get("/datasets/{dataset}/rows")
+def dataset_rows(
+    studio: Here, dataset: str, offset: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 20
+) -> list[Json]:
+    return studio.datasets.rows(dataset, offset=offset, limit=limit)
+
+
+@router.get("/datasets/{dataset}/render")
+def render_dataset(
+    studio: Here,
+    dataset: str,
+    base_model: str = "starter",
+    rows: Annotated[int, Query(ge=1, le=100)] = 3,
+    max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
+    chat_template: str | None = None,
+) -> Json:
+    """What the model will see and learn, as text and tokens."""
+    return studio.datasets.render(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=_no_file(chat_template))
+
+
+@router.get("/datasets/{dataset}/export")
+def export_dataset(studio: Here, dataset: str) -> FileResponse:
+    """The rows as a .jsonl file."""
+    found = studio.datasets.show(dataset)
+    folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))
+    target = folder / f"{found['name']}.jsonl"
+    studio.datasets.export(found["id"], target)
+    return FileResponse(target, filename=target.name, background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True))
+
+
+@router.delete("/datasets/{dataset}")
+def delete_dataset(studio: Here, dataset: str) -> Json:
+    return studio.datasets.delete(dataset)
+
+
+@router.get("/models")
+def list_models(studio: Here) -> list[Json]:
+    return studio.models.list()
+
+
+@router.post("/models", status_code=201)
+def add_model(studio: Here, body: NewModel) -> Json:
+    """Fetch a base model of the hub; answers when it is there."""
+    if not body.source.startswith(HUB):
+        raise StudioError(
+            "Over HTTP a model comes from the hub.", "Send hub:OWNER/NAME, or run `studio models add PATH` on the studio's machine."
+        )
+    return studio.models.add(body.source, body.name)
+
+
+@router.get("/models/{model}")
+def show_model(studio: Here, model: str) -> Json:
+    return studio.models.show(model)
+
+
+@router.delete("/models/{model}")
+def remove_model(studio: Here, model: str) -> Json:
+    return studio.models.remove(model)
+
+
+@router.get("/jobs")
+def list_jobs(studio: Here, status: str | None = None) -> list[Json]:
+    return studio.jobs.list(status)
+
+
+@router.post("/jobs", status_code=201)
+def submit_job(studio: Here, body: NewJob) -> Json:
+    """Queue a training job."""
+    if "chat_template" in body.options:
+        _no_file(body.options["chat_template"])
+    return studio.jobs.submit(
+        data=body.data, base_model=body.base_model, recipe=body.recipe, options=body.options, name=body.name, after=body.after
+    )
+
+
+@router.get("/jobs/{job}")
+def show_job(studio: Here, job: str) -> Json:
+    return studio.jobs.show(job)
+
+
+@router.get("/jobs/{job}/logs")
+def job_logs(studio: Here, job: str, tail_lines: Annotated[int, Query(ge=1, le=100_000)] = 200) -> Json:
+    return {"id": job, "text": studio.jobs.logs(job, tail_lines)}
+
+
+@router.get("/jobs/{job}/metrics")
+def job_metrics(studio: Here, job: str) -> list[Json]:
+    return studio.jobs.metrics(job)
+
+
+@router.post("/jobs/{job}/cancel")
+def cancel_job(studio: Here, job: str, body: Cancel | None = None) -> Json:
+    """Stop a job; with `keep`, its last checkpoint becomes its adapter."""
+    return studio.jobs.cancel(job, keep=body is not None and body.keep)
+
+
+@router.get("/adapters")
+def list_adapters(studio: Here, base_model: str | None = None) -> list[Json]:
+    return studio.adapters.list(base_model)
+
+
+@router.post("/adapters", status_code=201)
+def add_adapter(
+    studio: Here,
+    files: Annotated[list[UploadFile], File(description="adapter_config.json and adapter_model.safetensors")],
+    name: Annotated[str | None, Form()] = None,
+    base_model: Annotated[str | None, Form()] = None,
+) -> Json:
+    """Keep an adapter that was trained elsewhere."""
+    with tempfile.TemporaryDirectory(dir=studio.settings.cache) as place:
+        folder = Path(place) / "adapter"
+        folder.mkdir()
+        for upload in files:
+            with (folder / _file_name(upload)).open("wb") as target:
+                shutil.copyfileobj(upload.file, target)
+        return studio.adapters.add(folder, name, base_model=base_model)
+
+
+@router.get("/adapters/{adapter}")
+def show_adapter(studio: Here, adapter: str) -> Json:
+    return studio.adapters.show(adapter)
+
+
+@router.delete("/adapters/{adapter}")
+def delete_adapter(studio: Here, adapter: str) -> Json:
+    return studio.adapters.delete(adapter)
+
+
+@router.post("/chat")
+def chat(studio: Here, body: Question) -> Json:
+    """One answer per contestant. Streams are at /v1/chat/completions."""
+    messages = list(body.messages or [])
+    if body.system:
+        messages.insert(0, {"role": "system", "content": body.system})
+    if body.message is not None:
+        messages.append({"role": "user", "content": body.message})
+    answers = studio.chat.answer(
+        body.adapters or ["base"], messages, body.params, base_model=body.base_model, grammar=body.grammar, json_schema=body.json_schema
+    )
+    return {"answers": answers}
+
+
+@router.get("/comparisons")
+def list_comparisons(studio: Here) -> list[Json]:
+    return studio.comparisons.list()
+
+
+@router.post("/comparisons", status_code=201)
+def compare(studio: Here, body: NewComparison) -> Json:
+    """Queue a comparison; its answers appear as they land."""
+    return studio.comparisons.create(
+        prompts=body.prompts, data=body.data, base_model=body.base_model, contestants=body.contestants, name=body.name, params=body.params
+    )
+
+
+@router.get("/comparisons/{comparison}")
+def show_comparison(studio: Here, comparison: str) -> Json:
+    return studio.comparisons.show(comparison)
+
+
+@router.delete("/comparisons/{comparison}")
+def delete_comparison(studio: Here, comparison: str) -> Json:
+    return studio.comparisons.delete(comparison)
+
+
+@contextmanager
+def _kept(studio: Studio, upload: UploadFile) -> Iterator[Path]:
+    """The upload as a file of a name that we choose, while it is read."""
+    path = studio.settings.cache / f"upload-{secrets.token_hex(8)}"
+    try:
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _file_name(upload: UploadFile) -> str:
+    """The last part of what the client calls its file, for people; never a path."""
+    return (upload.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "")[:200] or "upload"
+
+
+def _mapping(text: str | None) -> dict[str, str] | None:
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(column, str) for column in value.values()):
+        raise StudioError(
+            f"mapping is no JSON object of texts: {text[:200]}", 'Send such as {"prompt": "question", "completion": "answer"}.'
+        )
+    return value
+
+
+def _no_file(chat_template: Any) -> Any:
+    if isinstance(chat_template, str) and chat_template.endswith(".jinja"):
+        raise StudioError("Over HTTP a template is a name or its own text.", "Send the file's content as chat_template.")
+    return chat_template

@@ -1,0 +1,238 @@
+"""Base models as folders: what they are and whether they load, read from config.json and safetensors headers.
+
+Knows no names in a database and imports neither torch nor transformers. Nothing of a folder is ever executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from studio.errors import ModelError
+
+TOKENIZER_ONLY = "Tokenizer only: it shows how rows become tokens, and can't answer or be trained."
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
+CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number of leading underscores
+MAX_JSON_BYTES = 100_000_000  # safetensors' own limit on a header
+FLOATS = ("F64", "F32", "F16", "BF16")
+# tensors that old checkpoints store but no parameter: causal masks, rotary tables
+BUFFER = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq|\.position_ids)$")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A base model as it is asked for: `name` for people, `path` for whoever loads it."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a folder holds. `parameters` counts a tied output layer once; `reason` and `fix` say why it is not loadable."""
+
+    architecture: str = ""
+    parameters: int = 0
+    context: int = 0
+    loadable: bool = False
+    reason: str = ""
+    fix: str = ""
+
+    @property
+    def is_tokenizer_only(self) -> bool:
+        return self.reason == TOKENIZER_ONLY
+
+
+def inspect_folder(folder: Path) -> ModelFacts:
+    """Read what `folder` is. Never raises for what a folder may hold: then `loadable` is False, with reason and fix."""
+    config: dict[str, Any] = {}
+    parameters = 0
+    try:
+        _check_is_model(folder)
+        config = read_json(folder / "config.json")
+        _check_no_remote_code(folder, config)
+        _check_architecture(config)
+        parameters = count_parameters(folder, tied=config.get("tie_word_embeddings") is True)
+        _check_full_precision(config)
+        _check_tokenizer(folder)
+    except ModelError as refusal:
+        return ModelFacts(_architecture(config), parameters, _context(config), False, refusal.message, refusal.fix)
+    return ModelFacts(_architecture(config), parameters, _context(config), True)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def count_parameters(folder: Path, *, tied: bool = False) -> int:
+    """Exact number of parameters, from the headers of all weight files. Raises ModelError for damaged or missing files."""
+    total = 0
+    for file in weight_files(folder):
+        for name, dtype, shape in tensors(file):
+            is_mask = name.endswith(".attn.bias") and len(shape) == 4
+            is_tied_copy = tied and name.endswith("lm_head.weight")
+            if dtype in FLOATS and not (is_mask or is_tied_copy or BUFFER.search(name)):
+                total += math.prod(shape)
+    return total
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model; all of them are there."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, Mapping) else []
+        if not names or any(Path(name).name != name for name in names):
+            raise ModelError(f"{index} names no weight files of this folder.", "Download the model again.")
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return [folder / name for name in names]
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} holds an adapter, not a base model.", f"Add it with `studio adapters add {folder}`.")
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{folder} stores its weights as {pickles[0]}, a format that can run code when it is opened.",
+            "Use a version of the model with safetensors files, or convert it: save_pretrained of transformers writes safetensors.",
+        )
+    raise ModelError(f"{folder} lacks its weights: {missing[0]} is not there.", "Download the model again, with its *.safetensors files.")
+
+
+def tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of every tensor of a safetensors file, from its header. Raises ModelError when it is damaged."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(MAX_JSON_BYTES, size - 8):
+                raise ValueError("header length")
+            header = json.loads(stream.read(length))
+        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+        found = [(name, str(entry["dtype"]), [int(n) for n in entry["shape"]]) for name, entry in entries]
+        end = max((int(entry["data_offsets"][1]) for _, entry in entries), default=0)
+        if 8 + length + end != size or any(n < 0 for _, _, shape in found for n in shape):
+            raise ValueError("size")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise ModelError(f"{file} is damaged or was not downloaded to its end.", "Download it again.") from None
+    yield from found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file that came from outside. Raises ModelError naming the file."""
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("too large")
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{file} is not there.", "Download the model again, or point at the folder that holds it.") from None
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ModelError(f"{file} can't be read as JSON ({type(exc).__name__}).", "Download the model again.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} holds no JSON object.", "Download the model again.")
+    return value
+
+
+@lru_cache(maxsize=1)
+def known_architectures() -> frozenset[str]:
+    """Causal language models that the installed transformers can load, read from its source: importing it would import torch."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    source = Path(spec.submodule_search_locations[0], "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
+            return frozenset(leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str))
+    return frozenset()
+
+
+def _check_is_model(folder: Path) -> None:
+    if not folder.is_dir():
+        wrong = "is a file, not a folder" if folder.exists() else "is not there"
+        raise ModelError(f"{folder} {wrong}.", "Give the folder that holds config.json and the *.safetensors files.")
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} holds an adapter, not a base model.", f"Add it with `studio adapters add {folder}`.")
+    if has_tokenizer(folder):
+        raise ModelError(TOKENIZER_ONLY, "To chat and train, give a folder with config.json and *.safetensors files too.")
+    raise ModelError(
+        f"{folder} holds no config.json, so it is no model.", "Give the folder that holds config.json and the *.safetensors files."
+    )
+
+
+def _check_no_remote_code(folder: Path, config: dict[str, Any]) -> None:
+    """transformers would fetch and run Python named by these keys, some of them even with trust_remote_code=False."""
+    places = [("config.json", config)]
+    if (folder / "tokenizer_config.json").is_file():
+        places.append(("tokenizer_config.json", read_json(folder / "tokenizer_config.json")))
+    for name, value in places:
+        key = next(_code_keys(value), None)
+        if key:
+            raise ModelError(
+                f"{folder / name} asks for code of its own ({key}), which the studio never runs.",
+                f"Use a model that transformers supports by itself, or remove {key} if this one is.",
+            )
+
+
+def _code_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            names_code = key in ("auto_map", "custom_pipelines") or key.lstrip("_").startswith(CODE_KEYS)
+            if names_code and inner not in (None, {}, ""):
+                yield key
+            yield from _code_keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _code_keys(inner)
+
+
+def _check_architecture(config: dict[str, Any]) -> None:
+    name = _architecture(config)
+    if not name:
+        raise ModelError("config.json names no architecture.", "Use a model that was saved with transformers' save_pretrained.")
+    if name not in known_architectures():
+        raise ModelError(
+            f"{name} is no causal language model that the installed transformers knows.",
+            "Use a chat or text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
+        )
+
+
+def _check_full_precision(config: dict[str, Any]) -> None:
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization:
+        method = quantization.get("quant_method", "an unnamed method")
+        raise ModelError(
+            f"The weights are stored quantised ({method}).", "Use the model's 16-bit version: the studio quantises it to 4 bits itself."
+        )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not has_tokenizer(folder):
+        raise ModelError(f"{folder} holds no tokenizer.", "Add tokenizer.json and tokenizer_config.json of the same model to the folder.")
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _context(config: dict[str, Any]) -> int:
+    inner = config.get("text_config")
+    for place in (config, inner if isinstance(inner, dict) else {}):
+        for key in CONTEXT_KEYS:
+            if isinstance(place.get(key), int) and place[key] > 0:
+                return int(place[key])
+    return 0

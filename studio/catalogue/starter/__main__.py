@@ -1,0 +1,39 @@
+"""`python -m studio.catalogue.starter --out FOLDER`: make the starter model, tokenizer and card from nothing but this folder and Python."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from studio.catalogue.starter.export import publish
+from studio.catalogue.starter.prose import paragraphs
+from studio.catalogue.starter.tokenizer import train_tokenizer
+from studio.catalogue.starter.train import Plan, train
+from studio.catalogue.starter.world import World
+
+TOKENIZER_CONVERSATIONS = 15_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m studio.catalogue.starter", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model, such as static/starter")
+    parser.add_argument("--steps", type=int, default=Plan.steps, help="training steps; fewer for a trial")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number gives slightly other weights")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    prose = paragraphs()
+    world = World(arguments.seed + 7)
+    tokenizer = train_tokenizer([message["content"] for _ in range(TOKENIZER_CONVERSATIONS) for message in world.conversation()] + prose)
+    train(
+        tokenizer,
+        prose,
+        Plan(steps=arguments.steps, seed=arguments.seed),
+        lambda step, model: publish(model, tokenizer, f"# Starter\n\nStill in training: step {step} of {arguments.steps}.\n", arguments.out),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""One answer in the making: from prompt ids, token by token, to the events its caller sees. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from studio.engine.protocol import AdapterRef, Event, ModelFolder, TokenLogprob, Usage
+from studio.engine.text import AnswerText
+from studio.errors import EngineError
+from studio.types import GenerationParams
+
+if TYPE_CHECKING:
+    from studio.engine.grammar import Matcher, Vocabulary
+
+
+@dataclass(eq=False)
+class Answer:
+    """What to make and how far it is. `deliver` is called from the scheduler's thread and must not block."""
+
+    base: ModelFolder
+    adapter: AdapterRef | None
+    prompt_ids: Sequence[int]
+    limit: int  # tokens, at least 1
+    params: GenerationParams
+    seed: int
+    stop_ids: frozenset[int]
+    text: AnswerText
+    deliver: Callable[[Event], None]
+    index: int = 0
+    top_logprobs: int | None = None
+    vocabulary: Vocabulary | None = None  # needed for logprobs only
+    matcher: Matcher | None = None
+    completion_tokens: int = 0
+    started_at: float = 0.0  # monotonic, when the scheduler took it up
+    is_finished: bool = False
+    is_cancelled: bool = False
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_finished or self.is_cancelled
+
+    def cancel(self) -> None:
+        """Nobody waits any more; the scheduler drops it before its next step."""
+        self.is_cancelled = True
+
+    def take(self, token_id: int, logprobs: Sequence[tuple[int, float]] = ()) -> None:
+        """The next token was chosen; `logprobs` holds it first, then the likeliest ones. May finish the answer."""
+        if token_id in self.stop_ids:
+            return self.finish("stop")
+        self.ids.append(token_id)
+        self.completion_tokens += 1
+        if self.matcher is not None:
+            self.matcher.take(token_id)
+        text = self.text.push(token_id)
+        entries = (self._logprob(logprobs),) if logprobs else ()
+        if text or entries:
+            self.deliver(Event(self.index, text, entries))
+        if self.text.is_stopped or (self.matcher is not None and self.matcher.is_complete):
+            self.finish("stop")
+        elif self.completion_tokens >= self.limit:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        self.is_finished = True
+        usage = Usage(len(self.prompt_ids), self.completion_tokens)
+        self.deliver(Event(self.index, self.text.finish(), finish_reason=reason, usage=usage))
+
+    def fail(self, error: EngineError) -> None:
+        """End with an error; what was written so far has been delivered already."""
+        if not self.is_over:
+            self.is_finished = True
+            self.deliver(Event(self.index, error=error))
+
+    def _logprob(self, entries: Sequence[tuple[int, float]]) -> TokenLogprob:
+        assert self.vocabulary is not None, "logprobs need a vocabulary"
+        named = [(self.vocabulary.token_bytes(token_id), value) for token_id, value in entries]
+        return TokenLogprob(named[0][0], named[0][1], tuple(named[1:]))

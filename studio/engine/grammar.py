@@ -1,0 +1,109 @@
+"""Answers that must fit a JSON schema or a GBNF grammar: the one seam to llguidance.
+
+Knows token ids and masks; nothing of models or torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studio.engine.protocol import Grammar, bad_request
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+    from tokenizers import Tokenizer
+
+
+class Vocabulary:
+    """The bytes of every token of one model. Ids above `size` (padding of the embedding) stand for nothing."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+        from llguidance import LLTokenizer
+
+        whole = type(tokenizer).from_str(tokenizer.to_str())
+        whole.no_padding()
+        whole.no_truncation()
+        self.size = whole.get_vocab_size(with_added_tokens=True)
+        self._tokens = LLTokenizer(whole.to_str(), n_vocab=self.size, eos_token=list(stop_ids) or None)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes that the token stands for."""
+        return bytes(self._tokens.decode_bytes([token_id]))
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """A fresh matcher. Raises EngineError 400 with the library's line and reason when the grammar can't be used."""
+        from llguidance import LLMatcher
+
+        source = _compile(grammar)
+        problem = LLMatcher.validate_grammar(source, self._tokens)
+        if problem and not problem.startswith("WARNING"):
+            raise _refusal(grammar, problem)
+        matcher = Matcher(LLMatcher(self._tokens, source, log_level=0), grammar)
+        matcher.allowed(self.size)  # a grammar that nothing can fit passes the check above
+        return matcher
+
+
+class Matcher:
+    """Follows one answer and says which tokens may come next."""
+
+    def __init__(self, matcher: LLMatcher, grammar: Grammar) -> None:
+        self._matcher = matcher
+        self._grammar = grammar
+
+    def copy(self) -> Matcher:
+        """A matcher in the same state, for another answer."""
+        return Matcher(self._matcher.deep_copy(), self._grammar)
+
+    def allowed(self, size: int) -> NDArray[np.bool_]:
+        """Shape [size]: may this token come next?"""
+        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        if self._matcher.is_error():
+            raise _refusal(self._grammar, self._matcher.get_error())
+        mask = np.zeros(size, dtype=bool)
+        mask[: min(size, bits.size)] = bits[:size]
+        if not mask.any():
+            raise _refusal(self._grammar, "no token of this model fits what must come next")
+        return mask
+
+    def take(self, token_id: int) -> None:
+        """The token was chosen."""
+        if not self._matcher.consume_token(token_id):
+            raise _refusal(self._grammar, self._matcher.get_error())
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow."""
+        return self._matcher.is_stopped()
+
+
+def _compile(grammar: Grammar) -> str:
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    if grammar.kind == "json_schema":
+        # without this a small model fills its whole answer with blanks between the brackets
+        return LLMatcher.grammar_from_json_schema(json.loads(grammar.source), overrides={"whitespace_flexible": False})
+    try:
+        return LLMatcher.grammar_from_lark(any_to_lark(grammar.source))
+    except Exception as exc:  # noqa: BLE001  (the converter raises bare Exception for unknown rules)
+        raise _refusal(grammar, str(exc)) from None
+
+
+def _refusal(grammar: Grammar, reason: str) -> Exception:
+    """One line: which rule, which line, why."""
+    param = "grammar" if grammar.kind == "gbnf" else "response_format"
+    text = " ".join(reason.split("<state>")[0].split())
+    text = re.sub(r"^at (\d+)\((\d+)\): ", r"line \1, column \2: ", text).replace("NoExtensionBias", "nothing can fit it")
+    unknown = re.fullmatch(r"Rule '([^']+)' not found", text)
+    if unknown:  # the library names the rule but not the place
+        lines = grammar.source.splitlines()
+        line = next((n for n, content in enumerate(lines, 1) if re.search(rf"(?<![\w-]){re.escape(unknown[1])}(?![\w-])", content)), 1)
+        text = f"line {line}: {text}"
+    name = "The grammar" if grammar.kind == "gbnf" else "The JSON schema"
+    return bad_request(f"{name} can't be used: {text.rstrip('.')}.", param=param, code="invalid_grammar")

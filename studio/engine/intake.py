@@ -1,0 +1,146 @@
+"""From a checked request to answers in the making: prompt rendered and counted, stop tokens and grammar ready.
+
+Reads model folders through their tokenizer and config only; knows no torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from studio.catalogue.models import ModelFacts, inspect_folder
+from studio.datasets.rendering import Renderer
+from studio.engine.answer import Answer
+from studio.engine.grammar import Matcher, Vocabulary
+from studio.engine.protocol import Event, GenerationRequest, bad_request
+from studio.engine.text import AnswerText
+from studio.errors import DatasetError, EngineError, ModelError
+
+UNKNOWN_CONTEXT = 2048  # tokens, where config.json does not say
+
+
+def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> list[Answer]:
+    """All answers of `request`, prompt by prompt. Raises EngineError 400 or 404 when the request can't be answered."""
+    try:
+        facts, renderer = _facts(request.base.path), _renderer(request)
+        prompts = _prompt_ids(request, renderer)
+        vocabulary = _vocabulary(request, renderer, facts)
+    except ModelError as exc:
+        status = 400 if request.base.path.is_dir() else 404
+        raise EngineError(exc.message, exc.fix, status=status, code="model_not_loadable") from None
+    except DatasetError as exc:  # the template refuses these messages
+        raise bad_request(str(exc), param="messages") from None
+    matcher = vocabulary.matcher(request.grammar) if vocabulary and request.grammar else None
+    seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
+    rows = [ids for ids in prompts for _ in range(request.n)]
+    return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher) for index, ids in enumerate(rows)]
+
+
+def _answer(
+    request: GenerationRequest,
+    renderer: Renderer,
+    facts: ModelFacts,
+    ids: list[int],
+    index: int,
+    seed: int,
+    deliver: Callable[[Event], None],
+    vocabulary: Vocabulary | None,
+    matcher: Matcher | None,
+) -> Answer:
+    stops = (*request.params.stop, *renderer.stop_strings) if request.is_chat else request.params.stop
+    return Answer(
+        base=request.base,
+        adapter=request.adapter,
+        prompt_ids=ids,
+        limit=min(request.params.max_new_tokens, _room(ids, facts)),
+        params=request.params,
+        seed=seed + index,
+        stop_ids=_stop_ids(renderer),
+        text=AnswerText(renderer.decode, ids, stops),
+        deliver=deliver,
+        index=index,
+        top_logprobs=request.top_logprobs,
+        vocabulary=vocabulary,
+        matcher=matcher.copy() if matcher else None,
+    )
+
+
+def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int]]:
+    if request.is_chat:
+        return [renderer.prompt(request.messages, list(request.tools) or None).ids]
+    found = []
+    for prompt in request.prompts:
+        ids = renderer.completion_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise bad_request("The prompt is empty and this model has no token to start from.", param="prompt")
+        size = renderer.tokenizer.get_vocab_size(with_added_tokens=True)
+        if any(not 0 <= token_id < size for token_id in ids):
+            raise bad_request(f"The prompt has a token id that is not between 0 and {size - 1}.", param="prompt")
+        found.append(ids)
+    return found
+
+
+def _room(ids: list[int], facts: ModelFacts) -> int:
+    """Tokens that the answer may have."""
+    context = facts.context or UNKNOWN_CONTEXT
+    if len(ids) >= context:
+        raise bad_request(
+            f"This model's context is {context} tokens and the prompt has {len(ids)} tokens. "
+            f"Shorten the prompt by at least {len(ids) - context + 1} tokens.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return context - len(ids)
+
+
+def _stop_ids(renderer: Renderer) -> frozenset[int]:
+    """What ends an answer. BOS does too: a model that writes it starts another text."""
+    bos = renderer.bos_token_id
+    return frozenset(renderer.stop_token_ids) | (frozenset() if bos is None else {bos})
+
+
+def _renderer(request: GenerationRequest) -> Renderer:
+    template = request.chat_template
+    if template is None and request.adapter is not None:
+        own = request.adapter.path / "chat_template.jinja"
+        template = str(own) if own.is_file() else None
+    return _load_renderer(request.base.path, template, _stamp(request.base.path, template))
+
+
+def _vocabulary(request: GenerationRequest, renderer: Renderer, facts: ModelFacts) -> Vocabulary | None:
+    if request.grammar is None and request.top_logprobs is None:
+        return None
+    return _load_vocabulary(request.base.path, _stamp(request.base.path, None), tuple(sorted(_stop_ids(renderer))))
+
+
+def _facts(folder: Path) -> ModelFacts:
+    facts = _inspect(folder, _stamp(folder, None))
+    if not facts.loadable:
+        raise ModelError(facts.reason, facts.fix)
+    return facts
+
+
+def _stamp(folder: Path, template: str | None) -> tuple[Any, ...]:
+    """Changes when a file of `folder` or the template's file does, so that caches notice."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    if template is not None and template.endswith(".jinja"):
+        files.append(Path(template))
+    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.is_file())
+
+
+@lru_cache(maxsize=32)
+def _inspect(folder: Path, _stamp: tuple[Any, ...]) -> ModelFacts:
+    return inspect_folder(folder)
+
+
+@lru_cache(maxsize=32)
+def _load_renderer(folder: Path, template: str | None, _stamp: tuple[Any, ...]) -> Renderer:
+    return Renderer.load(folder, template)
+
+
+@lru_cache(maxsize=4)
+def _load_vocabulary(folder: Path, _stamp: tuple[Any, ...], stop_ids: tuple[int, ...]) -> Vocabulary:
+    return Vocabulary(Renderer.load(folder).tokenizer, stop_ids)

@@ -1,0 +1,1 @@
+"""Measuring answers: prompts, scores. Values in, values out; no database, no UI."""

@@ -1,0 +1,107 @@
+"""Who a process is and whether it still lives, across reboots, reused PIDs, zombies and clock jumps.
+
+A PID alone lies: it is reused. So a process is (PID, birth), birth counted in clock ticks since boot where the kernel
+says it (Linux), because a birth in wall-clock time moves when the clock is set. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+
+PROC = Path("/proc")
+
+
+def born(pid: int) -> float | None:
+    """Birth of a living process; None when there is none, or only its zombie. Comparable on this boot only."""
+    if (PROC / "self" / "stat").exists():
+        try:
+            # the name in parentheses may hold anything, so count from its end: state is field 3, starttime field 22
+            fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else float(fields[19])
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def is_alive(pid: int, birth: float) -> bool:
+    """Whether this very process runs; a zombie and a later process with the same PID do not count."""
+    return born(pid) == birth
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """Changes with every boot of the machine."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def owner_id(pid: int | None = None) -> str:
+    """`host:boot:pid:birth` of a process of this machine, by default this one."""
+    pid = os.getpid() if pid is None else pid
+    return f"{socket.gethostname().replace(':', '_')}:{boot_id()}:{pid}:{born(pid)}"
+
+
+def is_gone(owner: str) -> bool:
+    """True only when it is certain that the owner no longer runs: same machine and another boot, or no such process."""
+    try:
+        host, boot, pid, birth = owner.split(":")
+        if host != socket.gethostname().replace(":", "_"):
+            return False
+        return boot != boot_id() or not is_alive(int(pid), float(birth))
+    except ValueError:
+        return True  # not an identity that any worker of ours writes
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to the process group that `pid` leads, and to `pid` where there are no groups."""
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it ended meanwhile
+
+
+def kill_group(pid: int, birth: float) -> None:
+    """SIGKILL the group of this very process, if it still runs."""
+    if is_alive(pid, birth):
+        signal_group(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory: in this control group where it says so, else anywhere."""
+    for path, key in _oom_counters():
+        try:
+            for line in path.read_text(encoding="ascii").splitlines():
+                if line.split()[0] == key:
+                    return int(line.split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    return 0
+
+
+def _oom_counters() -> list[tuple[Path, str]]:
+    counters = []
+    try:
+        for line in (PROC / "self/cgroup").read_text(encoding="ascii").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                counters.append((Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events", "oom_kill"))
+            elif "memory" in controllers.split(","):
+                counters.append((Path("/sys/fs/cgroup/memory") / group.lstrip("/") / "memory.oom_control", "oom_kill"))
+    except (OSError, ValueError):
+        pass
+    return [*counters, (PROC / "vmstat", "oom_kill")]

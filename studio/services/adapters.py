@@ -1,0 +1,270 @@
+"""Adapters by name: those that jobs made and those that were brought here; and who is meant by a contestant's name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import rundir
+from studio.catalogue import models as folders
+from studio.catalogue.models import ModelRef
+from studio.db.models import Adapter, Job, new_id
+from studio.db.session import Database
+from studio.engine.protocol import AdapterRef, Contestant
+from studio.errors import ModelError, NotFoundError, StudioError
+from studio.services import naming
+from studio.services.models import ModelService
+from studio.settings import Settings
+
+CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+METHODS = {"LORA": "lora"}  # peft_type -> method
+MAX_TEMPLATE_BYTES = 1_000_000
+
+
+class AdapterService:
+    """What a person can do with adapters."""
+
+    def __init__(self, settings: Settings, db: Database, models: ModelService) -> None:
+        self.settings = settings
+        self.db = db
+        self.models = models
+
+    def list(self, base_model: str | None = None) -> list[dict[str, Any]]:
+        """Newest first; with `base_model`, only those trained on it."""
+        query = select(Adapter).order_by(Adapter.created_at.desc())
+        if base_model is not None:
+            query = query.where(Adapter.base_model == base_model)
+        with self.db.read() as session:
+            return [_record(row) for row in session.scalars(query)]
+
+    def show(self, adapter_id: str) -> dict[str, Any]:
+        with self.db.read() as session:
+            return _record(self._find(session, adapter_id))
+
+    def add(self, path: str | Path, name: str | None = None, *, base_model: str | None = None) -> dict[str, Any]:
+        """Check an adapter's folder and keep a copy. `base_model` says whose it is where adapter_config.json does not.
+
+        Raises ModelError for what is no safetensors adapter of a base model that is here.
+        """
+        source = Path(path).expanduser().absolute()
+        config = _checked_config(source)
+        base = self._base_of(config, base_model)
+        _check_fit(source / WEIGHTS, base)
+        with self.db.read() as session:
+            self._name(session, name, source.name)  # a bad name is told before anything is copied
+        adapter_id = new_id()
+        folder = self._keep(source, adapter_id, config)
+        try:
+            with self.db.write() as session:
+                row = Adapter(
+                    id=adapter_id,
+                    name=self._name(session, name, source.name),
+                    base_model=base.name,
+                    method=METHODS[config["peft_type"]],
+                    path=str(folder),
+                    bytes=_size(folder),
+                    sha256=rundir.sha256(folder / WEIGHTS),
+                )
+                session.add(row)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return _record(row)
+
+    def delete(self, adapter_id: str) -> dict[str, Any]:
+        """Delete an adapter and its files. Refused while a job that has not ended needs it."""
+        with self.db.write() as session:
+            row = self._find(session, adapter_id)
+            active = session.scalars(select(Job).where(Job.status.in_(("QUEUED", "RUNNING", "PAUSED")))).all()
+            needing = [job.name for job in active if row.path in json.dumps(job.config)]
+            if needing:
+                raise StudioError(
+                    f"Adapter {row.name} is needed by {', '.join(needing)}.", "Cancel these jobs first, or wait for their end."
+                )
+            session.delete(row)
+        folder = Path(row.path)
+        if any(folder.is_relative_to(place) and folder != place for place in (self.settings.adapters, self.settings.runs)):
+            shutil.rmtree(folder, ignore_errors=True)
+        return {"id": row.id, "name": row.name, "deleted": True}
+
+    def resolve(self, contestant: str, base_model: str | None = None) -> Contestant:
+        """Who is meant by BASE, BASE:ADAPTER, URL#MODEL, and, given `base_model`, by `base` or a bare adapter's name.
+
+        Raises NotFoundError with near names, and ModelError for a base that can't be loaded.
+        """
+        if contestant.startswith(("http://", "https://")):
+            return self._other_server(contestant)
+        if contestant == "base":
+            if not base_model:
+                raise StudioError("'base' stands for a base model that was not named.", "Name it with --base-model (base_model over HTTP).")
+            return Contestant(name=contestant, base=self.models.resolve(base_model, loadable=True))
+        base_name, separator, adapter_name = contestant.rpartition(":")
+        if separator and (adapter := self._get(adapter_name)):
+            return self._with_adapter(contestant, base_name, adapter)
+        adapter = None if separator else self._get(contestant)
+        if adapter and base_model:
+            return self._with_adapter(contestant, base_model, adapter)
+        try:
+            return Contestant(name=contestant, base=self.models.resolve(contestant, loadable=True))
+        except NotFoundError:
+            if adapter:  # its own base is the only one it can mean
+                return self._with_adapter(contestant, adapter.base_model, adapter)
+            raise self._unknown(contestant) from None
+
+    def available(self) -> list[str]:
+        """What can answer here: the starter, the added bases, then BASE:ADAPTER."""
+        bases = [model["name"] for model in self.models.list() if model["loadable"]]
+        return bases + [f"{adapter['base_model']}:{adapter['name']}" for adapter in self.list() if adapter["base_model"] in bases]
+
+    def _with_adapter(self, contestant: str, base_name: str, adapter: Adapter) -> Contestant:
+        base = self.models.resolve(base_name, loadable=True)
+        if base.name != adapter.base_model and base.path != self.models.resolve(adapter.base_model, allow_path=True).path:
+            raise StudioError(
+                f"Adapter {adapter.name} was trained on {adapter.base_model}, not on {base.name}.",
+                f"Use {adapter.base_model}:{adapter.name}.",
+            )
+        if not (Path(adapter.path) / WEIGHTS).is_file():
+            raise ModelError(f"The files of adapter {adapter.name} are gone from {adapter.path}.", "Train it again, or delete the adapter.")
+        return Contestant(name=contestant, base=base, adapter=AdapterRef(adapter.name, Path(adapter.path), adapter.sha256))
+
+    def _other_server(self, contestant: str) -> Contestant:
+        url, _, model = contestant.partition("#")
+        # to let strangers name addresses would let them reach whatever this machine can reach
+        if not (self.models.at_terminal or (self.settings.is_loopback and not self.settings.has_login)):
+            raise StudioError("Another server's model can't be named here.", "Use the command line of the machine that runs the studio.")
+        if not model:
+            raise StudioError(f"{contestant} names no model.", "Write it as URL#MODEL, such as http://127.0.0.1:8000/v1#qwen.")
+        return Contestant(name=contestant, url=url, model=model)
+
+    def _get(self, name: str) -> Adapter | None:
+        with self.db.read() as session:
+            return session.scalar(select(Adapter).where((Adapter.name == name) | (Adapter.id == name)))
+
+    def _find(self, session: Session, adapter_id: str) -> Adapter:
+        row = session.scalar(select(Adapter).where((Adapter.name == adapter_id) | (Adapter.id == adapter_id)))
+        if row is None:
+            known = session.scalars(select(Adapter.name)).all()
+            raise NotFoundError(f"There is no adapter {adapter_id!r}.", naming.suggest(adapter_id, known))
+        return row
+
+    def _unknown(self, contestant: str) -> NotFoundError:
+        known = self.available()
+        bare = [name.rpartition(":")[2] for name in known if ":" in name]
+        return NotFoundError(f"There is no model or adapter {contestant!r}.", naming.suggest(contestant, [*known, *bare]))
+
+    def _name(self, session: Session, wanted: str | None, stem: str) -> str:
+        def is_taken(name: str) -> bool:  # a job's name is the name of the adapter it will make
+            places = ((Adapter.id, Adapter.name), (Job.id, Job.name))
+            return any(session.scalar(select(key).where(column == name)) is not None for key, column in places)
+
+        return naming.claim(wanted, is_taken) if wanted else naming.unique(naming.from_stem(stem), is_taken)
+
+    def _base_of(self, config: dict[str, Any], base_model: str | None) -> ModelRef:
+        if base_model is not None:
+            return self.models.resolve(base_model, loadable=True)
+        trained_on = str(config.get("base_model_name_or_path") or "")
+        for model in self.models.list():
+            if trained_on in (model["name"], model["path"]) or trained_on.endswith(f"/{model['name']}"):
+                return self.models.resolve(model["name"], loadable=True)
+        raise ModelError(
+            f"The adapter was trained on {trained_on or 'an unnamed base model'}, which is not among your base models.",
+            "Add that model first with `studio models add`, or name it with --base-model.",
+        )
+
+    def _keep(self, source: Path, adapter_id: str, config: dict[str, Any]) -> Path:
+        folder, part = self.settings.adapters / adapter_id, self.settings.adapters / f".{adapter_id}.part"
+        try:
+            part.mkdir()
+            rundir.write_json(part / CONFIG, config)
+            shutil.copyfile(source / WEIGHTS, part / WEIGHTS)
+            if (source / TEMPLATE).is_file():
+                shutil.copyfile(source / TEMPLATE, part / TEMPLATE)
+            part.rename(folder)
+        except OSError as exc:
+            shutil.rmtree(part, ignore_errors=True)
+            raise StudioError(
+                f"The adapter could not be copied to {folder} ({exc.strerror}).", "Free some space, or check the folder's rights."
+            ) from None
+        return folder
+
+
+def _checked_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json without what would run code. Raises ModelError unless it describes a LoRA in safetensors."""
+    if not folder.is_dir():
+        wrong = "is a file, not a folder" if folder.exists() else "is not there"
+        raise ModelError(f"{folder} {wrong}.", f"Give the folder that holds {CONFIG} and {WEIGHTS}.")
+    config = folders.read_json(folder / CONFIG)
+    if config.get("peft_type") not in METHODS:
+        raise ModelError(
+            f"{folder / CONFIG}: peft_type {config.get('peft_type')!r} can't be used here.", f"Use one of {', '.join(METHODS)}."
+        )
+    if config.get("megatron_config"):
+        raise ModelError(
+            f"{folder / CONFIG} asks for code of its own (megatron_config), which the studio never runs.", "Use an adapter saved by peft."
+        )
+    if not (folder / WEIGHTS).is_file():
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        fix = "Save it as safetensors: save_pretrained of peft does." if pickles else f"Give the folder that holds {WEIGHTS}."
+        raise ModelError(
+            f"{folder} holds no {WEIGHTS}" + (f", only {pickles[0]}, which can run code when it is opened." if pickles else "."), fix
+        )
+    if (folder / TEMPLATE).is_file() and (folder / TEMPLATE).stat().st_size > MAX_TEMPLATE_BYTES:
+        raise ModelError(
+            f"{folder / TEMPLATE} is larger than {MAX_TEMPLATE_BYTES:,} bytes.", "Give the template that the adapter was trained with."
+        )
+    return {key: value for key, value in config.items() if key != "auto_mapping"}  # names a class to import; we know the class
+
+
+def _check_fit(weights: Path, base: ModelRef) -> None:
+    """Every low-rank factor must belong to a layer of `base` of its width."""
+    files = folders.weight_files(base.path)
+    shapes = {_place(name.removesuffix(".weight")): shape for file in files for name, _, shape in folders.tensors(file)}
+    for module, width in _factors(weights):
+        shape = shapes.get(_place(module))
+        if shape is None or width not in shape:
+            raise ModelError(
+                f"{weights.parent.name} does not fit {base.name}: its layer {module} "
+                + ("does not exist there." if shape is None else "has another size there."),
+                "Name the base model it was trained on with --base-model.",
+            )
+
+
+def _place(module: str) -> str:
+    """A layer's name from its block's number on: wrappers put different prefixes before it."""
+    found = re.search(r"(?:^|\.)(\w+\.\d+\..+)$", module)
+    return found.group(1) if found else module.rpartition(".")[2]
+
+
+def _factors(weights: Path) -> Iterable[tuple[str, int]]:
+    found = False
+    for name, _, shape in folders.tensors(weights):
+        module, separator, _ = name.partition(".lora_A")
+        if separator and len(shape) == 2:
+            found = True
+            yield module.removeprefix("base_model.model."), shape[1]
+    if not found:
+        raise ModelError(f"{weights} holds no low-rank factors (lora_A).", "Give an adapter saved by peft's save_pretrained.")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _record(row: Adapter) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "base_model": row.base_model,
+        "method": row.method,
+        "job": row.job_id,
+        "path": row.path,
+        "bytes": row.bytes,
+        "created_at": row.created_at,
+    }

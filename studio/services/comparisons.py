@@ -1,0 +1,163 @@
+"""Comparisons: the same prompts to several contestants, answers kept as they land. Knows nothing of judges."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from jobs import queue
+from studio.db import lifecycle
+from studio.db.models import Answer, Comparison, Job
+from studio.db.session import Database
+from studio.errors import NotFoundError, StudioError
+from studio.evaluation import metrics, prompts
+from studio.services import naming
+from studio.services.adapters import AdapterService
+from studio.services.datasets import DatasetService
+from studio.settings import Settings
+from studio.types import GenerationParams
+
+GREEDY = GenerationParams(temperature=0.0, max_new_tokens=128)
+
+
+class ComparisonService:
+    """What a person can do with comparisons. Every method returns plain values in the shapes of the HTTP interface."""
+
+    def __init__(self, settings: Settings, db: Database, datasets: DatasetService, adapters: AdapterService) -> None:
+        self.settings = settings
+        self.db = db
+        self.datasets = datasets
+        self.adapters = adapters
+
+    def read_prompts(self, path: Path) -> list[prompts.Prompt]:
+        return prompts.read(path)
+
+    def create(
+        self,
+        *,
+        base_model: str,
+        contestants: Sequence[str],
+        prompts: Sequence[prompts.Prompt] | None = None,
+        data: str | None = None,
+        name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Queue a comparison of `contestants` on `prompts` or on the rows of dataset `data`; greedy unless `params` says otherwise.
+
+        Raises StudioError for unknown contestants, names or data, before anything is queued.
+        """
+        if not contestants:
+            raise StudioError("No contestant is named.", "Name at least one, such as base.")
+        names = list(dict.fromkeys(contestants))
+        resolved = [self.adapters.resolve(contestant, base_model).as_json() for contestant in names]
+        chosen, dataset_id = self._prompts(prompts, data)
+        sampling = GREEDY.model_copy(update=dict(params or {}))
+        with self.db.write() as session:
+            title = self._name(session, name)
+            comparison = Comparison(
+                name=title, base_model=base_model, contestants=names, prompts=chosen, params=sampling.model_dump(), dataset_id=dataset_id
+            )
+            session.add(comparison)
+            session.flush()
+            config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
+            job = lifecycle.add(session, kind="compare", name=f"compare-{comparison.id}", config=config, base_model=base_model)
+            comparison.job_id = job.id
+        queue.ring("light", job.id)
+        return self.show(comparison.id)
+
+    def _prompts(self, given: Sequence[prompts.Prompt] | None, data: str | None) -> tuple[list[prompts.Prompt], str | None]:
+        if data is not None:
+            return prompts.from_examples(self.datasets.examples(data)), self.datasets.show(data)["id"]
+        rows = [row if "turns" in row and isinstance(row["turns"][0], list) else prompts.from_row(row, str(n)) for n, row in enumerate(given or [], 1)]
+        if not rows:
+            raise StudioError("No prompt is given.", "Type one, upload a file of prompts, or choose a dataset.")
+        return prompts.unique(rows), None
+
+    def _name(self, session: Any, wanted: str | None) -> str:
+        def taken(name: str) -> bool:
+            return session.scalar(select(Comparison.id).where(Comparison.name == name)) is not None
+
+        if wanted is None:
+            return naming.unique("comparison", taken)
+        return naming.claim(wanted, taken)
+
+    def list(self) -> list[dict[str, Any]]:
+        """Newest first, without answers."""
+        with self.db.read() as session:
+            rows = session.execute(select(Comparison, Job).outerjoin(Job, Comparison.job_id == Job.id).order_by(Comparison.created_at.desc()))
+            return [self._summary(comparison, job) for comparison, job in rows]
+
+    def show(self, comparison_id: str) -> dict[str, Any]:
+        """The comparison with the answers so far and, where prompts have references, `scores` per contestant."""
+        with self.db.read() as session:
+            comparison = self._find(session, comparison_id)
+            job = session.get(Job, comparison.job_id) if comparison.job_id else None
+            answers = session.scalars(select(Answer).where(Answer.comparison_id == comparison.id).order_by(Answer.id)).all()
+            return {
+                **self._summary(comparison, job),
+                "prompts": comparison.prompts,
+                "answers": [_answer(a) for a in answers],
+                "scores": _scores(comparison, answers),
+            }
+
+    def delete(self, comparison_id: str) -> dict[str, Any]:
+        """Delete the comparison and its answers. Refused while its job runs."""
+        with self.db.write() as session:
+            comparison = self._find(session, comparison_id)
+            job = session.get(Job, comparison.job_id) if comparison.job_id else None
+            if job and job.status in ("QUEUED", "RUNNING"):
+                raise StudioError(f"Comparison {comparison.name} is still being answered.", "Cancel its job first.")
+            session.execute(delete(Answer).where(Answer.comparison_id == comparison.id))
+            session.delete(comparison)
+            return {"id": comparison.id, "deleted": True}
+
+    def _find(self, session: Any, comparison_id: str) -> Comparison:
+        found = session.get(Comparison, comparison_id) or session.scalar(select(Comparison).where(Comparison.name == comparison_id))
+        if found is None:
+            known = session.scalars(select(Comparison.name)).all()
+            raise NotFoundError(f"There is no comparison {comparison_id!r}.", naming.suggest(comparison_id, known))
+        return found
+
+    def _summary(self, comparison: Comparison, job: Job | None) -> dict[str, Any]:
+        return {
+            "id": comparison.id,
+            "name": comparison.name,
+            "base_model": comparison.base_model,
+            "contestants": comparison.contestants,
+            "params": comparison.params,
+            "data": comparison.dataset_id,
+            "prompt_count": len(comparison.prompts),
+            "job": comparison.job_id,
+            "status": job.status if job else "SUCCEEDED",
+            "reason": job.reason if job else "",
+            "fix": job.fix if job else "",
+            "progress": {"step": job.step if job else None, "max_steps": job.max_steps if job else None, "eta_s": job.eta_s if job else None},
+            "created_at": comparison.created_at,
+        }
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt_id": answer.prompt_id,
+        "contestant": answer.contestant,
+        "text": answer.text,
+        "turns": answer.turns,
+        "seconds": answer.seconds,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "error": answer.error,
+    }
+
+
+def _scores(comparison: Comparison, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    """Exact match per contestant over the prompts that have a reference and an answer without error."""
+    references = {prompt["id"]: prompt["reference"] for prompt in comparison.prompts if prompt.get("reference")}
+    matches: dict[str, list[bool]] = defaultdict(list)
+    for answer in answers:
+        if answer.prompt_id in references and not answer.error:
+            matches[answer.contestant].append(metrics.exact_match(answer.text, [references[answer.prompt_id]]))
+    return {name: {"exact_match": sum(hits) / len(hits), "n": len(hits)} for name, hits in matches.items()}

@@ -1,0 +1,182 @@
+"""Base models by name: the starter that is always there, folders that were added, models from the hub. Loads none of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder
+from studio.db.models import Adapter, BaseModelRow, Job
+from studio.db.session import Database
+from studio.errors import ModelError, NotFoundError, StudioError, TakenError
+from studio.services import naming
+from studio.settings import STATIC, Settings
+
+STARTER = "starter"
+STARTER_FOLDER = STATIC / "starter"
+HUB = "hub:"
+
+
+class ModelService:
+    """What a person can do with base models. `at_terminal`: folders are accepted where a name is asked for."""
+
+    def __init__(self, settings: Settings, db: Database, *, at_terminal: bool = False) -> None:
+        self.settings = settings
+        self.db = db
+        self.at_terminal = at_terminal
+
+    def list(self) -> list[dict[str, Any]]:
+        """The starter first, then what was added, oldest first."""
+        with self.db.read() as session:
+            rows = session.scalars(select(BaseModelRow).order_by(BaseModelRow.created_at)).all()
+        return [_starter(), *(_record(row) for row in rows)]
+
+    def show(self, name: str) -> dict[str, Any]:
+        """One model by name or ID."""
+        if name == STARTER:
+            return _starter()
+        with self.db.read() as session:
+            return _record(self._find(session, name))
+
+    def add(self, source: str | Path, name: str | None = None) -> dict[str, Any]:
+        """Check a folder, or fetch `hub:NAME`, and list it. Raises ModelError saying why it can't be used and what would work."""
+        text = str(source)
+        is_hub = text.startswith(HUB)
+        with self.db.read() as session:  # before a long download, so that a bad name is told at once
+            chosen = self._name(session, name, Path(text.removeprefix(HUB)).expanduser().absolute().name)
+        folder = self._download(text.removeprefix(HUB), chosen) if is_hub else Path(text).expanduser().absolute()
+        facts = inspect_folder(folder)
+        if not (facts.loadable or facts.is_tokenizer_only):
+            if is_hub:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise ModelError(facts.reason, facts.fix)
+        with self.db.write() as session:
+            row = BaseModelRow(
+                name=self._name(session, name, chosen),
+                path=str(folder),
+                architecture=facts.architecture,
+                parameters=facts.parameters,
+                context=facts.context,
+                loadable=facts.loadable,
+                reason=facts.reason,
+            )
+            session.add(row)
+        return _record(row)
+
+    def remove(self, name: str) -> dict[str, Any]:
+        """Forget a model; files are deleted only where the studio fetched them. Refused while something needs it."""
+        if name == STARTER:
+            raise StudioError("The starter can't be removed.", "It is part of the studio.")
+        with self.db.write() as session:
+            row = self._find(session, name)
+            adapters = session.scalars(select(Adapter.name).where(Adapter.base_model == row.name)).all()
+            if adapters:
+                raise StudioError(f"Model {row.name} is the base of {', '.join(adapters)}.", "Delete these adapters first.")
+            active = select(Job.name).where(Job.base_model == row.name, Job.status.in_(("QUEUED", "RUNNING", "PAUSED")))
+            jobs = session.scalars(active).all()
+            if jobs:
+                raise StudioError(f"Model {row.name} is needed by {', '.join(jobs)}.", "Cancel these jobs first, or wait for their end.")
+            session.delete(row)
+        if Path(row.path).parent == self.settings.models:
+            shutil.rmtree(row.path, ignore_errors=True)
+        return {"name": row.name, "removed": True}
+
+    def resolve(self, name: str, allow_path: bool | None = None, *, loadable: bool = False) -> ModelRef:
+        """The folder behind a name, an ID or (where allowed) a path. Raises NotFoundError with near names.
+
+        `loadable`: raise ModelError, with the reason, for what can't be chatted with or trained.
+        """
+        ref = self._known(name)
+        if ref is None:
+            if not (self.at_terminal if allow_path is None else allow_path) or not Path(name).expanduser().is_dir():
+                raise NotFoundError(f"There is no base model {name!r}.", self._suggest(name))
+            folder = Path(name).expanduser().absolute()
+            ref = ModelRef(str(folder), folder)
+        if loadable:
+            facts = inspect_folder(ref.path)
+            if not facts.loadable:
+                raise ModelError(f"Model {name} can't be loaded: {facts.reason}", facts.fix)
+        return ref
+
+    def _known(self, name: str) -> ModelRef | None:
+        if name == STARTER:
+            return ModelRef(STARTER, STARTER_FOLDER)
+        with self.db.read() as session:
+            query = select(BaseModelRow).where((BaseModelRow.name == name) | (BaseModelRow.id == name))
+            row = session.scalar(query)
+        return ModelRef(row.name, Path(row.path)) if row else None
+
+    def _find(self, session: Session, name: str) -> BaseModelRow:
+        row = session.scalar(select(BaseModelRow).where((BaseModelRow.name == name) | (BaseModelRow.id == name)))
+        if row is None:
+            raise NotFoundError(f"There is no base model {name!r}.", self._suggest(name))
+        return row
+
+    def _suggest(self, name: str) -> str:
+        with self.db.read() as session:
+            known = [STARTER, *session.scalars(select(BaseModelRow.name).order_by(BaseModelRow.created_at))]
+        return naming.suggest(name, known)
+
+    def _name(self, session: Session, wanted: str | None, stem: str) -> str:
+        def is_taken(name: str) -> bool:
+            return name == STARTER or session.scalar(select(BaseModelRow.id).where(BaseModelRow.name == name)) is not None
+
+        return naming.claim(wanted, is_taken) if wanted else naming.unique(naming.from_stem(stem), is_taken)
+
+    def _download(self, repository: str, name: str) -> Path:
+        """Fetch a model of the hub into STUDIO_HOME/models/NAME, in a process of its own. Returns the complete folder."""
+        folder = self.settings.models / name
+        if folder.exists():
+            raise TakenError(f"{folder} exists already.", "Choose another --name, or delete the folder.")
+        command = [sys.executable, "-m", "studio.catalogue.hub", repository, str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
+        try:
+            error = json.loads(answer)["error"]
+        except (ValueError, KeyError):
+            raise ModelError(f"The download of {repository} ended without an answer.", "Try again.") from None
+        if error:
+            raise ModelError(error["message"], error["fix"])
+        return folder
+
+
+@lru_cache(maxsize=1)
+def _starter_facts() -> ModelFacts:
+    return inspect_folder(STARTER_FOLDER)
+
+
+def _starter() -> dict[str, Any]:
+    facts = _starter_facts()
+    return {
+        "id": STARTER,
+        "name": STARTER,
+        "path": str(STARTER_FOLDER),
+        "architecture": facts.architecture,
+        "parameters": facts.parameters,
+        "context": facts.context,
+        "loadable": facts.loadable,
+        "reason": facts.reason,
+    }
+
+
+def _record(row: BaseModelRow) -> dict[str, Any]:
+    is_there = Path(row.path).is_dir()
+    return {
+        "id": row.id,
+        "name": row.name,
+        "path": row.path,
+        "architecture": row.architecture,
+        "parameters": row.parameters,
+        "context": row.context,
+        "loadable": row.loadable and is_there,
+        "reason": row.reason if is_there else f"{row.path} is gone. Put it back, or remove the model.",
+    }

@@ -1,0 +1,209 @@
+"""What this machine and this studio are doing: the strip on every page, and the doctor. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from studio.catalogue import hardware
+from studio.db.session import Database
+from studio.services.jobs import JobService
+from studio.services.models import STARTER, ModelService
+from studio.settings import Settings
+
+GIB = 1024**3
+LOW_DISK_BYTES, LOW_MEMORY_BYTES = 5 * GIB, 4 * GIB
+HUB = "https://huggingface.co"
+ENGINE_STALE_S = 1.0
+# what a look at the installed package can't tell: does it load, and does it compute here?
+BITSANDBYTES_TRIAL = """
+import torch, bitsandbytes.functional as F
+device = "cuda" if torch.cuda.is_available() else "cpu"
+weights = torch.linspace(-1, 1, 4096, device=device, dtype=torch.bfloat16).reshape(64, 64)
+packed, state = F.quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
+error = (F.dequantize_4bit(packed, state) - weights).abs().mean().item()
+assert error < 0.1, error
+print(torch.cuda.get_device_name() if device == "cuda" else "CPU")
+"""
+
+Check = dict[str, Any]
+
+
+class SystemService:
+    """What a person can ask about the machine."""
+
+    def __init__(self, settings: Settings, db: Database, models: ModelService, jobs: JobService) -> None:
+        self.settings = settings
+        self.db = db
+        self.models = models
+        self.jobs = jobs
+        self._engine: tuple[float, dict[str, Any]] = (float("-inf"), {})
+        self._asking = threading.Lock()
+
+    def strip(self) -> dict[str, Any]:
+        """{"device", "memory": texts, "device_kind", "memory_bytes", "used_bytes", "running": [job], "queued", "queue_eta_s", "engine"}."""
+        device = hardware.devices()[0]
+        return {
+            "device": device.name,
+            "device_kind": device.kind,
+            "memory": f"{device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB",
+            "memory_bytes": device.memory_bytes,
+            "used_bytes": device.used_bytes,
+            **self.jobs.overview(),
+            "engine": self.engine(),
+        }
+
+    def engine(self) -> dict[str, Any]:
+        """The engine's own status and `ok`: whether it answers. At most ENGINE_STALE_S old, and asked by one thread at a time."""
+        with self._asking:
+            asked, status = self._engine
+            if time.monotonic() - asked > ENGINE_STALE_S:
+                status = self._ask_engine()
+                self._engine = (time.monotonic(), status)
+        return status
+
+    def _ask_engine(self) -> dict[str, Any]:
+        nothing = {"ok": False, "loaded": None, "loading": None, "active": 0}
+        if not self.settings.engine_url:
+            return nothing
+        try:
+            headers = {"Authorization": f"Bearer {self.settings.engine_key}"}
+            answer = httpx.get(f"{self.settings.engine_url}/engine/status", headers=headers, timeout=1.0)
+            if answer.status_code == 404:  # another maker's server, which has no status to tell
+                return {**nothing, "ok": True}
+            return {**nothing, "ok": True, **answer.raise_for_status().json()}
+        except (httpx.HTTPError, ValueError):
+            return nothing
+
+    def doctor(self, *, thorough: bool = False) -> dict[str, Any]:
+        """{"checks": [{"name", "ok", "detail", "fix"}]}. `thorough` tries bitsandbytes (seconds) and the hub (leaves this machine)."""
+        checks = [_python(), _torch(), _device(), _memory(), self._disk(), self._home(), self._starter()]
+        checks += [_bitsandbytes_trial() if thorough else _bitsandbytes()]
+        checks += [_hub(self.settings.hub_offline)] if thorough else []
+        return {"checks": [*checks, _platform()]}
+
+    def _disk(self) -> Check:
+        free = shutil.disk_usage(self.settings.home).free
+        nouns = ("datasets", "runs", "adapters", "exports", "models", "cache")
+        used = ", ".join(f"{noun} {_size(self.settings.home / noun)}" for noun in nouns)
+        return _check(
+            "disk",
+            free >= LOW_DISK_BYTES,
+            f"{_text(free)} free; {used}",
+            "Free some space: a run keeps two checkpoints beside its adapter.",
+        )
+
+    def _home(self) -> Check:
+        is_writable = os.access(self.settings.home, os.W_OK | os.X_OK)
+        return _check("home", is_writable, str(self.settings.home), "Make this folder writable, or set STUDIO_HOME to another one.")
+
+    def _starter(self) -> Check:
+        starter = self.models.show(STARTER)
+        size = f"{starter['parameters'] / 1e6:.2f} million parameters"
+        return _check("starter model", starter["loadable"], size if starter["loadable"] else starter["reason"], "Install the studio again.")
+
+
+def _check(name: str, ok: bool, detail: str, fix: str = "") -> Check:
+    return {"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
+
+
+def _python() -> Check:
+    return _check(
+        "python", sys.version_info >= (3, 11), f"{platform.python_version()} at {sys.executable}", "Install Python 3.11 or later."
+    )
+
+
+def _torch() -> Check:
+    version = hardware.torch_version()
+    return _check("torch", bool(version), version or "not installed", "Run `make install`.")
+
+
+def _device() -> Check:
+    found = hardware.devices()
+    detail = "; ".join(f"{device.name}, {_text(device.memory_bytes)}" for device in found)
+    if found[0].kind == "cpu":
+        detail += (
+            ". No GPU that torch can use: the starter and models of some hundred million parameters train here, larger ones take very long"
+        )
+    return _check("device", True, detail)
+
+
+def _memory() -> Check:
+    memory = hardware.memory()
+    detail = f"{_text(memory.free_bytes)} free of {_text(memory.total_bytes)}"
+    return _check(
+        "memory", memory.free_bytes >= LOW_MEMORY_BYTES, detail, "Close other programs: training the starter takes about 1.5 GiB."
+    )
+
+
+def _bitsandbytes() -> Check:
+    try:
+        return _check("bitsandbytes", True, metadata.version("bitsandbytes"))
+    except metadata.PackageNotFoundError:
+        return _check("bitsandbytes", False, "not installed", "Run `make install`; without it only the recipe lora-sft works.")
+
+
+def _bitsandbytes_trial() -> Check:
+    """Quantise and restore a small matrix in a process of its own: this one stays free of torch."""
+    try:
+        command = [sys.executable, "-c", BITSANDBYTES_TRIAL]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return _check("bitsandbytes", False, "4-bit trial did not end within 120 s", "Run the doctor again when the machine is less busy.")
+    version = _bitsandbytes()["detail"]
+    if done.returncode == 0:
+        return _check("bitsandbytes", True, f"{version}, 4-bit NF4 computes on {done.stdout.strip()}")
+    why = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    return _check(
+        "bitsandbytes",
+        False,
+        f"{version}, 4-bit trial failed: {why}",
+        "Use the recipe lora-sft, or install a bitsandbytes for this device.",
+    )
+
+
+def _hub(is_offline: bool) -> Check:
+    if is_offline:
+        return _check(
+            "hub", False, "HF_HUB_OFFLINE=1 is set, so nothing is fetched", "Only hub: names need it; unset HF_HUB_OFFLINE to use them."
+        )
+    try:
+        httpx.head(HUB, timeout=3.0)
+    except httpx.HTTPError as exc:
+        return _check(
+            "hub", False, f"{HUB} can't be reached ({type(exc).__name__})", "Only hub: names need it; everything else works offline."
+        )
+    return _check("hub", True, f"{HUB} answers; asked only for hub: names")
+
+
+def _platform() -> Check:
+    name = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.platform == "linux":
+        return _check("platform", True, name)
+    lacks = "4-bit training may lack a bitsandbytes build" if sys.platform == "darwin" else "stopping a training keeps no checkpoint"
+    return _check("platform", False, f"{name}: proven on Linux only; {lacks}", "Use Linux, WSL 2 or the Dockerfile where something fails.")
+
+
+def _size(folder: Path) -> str:
+    try:
+        return _text(sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file()))
+    except OSError:  # a run that ends while we look
+        return "changing"
+
+
+def _text(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

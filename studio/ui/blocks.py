@@ -1,0 +1,121 @@
+"""The page as one Blocks, and the links between its tabs. The tabs themselves are in their own files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.services import Studio
+from studio.ui import choices, pieces
+from studio.ui.chat import ChatTab
+from studio.ui.compare import BASE, CompareTab
+from studio.ui.data import DataTab
+from studio.ui.demo import Demo
+from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.jobs import JobsTab
+from studio.ui.page import TABS, Page, Place, go
+from studio.ui.start import StartTab
+from studio.ui.strip import Strip
+from studio.ui.train import TrainTab
+
+# strangers may not call the page's handlers by name; the API is /api and /v1
+def build(studio: Studio) -> gr.Blocks:
+    """The whole page over `studio`'s services."""
+    with gr.Blocks(title="Adapter Studio", analytics_enabled=False, fill_width=False, delete_cache=(3600, 86400)) as blocks:
+        strip = Strip(studio)
+        place = Place.build()
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
+            page = Page(place, tabs)
+            start, data, train = StartTab(studio, page), DataTab(studio, page), TrainTab(studio, page)
+            jobs, chat, compare = JobsTab(studio, page), ChatTab(studio, page), CompareTab(studio, page)
+        strip.wire(page, blocks)
+        start.wire(blocks, chat.contestant, chat.message)
+        Links(studio, page).wire(data, train, jobs, chat, compare)
+        _restore(blocks, page)
+    return blocks
+
+
+def _restore(blocks: gr.Blocks, page: Page) -> None:
+    """On load, go where the URL says; afterwards keep the URL true."""
+    boxes = page.place.boxes()
+    page.place.keep_in_url()
+    page.tabs.change(None, outputs=[page.place.tab], js="() => studio.currentTab()", **QUIET)
+    blocks.load(_arrive, inputs=boxes, outputs=[page.tabs, *boxes], js="() => studio.start()", **QUIET)
+
+
+def _arrive(tab: str, *rest: str) -> list[Any]:
+    there = tab if tab in TABS else "start"
+    return [go(there), there, *rest]
+
+
+class Links:
+    """The buttons that lead from one tab to the next with what was chosen."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+
+    def wire(self, data: DataTab, train: TrainTab, jobs: JobsTab, chat: ChatTab, compare: CompareTab) -> None:
+        place, tabs = self._page.place, self._page.tabs
+        data.train.click(self.train_on, inputs=[place.dataset], outputs=[tabs, train.data], **QUIET)
+        data.rows.select(tells(data.notice)(self._adding_demo(data)), outputs=[data.notice, place.dataset], **BUSY)
+        told_jobs, told_chat = tells(jobs.notice), tells(chat.notice)
+        to_chat = [tabs, place.chat, chat.contestant, chat.message]
+        jobs.chat.click(told_jobs(self._chatting(chat)), inputs=[place.job], outputs=[jobs.notice, *to_chat], **QUIET)
+        to_compare = [tabs, compare.base_model, compare.contestants, compare.prompt]
+        jobs.compare.click(told_jobs(self._comparing(compare)), inputs=[place.job], outputs=[jobs.notice, *to_compare], **QUIET)
+        chat.compare.click(
+            told_chat(self._comparing_chat), inputs=[place.chat, chat.contestant], outputs=[chat.notice, tabs, place.comparison], **BUSY
+        )
+
+    def train_on(self, dataset_id: str) -> list[Any]:
+        return [go("train"), choices.update(choices.datasets(self._studio), dataset_id)]
+
+    def _adding_demo(self, data: DataTab) -> Any:
+        def add() -> dict[Any, Any]:
+            return {self._page.place.dataset: Demo(self._studio).add()["id"]}
+
+        return add
+
+    def _chatting(self, chat: ChatTab) -> Any:
+        def open_chat(job_id: str) -> dict[Any, Any]:
+            """A new conversation with the job's adapter, a question it should know already typed."""
+            adapter = self._adapter(job_id)
+            who = f"{adapter['base_model']}:{adapter['name']}"
+            return {
+                self._page.tabs: go("chat"),
+                self._page.place.chat: "",
+                chat.contestant: gr.Dropdown(choices=[(who, who)], value=who),
+                chat.message: choices.example_for(self._studio, adapter["name"]),
+            }
+
+        return open_chat
+
+    def _comparing(self, compare: CompareTab) -> Any:
+        def open_compare(job_id: str) -> dict[Any, Any]:
+            adapter = self._adapter(job_id)
+            base = adapter["base_model"]
+            return {
+                self._page.tabs: go("compare"),
+                compare.base_model: gr.Dropdown(choices=choices.base_models(self._studio), value=base),
+                compare.contestants: compare.offer(base, [BASE, adapter["name"]]),
+                compare.prompt: choices.example_for(self._studio, adapter["name"]),
+            }
+
+        return open_compare
+
+    def _comparing_chat(self, chat_id: str, contestant: str | None) -> dict[Any, Any]:
+        """Ask the base and whoever answered here every question of this conversation."""
+        rows = self._studio.chat.messages(chat_id)
+        questions = list(dict.fromkeys(row["content"] for row in rows if row["role"] == "user"))
+        answered = [row["contestant"] for row in rows if row["role"] == "assistant"] or [contestant or ""]
+        base, _, _ = answered[-1].partition(":")
+        adapters = list(dict.fromkeys(name.partition(":")[2] for name in answered if name.startswith(base + ":")))
+        made = self._studio.comparisons.create(
+            prompts=[{"prompt": question} for question in questions], base_model=base, contestants=[BASE, *adapters]
+        )
+        return {self._page.tabs: go("compare"), self._page.place.comparison: made["id"]}
+
+    def _adapter(self, job_id: str) -> dict[str, Any]:
+        return dict(self._studio.adapters.show(self._studio.jobs.show(job_id)["adapter"]))

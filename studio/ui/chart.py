@@ -1,0 +1,87 @@
+"""The loss curve as numbers for a drawing: points in the box, ticks, the best evaluation. Knows nothing of jobs or HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates; the page stretches them
+Point = tuple[float, float]
+
+
+def loss(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """Data of pieces/chart.html from `{"train": [{"step", "loss"}], "eval": [...]}`; None without a point."""
+    train, held_out = _points(curves.get("train", [])), _points(curves.get("eval", []))
+    if not train and not held_out:
+        return None
+    steps = [step for step, _ in train + held_out]
+    values = [value for _, value in train + held_out]
+    x_ticks, y_ticks = _ticks(min(steps), max(steps), 5, whole=True), _ticks(min(values), max(values), 4)
+    left, right = min(steps), max(max(steps), min(steps) + 1)
+    bottom, top = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
+    box = _Box(left, right, bottom, top if top > bottom else bottom + 1)
+    best = min(held_out, key=lambda point: point[1]) if held_out else None
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "train": box.line(train),
+        "eval": box.line(held_out),
+        "has_eval": bool(held_out),
+        "points": json.dumps(_readings(box, train, held_out)),
+        "x_ticks": [{"share": box.x(tick) * 100, "label": f"{tick:.0f}"} for tick in x_ticks],
+        "y_ticks": [{"share": box.y(tick) * 100, "at": round(box.y(tick) * HEIGHT, 1), "label": f"{tick:g}"} for tick in y_ticks],
+        "best": {"x": box.x(best[0]) * 100, "y": box.y(best[1]) * 100} if best else None,
+        "description": _description(train, held_out, best),
+    }
+
+
+class _Box:
+    """Steps and losses to shares of the drawing, y downwards."""
+
+    def __init__(self, left: float, right: float, bottom: float, top: float) -> None:
+        self._left, self._width, self._top, self._height = left, right - left, top, top - bottom
+
+    def x(self, step: float) -> float:
+        return (step - self._left) / self._width
+
+    def y(self, value: float) -> float:
+        return (self._top - value) / self._height
+
+    def line(self, points: list[Point]) -> str:
+        return " ".join(f"{self.x(step) * WIDTH:.1f},{self.y(value) * HEIGHT:.1f}" for step, value in points)
+
+
+def _points(rows: list[dict[str, Any]]) -> list[Point]:
+    # evaluation rows may call it eval_loss, as trl does
+    pairs = ((row.get("step"), row.get("loss", row.get("eval_loss"))) for row in rows)
+    return [(float(step), float(value)) for step, value in pairs if step is not None and value is not None and math.isfinite(value)]
+
+
+def _ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list[float]:
+    """Round numbers inside [low, high], at least one."""
+    span = max(high - low, 1e-9)
+    rough = span / wanted
+    power = 10 ** math.floor(math.log10(rough))
+    width = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    width = max(width, 1.0) if whole else width
+    first = math.ceil(low / width) * width
+    ticks = [round(first + n * width, 10) for n in range(wanted + 2) if first + n * width <= high + span * 1e-9]
+    return ticks or [low]
+
+
+def _readings(box: _Box, train: list[Point], held_out: list[Point]) -> list[list[Any]]:
+    """[share of the width, text] of every step, for the readout under the pointer."""
+    found = {step: [f"training {value:.3f}"] for step, value in train}
+    for step, value in held_out:
+        found.setdefault(step, []).append(f"held-out {value:.3f}")
+    return [[round(box.x(step), 4), f"step {step:.0f}: " + ", ".join(texts)] for step, texts in sorted(found.items())]
+
+
+def _description(train: list[Point], held_out: list[Point], best: Point | None) -> str:
+    parts = []
+    if train:
+        parts.append(f"Training loss from {train[0][1]:.2f} at step {train[0][0]:.0f} to {train[-1][1]:.2f} at step {train[-1][0]:.0f}")
+    if best:
+        parts.append(f"held-out loss lowest at step {best[0]:.0f} with {best[1]:.2f}, now {held_out[-1][1]:.2f}")
+    return "; ".join(parts) + "."

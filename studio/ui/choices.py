@@ -1,0 +1,72 @@
+"""What dropdowns offer: datasets, base models, who can answer. A choice is a (words, name) pair.
+
+Knows nothing of tabs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.ui import words
+
+STARTER = "starter"
+EXAMPLE = "What is the capital of France?"
+Choice = tuple[str, str]
+
+
+def datasets(studio: Studio) -> list[Choice]:
+    """Newest first; the value is the ID."""
+    return [(f"{dataset['name']} · {words.count(dataset['rows'], 'row')}", dataset["id"]) for dataset in studio.datasets.list()]
+
+
+def base_models(studio: Studio) -> list[Choice]:
+    """The starter first; models that can't be loaded are left out."""
+    return [(_base_model(model), model["name"]) for model in studio.models.list() if model["loadable"]]
+
+
+def adapters(studio: Studio, base_model: str | None) -> list[Choice]:
+    return [(adapter["name"], adapter["name"]) for adapter in studio.adapters.list(base_model)]
+
+
+def contestants(studio: Studio) -> list[Choice]:
+    """Everything that can answer here: `BASE` and `BASE:ADAPTER`."""
+    return [(f"{name} (toy)" if is_toy(name) else name, name) for name in studio.chat.available()]
+
+
+def update(offered: list[Choice], chosen: str | None) -> Any:
+    """Offer `offered`; keep what was chosen where it is still there, else take the first."""
+    values = [value for _, value in offered]
+    return gr.Dropdown(choices=offered, value=chosen if chosen in values else values[0] if values else None)
+
+
+def is_toy(contestant: str) -> bool:
+    """The starter and whatever stands on it."""
+    return contestant == STARTER or contestant.startswith(STARTER + ":")
+
+
+def _base_model(model: dict[str, Any]) -> str:
+    size = words.parameters(model["parameters"])
+    return f"{model['name']} · {size} parameters" + (" · a toy to try things with" if is_toy(model["name"]) else "")
+
+
+def example_for(studio: Studio, adapter: str) -> str:
+    """A question that `adapter` should know: the first of the rows it learned from; a general one for the base ("")."""
+    try:
+        job_id = studio.adapters.show(adapter)["job"] if adapter else None
+        data = studio.jobs.show(job_id).get("dataset") if job_id else None
+        rows = studio.datasets.rows(data, offset=0, limit=1) if data else []
+    except StudioError:  # the job or its data was deleted since
+        rows = []
+    return (question(rows[0]) if rows else "") or EXAMPLE
+
+
+def question(row: dict[str, Any]) -> str:
+    """What is asked in an Example's JSON."""
+    prompt = row.get("messages") or row.get("prompt") or ""
+    if isinstance(prompt, str):
+        return prompt
+    return next((turn["content"] for turn in prompt if turn["role"] == "user"), "")

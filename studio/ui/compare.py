@@ -1,0 +1,231 @@
+"""Compare: which is better? The same prompts to a base and its adapters, answers side by side as they land, all kept.
+
+Knows nothing of how answers are made: it creates a comparison and reads its rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.ui import choices, pieces, words
+from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.page import Page, go, opening
+
+PAGE_ROWS = 20  # prompts on the page at once
+LIVE_S, IDLE_S = 1.0, 8.0
+BASE = "base"
+
+
+class CompareTab:
+    """Left: prompts and contestants, and the comparisons that are kept. Right: the answers of the chosen one."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+        self._stamp = gr.State("")
+        self._timer = gr.Timer(IDLE_S)
+        with opening("compare") as self.tab:
+            with gr.Row(elem_classes="halves"):
+                with gr.Column(scale=2, min_width=300):
+                    self._layout_choices()
+                with gr.Column(scale=3, min_width=320):
+                    self._layout_answers()
+        self._wire()
+
+    def _layout_choices(self) -> None:
+        self.prompt = gr.Textbox(label="One prompt", info="A question for everybody.", lines=2, max_lines=8, elem_id="compare-prompt")
+        with gr.Accordion("Or many: a file of prompts, or a dataset", open=False, elem_id="compare-many"):
+            self.file = gr.File(label="File of prompts: .jsonl with prompt and, if you have it, reference; or .txt, one a line", file_types=[".jsonl", ".txt"], height=130)
+            self.data = gr.Dropdown(label="Dataset", info="Its questions become prompts, its answers references.", elem_id="compare-data")
+        self.base_model = gr.Dropdown(label="Base model", info="Whose adapters take part.", elem_id="compare-base")
+        self.contestants = gr.CheckboxGroup(label="Who answers", info="The base shows what training changed.", elem_id="compare-who")
+        self.max_new_tokens = gr.Number(128, label="Longest answer · max_new_tokens", info="In tokens. Answers are greedy, so the same prompt gives the same answer.", precision=0)
+        self.name = gr.Textbox(label="Name", info="Empty makes one.", max_lines=1, elem_id="compare-name")
+        self.start = gr.Button("Compare", variant="primary", elem_id="compare-start")
+        self.notice = pieces.panel(elem_id="compare-notice", elem_classes="notice-place")
+        self.list = pieces.panel(elem_id="compare-list")
+
+    def _layout_answers(self) -> None:
+        self.answers = pieces.panel(elem_id="compare-answers")
+        with gr.Row(visible=False, elem_classes="buttons") as self.pager:
+            self.earlier = gr.Button("Earlier prompts", min_width=130)
+            self.later = gr.Button("Later prompts", min_width=130)
+        self._first = gr.State(0)
+        with gr.Row(elem_classes="next"):
+            self.next = gr.Button("Next: train on more or better data", elem_id="compare-next", visible=False)
+
+    def _wire(self) -> None:
+        place = self._page.place
+        shown = [place.comparison, self.list, self.answers, self.pager, self.next, self._stamp, self._timer]
+        looked = [place.comparison, self._first, self._stamp]
+        self.tab.select(self.enter, inputs=[self.data, self.base_model, self.contestants], outputs=[self.data, self.base_model, self.contestants], **QUIET)
+        self.tab.select(self.look, inputs=looked, outputs=shown, **QUIET)
+        place.comparison.change(self.look_anew, inputs=[place.comparison], outputs=[self._first, *shown], **QUIET)
+        self._timer.tick(self.tick, inputs=[place.tab, *looked], outputs=shown, **QUIET)
+        self.base_model.input(self.offer, inputs=[self.base_model, self.contestants], outputs=[self.contestants], **QUIET)
+        self.list.select(self.open, outputs=[place.comparison], **QUIET)
+        asked = [self.prompt, self.file, self.data, self.base_model, self.contestants, self.max_new_tokens, self.name]
+        self.start.click(tells(self.notice)(self.compare), inputs=asked, outputs=[self.notice, self.name, self._first, *shown], **BUSY)
+        for button, step in ((self.earlier, -PAGE_ROWS), (self.later, PAGE_ROWS)):
+            turn = self._turning(step)
+            button.click(turn, inputs=[place.comparison, self._first], outputs=[self._first, *shown], **QUIET)
+        self.next.click(lambda: go("data"), outputs=[self._page.tabs], **QUIET)
+        self.answers.select(self.suggest, inputs=[self.contestants], outputs=[self.prompt], **QUIET)
+
+    # what is offered
+
+    def enter(self, data: str | None, base_model: str | None, chosen: list[str] | None) -> dict[Any, Any]:
+        datasets = [("none", ""), *choices.datasets(self._studio)]
+        models = choices.base_models(self._studio)
+        names = [name for _, name in models]
+        base = base_model if base_model in names else names[0] if names else None
+        offered = self.offer(base, chosen)
+        return {self.data: choices.update(datasets, data), self.base_model: gr.Dropdown(choices=models, value=base), self.contestants: offered}
+
+    def offer(self, base_model: str | None, chosen: list[str] | None) -> Any:
+        """The base and its adapters, newest first; at first the base and the newest are chosen."""
+        offered = [(f"{base_model} alone", BASE), *choices.adapters(self._studio, base_model)] if base_model else []
+        values = [value for _, value in offered]
+        kept = [name for name in chosen or [] if name in values]
+        return gr.CheckboxGroup(choices=offered, value=kept or values[:2])
+
+    def suggest(self, chosen: list[str] | None) -> str:
+        return choices.example_for(self._studio, next((name for name in chosen or [] if name != BASE), ""))
+
+    # what is shown
+
+    def open(self, event: gr.EventData) -> str:
+        return str(event._data["id"])
+
+    def tick(self, tab: str, comparison_id: str, first: int, stamp: str) -> Any:
+        return self.look(comparison_id, first, stamp) if tab == "compare" else gr.skip()
+
+    def look_anew(self, comparison_id: str) -> dict[Any, Any]:
+        return {self._first: 0, **self.look(comparison_id, 0, "")}
+
+    def look(self, comparison_id: str, first: int, stamp: str) -> Any:
+        """Show the rows as they are now; nothing is sent when nothing moved."""
+        rows = self._studio.comparisons.list()
+        chosen = next((row for row in rows if comparison_id in (row["id"], row["name"])), rows[0] if rows else None)
+        now = repr([first, chosen and chosen["id"], [(row["id"], row["status"], row["progress"]["step"]) for row in rows]])
+        if now == stamp:
+            return gr.skip()
+        live = any(row["status"] not in words.FINAL for row in rows)
+        return {
+            self._page.place.comparison: chosen["id"] if chosen else "",
+            self.list: _list(rows, chosen),
+            **self._show(chosen, first),
+            self._stamp: now,
+            self._timer: gr.Timer(LIVE_S if live else IDLE_S),
+        }
+
+    def _show(self, chosen: dict[str, Any] | None, first: int) -> dict[Any, Any]:
+        if chosen is None:
+            nothing = pieces.empty("Ask one thing, and see the base and your adapters answer side by side.", "Suggest a prompt", "suggest")
+            return {self.answers: nothing, self.pager: gr.Row(visible=False), self.next: gr.Button(visible=False)}
+        comparison = self._studio.comparisons.show(chosen["id"])
+        many = len(comparison["prompts"]) > PAGE_ROWS
+        ended = comparison["status"] in words.FINAL
+        return {
+            self.answers: pieces.piece("comparison", **answers(comparison, first)),
+            self.pager: gr.Row(visible=many),
+            self.next: gr.Button(visible=ended),
+        }
+
+    def _turning(self, step: int) -> Any:
+        def turn(comparison_id: str, first: int) -> dict[Any, Any]:
+            total = self._studio.comparisons.show(comparison_id)["prompt_count"]
+            begin = min(max(0, first + step), max(0, (total - 1) // PAGE_ROWS * PAGE_ROWS))
+            return {self._first: begin, **self.look(comparison_id, begin, "")}
+
+        return turn
+
+    # asking
+
+    def compare(
+        self, prompt: str, file: str | None, data: str | None, base_model: str | None, contestants: list[str], max_new_tokens: Any, name: str
+    ) -> dict[Any, Any]:
+        if not base_model:
+            raise StudioError("No base model is chosen.", "Choose one above.")
+        if not contestants:
+            raise StudioError("Nobody is chosen to answer.", "Tick at least one under Who answers.")
+        source = self._prompts(prompt, file, data)
+        params = {"max_new_tokens": int(max_new_tokens or 128)}
+        made = self._studio.comparisons.create(**source, base_model=base_model, contestants=contestants, name=name.strip() or None, params=params)
+        return {self.name: "", self._first: 0, **self.look(made["id"], 0, "")}
+
+    def _prompts(self, prompt: str, file: str | None, data: str | None) -> dict[str, Any]:
+        """Exactly one source of prompts; to guess between several would compare something nobody asked for."""
+        given = [name for name, value in (("a typed prompt", prompt.strip()), ("a file", file), ("a dataset", data)) if value]
+        if len(given) != 1:
+            what = "No prompt is given." if not given else f"{' and '.join(given)} are given at once.".capitalize()
+            raise StudioError(what, "Type one prompt, or upload a file, or choose a dataset: one of the three.")
+        if file:
+            return {"prompts": self._studio.comparisons.read_prompts(Path(file))}
+        return {"data": data} if data else {"prompts": [{"prompt": prompt.strip()}]}
+
+
+def _list(rows: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
+    if not rows:
+        return ""
+    listed = [{**row, "facts": _facts(row)} for row in rows]
+    return pieces.piece("comparisons", comparisons=listed, selected=chosen and chosen["id"])
+
+
+def _facts(row: dict[str, Any]) -> str:
+    who = words.count(len(row["contestants"]), "contestant")
+    return f"{words.count(row['prompt_count'], 'prompt')} · {who} · {words.STATUS_WORDS[row['status']]} · {words.ago(row['created_at'])}"
+
+
+def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:
+    """Data of pieces/comparison.html: prompts from number `first` on, each with one cell per contestant."""
+    cells = {(answer["prompt_id"], answer["contestant"]): answer for answer in comparison["answers"]}
+    names = comparison["contestants"]
+    prompts = comparison["prompts"]
+    total = len(prompts) * len(names)
+    rows = [
+        {
+            "prompt": _text(prompt),
+            "reference": prompt.get("reference"),
+            "answers": [_cell(name, cells.get((prompt["id"], name)), prompt.get("reference"), comparison["base_model"]) for name in names],
+        }
+        for prompt in prompts[first : first + PAGE_ROWS]
+    ]
+    return {
+        "name": comparison["name"],
+        "state": comparison["status"],
+        "reason": comparison["reason"],
+        "fix": comparison["fix"],
+        "part": len(cells) / total if total else 0.0,
+        "progress": f"{len(cells)} of {words.count(total, 'answer')}",
+        "scores": [_score(name, comparison["scores"][name]) for name in names if name in comparison.get("scores", {})],
+        "first": first + 1,
+        "rows": rows,
+    }
+
+
+def _cell(name: str, answer: dict[str, Any] | None, reference: str | None, base_model: str) -> dict[str, Any]:
+    toy = choices.is_toy(base_model) and "#" not in name
+    shown = {"contestant": base_model if name == BASE else name, "toy": toy, "text": None, "error": "", "match": None, "seconds": None}
+    if answer is None:
+        return shown
+    match = answer["text"].strip() == reference.strip() if reference and not answer["error"] else None
+    return {**shown, "text": answer["text"], "error": answer["error"], "match": match, "seconds": answer["seconds"]}
+
+
+def _score(name: str, score: dict[str, Any]) -> dict[str, Any]:
+    interval = f" ({words.share(score['ci95'][0])} to {words.share(score['ci95'][1])})" if score.get("ci95") else ""
+    return {"contestant": name, "text": f"{words.share(score['exact_match'])}{interval} of {words.count(score['n'], 'prompt')}"}
+
+
+def _text(prompt: dict[str, Any]) -> str:
+    """What was asked, every turn of it."""
+    said = [turn for messages in prompt["turns"] for turn in messages]
+    if len(said) == 1:
+        return str(said[0]["content"])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)

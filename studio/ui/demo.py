@@ -1,0 +1,74 @@
+"""The demo of the Start tab: which rows, which job, and how far it has come, found by name among what is kept.
+
+Knows nothing of the page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.settings import STATIC
+from studio.ui import choices
+
+NAME = "demo-router"  # of dataset, job and adapter
+ROWS, HELD_OUT = STATIC / "demo" / "router.train.jsonl", STATIC / "demo" / "router.eval.jsonl"
+OPTIONS = {"num_train_epochs": 4.0, "learning_rate": 2e-3}
+CONVERSATIONS_READ = 30  # newest ones that are searched for the demo's answer
+
+
+class Demo:
+    """Each step is a call of the services that any other page could make."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    def state(self) -> dict[str, Any]:
+        """{"dataset", "job", "adapter"}: records or None; "chatted", "compared": whether it happened."""
+        dataset = next((row for row in self._studio.datasets.list() if row["name"] == NAME), None)
+        jobs = [job for job in self._studio.jobs.list() if job["kind"] == "train" and job["name"].startswith(NAME)]
+        job = next((job for job in jobs if job["status"] == "SUCCEEDED"), jobs[0] if jobs else None)
+        adapter = next((row for row in self._studio.adapters.list() if job and row["job"] == job["id"]), None)
+        name = adapter["name"] if adapter else ""
+        return {
+            "dataset": dataset,
+            "job": job,
+            "adapter": adapter,
+            "chatted": bool(adapter) and self._has_answered(f"{choices.STARTER}:{name}"),
+            "compared": bool(adapter) and any(name in row["contestants"] for row in self._studio.comparisons.list()),
+        }
+
+    def add(self) -> dict[str, Any]:
+        return self._studio.datasets.add(ROWS, name=NAME)
+
+    def train(self) -> dict[str, Any]:
+        data = self._needed("dataset", "Add the demo rows first.")["id"]
+        # after a failed try the name is taken; the next one gets a number
+        name = NAME if self.state()["job"] is None else None
+        return self._studio.jobs.submit(data=data, base_model=choices.STARTER, options=OPTIONS, name=name)
+
+    def job(self) -> dict[str, Any]:
+        return self._needed("job", "Train the adapter first.")
+
+    def contestant(self) -> str:
+        return f"{choices.STARTER}:{self._needed('adapter', 'Wait for the training to end.')['name']}"
+
+    def question(self) -> str:
+        """One that was kept back from training."""
+        return str(self._studio.comparisons.read_prompts(HELD_OUT)[0]["turns"][0][0]["content"])
+
+    def compare(self) -> dict[str, Any]:
+        adapter = self._needed("adapter", "Wait for the training to end.")
+        prompts = self._studio.comparisons.read_prompts(HELD_OUT)
+        return self._studio.comparisons.create(prompts=prompts, base_model=choices.STARTER, contestants=["base", adapter["name"]])
+
+    def _needed(self, what: str, fix: str) -> dict[str, Any]:
+        found = self.state()[what]
+        if found is None:
+            raise StudioError("This step of the demo comes later.", fix)
+        return dict(found)
+
+    def _has_answered(self, contestant: str) -> bool:
+        chats = self._studio.chat.conversations()[:CONVERSATIONS_READ]
+        return any(row["contestant"] == contestant for chat in chats for row in self._studio.chat.messages(chat["id"]))

@@ -1,0 +1,63 @@
+"""What surrounds every handler: a StudioError becomes a message in place, anything else a logged one-liner, never a traceback.
+
+Knows nothing of the tabs. Handlers return a dict of component -> value, or gr.skip().
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.ui import pieces
+
+log = logging.getLogger(__name__)
+Handler = Callable[..., Any]
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # for timers and small moves
+BUSY: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": None}  # for what a person waits for
+
+
+def tells(notice: gr.HTML) -> Callable[[Handler], Handler]:
+    """Decorate a handler so that its errors are shown in `notice`, which must be among its outputs; success clears it."""
+
+    def decorate(handler: Handler) -> Handler:
+        return _streaming(handler, notice) if inspect.isgeneratorfunction(handler) else _calling(handler, notice)
+
+    return decorate
+
+
+def _calling(handler: Handler, notice: gr.HTML) -> Handler:
+    @functools.wraps(handler)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            outcome = handler(*args, **kwargs)
+        except Exception as exc:  # the edge between the page and the services
+            return {notice: message(exc)}
+        return {notice: "", **outcome} if isinstance(outcome, dict) else outcome
+
+    return call
+
+
+def _streaming(handler: Handler, notice: gr.HTML) -> Handler:
+    # a wrapper that is itself a generator function, or gradio would show the generator object
+    @functools.wraps(handler)
+    def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from handler(*args, **kwargs)
+        except Exception as exc:  # the edge between the page and the services
+            yield {notice: message(exc)}
+
+    return stream
+
+
+def message(error: Exception) -> str:
+    """The notice for `error`. What is no StudioError is our own defect: logged whole, told in one line."""
+    if isinstance(error, StudioError):
+        return pieces.notice(error)
+    log.error("A handler of the page failed.", exc_info=error)
+    return pieces.said("This did not work because of a defect in the studio.", "bad", f"The log says more ({type(error).__name__}). Your data is safe.")

@@ -1,0 +1,65 @@
+"""The frame that the tabs share: the row of tabs, and where the reader is (tab, dataset, job, chat, comparison), kept in the URL.
+
+Knows nothing of what the tabs show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gradio as gr
+
+TABS = {"start": "Start", "data": "Data", "train": "Train", "jobs": "Jobs", "chat": "Chat", "compare": "Compare"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the reader is, as hidden fields: inputs of handlers, mirrored into the URL by studio.js, read back on load."""
+
+    tab: gr.Textbox
+    dataset: gr.Textbox
+    job: gr.Textbox
+    chat: gr.Textbox
+    comparison: gr.Textbox
+
+    @classmethod
+    def build(cls) -> Place:
+        """Call inside the Blocks, before the tabs."""
+        return cls(**{field.name: _hidden(field.name) for field in fields(cls)})
+
+    def boxes(self) -> list[gr.Textbox]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def keep_in_url(self) -> None:
+        """Mirror every later change of a field into the URL, so that a reload shows the same thing."""
+        for field in fields(self):
+            box = getattr(self, field.name)
+            box.change(None, inputs=[box], js=f"(value) => {{ studio.remember('{field.name}', value); return []; }}", queue=False, api_visibility="private")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What every tab gets."""
+
+    place: Place
+    tabs: gr.Tabs
+
+
+def _hidden(name: str) -> gr.Textbox:
+    return gr.Textbox(value="", visible="hidden", elem_id=f"place-{name}", label=name)
+
+
+def go(tab: str) -> Any:
+    """The update that opens `tab`."""
+    return gr.Tabs(selected=tab)
+
+
+def opening(name: str) -> gr.Tab:
+    return gr.Tab(TABS[name], id=name, elem_id=f"tab-{name}", elem_classes="studio-tab")
+
+
+def ending(label: str, elem_id: str, visible: bool = True) -> gr.Button:
+    """The next-step button that ends a tab; place it in a row of its own."""
+    with gr.Row(elem_classes="next"):
+        return gr.Button(label, elem_id=elem_id, variant="secondary", visible=visible, elem_classes="next-step")

@@ -1,0 +1,74 @@
+"""Pieces of HTML, each a jinja template of `pieces/`: strip, lists, curves, tokens, transcript. All escaping happens here.
+
+Knows nothing of services. Text from outside (rows, names, answers, logs) reaches the page only through these autoescaped
+templates, as the plain `value` of a gr.HTML. It must never reach `html_template` or `{{...}}` of a gr.HTML: gradio renders
+those with Handlebars and then evaluates the *result* as a JavaScript template, so a row holding `${...}` would run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from studio.errors import StudioError
+from studio.settings import STATIC
+from studio.ui import words
+
+# Whatever carries data-act in a piece (a button or a link) becomes the component's `select` event with its data-* values.
+ACTS = """
+element.addEventListener('click', (event) => {
+  const target = event.target.closest('[data-act]');
+  if (!target || !element.contains(target) || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  trigger('select', {...target.dataset});
+});
+"""
+
+MAX_PROBLEMS = 20  # in one message
+
+_environment = Environment(
+    loader=FileSystemLoader([Path(__file__).parent / "pieces", STATIC]),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+for _filter in (words.size, words.duration, words.left, words.ago, words.share, words.count, words.parameters):
+    _environment.filters[_filter.__name__ if _filter is not words.count else "counted"] = _filter
+_environment.globals.update(elapsed=words.elapsed, STATUS_WORDS=words.STATUS_WORDS)
+
+
+def piece(name: str, **data: Any) -> str:
+    """The HTML of `pieces/<name>.html` filled with `data`, every value escaped."""
+    return _environment.get_template(f"{name}.html").render(**data).strip()
+
+
+def panel(value: str = "", *, elem_id: str | None = None, elem_classes: str | list[str] | None = None, visible: bool = True) -> gr.HTML:
+    """A place on the page that shows pieces."""
+    return gr.HTML(value, elem_id=elem_id, elem_classes=elem_classes, visible=visible, js_on_load=ACTS, apply_default_css=False)
+
+
+def notice(error: StudioError) -> str:
+    """A refusal where the eyes are: reason, fix, and every single problem when there are several."""
+    items = [_problem(problem) for problem in (error.details.get("problems") or [])[:MAX_PROBLEMS]]
+    return piece("notice", tone="bad", message=error.message, fix=error.fix, items=items if len(items) > 1 else [])
+
+
+def _problem(problem: Any) -> str:
+    if not isinstance(problem, dict):
+        return str(problem)
+    place = f"line {problem['line']}: " if problem.get("line") is not None else ""
+    return f"{place}{problem.get('problem', '')}. {problem.get('fix', '')}".strip()
+
+
+def said(message: str, tone: str = "good", fix: str = "") -> str:
+    """A short word that something happened; tones are good, bad and info."""
+    return piece("notice", tone=tone, message=message, fix=fix, items=[])
+
+
+def empty(sentence: str, button: str = "", act: str = "", **data: str) -> str:
+    """An empty state: one sentence and one button that helps."""
+    return piece("empty", sentence=sentence, button=button, act=act, data=data)

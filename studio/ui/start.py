@@ -1,0 +1,127 @@
+"""Start: what is this, and does it work here? The demo as five steps, each one button, ticked by what the rows say.
+
+Knows nothing of a session: after a reload the same ticks are there, because they are read from datasets, jobs, chats, comparisons.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.services import Studio
+from studio.ui import pieces, words
+from studio.ui.demo import Demo
+from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.page import Page, go, opening
+
+LIVE_S, IDLE_S = 2.0, 10.0
+
+
+class StartTab:
+    """Left: the demo. Right: the doctor."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+        self._demo = Demo(studio)
+        self._shown = gr.State("")
+        self._timer = gr.Timer(IDLE_S)
+        with opening("start") as self.tab:
+            with gr.Row(elem_classes="halves"):
+                with gr.Column(scale=3, min_width=320):
+                    pieces.panel(pieces.piece("welcome"))
+                    self.steps = pieces.panel(elem_id="start-steps", elem_classes="card")
+                    self.notice = pieces.panel(elem_id="start-notice", elem_classes="notice-place")
+                    with gr.Row(elem_classes="next"):
+                        self.own = gr.Button("Bring your own data", elem_id="start-own")
+                with gr.Column(scale=2, min_width=300):
+                    self.doctor = pieces.panel(elem_id="start-doctor")
+
+    def wire(self, blocks: gr.Blocks, contestant: gr.Dropdown, message: gr.Textbox) -> None:
+        """`contestant` and `message` are the chat tab's: the fourth step fills them in."""
+        place, tabs = self._page.place, self._page.tabs
+        shown = [self.steps, self._shown, self._timer]
+        gr.on([blocks.load, self.tab.select], self.look, inputs=[self._shown], outputs=shown, **QUIET)
+        self._timer.tick(self.tick, inputs=[place.tab, self._shown], outputs=shown, **QUIET)
+        blocks.load(self.examine, outputs=[self.doctor], **QUIET)
+        outputs = [self.notice, *shown, tabs, place.job, place.chat, place.comparison, contestant, message]
+        self.steps.select(tells(self.notice)(self._acting(contestant, message)), inputs=[self._shown], outputs=outputs, **BUSY)
+        self.own.click(lambda: go("data"), outputs=[tabs], **QUIET)
+
+    def examine(self) -> str:
+        return pieces.piece("doctor", checks=self._studio.system.doctor()["checks"])
+
+    def tick(self, tab: str, shown: str) -> Any:
+        return self.look(shown) if tab in ("", "start") else gr.skip()
+
+    def look(self, shown: str) -> Any:
+        """The steps as the rows have them now; nothing is sent when nothing moved."""
+        state = self._demo.state()
+        html = pieces.piece("steps", steps=steps(state))
+        if html == shown:
+            return gr.skip()
+        job = state["job"]
+        live = job is not None and job["status"] not in words.FINAL
+        return {self.steps: html, self._shown: html, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
+
+    def _acting(self, contestant: gr.Dropdown, message: gr.Textbox) -> Any:
+        place, tabs = self._page.place, self._page.tabs
+
+        def act(shown: str, event: gr.EventData) -> dict[Any, Any]:
+            match event._data["act"]:
+                case "add":
+                    self._demo.add()
+                case "train":
+                    return {tabs: go("jobs"), place.job: self._demo.train()["id"]}
+                case "watch":
+                    return {tabs: go("jobs"), place.job: self._demo.job()["id"]}
+                case "chat":
+                    who = self._demo.contestant()
+                    filled = gr.Dropdown(choices=[(who, who)], value=who)
+                    return {tabs: go("chat"), place.chat: "", contestant: filled, message: self._demo.question()}
+                case "compare":
+                    return {tabs: go("compare"), place.comparison: self._demo.compare()["id"]}
+            return dict(self.look("")) if event._data["act"] == "add" else {}
+
+        return act
+
+
+def steps(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The five steps with what is done, what is next and what comes later; only the possible ones have a button."""
+    job, adapter = state["job"], state["adapter"]
+    done = [state["dataset"] is not None, job is not None, adapter is not None, state["chatted"], state["compared"]]
+    possible = [True, done[0], done[1], done[2], done[2]]
+    told = [
+        ("add", "Add the demo rows", "Add the demo rows", "288 short messages, each with the desk that should get it: billing, shipping, account or technical."),
+        ("train", "Train an adapter", "Train the adapter", "The starter, a toy model that ships with the studio, learns from them with real 4-bit QLoRA. About a minute."),
+        ("watch", "Watch it learn", "Watch it", _progress(job)),
+        ("chat", "Ask it", "Ask the adapter", "A message it has never seen. Change who answers to see the toy alone."),
+        ("compare", "Compare it with the base", "Compare", "Messages kept back from training, base and adapter side by side, with a score."),
+    ]
+    return [
+        {
+            "act": act,
+            "title": title,
+            "text": text,
+            "button": "" if act in ("add", "train") and done[n] or not possible[n] else button,
+            "state": "done" if done[n] else "now" if all(done[:n]) else "later",
+            "part": _part(job) if act == "watch" and job and not done[n] else None,
+        }
+        for n, (act, title, button, text) in enumerate(told)
+    ]
+
+
+def _progress(job: dict[str, Any] | None) -> str:
+    if job is None or job["status"] == "SUCCEEDED":
+        return "The loss falls while it learns; you may close the page meanwhile."
+    if job["status"] in ("FAILED", "CANCELLED"):
+        return f"{words.STATUS_WORDS[job['status']].capitalize()}: {job['reason'] or 'stopped by you'}. Train it again."
+    progress = job["progress"]
+    share = words.share((progress["step"] or 0) / progress["max_steps"]) if progress["max_steps"] else words.STATUS_WORDS[job["status"]]
+    return " · ".join(item for item in (share, words.left(progress["eta_s"])) if item)
+
+
+def _part(job: dict[str, Any]) -> float | None:
+    progress = job["progress"]
+    return (progress["step"] or 0) / progress["max_steps"] if progress["max_steps"] else None

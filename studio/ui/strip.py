@@ -1,0 +1,84 @@
+"""The status strip on every tab: device, memory, what runs and for how long, what waits, what the engine holds.
+
+Knows nothing of the tabs beyond their names: each chip is a link to its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.services import Studio
+from studio.ui import pieces, words
+from studio.ui.handlers import QUIET
+from studio.ui.page import Page, go
+
+BUSY_S, IDLE_S = 2.0, 10.0
+
+
+class Strip:
+    """Refreshed every two seconds while something runs, else every ten."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._system = studio.system
+        self.panel = pieces.panel(elem_id="strip")
+        self._shown = gr.State("")
+        self._timer = gr.Timer(IDLE_S)
+
+    def wire(self, page: Page, blocks: gr.Blocks) -> None:
+        outputs = [self.panel, self._shown, self._timer]
+        blocks.load(self.refresh, inputs=[self._shown], outputs=outputs, **QUIET)
+        self._timer.tick(self.refresh, inputs=[self._shown], outputs=outputs, **QUIET)
+        self.panel.select(self.follow, outputs=[page.tabs, page.place.job], **QUIET)
+
+    def refresh(self, shown: str) -> Any:
+        strip = self._system.strip()
+        html = pieces.piece("strip", chips=chips(strip))
+        if html == shown:
+            return gr.skip()
+        return {self.panel: html, self._shown: html, self._timer: gr.Timer(BUSY_S if is_busy(strip) else IDLE_S)}
+
+    def follow(self, event: gr.EventData) -> tuple[Any, Any]:
+        target = event._data
+        return go(target["tab"]), target.get("job") or gr.skip()
+
+
+def is_busy(strip: dict[str, Any]) -> bool:
+    return bool(strip["running"] or strip["queued"] or strip["engine"].get("loading"))
+
+
+def chips(strip: dict[str, Any]) -> list[dict[str, Any]]:
+    """The strip's readings as links: {icon, text, tone, tab, job, part}."""
+    found = [_chip("device", f"{strip['device']} · {strip['memory']}", "start")]
+    for job in strip["running"]:
+        found.append(_running(job))
+    if strip["queued"]:
+        found.append(_chip("clock", f"{strip['queued']} queued", "jobs"))
+    elif not strip["running"]:
+        found.append(_chip("pause", "nothing runs", "jobs"))
+    found.append(_engine(strip["engine"]))
+    return found
+
+
+def _chip(icon: str, text: str, tab: str, *, tone: str = "plain", job: str = "", part: float | None = None) -> dict[str, Any]:
+    return {"icon": icon, "text": text, "tab": tab, "tone": tone, "job": job, "part": part}
+
+
+def _running(job: dict[str, Any]) -> dict[str, Any]:
+    progress = job["progress"]
+    part = (progress["step"] or 0) / progress["max_steps"] if progress["max_steps"] else None
+    text = " · ".join(item for item in (f"running {job['name']}", words.share(part), words.left(progress["eta_s"])) if item)
+    return _chip("run", text, "jobs", tone="running", job=job["id"], part=part)
+
+
+def _engine(engine: dict[str, Any]) -> dict[str, Any]:
+    if engine.get("loading"):
+        loading = engine["loading"]
+        expected = f", about {words.duration(loading['expected_s'])}" if loading.get("expected_s") else ""
+        return _chip("engine", f"engine: loading {loading['name']}{expected}", "chat", tone="running")
+    if engine.get("loaded"):
+        loaded = engine["loaded"]
+        adapters = len(loaded["adapters"])
+        return _chip("engine", f"engine: {loaded['base']}" + (f" + {words.count(adapters, 'adapter')}" if adapters else ""), "chat")
+    return _chip("engine", "engine: idle" if engine.get("ok", True) else "engine: not answering", "chat")

@@ -1,0 +1,123 @@
+"""Train: what will I get? Three choices and a name; every other option behind "All options"; beside them the rows as tokens.
+
+Knows nothing of how a job runs: it hands the choices to the job service and shows its refusals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from jobs import recipes
+from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.ui import choices, pieces, words
+from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.options import OptionsForm
+from studio.ui.page import Page, go, opening
+
+PREVIEW_ROWS = 3
+PREVIEW_CHARACTERS = 2_000  # of one row; a long one is cut on the page, not in the data
+
+
+class TrainTab:
+    """Left: data, base model, goal, name, all options. Right: what the model will see and learn."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+        with opening("train") as self.tab:
+            with gr.Row(elem_classes="halves"):
+                with gr.Column(scale=3, min_width=320):
+                    self._layout_choices()
+                with gr.Column(scale=2, min_width=320):
+                    self.preview = pieces.panel(elem_id="train-preview", elem_classes="card")
+        self._wire()
+
+    def _layout_choices(self) -> None:
+        self.data = gr.Dropdown(label="Data", info="The rows to learn from. Add them on the Data tab.", elem_id="train-data")
+        self.base_model = gr.Dropdown(label="Base model", info="The model that learns; it stays as it is, the adapter is added beside it.", elem_id="train-base")
+        goals = [(recipe.goal, name) for name, recipe in recipes.RECIPES.items()]
+        self.recipe = gr.Radio(goals, value=recipes.DEFAULT_RECIPE, label="Goal", info="What training should reach, and with how much memory.", elem_id="train-goal")
+        self.about_recipe = pieces.panel(self._about(recipes.DEFAULT_RECIPE), elem_classes="hint")
+        self.name = gr.Textbox(label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name")
+        with gr.Accordion("All options: steps, learning rate, rank, quantisation and more", open=False, elem_id="train-options"):
+            self.form = OptionsForm()
+        self.start = gr.Button("Start training", variant="primary", elem_id="train-start")
+        self.notice = pieces.panel(elem_id="train-notice", elem_classes="notice-place")
+
+    def _wire(self) -> None:
+        self.tab.select(self.enter, inputs=[self.data, self.base_model], outputs=[self.data, self.base_model, self.preview], **QUIET)
+        self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=[*self.form.fields, self.about_recipe], **QUIET)
+        max_length, template = self.form.field("max_length"), self.form.field("chat_template")
+        seen = [self.data, self.base_model, max_length, template]
+        gr.on([self.data.change, self.base_model.change, max_length.blur, template.blur], self.show_rows, inputs=seen, outputs=[self.preview], **QUIET)
+        self.start.click(
+            tells(self.notice)(self.submit),
+            inputs=[self.data, self.base_model, self.recipe, self.name, *self.form.fields],
+            outputs=[self.notice, self._page.tabs, self._page.place.job, self.name],
+            **BUSY,
+        )
+        self.preview.select(self.help_empty, outputs=[self._page.tabs], **QUIET)
+
+    def enter(self, data: str | None, base_model: str | None) -> dict[Any, Any]:
+        """Bring the choices up to date; what was chosen stays where it still exists."""
+        datasets, models = choices.datasets(self._studio), choices.base_models(self._studio)
+        if not datasets:
+            nothing = pieces.empty("There are no rows to learn from yet.", "Add data", "data")
+            return {self.data: gr.Dropdown(choices=[], value=None), self.base_model: choices.update(models, base_model), self.preview: nothing}
+        return {self.data: choices.update(datasets, data), self.base_model: choices.update(models, base_model)}
+
+    def help_empty(self) -> Any:
+        return go("data")
+
+    def choose_recipe(self, recipe: str) -> list[Any]:
+        return [*self.form.values(recipe), self._about(recipe)]
+
+    def show_rows(self, data: str | None, base_model: str | None, max_length: Any, chat_template: str) -> str:
+        """The rows as the model sees them; a refusal is shown in their place."""
+        if not data or not base_model:
+            return ""
+        length = int(max_length) if isinstance(max_length, (int, float)) and max_length >= 1 else 1024
+        try:
+            rendered = self._studio.datasets.render(
+                data, base_model=base_model, rows=PREVIEW_ROWS, max_length=length, chat_template=chat_template.strip() or None
+            )
+        except StudioError as exc:
+            return pieces.notice(exc)
+        return pieces.piece("tokens", rendered=rendered, rows=[_cut(row) for row in rendered["rows"]], warnings=_warnings(rendered), max_length=length)
+
+    def submit(self, data: str | None, base_model: str | None, recipe: str, name: str, *fields: Any) -> dict[Any, Any]:
+        if not data:
+            raise StudioError("No data is chosen.", "Choose a dataset above, or add one on the Data tab.")
+        if not base_model:
+            raise StudioError("No base model is chosen.", "Choose one above.")
+        options = self.form.changed(recipe, fields)
+        job = self._studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=options, name=name.strip() or None)
+        return {self._page.tabs: go("jobs"), self._page.place.job: job["id"], self.name: ""}
+
+    def _about(self, recipe: str) -> str:
+        return pieces.piece("sentence", text=recipes.get(recipe).description)
+
+
+def _warnings(rendered: dict[str, Any]) -> list[str]:
+    found = list(rendered.get("warnings") or [])
+    if rendered["share_without_learned_tokens"] > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
+        allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
+        found.append(f"More than {allowed} of the rows would teach nothing, so training will not start. Raise max length, or shorten the rows.")
+    return found
+
+
+def _cut(row: dict[str, Any]) -> dict[str, Any]:
+    """At most PREVIEW_CHARACTERS of a row's pieces `[text, learned]`."""
+    kept: list[tuple[str, bool]] = []
+    room = PREVIEW_CHARACTERS
+    for text, learned in row["pieces"]:
+        if room <= 0:
+            kept.append((" …", False))
+            break
+        kept.append((text[:room], learned))
+        room -= len(text)
+    return {**row, "pieces": kept}

@@ -1,0 +1,92 @@
+"""Numbers as people read them: sizes, durations, ages, shares. Knows nothing of the page."""
+
+from __future__ import annotations
+
+import time
+
+STATUS_WORDS = {"QUEUED": "queued", "RUNNING": "running", "PAUSED": "paused", "SUCCEEDED": "done", "FAILED": "failed", "CANCELLED": "cancelled"}
+FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+def size(num_bytes: float | None) -> str:
+    """`7.9 GiB`; binary units."""
+    if num_bytes is None:
+        return "unknown"
+    value, units = float(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "bytes" or value >= 100 else f"{value:.1f} {units[0]}"
+
+
+def duration(seconds: float | None) -> str:
+    """`40 s`, `2 min`, `1 h 20 min`, `3 days`."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{round(hours / 24)} days"
+
+
+def left(seconds: float | None) -> str:
+    """Time left of something that runs; rounded up, as nobody minds an early end."""
+    if seconds is None:
+        return ""
+    return "a few seconds left" if seconds < 8 else f"{duration(seconds)} left"
+
+
+def ago(then: object, now: float | None = None) -> str:
+    """`3 min ago` from a time that is seconds since the epoch or an ISO text."""
+    moment = _moment(then)
+    if moment is None:
+        return ""
+    past = max(0.0, (time.time() if now is None else now) - moment)
+    return "just now" if past < 45 else f"{duration(past)} ago"
+
+
+def elapsed(start: object, end: object, now: float | None = None) -> str:
+    """How long something took, or has taken so far."""
+    begun, ended = _moment(start), _moment(end)
+    if begun is None:
+        return ""
+    return duration((ended if ended is not None else time.time() if now is None else now) - begun)
+
+
+def share(part: float | None) -> str:
+    """0.034 -> `3.4 %`; whole percents from 10 on."""
+    if part is None:
+        return ""
+    percent = part * 100
+    return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
+
+
+def count(number: int | None, one: str, many: str = "") -> str:
+    """`1 row`, `1,204 rows`."""
+    value = number or 0
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def parameters(number: int | None) -> str:
+    """`3.1 M`, `7.2 B` parameters."""
+    value = float(number or 0)
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f}"
+
+
+def _moment(value: object) -> float | None:
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, str) and value:
+        from datetime import datetime
+
+        return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+    return None
