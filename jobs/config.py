@@ -45,7 +45,7 @@ class QuantizationSection(Config):
     load_in_4bit: bool = Field(default=False, description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower.")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit number format; nf4 suits weights of trained models.")
     bnb_4bit_use_double_quant: bool = Field(default=True, description="Quantise the quantisation constants too: saves 0.4 bit per weight.")
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Number format of the arithmetic on the 4-bit base.")
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.")
 
 
 class JobConfig(Config):

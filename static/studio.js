@@ -18,7 +18,7 @@
 
   // a curve's value at the pointer; points are [step, train, eval]
   const readCurve = (event) => {
-    const chart = event.target.closest && event.target.closest(".chart");
+    const chart = event.target.closest && event.target.closest(".chart .plot");
     document.querySelectorAll(".chart .readout.on").forEach((old) => { if (!chart || !chart.contains(old)) old.classList.remove("on"); });
     const svg = chart && chart.querySelector("svg");
     if (!svg) return;

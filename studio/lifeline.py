@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+EXIT_MUST_CHANGE = 78  # sysexits' EX_CONFIG, to the parent: my last line says what is wrong, starting me again would not help
 PR_SET_PDEATHSIG = 1
 
 

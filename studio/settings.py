@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from studio.errors import StudioError
+
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 STATIC = PACKAGE_ROOT / "static"
 
@@ -77,10 +79,15 @@ class Settings:
         return self.host in ("127.0.0.1", "localhost", "::1") or self.host.startswith("127.")
 
     def make_folders(self) -> None:
-        """Create STUDIO_HOME, readable by its owner only, and its folders."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs):
-            folder.mkdir(exist_ok=True)
+        """Create STUDIO_HOME, readable by its owner only, and its folders. Raises StudioError where that can't be done."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs):
+                folder.mkdir(exist_ok=True)
+        except OSError as exc:
+            raise StudioError(
+                f"STUDIO_HOME {self.home} can't be used ({exc.strerror}).", "Set STUDIO_HOME to a folder that you may write to."
+            ) from None
 
 
 def load(environ: dict[str, str] | None = None) -> Settings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,10 @@ EVALUATIONS_PER_RUN = 10
 
 @dataclass(frozen=True)
 class Device:
-    """Where and in which 16-bit type to compute."""
+    """Where to compute, and in which type: the frozen base's, and of the arithmetic."""
 
     name: str  # cuda, cpu
-    dtype: str  # bfloat16, float16
+    dtype: str  # bfloat16, float16, float32
 
 
 def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: StopWish) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     _import_bitsandbytes()
     from jobs.trainers.exact import ExactTrainer, Reporter
 
-    device = _device(config)
+    device = _device(config, log)
     _bound_threads(config)
     card, store = AdapterCard(config, renderer), CheckpointStore(run, config.save_total_limit)
     resumed = _resume_point(run, store, log)
@@ -155,14 +156,24 @@ def _import_bitsandbytes() -> None:
         torch.compile = compiler
 
 
-def _device(config: JobConfig) -> Device:
+def _device(config: JobConfig, log: EventLog) -> Device:
     import torch
 
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return Device("cpu", "bfloat16")
-    if not torch.cuda.is_available():
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device=cuda, but torch sees no GPU here.", "Set device to auto or cpu, or install torch for this machine's GPU.")
-    return Device("cuda", "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+    if config.device != "cpu" and torch.cuda.is_available():
+        return Device("cuda", "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+    if _has_bfloat16_instructions():
+        return Device("cpu", "bfloat16")
+    log.notice("This processor has no bfloat16 instructions: computing in float32, which is several times faster here.")
+    return Device("cpu", "float32")
+
+
+def _has_bfloat16_instructions() -> bool:
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return platform.machine() in ("arm64", "aarch64") or any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def _bound_threads(config: JobConfig) -> None:

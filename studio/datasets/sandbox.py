@@ -28,8 +28,8 @@ MAX_SOURCE_CHARS = 512 * 1024
 MAX_TEXT_CHARS = 128 * 1024**2  # of any one string
 MAX_ALLOCATED_CHARS = 1024**3  # of all strings of one render together
 MAX_LOOPS = 500_000
-MAX_CPU_S = 10.0
-MAX_NODES = 1_000_000  # of any list or dict, shared parts counted each time they occur
+MAX_CPU_S = 5.0
+MAX_NODES = 200_000  # of any list or dict, shared parts counted each time they occur
 MAX_INTEGER = 1_000_000  # as an argument: widths, precisions, repetitions
 
 ANOTHER = "Correct it, or choose chatml, alpaca or plain."
@@ -185,13 +185,23 @@ def _check_arguments(args: Iterable[Any]) -> None:
             _budget.charge(_weigh(arg))
 
 
-def _check_replace(text: Any, args: tuple[Any, ...]) -> None:
-    if len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str) and isinstance(text, str):
-        _budget.charge(text.count(args[0]) * len(args[1]) + len(text))
+def _check_growth(name: str, text: Any, args: tuple[Any, ...]) -> None:
+    """Charge what a filter or method makes of `text` before it does, where that can be much more than `text`."""
+    if not isinstance(text, str):
+        return
+    lines = text.count("\n") + text.count("\t") + 1
+    words = text.count(" ") + lines if name == "wordwrap" else lines
+    given = [len(arg) if isinstance(arg, str) else arg for arg in args if isinstance(arg, (str, int))]
+    if name == "replace" and len(given) >= 2:
+        _budget.charge(text.count(str(args[0])) * given[1] + len(text))
+    elif name in ("indent", "wordwrap"):
+        _budget.charge(words * max(given, default=4) + len(text))
+    else:
+        _budget.charge(lines * max((arg for arg in args if isinstance(arg, int)), default=0) + len(text))
 
 
 def _check_join(separator: Any, items: Any) -> None:
-    if isinstance(items, (list, tuple)) and isinstance(separator, str):
+    if isinstance(separator, str):
         _budget.charge(len(items) * len(separator) + _weigh(items))
 
 
@@ -212,12 +222,15 @@ def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
         _check_arguments([*given[1:], *kwargs.values()])
         if given and name not in ("length", "count", "first", "last"):
             _budget.charge(_weigh(given[0]) if isinstance(given[0], (str, list, tuple, dict)) else 0)
-        if name == "replace":
-            _check_replace(given[0], tuple(given[1:]) + tuple(kwargs.values()))
-        elif name == "join":
+        if name == "join" and given:
+            given = (given[0] if isinstance(given[0], (str, list, tuple)) else list(_Guarded(given[0])), *given[1:])
+            args = (*args[:skip], *given)
             _check_join(given[1] if len(given) > 1 else kwargs.get("d", ""), given[0])
-        elif name == "format":
+        elif name == "format" and given:
             _check_format(given[0])
+        elif given:
+            named = [kwargs[key] for key in ("old", "new") if key in kwargs] or list(kwargs.values())
+            _check_growth(name, given[0], (*given[1:], *named))
         return _bounded(function(*args, **kwargs))
 
     guarded.__dict__.update(getattr(function, "__dict__", {}))
@@ -304,14 +317,13 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str) or name == "format":
             _check_arguments([*args, *kwargs.values()])
-            if name == "replace":
-                _check_replace(owner, args)
-            elif name == "join" and args:
-                args = (list(_Guarded(args[0])) if not isinstance(args[0], (str, list, tuple)) else args[0], *args[1:])
+            if name == "join" and args:
+                args = (args[0] if isinstance(args[0], (str, list, tuple)) else list(_Guarded(args[0])), *args[1:])
                 _check_join(owner, args[0])
             elif name in ("format", "format_map"):
                 _check_format(owner)
-            _budget.charge(len(owner) if isinstance(owner, str) else 0)
+            else:
+                _check_growth(name, owner, (*args, *kwargs.values()))
         return _bounded(super().call(__context, __obj, *args, **kwargs))
 
 

@@ -34,7 +34,7 @@ class Vocabulary:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes that the token stands for."""
-        return bytes(self._tokens.decode_bytes([token_id]))
+        return bytes(self._tokens.decode_bytes([token_id])) if token_id < self.size else b""
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A fresh matcher. Raises EngineError 400 with the library's line and reason when the grammar can't be used."""

@@ -5,6 +5,7 @@ Imports torch, so only the scheduler's thread imports it, on first use. Knows no
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import inspect
@@ -30,7 +31,18 @@ MAX_ATTACHED = 32  # adapters in memory; the least recently used leaves first
 EXACT_PARAMETERS = 150_000_000  # up to here float32 costs little on a CPU, and batches give the same tokens as single rows
 WEIGHTS = "adapter_model.safetensors"
 BASE = "__base__"  # peft's word for a row without adapter
-PROMPT_KINDS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT", "XLORA", "POLY", "CARTRIDGE")
+# they put tokens before the prompt or need inputs of their own
+PROMPT_KINDS = (
+    "PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "P_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "CPT",
+    "CARTRIDGE",
+    "ADAPTION_PROMPT",
+    "XLORA",
+    "POLY",
+)
 # these start by changing the base's own weights, which every other adapter shares
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -108,7 +120,7 @@ class LocalModel:
             self._active = wanted
         return {} if wanted else {"adapter_names": keys}
 
-    def attach(self, adapter: AdapterRef, in_use: Sequence[str | None] = ()) -> Attached:
+    def attach(self, adapter: AdapterRef, in_use: Sequence[str] = ()) -> Attached:
         """Have `adapter` in memory; loads it unless it is there. Raises ModelError when it does not belong to this base.
 
         `in_use`: keys that must stay. An adapter of another kind than those attached replaces them all.
@@ -149,7 +161,7 @@ class LocalModel:
         self._peft.base_model.enable_adapter_layers()
         self._active = None
 
-    def _make_room(self, in_use: Sequence[str | None]) -> None:
+    def _make_room(self, in_use: Sequence[str]) -> None:
         while len(self.attached) >= MAX_ATTACHED:
             oldest = next((i for i, attached in self.attached.items() if attached.key not in in_use), None)
             if oldest is None:
@@ -178,7 +190,13 @@ def load(folder: ModelFolder) -> LocalModel:
     _check_memory(folder, facts, dtype, device)
     transformers_logging.disable_progress_bar()
     model, report = AutoModelForCausalLM.from_pretrained(
-        str(folder.path), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
+        str(folder.path),
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
     )
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would make them up
@@ -198,10 +216,8 @@ def give_back_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError, AttributeError):  # another C library keeps the pages for later
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            pass  # another C library: it keeps the pages for later
 
 
 def choose_dtype(stored: torch.dtype, parameters: int, device: torch.device) -> torch.dtype:

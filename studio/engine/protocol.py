@@ -73,7 +73,7 @@ class Contestant:
         """What `as_json` gave."""
         if value.get("studio") is None:
             return cls(value["name"], url=value["url"], model=value["model"])
-        base, adapter, template = readread_folders(value["studio"])
+        base, adapter, template = read_folders(value["studio"])
         return cls(value["name"], base, adapter, chat_template=template)
 
 
@@ -283,7 +283,7 @@ def read_folders(field: Mapping[str, Any] | None) -> tuple[ModelFolder, AdapterR
         template = field.get("chat_template")
     except (KeyError, TypeError, AttributeError) as exc:
         raise bad_request(
-            f"The request does not say which model folder answers (studio field: {exc}). Send it to the studio's own /v1, which adds that field.",
+            f"The request does not say which model folder answers (studio field: {exc}). Send it to the studio's own /v1, which adds it.",
             param="studio",
         ) from None
     if template is not None and not isinstance(template, str):
@@ -336,8 +336,9 @@ def _message(number: int, value: Mapping[str, Any]) -> Message:
             raise bad_request(f"{place}.content has a part that is no text. Only text can be read here.", param=f"{place}.content")
         content = "".join(str(part.get("text", "")) for part in content)
     role = "system" if value.get("role") == "developer" else value.get("role")
+    fields = {"role": role, "content": content or "", "tool_calls": value.get("tool_calls"), "name": value.get("name")}
     try:
-        return Message.model_validate({"role": role, "content": "" if content is None else content, "tool_calls": value.get("tool_calls"), "name": value.get("name")})
+        return Message.model_validate(fields)
     except ValidationError as exc:
         error = exc.errors()[0]
         where = f"{place}.{'.'.join(str(part) for part in error['loc'])}"

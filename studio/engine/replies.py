@@ -18,7 +18,7 @@ class Choice:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
-    usage: Usage = Usage(0, 0)
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
 
     def take(self, event: Event) -> None:
         self.text += event.text
@@ -83,7 +83,8 @@ class Reply:
         return {"index": event.index, **content, "logprobs": self._logprobs(event.logprobs, offset), "finish_reason": None}
 
     def _whole(self, index: int, choice: Choice) -> dict[str, Any]:
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": choice.text, "refusal": None}} if self._is_chat else {"text": choice.text}
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        content: dict[str, Any] = {"message": message} if self._is_chat else {"text": choice.text}
         return {"index": index, **content, "logprobs": self._logprobs(choice.logprobs, 0), "finish_reason": choice.finish_reason}
 
     def _logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
@@ -93,12 +94,8 @@ class Reply:
 
 
 def chat_logprobs(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
-    return {
-        "content": [
-            {**_token(entry.token, entry.logprob), "top_logprobs": [_token(token, value) for token, value in entry.top]} for entry in entries
-        ],
-        "refusal": None,
-    }
+    content = [{**_token(entry.token, entry.logprob), "top_logprobs": [_token(*pair) for pair in entry.top]} for entry in entries]
+    return {"content": content, "refusal": None}
 
 
 def completion_logprobs(entries: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:

@@ -34,7 +34,9 @@ log = logging.getLogger("studio.engine")
 class Scheduler:
     """The queue and the thread. `start` once, `close` once; every other method may be called from any thread."""
 
-    def __init__(self, *, max_rows: int = MAX_ROWS, max_waiting: int = MAX_WAITING, idle_s: float = IDLE_S, times_path: Path | None = None) -> None:
+    def __init__(
+        self, *, max_rows: int = MAX_ROWS, max_waiting: int = MAX_WAITING, idle_s: float = IDLE_S, times_path: Path | None = None
+    ) -> None:
         self._max_rows = max_rows
         self._max_waiting = max_waiting
         self._idle_s = idle_s
@@ -144,7 +146,7 @@ class Scheduler:
             if not self._running:
                 return
             if newcomers:
-                batch.join([answer for answer, _ in newcomers], [attached and attached.key for _, attached in newcomers])
+                batch.join([answer for answer, _ in newcomers], [attached.key if attached else None for _, attached in newcomers])
             batch.step()
             self._end_overdue()
             for answer in self._running:
@@ -197,8 +199,8 @@ class Scheduler:
             return None
         self._loading = {"name": answer.adapter.name, "since": time.time(), "expected_s": None}
         try:
-            return model.attach(answer.adapter, [lane and lane.key for lane in lanes])
-        except Exception as exc:  # noqa: BLE001  (a folder from outside: anything may be wrong with it)
+            return model.attach(answer.adapter, [lane.key for lane in lanes if lane])
+        except Exception as exc:  # a folder from outside: anything may be wrong with it
             log.warning("adapter %s: %s", answer.adapter.name, exc, exc_info=not isinstance(exc, ModelError))
             answer.fail(as_engine_error(exc, f"Adapter {answer.adapter.name} can't be loaded"))
             return None
@@ -248,8 +250,9 @@ class Scheduler:
     def _end_overdue(self) -> None:
         """An unload does not wait for ever."""
         if self._unload_by is not None and time.monotonic() > self._unload_by:
+            error = EngineError("The engine gave its memory to a training job.", "Ask again later.", status=503, code="engine_unloaded")
             for answer in self._running:
-                answer.fail(EngineError("The engine gave its memory to a training job.", "Ask again later.", status=503, code="engine_unloaded"))
+                answer.fail(error)
 
 
 class LoadTimes:
@@ -287,7 +290,8 @@ def as_engine_error(exc: Exception, what: str) -> EngineError:
         reason = text if type(exc) is MemoryError and text else "there is not enough memory"
         fix = "Choose a smaller model, shorten the prompt, or wait for the running job to end."
         return EngineError(f"{what}: {reason}.", fix, status=503, code="out_of_memory")
-    return EngineError(f"{what}: {type(exc).__name__}: {text}.", "See the engine's log; another model may work.", status=500, code="engine_error")
+    fix = "See the engine's log; another model may work."
+    return EngineError(f"{what}: {type(exc).__name__}: {text}.", fix, status=500, code="engine_error")
 
 
 def _stopping() -> EngineError:

@@ -64,8 +64,8 @@ class ComparisonService:
             session.add(comparison)
             session.flush()
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
-            job = lifecycle.add(session, kind="compare", name=f"compare-{comparison.id}", config=config, base_model=base_model)
-            comparison.job_id = job.id
+            job = Job(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
+            comparison.job_id = lifecycle.submit(session, job).id
         queue.ring("light", job.id)
         return self.show(comparison.id)
 

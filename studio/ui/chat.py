@@ -57,7 +57,7 @@ class ChatTab:
         self.transcript = pieces.panel(elem_id="chat-transcript")
         self.live = pieces.panel(elem_id="chat-live")
         self.notice = pieces.panel(elem_id="chat-notice", elem_classes="notice-place")
-        self.message = gr.Textbox(label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=2, max_lines=12, elem_id="chat-message")
+        self.message = gr.Textbox("", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=2, max_lines=12, elem_id="chat-message")
         with gr.Row(elem_classes="buttons"):
             self.send = gr.Button("Send", variant="primary", elem_id="chat-send", min_width=110)
             self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="chat-stop", min_width=110)
@@ -68,7 +68,7 @@ class ChatTab:
 
     def _layout_choices(self) -> None:
         self.contestant = gr.Dropdown(label="Who answers", info="A base model, or a base with an adapter. You may change it before each message.", elem_id="chat-who")
-        self.system = gr.Textbox(label="System prompt", info="Standing instructions that come before the conversation. Empty for none.", lines=2, max_lines=8, elem_id="chat-system")
+        self.system = gr.Textbox("", label="System prompt", info="Standing instructions that come before the conversation. Empty for none.", lines=2, max_lines=8, elem_id="chat-system")
         with gr.Row():
             self.temperature = gr.Number(0.7, label="Temperature", info=SAMPLING["temperature"].description, minimum=0, maximum=5, step=0.1, min_width=150)
             self.max_new_tokens = gr.Number(256, label="Longest answer · max_new_tokens", info=SAMPLING["max_new_tokens"].description, precision=0, min_width=150)

@@ -38,14 +38,14 @@ class CompareTab:
         self._wire()
 
     def _layout_choices(self) -> None:
-        self.prompt = gr.Textbox(label="One prompt", info="A question for everybody.", lines=2, max_lines=8, elem_id="compare-prompt")
+        self.prompt = gr.Textbox("", label="One prompt", info="A question for everybody.", lines=2, max_lines=8, elem_id="compare-prompt")
         with gr.Accordion("Or many: a file of prompts, or a dataset", open=False, elem_id="compare-many"):
             self.file = gr.File(label="File of prompts: .jsonl with prompt and, if you have it, reference; or .txt, one a line", file_types=[".jsonl", ".txt"], height=130)
             self.data = gr.Dropdown(label="Dataset", info="Its questions become prompts, its answers references.", elem_id="compare-data")
         self.base_model = gr.Dropdown(label="Base model", info="Whose adapters take part.", elem_id="compare-base")
         self.contestants = gr.CheckboxGroup(label="Who answers", info="The base shows what training changed.", elem_id="compare-who")
         self.max_new_tokens = gr.Number(128, label="Longest answer · max_new_tokens", info="In tokens. Answers are greedy, so the same prompt gives the same answer.", precision=0)
-        self.name = gr.Textbox(label="Name", info="Empty makes one.", max_lines=1, elem_id="compare-name")
+        self.name = gr.Textbox("", label="Name", info="Empty makes one.", max_lines=1, elem_id="compare-name")
         self.start = gr.Button("Compare", variant="primary", elem_id="compare-start")
         self.notice = pieces.panel(elem_id="compare-notice", elem_classes="notice-place")
         self.list = pieces.panel(elem_id="compare-list")

@@ -42,13 +42,13 @@ class DataTab:
     def _layout_adding(self) -> None:
         self.file = gr.File(label="Your rows: .jsonl .json .csv .tsv .parquet .txt .md, also as .gz", file_types=FILE_TYPES, height=140, elem_id="data-file")
         with gr.Accordion("Or paste them", open=False, elem_id="data-paste"):
-            self.text = gr.Textbox(label="Rows as text", info="CSV with a head line, JSON, JSON lines or plain text.", lines=6, max_lines=14, elem_id="data-text")
+            self.text = gr.Textbox("", label="Rows as text", info="CSV with a head line, JSON, JSON lines or plain text.", lines=6, max_lines=14, elem_id="data-text")
             self.read_text = gr.Button("Read this text", elem_id="data-read-text")
         with gr.Column(visible=False, elem_classes="card") as self.choices:
             self.format = gr.Dropdown(label="Format", info="As detected. Change it when the rows at the side look wrong.", elem_id="data-format")
             with gr.Row(elem_classes="fields"):
                 self.mapping = [gr.Dropdown(label=f"Column {n + 1}", visible=False, min_width=150, elem_id=f"data-role-{n}") for n in range(MAX_ROLES)]
-            self.name = gr.Textbox(label="Name", info="Empty takes the file's name.", max_lines=1, elem_id="data-name")
+            self.name = gr.Textbox("", label="Name", info="Empty takes the file's name.", max_lines=1, elem_id="data-name")
             self.skip_bad = gr.Checkbox(label="Keep the good rows", info="Leave out the rows that can't be used.", visible=False, elem_id="data-skip")
             with gr.Row(elem_classes="buttons"):
                 self.add = gr.Button("Add dataset", variant="primary", elem_id="data-add", min_width=130)

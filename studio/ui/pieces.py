@@ -41,7 +41,7 @@ for _filter in (words.size, words.duration, words.left, words.ago, words.share, 
 _environment.globals.update(elapsed=words.elapsed, STATUS_WORDS=words.STATUS_WORDS)
 
 
-def piece(name: str, **data: Any) -> str:
+def piece(name: str, /, **data: Any) -> str:
     """The HTML of `pieces/<name>.html` filled with `data`, every value escaped."""
     return _environment.get_template(f"{name}.html").render(**data).strip()
 

@@ -42,7 +42,7 @@ class TrainTab:
         goals = [(recipe.goal, name) for name, recipe in recipes.RECIPES.items()]
         self.recipe = gr.Radio(goals, value=recipes.DEFAULT_RECIPE, label="Goal", info="What training should reach, and with how much memory.", elem_id="train-goal")
         self.about_recipe = pieces.panel(self._about(recipes.DEFAULT_RECIPE), elem_classes="hint")
-        self.name = gr.Textbox(label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name")
+        self.name = gr.Textbox("", label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name")
         with gr.Accordion("All options: steps, learning rate, rank, quantisation and more", open=False, elem_id="train-options"):
             self.form = OptionsForm()
         self.start = gr.Button("Start training", variant="primary", elem_id="train-start")

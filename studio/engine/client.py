@@ -1,0 +1,277 @@
+"""Asks our own engine, or any server of the OpenAI protocol, for answers. Synchronous; no torch, no database."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from studio.engine.protocol import Contestant, Event, Grammar, Usage
+from studio.errors import EngineError
+from studio.settings import Settings
+from studio.types import GenerationParams, Message
+
+START_S = 120.0  # how long a request waits for an engine that is starting, restarting or full
+PAUSE_S = 0.25
+ATTEMPTS = 3  # for an engine that dies before the first word
+TIMEOUT = httpx.Timeout(600.0, connect=5.0, pool=60.0)  # a first answer waits for the model to load
+
+Messages = Sequence[Message | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class FinishedAnswer:
+    """One whole answer. Token counts are 0 where the server tells none."""
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class EngineClient:
+    """A connection to our engine at `url`; contestants with a URL of their own are asked there. Safe to share between threads."""
+
+    def __init__(self, url: str, key: str = "", *, start_s: float = START_S) -> None:
+        self.url = url.rstrip("/")
+        self._key = key
+        self._start_s = start_s
+        # our own engine is on loopback, which a proxy of the environment can't reach
+        self._own = httpx.Client(timeout=TIMEOUT, trust_env=False)
+        self._foreign: httpx.Client | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> EngineClient:
+        return cls(settings.engine_url, settings.engine_key)
+
+    def close(self) -> None:
+        self._own.close()
+        if self._foreign is not None:
+            self._foreign.close()
+
+    def chat(
+        self, contestant: Contestant, messages: Messages, params: GenerationParams, *, grammar: Grammar | None = None
+    ) -> FinishedAnswer:
+        """The whole answer to a conversation. Raises EngineError."""
+        return self._whole(contestant, "/chat/completions", {**_body(contestant, params, grammar), "messages": _plain(messages)})
+
+    def complete(self, contestant: Contestant, prompt: str, params: GenerationParams, *, grammar: Grammar | None = None) -> FinishedAnswer:
+        """Plain text going on after `prompt`; nothing starts from BOS. Raises EngineError."""
+        return self._whole(contestant, "/completions", {**_body(contestant, params, grammar), "prompt": prompt})
+
+    def stream(
+        self, contestant: Contestant, messages: Messages, params: GenerationParams, *, grammar: Grammar | None = None
+    ) -> Iterator[Event]:
+        """The answer as it comes, its last event with `finish_reason`. Closing the iterator stops the generation. Raises EngineError."""
+        body = {**_body(contestant, params, grammar), "messages": _plain(messages)}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        for attempt in range(ATTEMPTS):
+            is_silent = True
+            try:
+                for event in self._events(contestant, body):
+                    is_silent = False
+                    yield event
+                return
+            except EngineError as exc:
+                if exc.code != "engine_gone" or not is_silent or contestant.url or attempt + 1 == ATTEMPTS:
+                    raise
+
+    def status(self) -> dict[str, Any]:
+        """What our engine holds and does: `loaded`, `loading`, `active`, `waiting`. Raises EngineError at once when it is not there."""
+        return self._ask("GET", "/engine/status", timeout=5.0)
+
+    def unload(self) -> int:
+        """Have our engine give its memory back; bytes it held. Waits for running answers for a while. Raises EngineError."""
+        return int(self._ask("POST", "/engine/unload", timeout=180.0)["unloaded_bytes"])
+
+    def _ask(self, method: str, path: str, timeout: float) -> dict[str, Any]:
+        try:
+            response = self._own.request(method, self._engine_url() + path, headers=self._headers(None), timeout=timeout)
+        except httpx.HTTPError as exc:
+            raise _unreachable(self.url, exc) from None
+        if response.status_code >= 400:
+            raise _error(response)
+        value: dict[str, Any] = response.json()
+        return value
+
+    def _whole(self, contestant: Contestant, path: str, body: dict[str, Any]) -> FinishedAnswer:
+        started = time.monotonic()
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._response(contestant, path, body) as response:
+                    value = _read(response)
+                break
+            except EngineError as exc:
+                if exc.code != "engine_gone" or contestant.url or attempt + 1 == ATTEMPTS:
+                    raise
+        choice = (value.get("choices") or [{}])[0]
+        text = choice.get("text") if path == "/completions" else (choice.get("message") or {}).get("content")
+        usage = _usage(value) or Usage(0, 0)
+        seconds = time.monotonic() - started
+        return FinishedAnswer(text or "", choice.get("finish_reason"), usage.prompt_tokens, usage.completion_tokens, seconds)
+
+    def _events(self, contestant: Contestant, body: dict[str, Any]) -> Iterator[Event]:
+        finish_reason, usage = None, None
+        with self._response(contestant, "/chat/completions", body) as response:
+            for chunk in _chunks(response):
+                choice = (chunk.get("choices") or [{}])[0]  # the usage chunk has none
+                text = (choice.get("delta") or {}).get("content")
+                if text:
+                    yield Event(text=text)
+                finish_reason = choice.get("finish_reason") or finish_reason
+                usage = _usage(chunk) or usage
+        if finish_reason is None:
+            raise _gone(contestant.url or self.url)
+        yield Event(finish_reason=finish_reason, usage=usage)
+
+    @contextmanager
+    def _response(self, contestant: Contestant, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:
+        """A response that has begun, 2xx. Waits for our engine to start and for a full queue to drain."""
+        client, url = self._target(contestant)
+        deadline = time.monotonic() + self._start_s
+        while True:
+            pause, problem = PAUSE_S, None
+            try:
+                response = client.send(client.build_request("POST", url + path, json=body, headers=self._headers(contestant)), stream=True)
+                if response.status_code < 400:
+                    break
+                problem = _error(response)
+                pause = float(problem.details.get("retry_after") or PAUSE_S)
+                is_passing = problem.status == 429 or problem.code == "engine_stopping"
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                problem, is_passing = _unreachable(url, exc), not contestant.url
+            except httpx.HTTPError as exc:
+                raise _gone(url) from exc
+            if not is_passing or time.monotonic() + pause > deadline:
+                raise problem
+            time.sleep(pause)
+        try:
+            yield response
+        except httpx.HTTPError as exc:
+            raise _gone(url) from exc
+        finally:
+            response.close()
+
+    def _target(self, contestant: Contestant) -> tuple[httpx.Client, str]:
+        if not contestant.url:
+            return self._own, self._engine_url() + "/v1"
+        self._foreign = self._foreign or httpx.Client(timeout=TIMEOUT)
+        url = httpx.URL(contestant.url)
+        return self._foreign, str(url.copy_with(path="/v1") if url.path in ("", "/") else url).rstrip("/")
+
+    def _engine_url(self) -> str:
+        if not self.url:
+            raise EngineError("No engine is running.", "Start the studio with `studio up`.", status=503, code="engine_unreachable")
+        return self.url
+
+    def _headers(self, contestant: Contestant | None) -> dict[str, str]:
+        is_own = contestant is None or not contestant.url
+        return {"Authorization": f"Bearer {self._key}"} if self._key and is_own else {}
+
+
+def _body(contestant: Contestant, params: GenerationParams, grammar: Grammar | None) -> dict[str, Any]:
+    """What every request says. Other servers refuse fields they don't know, so of ours only those that matter."""
+    body: dict[str, Any] = {
+        "model": contestant.model or contestant.name,
+        "max_tokens": params.max_new_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+    }
+    set_fields = params.model_dump(include={"top_k", "repetition_penalty", "seed", "stop"}, exclude_defaults=True)
+    body |= {name: list(value) if name == "stop" else value for name, value in set_fields.items()}
+    if grammar is not None and grammar.kind == "gbnf":
+        body["grammar"] = grammar.source
+    elif grammar is not None:
+        schema = {"name": "answer", "schema": json.loads(grammar.source), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    field = contestant.studio_field()
+    return body if field is None else {**body, "studio": field}
+
+
+def _plain(messages: Messages) -> list[dict[str, Any]]:
+    return [m.model_dump(exclude_none=True) if isinstance(m, Message) else {k: v for k, v in m.items() if v is not None} for m in messages]
+
+
+def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON of each server-sent event until [DONE]. Lines end at newlines only: httpx's own would split at U+2028 too."""
+    buffer = b""
+    for data in response.iter_bytes():
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            text = line[5:].strip()
+            if text == b"[DONE]":
+                return
+            chunk = _json(text)
+            if "error" in chunk:
+                raise _from_body(chunk, 500)
+            yield chunk
+
+
+def _read(response: httpx.Response) -> dict[str, Any]:
+    return _json(response.read())
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        fix = "Check that its URL ends in /v1."
+        raise EngineError(f"The server answered something else than JSON: {text[:80]!r}.", fix, code="not_openai")
+    return value
+
+
+def _usage(value: Mapping[str, Any]) -> Usage | None:
+    usage = value.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    return Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+
+
+def _error(response: httpx.Response) -> EngineError:
+    """The error a server answered with, and how long to wait before asking again."""
+    try:
+        body = json.loads(response.read())
+    except (ValueError, httpx.HTTPError):
+        body = None
+    finally:
+        response.close()
+    error = _from_body(body, response.status_code)
+    after = response.headers.get("retry-after", "")
+    if after.isdigit():
+        error.details["retry_after"] = int(after)
+    return error
+
+
+def _from_body(body: Any, status: int) -> EngineError:
+    """Servers differ: OpenAI nests the error, others say `detail` or `message`."""
+    body = body if isinstance(body, dict) else {}
+    error = body.get("error")
+    holder: Mapping[str, Any] = error if isinstance(error, dict) else body
+    message = holder.get("message") or holder.get("detail") or (isinstance(error, str) and error)
+    code = holder.get("code")
+    return EngineError(
+        str(message or f"The server answered with status {status}."),
+        status=status,
+        code=str(code) if code else "engine_error",
+        param=holder.get("param"),
+    )
+
+
+def _unreachable(url: str, exc: Exception) -> EngineError:
+    fix = "It may be starting: ask again in a few seconds, or start the studio with `studio up`."
+    return EngineError(f"Nothing answers at {url} ({type(exc).__name__}).", fix, status=503, code="engine_unreachable")
+
+
+def _gone(url: str) -> EngineError:
+    fix = "Ask again: the engine is started anew. If it happens each time, the model may need more memory than there is."
+    return EngineError(f"The engine at {url} stopped in the middle of the answer.", fix, status=502, code="engine_gone")

@@ -1,0 +1,184 @@
+"""The web process: `python -m studio.web`. Services over HTTP, the page at `/`, one gate in front. No torch, ever.
+
+Answers /health at once; gradio takes seconds to import, so the page is built beside the server and its requests wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from argparse import ArgumentParser
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse
+from sqlalchemy import select
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from studio import __version__, api, lifeline
+from studio import settings as studio_settings
+from studio.api.openai import TIMEOUT
+from studio.auth import Gate
+from studio.db.models import ApiKey
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.settings import Settings
+
+SHUTDOWN_S = 3  # open pages hold a stream each, which never ends by itself
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole site. Opens the studio of `settings`; raises StudioError when that can't be done."""
+    studio = Studio.open(settings)
+    page = Page(lambda: _build_page(studio))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as app.state.engine, page.serving():
+            yield
+
+    app = FastAPI(
+        title="Adapter Studio", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", lifespan=lifespan
+    )
+    app.state.studio = studio
+    app.add_api_route("/health", lambda: _health(studio), methods=["GET"], include_in_schema=False)
+    api.add_routes(app)
+    app.mount("/", page)
+    app.add_middleware(Gate, settings=settings, is_api_key=lambda digest: _is_api_key(studio, digest))
+    return app
+
+
+def _health(studio: Studio) -> dict[str, str]:
+    engine = studio.system.engine()
+    state = "starting" if not engine["ok"] else "loading" if engine["loading"] else "ready"
+    return {"status": "ok", "version": __version__, "engine": state}
+
+
+def _is_api_key(studio: Studio, digest: str) -> bool:
+    with studio.db.read() as session:
+        return session.scalar(select(ApiKey.id).where(ApiKey.sha256 == digest)) is not None
+
+
+class Page:
+    """An ASGI app that is built by `build` in a thread while the server already runs; requests wait for it."""
+
+    def __init__(self, build: Callable[[], FastAPI]) -> None:
+        self._build = build
+        self._site: ASGIApp | None = None
+        self._built = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        running = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            await running
+
+    async def _run(self) -> None:
+        try:
+            site = await run_in_threadpool(self._build)
+            async with site.router.lifespan_context(site):
+                self._site = site
+                self._built.set()
+                await self._stopping.wait()
+        except Exception:  # the edge of the page: /api and /v1 go on without it
+            log.exception("The page could not be built.")
+            self._site = PlainTextResponse("The page could not be built. The web log in STUDIO_HOME/logs says why.", status_code=503)
+            self._built.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._built.wait()
+        assert self._site is not None
+        await self._site(scope, receive, send)
+
+
+def _build_page(studio: Studio) -> FastAPI:
+    settings = studio.settings
+    _prepare_gradio(settings)
+    import gradio
+
+    from studio import ui
+
+    site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    limits: dict[str, Any] = {"max_file_size": settings.max_upload_bytes, "allowed_paths": None, "pwa": False, "mcp_server": False}
+    return gradio.mount_gradio_app(site, ui.build(studio), "/", **{**ui.launch_options(), **limits})
+
+
+def _prepare_gradio(settings: Settings) -> None:
+    """What gradio reads while it is imported: no analytics, uploads inside STUDIO_HOME, no stub files."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = str(settings.cache / "gradio")
+    if "gradio" not in sys.modules:
+        sys.meta_path.insert(0, _WithoutStubs())
+
+
+class _WithoutStubs(MetaPathFinder):
+    """Import gradio without its rewriting of .pyi files beside its own sources, which is 4 of the 7 seconds its import takes."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != "gradio.component_meta":
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_disarm(module: ModuleType) -> None:
+            execute(module)
+            module.create_or_modify_pyi = lambda *_: None  # type: ignore[attr-defined]
+
+        spec.loader.exec_module = execute_and_disarm  # type: ignore[method-assign]
+        return spec
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM, or until the parent is gone. `--fd` is a socket that the parent listens on already."""
+    parser = ArgumentParser(prog="python -m studio.web")
+    parser.add_argument("--fd", type=int)
+    fd = parser.parse_args(arguments).fd
+    lifeline.end_with_parent(grace_s=SHUTDOWN_S + 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        settings = studio_settings.load()
+        if not (settings.is_loopback or settings.has_login):
+            raise StudioError(
+                f"{settings.host} can be reached by others.", "Start it with `studio up`, or set STUDIO_TOKEN or STUDIO_USERS."
+            )
+        app = create_app(settings)
+    except (StudioError, ValueError) as exc:
+        print(exc, file=sys.stderr)
+        sys.exit(lifeline.EXIT_MUST_CHANGE)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        forwarded_allow_ips="*" if settings.space_host else "127.0.0.1",
+    )
+    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+
+
+if __name__ == "__main__":
+    main()
