@@ -204,7 +204,7 @@ class Supervisor:
         port = int(self._socket.getsockname()[1])
         token = "" if settings.has_login or settings.is_loopback else secrets.token_urlsafe(24)
         self._own_token = token
-        self.settings = replace(settings, port=port, token=settings.token or token, **_engine_address(settings))
+        self.settings = replace(_with_engine(settings), port=port, token=settings.token or token)
         self._has_own_engine = not settings.engine_url
         self._children = Children(say)
         self._signals = 0
@@ -290,7 +290,7 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
         yield replace(settings, engine_url=found.engine_url, engine_key=found.engine_key)
         return
     own_engine = engine and not settings.engine_url
-    settings = replace(settings, **_engine_address(settings)) if own_engine else settings
+    settings = _with_engine(settings) if engine else settings
     children = Children(say)
     ending = threading.Event()
 
@@ -388,13 +388,14 @@ def _port_error(settings: Settings, exc: OSError) -> StudioError:
     return StudioError(f"Port {settings.port} of {settings.host} is taken by another program.", fix)
 
 
-def _engine_address(settings: Settings) -> dict[str, str]:
-    """A free loopback port and a key of our own, unless an engine was named."""
+def _with_engine(settings: Settings) -> Settings:
+    """The engine that was named, else a free loopback port and a key for one of our own."""
     if settings.engine_url:
-        return {"engine_url": settings.engine_url, "engine_key": settings.engine_key}
+        return settings
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return {"engine_url": f"http://127.0.0.1:{probe.getsockname()[1]}", "engine_key": secrets.token_urlsafe(24)}
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return replace(settings, engine_url=url, engine_key=secrets.token_urlsafe(24))
 
 
 def _write_private(path: Path, value: Mapping[str, object]) -> None:

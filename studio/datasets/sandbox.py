@@ -305,7 +305,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 raise LimitError("it computes with numbers that are too large")
         elif operator == "%" and isinstance(left, str):
             _check_format(left)
-            _budget.charge(len(left) + _weigh(right))
+            _check_arguments(right if isinstance(right, tuple) else [right])
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, int) and result.bit_length() > 4096:
             raise LimitError("it computes with numbers that are too large")

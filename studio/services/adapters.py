@@ -26,6 +26,7 @@ from studio.settings import Settings
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 METHODS = {"LORA": "lora"}  # peft_type -> method
 MAX_TEMPLATE_BYTES = 1_000_000
+Names = list[str]  # inside the class, `list` is its method
 
 
 class AdapterService:
@@ -118,7 +119,7 @@ class AdapterService:
                 return self._with_adapter(contestant, adapter.base_model, adapter)
             raise self._unknown(contestant) from None
 
-    def available(self) -> list[str]:
+    def available(self) -> Names:
         """What can answer here: the starter, the added bases, then BASE:ADAPTER."""
         bases = [model["name"] for model in self.models.list() if model["loadable"]]
         return bases + [f"{adapter['base_model']}:{adapter['name']}" for adapter in self.list() if adapter["base_model"] in bases]

@@ -27,9 +27,9 @@ class CompareTab:
     def __init__(self, studio: Studio, page: Page) -> None:
         self._studio = studio
         self._page = page
-        self._stamp = gr.State("")
-        self._timer = gr.Timer(IDLE_S)
         with opening("compare") as self.tab:
+            self._stamp = gr.State("")
+            self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=2, min_width=300):
                     self._layout_choices()

@@ -28,9 +28,9 @@ class DataTab:
     def __init__(self, studio: Studio, page: Page) -> None:
         self._studio = studio
         self._page = page
-        self._roles = gr.State([])  # what each visible mapping field stands for
-        self._first = gr.State(0)
         with opening("data") as self.tab:
+            self._roles = gr.State([])  # what each visible mapping field stands for
+            self._first = gr.State(0)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=2, min_width=300):
                     self._layout_adding()

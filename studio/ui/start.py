@@ -25,9 +25,9 @@ class StartTab:
         self._studio = studio
         self._page = page
         self._demo = Demo(studio)
-        self._shown = gr.State("")
-        self._timer = gr.Timer(IDLE_S)
         with opening("start") as self.tab:
+            self._shown = gr.State("")
+            self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=3, min_width=320):
                     pieces.panel(pieces.piece("welcome"))

@@ -1,0 +1,100 @@
+"""`studio COMMAND …`: the program's edge. Commands are in studio.commands; here errors become one line and an exit code.
+
+0 done; 1 something must be changed; 2 unknown command or option; 3 the job ended FAILED or CANCELLED.
+"""
+
+from __future__ import annotations
+
+import json as json_library
+import sys
+import traceback
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from studio.commands import asking, data, jobs, models
+from studio.commands.terminal import JsonFlag, group, load_settings, open_studio, say, show
+from studio.errors import StudioError
+
+app = group("Adapter Studio: bring data, fine-tune open language models with QLoRA, chat, compare.")
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = None,
+) -> None:
+    """Run the studio: page, engine and workers. Ctrl-C ends it."""
+    from studio import supervisor
+
+    settings = load_settings()
+    settings = replace(settings, host=host or settings.host, port=settings.port if port is None else port)
+    supervisor.up(settings, lambda line: print(line, flush=True))
+
+
+@app.command()
+def demo(json: JsonFlag = False) -> None:
+    """The whole loop in minutes: data, training, chat, comparison."""
+    from studio.commands.demo import run, text
+
+    result = run(load_settings(), say)
+    show(result, json, text(result))
+
+
+@app.command()
+def doctor(json: JsonFlag = False) -> None:
+    """What works on this machine, and what would make the rest work."""
+    found = open_studio().system.doctor(thorough=True)
+    lines = [
+        f"{'ok ' if check['ok'] else 'NO '} {check['name']}: {check['detail']}" + (f". {check['fix']}" if check["fix"] else "")
+        for check in found["checks"]
+    ]
+    show(found, json, "\n".join(lines))
+
+
+app.add_typer(data.app, name="data")
+app.add_typer(models.models, name="models")
+app.command(cls=jobs.TrainCommand)(jobs.train)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.adapters, name="adapters")
+app.command()(asking.chat)
+app.command()(asking.compare)
+
+
+def main() -> None:
+    try:
+        app()
+    except StudioError as error:
+        _fail(error)
+    except Exception as exc:  # the edge of the process: nobody sees a traceback
+        _fail(_explained(exc))
+
+
+def _fail(error: StudioError) -> None:
+    if "--json" in sys.argv:
+        print(json_library.dumps({"error": error.as_json()}, ensure_ascii=False, default=str))
+    print(" ".join(str(error).split()), file=sys.stderr)
+    sys.exit(1)
+
+
+def _explained(exc: Exception) -> StudioError:
+    """One line for what no service foresaw; the whole of it goes to a file."""
+    cause: Any = getattr(exc, "orig", None) or exc  # sqlalchemy wraps the database's own error
+    if isinstance(exc, OSError):
+        where = f"{exc.filename}: " if exc.filename else ""
+        return StudioError(f"{where}{exc.strerror or exc}.", "Check the path, its rights and the space on the disk.")
+    if type(exc).__name__ == "OperationalError":
+        return StudioError(
+            f"The database of the studio can't be used: {cause}.", "Check STUDIO_HOME, its rights and the space on the disk."
+        )
+    try:
+        log = load_settings().logs / "cli.log"
+        log.write_text("".join(traceback.format_exception(exc)), encoding="utf-8")
+        return StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}: {exc}).", f"{log} says more.")
+    except (OSError, StudioError):
+        return StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}: {exc}).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""`studio chat` and `studio compare`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from studio.commands.terminal import (
+    JsonFlag,
+    follow,
+    leave_unless_succeeded,
+    load_settings,
+    open_studio,
+    read_text,
+    sampling,
+    say,
+    show,
+)
+from studio.errors import StudioError
+
+BaseModel = Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")]
+
+
+def chat(
+    message: Annotated[str, typer.Argument(metavar="MESSAGE")],
+    base_model: BaseModel,
+    adapter: Annotated[list[str] | None, typer.Option(metavar="A", help="Who answers; repeat it. base stands for the base model.")] = None,
+    system: Annotated[str | None, typer.Option(help="Instruction before the conversation.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar that the answer must follow.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON schema that the answer must follow.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Ask once; one answer per contestant."""
+    from studio import supervisor
+
+    if grammar and json_schema:
+        raise StudioError("--grammar and --json-schema can't be given together.", "Keep one of them.")
+    params = sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    grammar_text, schema = read_text(grammar) if grammar else None, _schema(json_schema) if json_schema else None
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": message})
+    names = adapter or ["base"]
+    settings = load_settings()
+    for name in names:  # before an engine is started for them
+        open_studio(settings).adapters.resolve(name, base_model)
+    with supervisor.assistance(settings, say, engine=True) as assisted:
+        answers = open_studio(assisted).chat.answer(
+            names, messages, params, base_model=base_model, grammar=grammar_text, json_schema=schema
+        )
+    text = answers[0]["text"] if len(answers) == 1 else "\n".join(f"{answer['contestant']}: {answer['text']}" for answer in answers)
+    show({"answers": answers}, json, text)
+
+
+def compare(
+    base_model: BaseModel,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Lines with prompt or messages, and a reference where there is one.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="ID", help="Ask the rows of this dataset; their answers are the references.")] = None,
+    contestants: Annotated[str, typer.Option(metavar="A,B", help="Who answers, separated by commas.")] = "base",
+    name: Annotated[str | None, typer.Option(help="Name of the comparison.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Let contestants answer the same prompts."""
+    from studio import supervisor
+
+    if (prompts is None) == (data is None):
+        raise StudioError("Give either --prompts or --data.", "--prompts takes a file, --data a dataset's ID or name.")
+    settings = load_settings()
+    studio = open_studio(settings)
+    rows = studio.comparisons.read_prompts(prompts) if prompts else None
+    names = [item.strip() for item in contestants.split(",") if item.strip()]
+    created = studio.comparisons.create(prompts=rows, data=data, base_model=base_model, contestants=names, name=name)
+    with supervisor.assistance(settings, say, queues=("light",), engine=True):
+        job = follow(studio, created["job"])
+    done = studio.comparisons.show(created["id"])
+    show(done, json, _comparison_text(done))
+    leave_unless_succeeded(job)
+
+
+def _comparison_text(comparison: dict[str, Any]) -> str:
+    lines = [
+        f"{answer['prompt_id']}  {answer['contestant']}: {answer['text'] or answer.get('error', '')}" for answer in comparison["answers"]
+    ]
+    for contestant, score in comparison.get("scores", {}).items():
+        lines.append(f"{contestant}: exact match {score['exact_match']:.2f} of {score['n']} prompts")
+    return "\n".join(lines)
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(read_text(path))
+    except ValueError as exc:
+        raise StudioError(f"{path} is not valid JSON ({exc}).", "Give a JSON schema.") from None
+    if not isinstance(value, dict):
+        raise StudioError(f"{path} is no JSON schema: it holds no object.", "Give a JSON schema.")
+    return value

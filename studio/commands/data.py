@@ -1,0 +1,116 @@
+"""`studio data …`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
+from studio.errors import StudioError
+
+app = group("Datasets: add, look, render, export.")
+
+COLUMNS = ("id", "name", "kind", "format", "rows")
+
+
+@app.command()
+def add(
+    source: Annotated[
+        str, typer.Argument(metavar="PATH|hub:NAME", help="A .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a dataset of the hub.")
+    ],
+    name: Annotated[str | None, typer.Option(help="What to call it; its file's name when left out.")] = None,
+    format: Annotated[str | None, typer.Option(help="How rows are read, such as alpaca or sharegpt; detected when left out.")] = None,
+    map: Annotated[list[str] | None, typer.Option(metavar="ROLE=COLUMN", help="Which column plays which role; repeat it.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be read.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Check a dataset and keep a copy."""
+    mapping = dict(_pair(item) for item in map or []) or None
+    place: str | Path = source if source.startswith("hub:") else Path(source)
+    added = open_studio().datasets.add(place, name=name, format=format, mapping=mapping, skip_bad=skip_bad)
+    show(
+        added,
+        json,
+        f"{added['name']}: {added['rows']} rows ({added['kind']}, {added['format']}), {added['skipped']} skipped. ID {added['id']}",
+    )
+
+
+@app.command("list")
+def list_(json: JsonFlag = False) -> None:
+    """All datasets."""
+    rows = open_studio().datasets.list()
+    show(rows, json, table(rows, COLUMNS, "No dataset yet. Add one with `studio data add FILE`."))
+
+
+@app.command("show")
+def show_(dataset: Annotated[str, typer.Argument(metavar="ID")], json: JsonFlag = False) -> None:
+    """One dataset."""
+    show(open_studio().datasets.show(dataset), json)
+
+
+@app.command()
+def delete(dataset: Annotated[str, typer.Argument(metavar="ID")], json: JsonFlag = False) -> None:
+    """Delete a dataset."""
+    show(open_studio().datasets.delete(dataset), json, f"{dataset} is deleted.")
+
+
+@app.command()
+def export(
+    dataset: Annotated[str, typer.Argument(metavar="ID")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl file to write.")],
+    json: JsonFlag = False,
+) -> None:
+    """Write a dataset's rows to a file."""
+    studio = open_studio()
+    studio.datasets.export(dataset, to)
+    written = {"path": str(to.absolute()), "rows": studio.datasets.show(dataset)["rows"], "bytes": to.stat().st_size}
+    show(written, json, f"{written['rows']} rows are in {to}.")
+
+
+@app.command()
+def render(
+    dataset: Annotated[str, typer.Argument(metavar="ID")],
+    base_model: Annotated[str, typer.Option(help="Whose tokenizer and template: a name or a folder.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
+    chat_template: Annotated[
+        str | None, typer.Option(help="chatml, alpaca, plain or a .jinja file; the model's own when left out.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show what the model will see and learn."""
+    rendered = open_studio().datasets.render(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template)
+    show(rendered, json, _rendered_text(rendered))
+    if not json:
+        say("What is learned stands between « and ».")
+
+
+def _rendered_text(rendered: dict[str, Any]) -> str:
+    lines = [
+        f"[{len(row['ids'])} tokens, {sum(row['learned'])} learned{', cut' if row['truncated'] else ''}]\n{_marked(row)}"
+        for row in rendered["rows"]
+    ]
+    shares = f"cut {rendered['share_truncated']:.1%}, without learned tokens {rendered['share_without_learned_tokens']:.1%}"
+    lengths = ", ".join(f"{name} {rendered[name]:.0f}" for name in ("p50", "p95", "p99"))
+    return "\n\n".join([*lines, f"All rows: {shares}; tokens {lengths}."])
+
+
+def _marked(row: dict[str, Any]) -> str:
+    tokens = row.get("tokens")
+    if not tokens:
+        return str(row["text"])
+    marked, was_learned = "", False
+    for token, is_learned in zip(tokens, row["learned"], strict=True):
+        marked += ("«" if is_learned else "»") if is_learned != was_learned else ""
+        marked += token
+        was_learned = is_learned
+    return marked + ("»" if was_learned else "")
+
+
+def _pair(item: str) -> tuple[str, str]:
+    role, separator, column = item.partition("=")
+    if not (separator and role and column):
+        raise StudioError(f"--map {item!r} is not of the form role=column.", "Write it such as --map prompt=question.")
+    return role, column

@@ -1,0 +1,75 @@
+"""`studio models …` and `studio adapters …`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from studio.commands.terminal import JsonFlag, group, open_studio, show, table
+
+models = group("Base models: list, add, show, remove.")
+adapters = group("Adapters: list, add, show, delete.")
+
+MODEL_COLUMNS = ("name", "architecture", "parameters", "context", "loadable", "path")
+ADAPTER_COLUMNS = ("id", "name", "base_model", "method", "job", "bytes")
+Name = Annotated[str | None, typer.Option(help="What to call it; its folder's name when left out.")]
+
+
+@models.command("list")
+def list_models(json: JsonFlag = False) -> None:
+    """All base models; the starter is always there."""
+    rows = open_studio().models.list()
+    show(rows, json, table(rows, MODEL_COLUMNS, ""))
+
+
+@models.command("add")
+def add_model(source: Annotated[str, typer.Argument(metavar="PATH|hub:NAME")], name: Name = None, json: JsonFlag = False) -> None:
+    """Make a folder, or a model of the hub, usable by name."""
+    added = open_studio().models.add(source, name)
+    show(added, json, f"{added['name']}: {added['architecture'] or added['reason']}, {added['parameters']:,} parameters.")
+
+
+@models.command("show")
+def show_model(model: Annotated[str, typer.Argument(metavar="MODEL")], json: JsonFlag = False) -> None:
+    """One base model."""
+    show(open_studio().models.show(model), json)
+
+
+@models.command("remove")
+def remove_model(model: Annotated[str, typer.Argument(metavar="MODEL")], json: JsonFlag = False) -> None:
+    """Forget a base model; its files stay unless the studio fetched them."""
+    show(open_studio().models.remove(model), json, f"{model} is removed.")
+
+
+@adapters.command("list")
+def list_adapters(
+    base_model: Annotated[str | None, typer.Option(help="Only those trained on this model.")] = None, json: JsonFlag = False
+) -> None:
+    """All adapters, newest first."""
+    rows = open_studio().adapters.list(base_model)
+    show(rows, json, table(rows, ADAPTER_COLUMNS, "No adapter yet. Train one with `studio train`."))
+
+
+@adapters.command("add")
+def add_adapter(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with adapter_config.json and adapter_model.safetensors.")],
+    name: Name = None,
+    base_model: Annotated[str | None, typer.Option(help="The model it was trained on, where its config names none that is here.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Keep an adapter that was trained elsewhere."""
+    added = open_studio().adapters.add(path, name, base_model=base_model)
+    show(added, json, f"{added['name']} ({added['method']} on {added['base_model']}). ID {added['id']}")
+
+
+@adapters.command("show")
+def show_adapter(adapter: Annotated[str, typer.Argument(metavar="ID")], json: JsonFlag = False) -> None:
+    """One adapter."""
+    show(open_studio().adapters.show(adapter), json)
+
+
+@adapters.command("delete")
+def delete_adapter(adapter: Annotated[str, typer.Argument(metavar="ID")], json: JsonFlag = False) -> None:
+    """Delete an adapter and its files."""
+    show(open_studio().adapters.delete(adapter), json, f"{adapter} is deleted.")

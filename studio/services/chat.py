@@ -1,0 +1,225 @@
+"""Chat: who may answer, answers whole or as they come, and conversations that are kept. Knows the engine as a client only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from studio.db.models import ChatMessage, Conversation
+from studio.db.session import Database
+from studio.engine.client import EngineClient
+from studio.engine.protocol import Contestant, Event, Grammar
+from studio.errors import NotFoundError, StudioError
+from studio.services.adapters import AdapterService
+from studio.services.models import ModelService
+from studio.settings import Settings
+from studio.types import GenerationParams, Message
+
+Messages = Sequence[Message | Mapping[str, Any]]
+STATES = ("done", "stopped", "failed")
+
+
+class ChatService:
+    """What a person can do in chat. Every method returns plain values; `stream` gives events."""
+
+    def __init__(
+        self, settings: Settings, db: Database, models: ModelService, adapters: AdapterService, engine: EngineClient | None = None
+    ) -> None:
+        self.settings = settings
+        self.db = db
+        self.models = models
+        self.adapters = adapters
+        self.engine = engine or EngineClient.from_settings(settings)
+
+    def available(self) -> list[str]:
+        """Names of what can answer here now: the starter, the added bases, then BASE:ADAPTER."""
+        return self.adapters.available()
+
+    def answer(
+        self,
+        contestants: Sequence[str],
+        messages: Messages,
+        params: GenerationParams,
+        base_model: str | None = None,
+        *,
+        grammar: str | None = None,
+        json_schema: str | Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """One answer per contestant, in their order; asked at once, so that the engine makes them in one batch.
+
+        `grammar` is GBNF text, `json_schema` a schema or its text. Raises StudioError for the first contestant that can't answer.
+        """
+        form = _form(grammar, json_schema)
+        resolved = [self.adapters.resolve(contestant, base_model) for contestant in contestants]
+
+        def ask(contestant: Contestant) -> dict[str, Any]:
+            done = self.engine.chat(contestant, messages, params, grammar=form)
+            return {
+                "contestant": contestant.name,
+                "text": done.text,
+                "prompt_tokens": done.prompt_tokens,
+                "completion_tokens": done.completion_tokens,
+                "seconds": round(done.seconds, 3),
+            }
+
+        with ThreadPoolExecutor(max_workers=max(1, len(resolved))) as pool:
+            return list(pool.map(ask, resolved))
+
+    def stream(
+        self, contestant: str, messages: Messages, params: GenerationParams, base_model: str | None = None, *, grammar: str | None = None
+    ) -> Iterator[Event]:
+        """The answer as it comes. Closing the iterator stops the generation. Raises StudioError, also midway."""
+        yield from self.engine.stream(self.adapters.resolve(contestant, base_model), messages, params, grammar=_form(grammar, None))
+
+    # conversations
+
+    def conversations(self) -> list[dict[str, Any]]:
+        """Latest first, each with its number of `messages`."""
+        counts = select(ChatMessage.conversation_id, func.count().label("messages")).group_by(ChatMessage.conversation_id).subquery()
+        query = (
+            select(Conversation, counts.c.messages)
+            .outerjoin(counts, counts.c.conversation_id == Conversation.id)
+            .order_by(Conversation.updated_at.desc())
+        )
+        with self.db.read() as session:
+            return [{**_conversation(row), "messages": count or 0} for row, count in session.execute(query)]
+
+    def create(self, title: str = "", system: str = "") -> dict[str, Any]:
+        with self.db.write() as session:
+            row = Conversation(title=title, system=system)
+            session.add(row)
+            session.flush()
+            return _conversation(row)
+
+    def rename(self, conversation_id: str, title: str) -> dict[str, Any]:
+        with self.db.write() as session:
+            row = _find(session, conversation_id)
+            row.title = title
+            return _conversation(row)
+
+    def delete(self, conversation_id: str) -> dict[str, Any]:
+        """The conversation and its messages are gone for good."""
+        with self.db.write() as session:
+            row = _find(session, conversation_id)
+            session.execute(delete(ChatMessage).where(ChatMessage.conversation_id == row.id))
+            session.delete(row)
+            return {"id": row.id, "deleted": True}
+
+    def messages(self, conversation_id: str) -> list[dict[str, Any]]:
+        """In order. `state` of an answer: done, stopped (by the user) or failed; its text is then what had come."""
+        query = select(ChatMessage).where(ChatMessage.conversation_id == conversation_id).order_by(ChatMessage.position)
+        with self.db.read() as session:
+            _find(session, conversation_id)
+            return [_message(row) for row in session.scalars(query)]
+
+    def append(
+        self,
+        conversation_id: str,
+        *,
+        role: str,
+        content: str,
+        contestant: str = "",
+        state: str = "done",
+        usage: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Add a message at the end."""
+        _check_state(state)
+        with self.db.write() as session:
+            conversation = _find(session, conversation_id)
+            last = session.scalar(select(func.max(ChatMessage.position)).where(ChatMessage.conversation_id == conversation.id))
+            row = ChatMessage(
+                conversation_id=conversation.id,
+                position=0 if last is None else last + 1,
+                role=role,
+                content=content,
+                contestant=contestant,
+                state=state,
+                usage=dict(usage or {}),
+            )
+            session.add(row)
+            conversation.updated_at = time.time()
+            session.flush()
+            return _message(row)
+
+    def update(
+        self,
+        conversation_id: str,
+        position: int,
+        *,
+        content: str | None = None,
+        state: str | None = None,
+        usage: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Change a message: an answer that grew, ended or was edited."""
+        _check_state(state or "done")
+        with self.db.write() as session:
+            conversation = _find(session, conversation_id)
+            wanted = (ChatMessage.conversation_id == conversation.id, ChatMessage.position == position)
+            row = session.scalar(select(ChatMessage).where(*wanted))
+            if row is None:
+                raise NotFoundError(f"The conversation has no message {position}.", "Reload the page.")
+            row.content = row.content if content is None else content
+            row.state = state or row.state
+            row.usage = row.usage if usage is None else dict(usage)
+            conversation.updated_at = time.time()
+            return _message(row)
+
+    def truncate(self, conversation_id: str, position: int) -> None:
+        """Remove the messages from `position` on."""
+        with self.db.write() as session:
+            conversation = _find(session, conversation_id)
+            later = (ChatMessage.conversation_id == conversation.id, ChatMessage.position >= position)
+            session.execute(delete(ChatMessage).where(*later))
+            conversation.updated_at = time.time()
+
+
+def _form(grammar: str | None, json_schema: str | Mapping[str, Any] | None) -> Grammar | None:
+    """The form an answer must have, from either argument."""
+    if grammar and json_schema:
+        raise StudioError("An answer can't follow both a grammar and a JSON schema.", "Give one of them.")
+    if grammar:
+        return Grammar("gbnf", grammar)
+    if not json_schema:
+        return None
+    try:
+        schema = json.loads(json_schema) if isinstance(json_schema, str) else dict(json_schema)
+    except ValueError as exc:
+        raise StudioError(f"The JSON schema is no JSON ({exc}).", "Correct it at that place.") from None
+    if not isinstance(schema, dict):
+        raise StudioError("The JSON schema must be a JSON object.", 'Start from {"type": "object", "properties": {…}}.')
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def _check_state(state: str) -> None:
+    if state not in STATES:
+        raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
+
+
+def _find(session: Session, conversation_id: str) -> Conversation:
+    row = session.get(Conversation, conversation_id)
+    if row is None:
+        raise NotFoundError(f"There is no conversation {conversation_id!r}.", "It may have been deleted; choose another one.")
+    return row
+
+
+def _conversation(row: Conversation) -> dict[str, Any]:
+    return {"id": row.id, "title": row.title, "system": row.system, "created_at": row.created_at, "updated_at": row.updated_at}
+
+
+def _message(row: ChatMessage) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "position": row.position,
+        "role": row.role,
+        "content": row.content,
+        "contestant": row.contestant,
+        "state": row.state,
+        "usage": row.usage,
+        "created_at": row.created_at,
+    }

@@ -1,0 +1,221 @@
+"""The door of the studio, knocked at over real HTTP: foreign pages and names, size, login, and what every answer carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from studio import settings as studio_settings
+from studio.db.models import ApiKey
+from studio.db.session import Database
+from tests.servers import Server, web
+
+TOKEN = "a-token-for-tests"
+LIMIT = 300_000
+# routes of ours and of gradio's: none may be open when a login is asked for
+ROUTES = [
+    ("GET", "/"),
+    ("GET", "/api/docs"),
+    ("GET", "/api/openapi.json"),
+    ("GET", "/api/datasets"),
+    ("POST", "/api/datasets"),
+    ("GET", "/api/jobs"),
+    ("POST", "/api/jobs"),
+    ("GET", "/api/status"),
+    ("GET", "/v1/models"),
+    ("POST", "/v1/chat/completions"),
+    ("GET", "/config"),
+    ("GET", "/gradio_api/info"),
+    ("GET", "/gradio_api/file=/etc/passwd"),
+    ("GET", "/gradio_api/startup-events"),
+    ("POST", "/gradio_api/upload"),
+    ("POST", "/gradio_api/queue/join"),
+    ("GET", "/gradio_api/queue/data?session_hash=x"),
+    ("GET", "/theme.css"),
+    ("GET", "/assets/index.js"),
+    ("GET", "/no/such/route"),
+    ("GET", "/health/../api/jobs"),
+    ("GET", "//health"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A studio for this machine alone, without a login."""
+    with web(tmp_path_factory.mktemp("open") / "home", STUDIO_MAX_UPLOAD_BYTES=str(LIMIT)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A studio that others can reach, with a token and a user."""
+    home = tmp_path_factory.mktemp("guarded") / "home"
+    with web(home, STUDIO_HOST="0.0.0.0", STUDIO_TOKEN=TOKEN, STUDIO_USERS="anna:her password") as started:
+        yield started
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture
+def stranger(guarded: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=guarded.url, trust_env=False, timeout=60) as made:
+        yield made
+
+
+def raw(server: Server, request: str) -> str:
+    """The first line of the answer to bytes that no proper client would send."""
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(request.encode("latin-1"))
+        return connection.recv(65536).decode("latin-1").split("\r\n")[0]
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://localhost.evil.example", "", "file://"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/api/jobs"), ("POST", "/api/jobs"), ("GET", "/health"), ("POST", "/gradio_api/queue/join"), ("OPTIONS", "/config")],
+)
+def test_a_foreign_page_is_refused_everywhere(client: httpx.Client, method: str, path: str, origin: str) -> None:
+    answer = client.request(method, path, headers={"Origin": origin})
+    assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+
+
+def test_the_studios_own_page_and_programs_pass(client: httpx.Client, server: Server) -> None:
+    assert client.get("/api/jobs", headers={"Origin": server.url}).status_code == 200
+    assert client.get("/api/jobs").status_code == 200
+    assert client.get("/api/jobs", headers={"Authorization": "Bearer anything at all"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0", "", "[::", "a@127.0.0.1.evil"],
+)
+def test_a_foreign_name_is_refused(client: httpx.Client, host: str) -> None:
+    assert client.get("/api/jobs", headers={"Host": host}).status_code == 403
+
+
+def test_every_name_of_this_machine_passes(client: httpx.Client) -> None:
+    port = client.base_url.port
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
+        assert client.get("/api/jobs", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/api/jobs", "/health", "/v1/models", "/no/such/route"])
+def test_every_answer_forbids_foreign_code(client: httpx.Client, path: str) -> None:
+    headers = client.get(path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "object-src 'none'" in policy and "frame-ancestors 'self'" in policy
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
+
+
+def test_a_large_upload_is_refused_by_its_length_and_while_it_comes(client: httpx.Client, server: Server) -> None:
+    rows = b'{"prompt": "a", "completion": "b"}\n' * 60_000
+    assert client.post("/api/datasets", files={"file": ("rows.jsonl", rows)}).status_code == 413
+    assert client.post("/gradio_api/upload", files={"files": ("rows.jsonl", rows)}).status_code == 413
+
+    def chunks() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n'
+        for _ in range(60):
+            yield rows[:35_000]
+        yield b"\r\n--x--\r\n"
+
+    for path in ("/api/datasets", "/gradio_api/upload", "/api/jobs"):
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        assert client.post(path, content=chunks(), headers=headers).status_code == 413
+    assert client.get("/api/datasets").json() == []
+    assert not [p for p in (server.home / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_large_json_body_is_refused(client: httpx.Client) -> None:
+    assert client.post("/v1/chat/completions", content=b" " * (LIMIT + 1)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "{home}/studio.db", "{home}/../home/studio.db", "//etc/passwd", "%2fetc%2fpasswd", "http://127.0.0.1:1/x"]
+)
+def test_files_of_the_machine_are_not_served(client: httpx.Client, server: Server, path: str) -> None:
+    answer = client.get(f"/gradio_api/file={path.format(home=server.home)}")
+    assert answer.status_code in (400, 403, 404) and b"root:" not in answer.content and b"SQLite format" not in answer.content
+
+
+def test_the_login_page_is_all_that_a_stranger_sees(stranger: httpx.Client) -> None:
+    answer = stranger.get("/?tab=jobs", headers={"Accept": "text/html"})
+    assert answer.status_code == 303 and answer.headers["location"] == "/login?next=%2F%3Ftab%3Djobs"
+    page = stranger.get(answer.headers["location"]).text
+    assert '<form method="post" action="/login">' in page and 'value="/?tab=jobs"' in page
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_no_route_is_open_to_a_stranger(stranger: httpx.Client, method: str, path: str) -> None:
+    answer = stranger.request(method, path)
+    assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_health_is_open_and_says_little(stranger: httpx.Client) -> None:
+    assert set(stranger.get("/health").json()) == {"status", "version", "engine"}
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x/health#", "127.0.0.1/health?x=", "x\\health"])
+def test_a_made_up_host_does_not_change_what_is_asked_for(guarded: Server, host: str) -> None:
+    line = raw(guarded, f"GET /api/jobs HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    assert " 401 " in line or " 400 " in line
+
+
+def test_unauthorised_programs_get_the_shape_they_know(stranger: httpx.Client) -> None:
+    assert stranger.get("/v1/models").json()["error"]["code"] == "invalid_api_key"
+    assert set(stranger.get("/api/jobs").json()["error"]) == {"message", "fix"}
+
+
+def test_the_token_and_a_made_key_let_programs_in(stranger: httpx.Client, guarded: Server) -> None:
+    with Database(studio_settings.load({"STUDIO_HOME": str(guarded.home)}).db_url).write() as session:
+        session.add(ApiKey(name="ci", sha256=hashlib.sha256(b"made-key").hexdigest()))
+    for key in (TOKEN, "made-key"):
+        assert stranger.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert stranger.get("/v1/models", headers={"Authorization": "Bearer made-key2"}).status_code == 401
+
+
+def test_the_printed_link_logs_in_once_and_hides_the_token(stranger: httpx.Client) -> None:
+    answer = stranger.get("/", params={"tab": "jobs", "token": TOKEN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?tab=jobs")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie and TOKEN not in cookie
+    assert stranger.get("/", headers={"Accept": "text/html"}).status_code == 200
+
+
+def test_a_user_logs_in_and_out(stranger: httpx.Client) -> None:
+    answer = stranger.post("/login", data={"name": "anna", "password": "her password", "next": "/?tab=chat"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/?tab=chat")
+    assert stranger.get("/api/jobs").status_code == 200
+    assert stranger.get("/login").headers["location"] == "/"
+    stranger.get("/logout")
+    assert stranger.get("/api/jobs").status_code == 401
+
+
+def test_a_wrong_password_is_told_and_opens_nothing(stranger: httpx.Client) -> None:
+    answer = stranger.post("/login", data={"name": "anna", "password": "<script>"})
+    assert answer.status_code == 401 and "did not match" in answer.text and "set-cookie" not in answer.headers
+
+
+def test_a_login_from_a_foreign_page_is_refused(stranger: httpx.Client) -> None:
+    form = {"name": "anna", "password": "her password"}
+    assert stranger.post("/login", data=form, headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_who_guesses_has_to_wait(tmp_path: Path) -> None:
+    with web(tmp_path / "home", STUDIO_TOKEN=TOKEN) as started, httpx.Client(base_url=started.url, trust_env=False) as guesser:
+        seen = [guesser.get("/api/jobs", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(11)]
+        assert seen == [401] * 10 + [429]
+        answer = guesser.post("/login", data={"password": TOKEN})
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
+        assert "Too many" in json.dumps(answer.json())

@@ -1,0 +1,49 @@
+"""The environment is read once and checked; a value that can't be used is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from studio import settings
+from studio.errors import StudioError
+
+
+def test_without_an_environment_the_studio_is_for_this_machine_alone(tmp_path: Path) -> None:
+    loaded = settings.load({"STUDIO_HOME": str(tmp_path)})
+    assert (loaded.host, loaded.port, loaded.has_login, loaded.is_loopback) == ("127.0.0.1", 7860, False, True)
+    assert loaded.db_url == f"sqlite:///{tmp_path / 'studio.db'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("STUDIO_PORT", "http"), ("STUDIO_PORT", "-1"), ("STUDIO_MAX_UPLOAD_BYTES", "2 GB"), ("STUDIO_USERS", "anna")]
+)
+def test_a_value_that_can_not_be_used_is_named(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        settings.load({name: value})
+
+
+def test_users_tokens_and_hosts_are_read() -> None:
+    loaded = settings.load({"STUDIO_USERS": "anna:a:b, ben:x", "STUDIO_ALLOWED_HOSTS": "Studio.Example, ", "SPACE_HOST": "me.hf.space"})
+    assert loaded.users == (("anna", "a:b"), ("ben", "x")) and loaded.has_login
+    assert (loaded.allowed_hosts, loaded.space_host) == (("studio.example",), "me.hf.space")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_only_this_machine_is_loopback(host: str, expected: bool) -> None:
+    assert settings.load({"STUDIO_HOST": host}).is_loopback is expected
+
+
+def test_folders_are_for_their_owner_only(tmp_path: Path) -> None:
+    loaded = settings.load({"STUDIO_HOME": str(tmp_path / "home")})
+    loaded.make_folders()
+    assert loaded.home.stat().st_mode & 0o077 == 0 and loaded.runs.is_dir()
+
+
+def test_a_home_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StudioError, match="STUDIO_HOME"):
+        settings.load({"STUDIO_HOME": str(tmp_path / "file" / "home")}).make_folders()
