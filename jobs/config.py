@@ -34,8 +34,12 @@ class LoraSection(Config):
 
     r: int = Field(default=16, ge=1, le=512, description="Rank of the update: higher can learn more and costs memory.")
     lora_alpha: int = Field(default=32, ge=1, le=2048, description="Strength of the update; usually one or two times r.")
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows.")
-    target_modules: str | list[str] = Field(default="all-linear", description="Layers that learn: all-linear, or a list of names such as [\"q_proj\", \"v_proj\"].")
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows."
+    )
+    target_modules: str | list[str] = Field(
+        default="all-linear", description='Layers that learn: all-linear, or a list of names such as ["q_proj", "v_proj"].'
+    )
     use_rslora: bool = Field(default=False, description="Scale by the square root of r (rsLoRA): steadier at high ranks.")
 
 
@@ -43,38 +47,66 @@ class QuantizationSection(Config):
     """How the frozen base is stored; names follow transformers.BitsAndBytesConfig."""
 
     load_in_4bit: bool = Field(default=False, description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower.")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(default="nf4", description="4-bit number format; nf4 suits weights of trained models.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        default="nf4", description="4-bit number format; nf4 suits weights of trained models."
+    )
     bnb_4bit_use_double_quant: bool = Field(default=True, description="Quantise the quantisation constants too: saves 0.4 bit per weight.")
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.")
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16",
+        description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.",
+    )
 
 
 class JobConfig(Config):
     """One training job, whole. The trainer needs nothing beyond this, the rows and the template."""
 
     base_model: str = Field(default="starter", description="Base model: a name from the Models list.")
-    model_name_or_path: str = Field(default="", description="Folder of the base model; filled in at launch.", json_schema_extra={"hidden": True})
+    model_name_or_path: str = Field(
+        default="", description="Folder of the base model; filled in at launch.", json_schema_extra={"hidden": True}
+    )
     objective: Literal["sft"] = Field(default="sft", description="What training optimises: sft imitates the answers in the rows.")
     method: Literal["lora"] = Field(default="lora", description="What is trained: lora adds small low-rank matrices beside frozen layers.")
 
-    test_size: float = Field(default=0.1, ge=0, lt=1, description="Share of the rows held out to measure what was learned; 0 trains on all.")
+    test_size: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the rows held out to measure what was learned; 0 trains on all."
+    )
     max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Longest row in tokens; what is longer is cut at the end.")
-    chat_template: str | None = Field(default=None, description="How a conversation becomes text: chatml, alpaca, plain or a file; empty takes the model's own, else alpaca.")
-    packing: bool = Field(default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length.")
-    per_device_train_batch_size: int = Field(default=4, ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory.")
+    chat_template: str | None = Field(
+        default=None,
+        description="How a conversation becomes text: chatml, alpaca, plain or a file; empty takes the model's own, else alpaca.",
+    )
+    packing: bool = Field(
+        default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length."
+    )
+    per_device_train_batch_size: int = Field(
+        default=4, ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory."
+    )
     per_device_eval_batch_size: int = Field(default=8, ge=1, le=4096, description="Rows computed at once while evaluating.")
-    gradient_accumulation_steps: int = Field(default=1, ge=1, le=4096, description="Batches added up before a step: a larger batch without more memory.")
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass: less memory, about a third slower.")
-    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Size of a step; 1e-4 to 3e-4 suits LoRA on models of a billion parameters and more.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(default="cosine", description="How the learning rate falls over the run.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, le=4096, description="Batches added up before a step: a larger batch without more memory."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    learning_rate: float = Field(
+        default=2e-4, gt=0, le=1, description="Size of a step; 1e-4 to 3e-4 suits LoRA on models of a billion parameters and more."
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="How the learning rate falls over the run."
+    )
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
     num_train_epochs: float = Field(default=3.0, gt=0, le=1000, description="How often every row is seen.")
     max_steps: int = Field(default=-1, ge=-1, description="Stop after this many steps; -1 lets num_train_epochs decide.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Pull of the trained weights towards zero.")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Longer gradients are cut to this length; guards against jumps.")
     optim: Optimizer = Field(default="adamw_torch", description="Optimizer; the 8-bit ones save memory where many weights are trained.")
-    neftune_noise_alpha: float | None = Field(default=None, gt=0, description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none.")
+    neftune_noise_alpha: float | None = Field(
+        default=None, gt=0, description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none."
+    )
     logging_steps: int = Field(default=1, ge=1, description="Steps between two points of the curve.")
-    eval_steps: int | None = Field(default=None, ge=1, description="Steps between two evaluations on the held-out rows; empty chooses about ten per run.")
+    eval_steps: int | None = Field(
+        default=None, ge=1, description="Steps between two evaluations on the held-out rows; empty chooses about ten per run."
+    )
     save_steps: int | None = Field(default=None, ge=1, description="Steps between two checkpoints; empty chooses about ten per run.")
     save_total_limit: int = Field(default=2, ge=2, le=100, description="How many checkpoints are kept.")
     report_to: str | list[str] = Field(default="none", description="Extra loggers that are installed here, such as tensorboard or wandb.")

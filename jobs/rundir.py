@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+MAX_EVENT_BYTES = 4_000_000  # read at once
 STOPPED = 75  # exit code of a trainer that was asked to stop and did (EX_TEMPFAIL: try again later)
 
 
@@ -36,6 +37,27 @@ class Attempt:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    def read_events(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Whole lines behind byte `offset` and the offset behind them; what is no JSON object is passed over."""
+        try:
+            with self.events.open("rb") as file:
+                file.seek(offset)
+                block = file.read(MAX_EVENT_BYTES)
+        except FileNotFoundError:
+            return [], offset
+        whole = block[: block.rfind(b"\n") + 1]
+        if not whole and len(block) == MAX_EVENT_BYTES:
+            return [], offset + len(block)  # no event of ours is that long
+        return [event for line in whole.splitlines() if (event := _event(line)) is not None], offset + len(whole)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True)

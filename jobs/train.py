@@ -48,7 +48,7 @@ def _attempt(run: RunDir, attempt: Attempt, stop: StopWish) -> int:
     except Stopped:
         print("Stopped at request.", flush=True)
         return STOPPED
-    except BaseException as exc:  # the edge of the process: record and leave
+    except BaseException as exc:  # noqa: BLE001 - the edge of the process: record and leave
         traceback.print_exc()
         reason, fix = explain(exc)
         print(f"{reason} {fix}", file=sys.stderr, flush=True)

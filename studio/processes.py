@@ -53,6 +53,11 @@ def owner_id(pid: int | None = None) -> str:
     return f"{socket.gethostname().replace(':', '_')}:{boot_id()}:{pid}:{born(pid)}"
 
 
+def is_local(owner: str) -> bool:
+    """Whether this is a process of this machine since its last boot, so that its PIDs mean something here."""
+    return owner.split(":")[:2] == owner_id().split(":")[:2]
+
+
 def is_gone(owner: str) -> bool:
     """True only when it is certain that the owner no longer runs: same machine and another boot, or no such process."""
     try:

@@ -30,12 +30,12 @@ class RunningEngine:
 
 
 @contextmanager
-def engine(home: Path) -> Iterator[RunningEngine]:
-    """`python -m studio.engine.server` on a free port; killed in the end if it has not ended."""
+def engine(home: Path, port: int = 0) -> Iterator[RunningEngine]:
+    """`python -m studio.engine.server`, on a free port unless one is named; killed in the end if it has not ended."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "cache").mkdir(exist_ok=True)
     environment = {**os.environ, "STUDIO_HOME": str(home), "STUDIO_ENGINE_KEY": KEY}
-    command = [sys.executable, "-m", "studio.engine.server", "--port", "0"]
+    command = [sys.executable, "-m", "studio.engine.server", "--port", str(port)]
     with (home / "engine.log").open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
     assert process.stdin and process.stdout
@@ -68,7 +68,14 @@ def make_adapter(base: Path, target: Path, seed: int, *, strength: float = 0.3, 
         weights[f"{place}.lora_B.weight"] = random.normal(0, 1, (matrix.shape[0], RANK)).astype(np.float32) * np.float32(strength)
         if use_dora:
             weights[f"{place}.lora_magnitude_vector"] = np.linalg.norm(matrix, axis=1).astype(np.float32)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": PROJECTIONS, "use_dora": use_dora}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "target_modules": PROJECTIONS,
+        "use_dora": use_dora,
+    }
     target.mkdir(parents=True)
     save_file(weights, target / "adapter_model.safetensors")
     (target / "adapter_config.json").write_text(json.dumps({**config, "bias": "none", "base_model_name_or_path": str(base)}))

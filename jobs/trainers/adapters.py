@@ -71,9 +71,7 @@ def load(folder: Path, model: PeftModel) -> None:
 
 
 def _peft_config(model: PeftModel, base_model: str) -> dict[str, Any]:
-    values = {
-        key: sorted(value) if isinstance(value, set) else value for key, value in model.peft_config["default"].to_dict().items()
-    }
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in model.peft_config["default"].to_dict().items()}
     # the model's name: this machine's path would mean nothing elsewhere and tell more than it should
     return {**values, "base_model_name_or_path": base_model, "inference_mode": True}
 

@@ -62,6 +62,8 @@ def _rendered(path: Path, renderer: Renderer, max_length: int) -> Iterator[Rende
             try:
                 yield renderer.example(Example.model_validate_json(line), max_length)
             except ValidationError as exc:
-                raise DatasetError(f"{path.name}, line {number}: not a row of the studio ({exc.errors()[0]['msg']}).", "Add the data again.") from None
+                raise DatasetError(
+                    f"{path.name}, line {number}: not a row of the studio ({exc.errors()[0]['msg']}).", "Add the data again."
+                ) from None
             except DatasetError as exc:
                 raise DatasetError(f"{path.name}, line {number}: {exc.message}", exc.fix) from None

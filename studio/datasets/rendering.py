@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from studio.datasets.sandbox import ChatTemplate, Span
+from studio.datasets.sandbox import Span, compiled
 from studio.datasets.tokenization import Vocabulary, load_vocabulary
 from studio.errors import DatasetError
 from studio.types import Example, Message
@@ -55,7 +55,7 @@ class Renderer:
 
     def __init__(self, vocabulary: Vocabulary, template: str, template_name: str) -> None:
         self._vocabulary = vocabulary
-        self._template = ChatTemplate(template)
+        self._template = compiled(template)
         self.tokenizer = vocabulary.tokenizer
         self.template = template
         self.template_name = template_name

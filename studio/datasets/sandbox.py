@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -131,6 +132,12 @@ class ChatTemplate:
             ) from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as exc:
             raise DatasetError(f"The chat template fails on this conversation ({type(exc).__name__}: {str(exc)[:200]}).", ANOTHER) from None
+
+
+@lru_cache(maxsize=32)
+def compiled(source: str) -> ChatTemplate:
+    """The ChatTemplate of `source`; compiling takes some 20 ms, so the last few are remembered."""
+    return ChatTemplate(source)
 
 
 def _join(pieces: Iterable[str]) -> str:

@@ -187,7 +187,8 @@ def cancel(session: Session, job_id: str, keep: bool = False) -> str:
         raise NotFoundError(f"There is no job {job_id!r}.", "`studio jobs list` shows them.")
     now = time.time()
     waiting = update(Job).where(Job.id == job_id, Job.status.in_(("QUEUED", "PAUSED")))
-    if _changed(session, waiting.values(status="CANCELLED", ended_at=now, updated_at=now, **_FREE)):
+    ended = {**_FREE, "status": "CANCELLED", "ended_at": now, "updated_at": now, "cancel": "keep" if keep and job.checkpoint_step else None}
+    if _changed(session, waiting.values(**ended)):
         note(session, job_id, job.attempt, "cancelled")
         return "CANCELLED"
     running = update(Job).where(Job.id == job_id, Job.status == "RUNNING")
@@ -196,20 +197,38 @@ def cancel(session: Session, job_id: str, keep: bool = False) -> str:
     raise StudioError(f"Job {job.name} has ended already ({job.status.lower()}).", "Only a job that waits or runs can be cancelled.")
 
 
-def cancel_unreachable(session: Session) -> int:
-    """Cancel jobs that wait for one that will never succeed; how many."""
+def has_unreachable(session: Session) -> bool:
+    """Whether a job waits for one that will never succeed."""
+    return bool(_unreachable(session))
+
+
+def _unreachable(session: Session) -> list[tuple[Job, Job]]:
     before = aliased(Job)
     query = select(Job, before).join(before, Job.after_id == before.id)
-    pairs = session.execute(query.where(Job.status == "QUEUED", before.status.in_(("FAILED", "CANCELLED")))).all()
-    for job, awaited in pairs:
+    rows = session.execute(query.where(Job.status == "QUEUED", before.status.in_(("FAILED", "CANCELLED"))))
+    return [(job, awaited) for job, awaited in rows]
+
+
+def cancel_unreachable(session: Session) -> None:
+    """Cancel jobs that wait for one that will never succeed."""
+    for job, awaited in _unreachable(session):
         cancel(session, job.id)
         reason = f"It was to run after {awaited.name}, which ended {awaited.status.lower()}."
-        _changed(session, update(Job).where(Job.id == job.id).values(reason=reason, fix="Submit it again without --after, or after another job."))
-    return len(pairs)
+        fix = "Submit it again without --after, or after another job."
+        _changed(session, update(Job).where(Job.id == job.id).values(reason=reason, fix=fix))
 
 
 def running(session: Session) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.status == "RUNNING")))
+
+
+def to_keep(session: Session) -> list[Job]:
+    """Jobs that were cancelled while they waited, and whose last checkpoint shall become an adapter."""
+    return list(session.scalars(select(Job).where(Job.status == "CANCELLED", Job.cancel == "keep")))
+
+
+def kept(session: Session, job_id: str) -> None:
+    _changed(session, update(Job).where(Job.id == job_id, Job.status == "CANCELLED").values(cancel=None))
 
 
 def note(session: Session, job_id: str, attempt: int, kind: str, data: dict[str, Any] | None = None) -> None:

@@ -6,10 +6,12 @@ import secrets
 import time
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no l, o, 0, 1: IDs are read aloud
+
+IS_RUNNING = text("status = 'RUNNING'")
 
 
 def new_id() -> str:
@@ -38,7 +40,7 @@ class Dataset(Base):
     sha256: Mapped[str] = mapped_column(default="")  # of rows.jsonl
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     provenance: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    bytes: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
@@ -50,7 +52,7 @@ class BaseModelRow(Base):
     name: Mapped[str] = mapped_column(unique=True)
     path: Mapped[str]  # absolute folder, or hub:NAME
     architecture: Mapped[str]
-    parameters: Mapped[int]
+    parameters: Mapped[int] = mapped_column(BigInteger)
     context: Mapped[int]
     loadable: Mapped[bool]
     reason: Mapped[str] = mapped_column(default="")
@@ -84,7 +86,7 @@ class Job(Base):
     pid: Mapped[int | None]
     pid_born: Mapped[float | None]
     cancel: Mapped[str | None]  # what a person asked of a running job: null, "cancel", "keep"
-    event_offset: Mapped[int] = mapped_column(default=0)  # bytes of this attempt's events.jsonl already ingested
+    event_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of this attempt's events.jsonl already ingested
     step: Mapped[int | None]
     max_steps: Mapped[int | None]
     eta_s: Mapped[float | None]
@@ -100,7 +102,7 @@ class Job(Base):
 
     __table_args__ = (
         # one running job per device slot, by the database itself
-        Index("one_running_per_slot", "slot", unique=True, sqlite_where=text("status = 'RUNNING'"), postgresql_where=text("status = 'RUNNING'")),
+        Index("one_running_per_slot", "slot", unique=True, sqlite_where=IS_RUNNING, postgresql_where=IS_RUNNING),
         Index("jobs_by_status", "status", "priority", "created_at"),
     )
 
@@ -138,7 +140,7 @@ class Adapter(Base):
     method: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     path: Mapped[str]
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(default="")  # of adapter_model.safetensors
     created_at: Mapped[float] = mapped_column(default=time.time)
 

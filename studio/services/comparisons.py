@@ -66,7 +66,7 @@ class ComparisonService:
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
             job = Job(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
             comparison.job_id = lifecycle.submit(session, job).id
-        queue.ring("light", job.id)
+        queue.ring(self.settings.queue_path, "light", job.id)
         return self.show(comparison.id)
 
     def _prompts(self, given: Sequence[prompts.Prompt] | None, data: str | None) -> tuple[list[prompts.Prompt], str | None]:

@@ -91,7 +91,7 @@ class JobService:
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
-        queue.ring("gpu", job.id)
+        queue.ring(self.settings.queue_path, "gpu", job.id)
         return self.show(job.id)
 
     def _free_name(self, wanted: str | None, fallback: str) -> str:
@@ -188,7 +188,7 @@ class JobService:
         with self.db.write() as session:
             job = self._find(session, job_id)
             lifecycle.cancel(session, job.id, keep=keep)
-        queue.ring(job.queue, job.id)
+        queue.ring(self.settings.queue_path, job.queue, job.id)
         return self.show(job.id)
 
     def wait(self, job_id: str, timeout: float | None = None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class ChatTab:
         self.transcript = pieces.panel(elem_id="chat-transcript")
         self.live = pieces.panel(elem_id="chat-live")
         self.notice = pieces.panel(elem_id="chat-notice", elem_classes="notice-place")
-        self.message = gr.Textbox("", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=2, max_lines=12, elem_id="chat-message")
+        self.message = gr.Textbox("", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=1, max_lines=12, elem_id="chat-message")
         with gr.Row(elem_classes="buttons"):
             self.send = gr.Button("Send", variant="primary", elem_id="chat-send", min_width=110)
             self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="chat-stop", min_width=110)

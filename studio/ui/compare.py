@@ -16,7 +16,7 @@ from studio.ui import choices, pieces, words
 from studio.ui.handlers import BUSY, QUIET, tells
 from studio.ui.page import Page, go, opening
 
-PAGE_ROWS = 20  # prompts on the page at once
+PAGE_ROWS = 10  # prompts on the page at once
 LIVE_S, IDLE_S = 1.0, 8.0
 BASE = "base"
 

@@ -16,6 +16,7 @@ from studio.ui.page import Page, go, opening
 
 LOG_LINES = 200
 LIVE_S, IDLE_S = 1.5, 6.0
+STAMPED = ("id", "status", "attempt", "progress", "adapter", "stopping", "reason")  # what can change of a job
 HIDDEN_KINDS = ("compare",)  # shown on their own tab; they end in seconds
 
 
@@ -50,7 +51,7 @@ class JobsTab:
 
     def _wire(self) -> None:
         place = self._page.place
-        shown = [place.job, self.list, self.head, self.stopping, self.curve, self.log, self.log_place, self.next, self._stamp, self._timer]
+        shown = [place.job, self.list, self.head, self.stopping, self.keep, self.curve, self.log, self.log_place, self.next, self._stamp, self._timer]
         look = {"inputs": [place.job, self._stamp], "outputs": shown, **QUIET}
         self.tab.select(self.look, **look)
         place.job.change(self.look, **look)
@@ -104,7 +105,8 @@ class JobsTab:
         drawing = chart.loss(self._studio.jobs.curves(job["id"]))
         return {
             self.head: pieces.piece("job", **_head(job)),
-            self.stopping: gr.Row(visible=job["status"] not in words.FINAL),
+            self.stopping: gr.Row(visible=job["status"] not in words.FINAL and not job["stopping"]),
+            self.keep: gr.Button(visible=job["status"] == "RUNNING"),
             self.curve: pieces.piece("chart", **drawing) if drawing else "",
             self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),
             self.log_place: gr.Accordion(visible=True),
@@ -114,7 +116,7 @@ class JobsTab:
 
 def _stamp(jobs: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
     """Changes exactly when something to show changes."""
-    return repr([chosen and chosen["id"], [(job["id"], job["status"], job["attempt"], job["progress"], job["adapter"]) for job in jobs]])
+    return repr([chosen and chosen["id"], [[job[key] for key in STAMPED] for job in jobs]])
 
 
 def _facts_in_list(job: dict[str, Any]) -> str:
@@ -130,6 +132,8 @@ def _head(job: dict[str, Any]) -> dict[str, Any]:
     part = (progress["step"] or 0) / progress["max_steps"] if progress["max_steps"] else 0.0
     text = " · ".join(item for item in (_progress(job), words.share(part) if part else "", words.left(progress["eta_s"])) if item)
     waiting = "waiting for its turn" if job["status"] == "QUEUED" else "starting: the model is being loaded"
+    if job["stopping"]:
+        text = "stopping, and keeping what it learned" if job["stopping"] == "keep" else "stopping"
     facts = [f"{job['kind']} on {job['base_model']}" if job.get("base_model") else job["kind"], f"added {words.ago(job['created_at'])}"]
     if job["started_at"]:
         facts.append(f"{'took' if job['ended_at'] else 'running for'} {words.elapsed(job['started_at'], job['ended_at'])}")

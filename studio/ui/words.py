@@ -48,7 +48,7 @@ def ago(then: object, now: float | None = None) -> str:
     if moment is None:
         return ""
     past = max(0.0, (time.time() if now is None else now) - moment)
-    return "just now" if past < 45 else f"{duration(past)} ago"
+    return "just now" if past < 45 else f"{duration(max(past, 100))} ago" if past >= 90 else "1 min ago"
 
 
 def elapsed(start: object, end: object, now: float | None = None) -> str:

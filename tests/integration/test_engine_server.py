@@ -22,7 +22,11 @@ PROMPT = "Once upon a time, there was a"
 MESSAGES: Any = [{"role": "user", "content": "Tell me a story."}]
 SCHEMA = {
     "type": "object",
-    "properties": {"winner": {"enum": ["a", "b", "tie"]}, "score": {"type": "integer", "minimum": 1, "maximum": 10}, "why": {"type": "string", "maxLength": 12}},
+    "properties": {
+        "winner": {"enum": ["a", "b", "tie"]},
+        "score": {"type": "integer", "minimum": 1, "maximum": 10},
+        "why": {"type": "string", "maxLength": 12},
+    },
     "required": ["winner", "score", "why"],
     "additionalProperties": False,
 }
@@ -86,7 +90,9 @@ def test_an_empty_prompt_gives_the_published_story(client: openai.OpenAI, base: 
 
 
 def test_streaming_gives_the_same_text_and_its_usage(client: openai.OpenAI, base: Path) -> None:
-    whole = client.chat.completions.create(model="m", messages=MESSAGES, temperature=0, max_tokens=24, extra_body={"studio": studio_field(base)})
+    whole = client.chat.completions.create(
+        model="m", messages=MESSAGES, temperature=0, max_tokens=24, extra_body={"studio": studio_field(base)}
+    )
     chunks = list(
         client.chat.completions.create(
             model="m",
@@ -126,7 +132,9 @@ def test_an_adapter_brings_its_own_chat_template(client: openai.OpenAI, base: Pa
     (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
 
     def tokens(chosen: Path) -> int:
-        answer = client.chat.completions.create(model="m", messages=MESSAGES, max_tokens=1, extra_body={"studio": studio_field(base, chosen)})
+        answer = client.chat.completions.create(
+            model="m", messages=MESSAGES, max_tokens=1, extra_body={"studio": studio_field(base, chosen)}
+        )
         assert answer.usage is not None
         return answer.usage.prompt_tokens
 
@@ -168,7 +176,12 @@ def test_a_model_that_never_saw_json_keeps_to_the_schema(client: openai.OpenAI, 
     form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True}}
     for seed in range(5):
         answer = client.chat.completions.create(
-            model="m", messages=MESSAGES, seed=seed, max_tokens=120, response_format=form, extra_body={"studio": studio_field(base)}  # type: ignore[call-overload]
+            model="m",
+            messages=MESSAGES,
+            seed=seed,
+            max_tokens=120,
+            response_format=form,
+            extra_body={"studio": studio_field(base)},  # type: ignore[call-overload]
         )
         verdict = json.loads(answer.choices[0].message.content)
         assert verdict["winner"] in ("a", "b", "tie") and 1 <= verdict["score"] <= 10 and len(verdict["why"]) <= 12
@@ -197,7 +210,9 @@ def test_an_answer_ends_where_the_context_does(client: openai.OpenAI, base: Path
     assert done.usage.total_tokens <= 512
 
 
-def test_refusals_have_openais_shape(client: openai.OpenAI, running: RunningEngine, base: Path, adapters: list[Path], tmp_path: Path) -> None:
+def test_refusals_have_openais_shape(
+    client: openai.OpenAI, running: RunningEngine, base: Path, adapters: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(openai.AuthenticationError):
         httpx_free = openai.OpenAI(base_url=running.url + "/v1", api_key="wrong", max_retries=0)
         with httpx_free:

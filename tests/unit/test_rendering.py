@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from studio.datasets import sandbox
+from studio.datasets import sandbox, slow_tokenizer
 from studio.datasets.rendering import TEMPLATE_NAMES, Renderer
 from studio.datasets.sandbox import ChatTemplate
 from studio.errors import DatasetError, ModelError
@@ -329,9 +329,18 @@ def test_a_sentencepiece_model_is_converted_once_by_a_child(tmp_path: Path, sett
     assert renderer.tokenizer.encode("hello small world", add_special_tokens=False).ids == own.encode("hello small world")
     cached = list((settings.cache / "tokenizers").glob("*/tokenizer.json"))
     assert len(cached) == 1
-    (path / "tokenizer.model").write_bytes(b"broken")
-    with pytest.raises(ModelError, match="could not be converted"):
-        Renderer.load(path)
+
+
+def test_a_tokenizer_that_can_not_be_converted_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "broken"
+    source.mkdir()
+    (source / "tokenizer.model").write_bytes(b"broken")
+    assert slow_tokenizer.main([str(source), str(tmp_path / "out")]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    (source / "tokenizer.model").unlink()
+    with pytest.raises(ModelError, match="holds no tokenizer"):
+        Renderer.load(source)
 
 
 def test_rendering_imports_neither_torch_nor_transformers(folder: Path) -> None:

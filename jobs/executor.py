@@ -1,0 +1,149 @@
+"""Where a run executes: submit, poll, stop, logs. Today a local child process; it leads a session of its own.
+
+The child's stdin is a pipe that nobody writes to: its end tells the trainer that its worker is gone, however that ended.
+Knows run directories and processes; no database and no queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.rundir import Attempt, RunDir
+from studio import processes
+from studio.settings import PACKAGE_ROOT
+
+# a trainer works on local files and needs none of these; what it prints ends in a log that people pass on
+SECRETS = (
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS",
+    "STUDIO_ENGINE_KEY", "STUDIO_DB_URL",
+)  # fmt: skip
+OOM_SCORE = "800"  # when memory runs out the kernel shall take the trainer, not the page or the worker
+NICENESS = 5
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended: its exit code, minus the signal that killed it, or None where that can't be known any more."""
+
+    code: int | None
+    ran_out_of_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running attempt. Only the thread that started it may poll it."""
+
+    process: subprocess.Popen[bytes]
+    born: float
+    oom_kills_before: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+def submit(run: RunDir, number: int, threads: int) -> Child:
+    """Start attempt `number` of a run with at most `threads` threads of arithmetic."""
+    attempt = run.attempt(number)
+    attempt.path.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-P", "-m", "jobs.train", str(run.path), "--attempt", str(number), "--watch-stdin"]
+    before = processes.oom_kills()
+    with attempt.log.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=run.path,
+            env=_environment(os.environ, threads),
+            start_new_session=True,
+        )
+    _yield_to_others(process.pid)
+    return Child(process, processes.born(process.pid) or -1.0, before)
+
+
+def poll(child: Child) -> Exit | None:
+    """None while it runs. Afterwards how it ended, and everything it started is gone too."""
+    code: int | None
+    if hasattr(os, "waitid"):
+        try:
+            # look without reaping: Popen.poll would call an exit status that somebody else has taken "0", which is success
+            found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return Exit(None)
+        if found is None:
+            return None
+        code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    else:
+        code = child.process.poll()
+        if code is None:
+            return None
+    processes.signal_group(child.pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # before reaping: the PID is still taken
+    child.process.wait()
+    return Exit(code, ran_out_of_memory=processes.oom_kills() > child.oom_kills_before)
+
+
+def stop(child: Child) -> None:
+    """Ask it to write a checkpoint and leave."""
+    with contextlib.suppress(ProcessLookupError):
+        child.process.send_signal(signal.SIGTERM)
+
+
+def kill(child: Child) -> None:
+    """End it and everything it started, now."""
+    processes.kill_group(child.pid, child.born)
+
+
+def close(child: Child) -> None:
+    """Let go of a child that has ended, or end it."""
+    kill(child)
+    if child.process.stdin:
+        child.process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.process.wait(timeout=5)
+
+
+def logs(attempt: Attempt, tail_lines: int) -> str:
+    """The last lines of an attempt's log."""
+    return last_lines(attempt.log, tail_lines)
+
+
+def last_lines(path: Path, count: int) -> str:
+    """The end of a text file, read from its end."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size, block = file.seek(0, os.SEEK_END), b""
+        while size > 0 and block.count(b"\n") <= count:
+            step = min(65536, size)
+            size -= step
+            file.seek(size)
+            block = file.read(step) + block
+        return "\n".join(block.decode("utf-8", "replace").splitlines()[-count:])
+    return ""
+
+
+def _environment(ours: Mapping[str, str], threads: int) -> dict[str, str]:
+    environment = {name: value for name, value in ours.items() if name not in SECRETS}
+    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), ours.get("PYTHONPATH", "")]))
+    return {
+        **environment,
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _yield_to_others(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, NICENESS)

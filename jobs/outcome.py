@@ -1,0 +1,74 @@
+"""What the end of an attempt means. Success is this attempt's result.json and exit code 0; nothing else is.
+
+A death from outside costs nothing but time; an exit code, a crash, or the kernel's want of memory is the attempt's own.
+Knows no database.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jobs.executor import Exit, last_lines
+from jobs.rundir import STOPPED, Attempt
+
+# signals that a process earns by what it does itself
+OWN_FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGXFSZ")
+LESS_MEMORY = (
+    "Halve per_device_train_batch_size and double gradient_accumulation_steps, lower max_length, turn gradient_checkpointing on, "
+    "or keep the base in 4 bits (recipe qlora-sft)."
+)
+LOOK_AT_LOG = "The job's log has the details; `studio jobs logs` shows it."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`stopped`: it left because we asked; `lost`: something outside ended it."""
+
+    kind: Literal["succeeded", "failed", "stopped", "lost"]
+    reason: str = ""
+    fix: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def judge(ended: Exit, attempt: Attempt, we_asked: bool) -> Outcome:
+    """What became of an attempt; `we_asked` says whether we sent a signal."""
+    code, result = ended.code, _result(attempt)
+    if code is None:
+        return Outcome("lost", "its exit status was lost")
+    if code == 0 and result.get("status") == "succeeded":
+        return Outcome("succeeded", result=result.get("metrics") or {})
+    if code < 0:
+        return _killed(-code, ended.ran_out_of_memory, we_asked)
+    if code == STOPPED:
+        return Outcome("stopped") if we_asked else Outcome("lost", "it was asked to stop from outside (SIGTERM)")
+    if result.get("status") == "failed":
+        return Outcome("failed", str(result.get("reason")), str(result.get("fix") or ""))
+    if code == 0:
+        return Outcome("failed", "The trainer ended without a result.", LOOK_AT_LOG)
+    said = last_lines(attempt.log, 1).strip()[:300]
+    return Outcome("failed", f"The trainer ended with exit code {code}" + (f": {said}" if said else "."), LOOK_AT_LOG)
+
+
+def _killed(number: int, ran_out_of_memory: bool, we_asked: bool) -> Outcome:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if we_asked:
+        return Outcome("stopped")
+    if name in OWN_FAULTS:
+        return Outcome("failed", f"The trainer crashed ({name}).", LOOK_AT_LOG)
+    if name == "SIGKILL" and ran_out_of_memory:
+        return Outcome("failed", "The memory of this machine is not enough for this job: the system ended it.", LESS_MEMORY)
+    return Outcome("lost", f"something outside ended it ({name})")
+
+
+def _result(attempt: Attempt) -> dict[str, Any]:
+    try:
+        value = json.loads(attempt.result.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

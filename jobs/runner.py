@@ -1,0 +1,332 @@
+"""Run one job to its end: claim, start, beat, take over what it reports, cancel, and write down what became of it.
+
+A training is a child process behind jobs.executor; a light job is a function in a thread. Knows the database, and nothing
+of how the bell rings.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from jobs import executor
+from jobs.config import JobConfig
+from jobs.light import LightContext, Stopped
+from jobs.outcome import LOOK_AT_LOG, Outcome, judge
+from jobs.rundir import RunDir, sha256
+from studio import processes
+from studio.catalogue import hardware, memory
+from studio.db import lifecycle
+from studio.db.lifecycle import Claim, LostClaimError
+from studio.db.models import Adapter, Job
+from studio.db.session import Database
+from studio.errors import StudioError
+from studio.settings import Settings
+
+SLOT = "device:0"  # one training at a time on the device; the index of the table enforces it
+TICK_S = 0.25
+BEAT_S = 1.0
+CANCEL_GRACE_S = 8.0  # from asking a trainer to killing it
+STOP_GRACE_S = 5.0  # the same while the worker itself has to end
+UNLOAD_WAIT_S = 30.0
+MEMORY_SHARE = 0.7  # engine and training together may take this much of the device
+ENDING_TRIES = 5
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs jobs of one queue in the threads that call `run`."""
+
+    def __init__(self, settings: Settings, db: Database, queue: str) -> None:
+        self.settings = settings
+        self.db = db
+        self.queue = queue
+        self.slot = SLOT if queue == "gpu" else None
+        self.owner = processes.owner_id()
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()  # held from claiming until the claim is in `active`
+        self.active: set[Claim] = set()
+
+    def run(self, _job_id: str = "") -> None:
+        """The bell has rung: run what may run, one job after the other. Which job rang does not matter; the rows say what is next."""
+        while not self.stopping.is_set() and (held := self._claim_next()) is not None:
+            try:
+                self._supervise(held)
+            except LostClaimError:
+                logger.warning("Job %s, attempt %s was taken over by another worker.", held.job_id, held.attempt)
+            except Exception:  # the edge of this thread: the job must not stay behind, and the worker goes on
+                logger.exception("Job %s, attempt %s: the worker failed.", held.job_id, held.attempt)
+                with suppress(LostClaimError, OperationalError), self.db.write() as session:
+                    lifecycle.requeue(session, held, "the worker had an error, which its log describes")
+            finally:
+                with self.lock:
+                    self.active.discard(held)
+
+    def _claim_next(self) -> Claim | None:
+        with self.lock:
+            with self.db.write() as session:
+                if self.slot is not None and not lifecycle.slot_is_free(session, self.slot):
+                    return None
+                waiting = lifecycle.claimable(session, self.queue)
+                claims = (lifecycle.claim(session, job_id, self.owner, self.slot) for job_id in waiting)
+                held = next((claim for claim in claims if claim is not None), None)
+            if held is not None:
+                self.active.add(held)
+        return held
+
+    def _supervise(self, held: Claim) -> None:
+        with self.db.read() as session:
+            job = session.get_one(Job, held.job_id)
+        logger.info("Job %s (%s), attempt %s begins.", job.name, job.id, held.attempt)
+        attempt: TrainingAttempt | LightAttempt
+        attempt = TrainingAttempt(self, held, job) if job.kind == "train" else LightAttempt(self, held, job)
+        outcome = attempt.run()
+        self._conclude(held, job, outcome, attempt.ingest)
+        logger.info("Job %s (%s), attempt %s: %s %s", job.name, job.id, held.attempt, outcome.kind, outcome.reason)
+
+    def _conclude(self, held: Claim, job: Job, outcome: Outcome, ingest: Callable[[Session], None]) -> None:
+        """Write the end of the attempt; a database that is busy gets several tries."""
+        for left in reversed(range(ENDING_TRIES)):
+            try:
+                with self.db.write() as session:
+                    ingest(session)
+                    conclude(session, held, job, outcome)
+                return
+            except OperationalError:
+                if not left:
+                    raise
+                time.sleep(1.0)
+
+
+class TrainingAttempt:
+    """One attempt of a training, from making room for it to its exit."""
+
+    def __init__(self, runner: Runner, held: Claim, job: Job) -> None:
+        self.runner = runner
+        self.held = held
+        self.job = job
+        self.run_dir = RunDir(Path(job.run_dir))
+        self.files = self.run_dir.attempt(held.attempt)
+        self.pulse = Pulse(runner, held)
+        self._offset = 0
+
+    def run(self) -> Outcome:
+        config = JobConfig.model_validate(self.job.config)
+        self._make_room(config)
+        child = executor.submit(self.run_dir, self.held.attempt, config.num_threads or hardware.thread_budget("trainer"))
+        try:
+            with self.runner.db.write() as session:
+                lifecycle.record_child(session, self.held, child.pid, child.born)
+            return self._watch(child)
+        finally:
+            executor.close(child)
+
+    def _watch(self, child: executor.Child) -> Outcome:
+        asked_at: float | None = None
+        while (ended := executor.poll(child)) is None:
+            wish = self.pulse.beat(self.ingest)
+            if (wish or self.runner.stopping.is_set()) and asked_at is None:
+                asked_at = time.monotonic()
+                executor.stop(child)
+            grace = CANCEL_GRACE_S if wish else STOP_GRACE_S
+            if asked_at is not None and time.monotonic() - asked_at > grace:
+                executor.kill(child)
+            time.sleep(TICK_S)
+        return judge(ended, self.files, we_asked=asked_at is not None)
+
+    def ingest(self, session: Session) -> None:
+        """Take over what the trainer has reported since the last time."""
+        events, offset = self.files.read_events(self._offset)
+        if offset != self._offset:
+            lifecycle.ingest(session, self.held, events, offset)
+            self._offset = offset
+
+    def _make_room(self, config: JobConfig) -> None:
+        """Have the engine give its memory back when both would take more than their share of the device."""
+        try:
+            needed = memory.predict_training_bytes(memory.model_config(Path(config.model_name_or_path)), config)
+        except (OSError, ValueError, ZeroDivisionError):
+            return  # a model that can't be predicted: the trainer says what is wrong with it
+        device = hardware.devices()[0]
+        total = hardware.memory().total_bytes if config.device == "cpu" else device.memory_bytes
+        asking = threading.Thread(target=_unload_engine, args=(self.runner.settings, needed, total), daemon=True)
+        asking.start()
+        deadline = time.monotonic() + UNLOAD_WAIT_S
+        while asking.is_alive() and time.monotonic() < deadline and not self.runner.stopping.is_set():
+            self.pulse.beat(self.ingest)
+            asking.join(TICK_S)
+
+
+class LightAttempt:
+    """One attempt of a light job: a function that is asked to stop, in a thread of its own."""
+
+    def __init__(self, runner: Runner, held: Claim, job: Job) -> None:
+        self.runner = runner
+        self.held = held
+        self.job = job
+        self.pulse = Pulse(runner, held)
+        self._stop = threading.Event()
+        self._begun = time.monotonic()
+        self._first: int | None = None
+        self._outcome: Outcome | None = None
+
+    def run(self) -> Outcome:
+        work = threading.Thread(target=self._work, name=f"job-{self.held.job_id}", daemon=True)
+        work.start()
+        asked_at: float | None = None
+        try:
+            while work.is_alive():
+                wish = self.pulse.beat(self.ingest)
+                if wish or self.runner.stopping.is_set():
+                    self._stop.set()
+                    asked_at = asked_at or time.monotonic()
+                    if time.monotonic() - asked_at > STOP_GRACE_S:
+                        return Outcome("stopped")
+                work.join(TICK_S)
+        finally:
+            self._stop.set()
+        return self._outcome or Outcome("failed", "The job ended without a result.", LOOK_AT_LOG)
+
+    def ingest(self, session: Session) -> None:
+        """A light job reports by itself."""
+
+    def _work(self) -> None:
+        context = LightContext(
+            settings=self.runner.settings,
+            db=self.runner.db,
+            job_id=self.job.id,
+            attempt=self.held.attempt,
+            config=self.job.config,
+            stop_requested=self._stop.is_set,
+            progress=self._progress,
+        )
+        try:
+            self._outcome = Outcome("succeeded", result=_light_job(self.job.kind)(context))
+        except Stopped:
+            self._outcome = Outcome("stopped")
+        except StudioError as exc:
+            self._outcome = Outcome("failed", exc.message, exc.fix)
+        except LostClaimError:
+            self._outcome = Outcome("lost")
+        except Exception as exc:  # the edge of this thread: the reason belongs on the row
+            logger.exception("Light job %s failed.", self.job.id)
+            reason = f"The job ended with an error: {type(exc).__name__}: {exc}"
+            self._outcome = Outcome("failed", reason, "The worker's log has the details.")
+
+    def _progress(self, step: int, max_steps: int) -> None:
+        if self._first is None:
+            self._first, self._begun = step, time.monotonic()
+        done = step - self._first
+        eta = (time.monotonic() - self._begun) / done * (max_steps - step) if done else None
+        with self.runner.db.write() as session:
+            lifecycle.progress(session, self.held, step, max_steps, eta)
+
+
+class Pulse:
+    """The beat of a claim: often enough for the lease, seldom enough for the database."""
+
+    def __init__(self, runner: Runner, held: Claim) -> None:
+        self.runner = runner
+        self.held = held
+        self._next = 0.0
+        self._wish: str | None = None
+
+    def beat(self, ingest: Callable[[Session], None]) -> str | None:
+        """Beat and ingest when it is time; the wish to cancel, if any. Raises LostClaimError."""
+        if time.monotonic() >= self._next:
+            try:
+                with self.runner.db.write() as session:
+                    ingest(session)
+                    self._wish = lifecycle.beat(session, self.held)
+            except OperationalError as exc:  # a locked or full disk: the trainer goes on, and the next beat may get through
+                logger.warning("Job %s: no beat (%s).", self.held.job_id, exc)
+            self._next = time.monotonic() + BEAT_S
+        return self._wish
+
+
+def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
+    """Move the job to what its attempt has earned. Success wins over a wish to cancel that came too late."""
+    wish = lifecycle.beat(session, held)
+    if outcome.kind == "succeeded":
+        if job.run_dir:
+            register_adapter(session, job, RunDir(Path(job.run_dir)).adapter)
+        lifecycle.finish(session, held, "SUCCEEDED", result=outcome.result)
+    elif wish:
+        reason, fix = keep_adapter(session, job) if wish == "keep" else ("", "")
+        lifecycle.finish(session, held, "CANCELLED", reason, fix)
+    elif outcome.kind == "failed":
+        lifecycle.finish(session, held, "FAILED", outcome.reason, outcome.fix)
+    elif outcome.kind == "stopped":
+        lifecycle.release(session, held)
+    else:
+        lifecycle.requeue(session, held, outcome.reason)
+
+
+def keep_adapter(session: Session, job: Job) -> tuple[str, str]:
+    """Turn the last verified checkpoint into the job's adapter; (reason, fix) for the row."""
+    adapter = RunDir(Path(job.run_dir)).keep_checkpoint() if job.run_dir else None
+    if adapter is None:
+        return "There was no checkpoint yet, so no adapter could be kept.", "Let it reach its first checkpoint, or lower save_steps."
+    register_adapter(session, job, adapter)
+    return "", ""
+
+
+def register_adapter(session: Session, job: Job, path: Path) -> Adapter:
+    """List the adapter of a job under the job's name."""
+    values: dict[str, Any] = {
+        "path": str(path),
+        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "sha256": sha256(path / "adapter_model.safetensors"),
+    }
+    adapter = session.scalar(select(Adapter).where(Adapter.job_id == job.id))
+    if adapter is None:
+        name = _free_name(session, job.name)
+        adapter = Adapter(name=name, base_model=job.base_model, method=str(job.config.get("method", "")), job_id=job.id, **values)
+        session.add(adapter)
+    else:
+        for key, value in values.items():
+            setattr(adapter, key, value)
+    session.flush()
+    return adapter
+
+
+def _free_name(session: Session, wanted: str) -> str:
+    """The job's own name, as its launch has reserved it; a number behind it should somebody have taken it since."""
+    name, number = wanted, 1
+    while session.scalar(select(Adapter.id).where(Adapter.name == name)) is not None:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name
+
+
+def _light_job(kind: str) -> Callable[[LightContext], dict[str, Any]]:
+    if kind == "compare":
+        from jobs import compare
+
+        return compare.run
+    raise StudioError(f"This version knows no jobs of kind {kind!r}.", "Install the version that queued it.")
+
+
+def _unload_engine(settings: Settings, needed: int, total: int) -> None:
+    """Ask the engine to unload if both don't fit. An engine that isn't there takes no memory."""
+    from studio.engine.client import EngineClient
+
+    client = EngineClient.from_settings(settings)
+    try:
+        loaded = client.status().get("loaded") or {}
+        if needed + int(loaded.get("bytes") or 0) > MEMORY_SHARE * total and loaded:
+            client.unload()
+    except StudioError as exc:
+        logger.info("The engine was not asked for its memory: %s", exc)
+    finally:
+        client.close()

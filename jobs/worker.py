@@ -1,0 +1,109 @@
+"""A worker: `python -m jobs.worker --queue gpu|light`. Waits for the bell, supervises jobs, and reconciles every second.
+
+Its threads only supervise: the work is done by child processes (training) or by the engine (light jobs). On SIGTERM, and
+when the process that holds the other end of its stdin is gone, it has trainers write a checkpoint, gives the jobs back and
+ends. Needs the settings and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+from huey.consumer import Consumer
+
+from jobs import queue, tasks
+from jobs.reconcile import Reconciler
+from jobs.runner import Runner
+from studio import lifeline
+from studio import settings as studio_settings
+from studio.db import migrations
+from studio.db.session import database
+from studio.errors import StudioError
+from studio.settings import Settings
+
+THREADS = {"gpu": 1, "light": 4}  # jobs at once
+LOOK_EVERY_S = 1.0
+SHUTDOWN_S = 7.0  # the supervisor kills after eight
+HEALTH_EVERY_LOOKS = 10
+
+logger = logging.getLogger("jobs.worker")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.worker", description="Run queued jobs.")
+    parser.add_argument(
+        "--queue", choices=queue.NAMES, required=True, help="gpu: trainings, one per device; light: what only asks the engine"
+    )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("huey").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    lifeline.end_with_parent(grace_s=SHUTDOWN_S + 1)
+    try:
+        settings = studio_settings.load()
+        settings.make_folders()
+        serve(settings, arguments.queue)
+    except (StudioError, ValueError) as exc:
+        print(exc, file=sys.stderr, flush=True)
+        return lifeline.EXIT_MUST_CHANGE
+    return 0
+
+
+def serve(settings: Settings, name: str) -> None:
+    """Work until SIGTERM, SIGINT or SIGHUP. Call it in the main thread. Raises StudioError when the database can't be used."""
+    ended = threading.Event()
+    listen(ended)
+    db = database(settings.db_url, settings.sqlite_journal)
+    migrations.migrate(db)
+    runner = Runner(settings, db, name)
+    huey = queue.open_or_replace(settings.queue_path, name)
+    tasks.register(huey, runner)
+    consumer = Consumer(
+        huey,
+        workers=THREADS[name],
+        periodic=False,
+        initial_delay=0.05,
+        max_delay=0.25,
+        check_worker_health=True,
+        shutdown_timeout=SHUTDOWN_S,
+    )
+    reconciler = Reconciler(
+        runner,
+        ring=lambda job_id: queue.ring(settings.queue_path, name, job_id),
+        free_threads=lambda: THREADS[name] - len(runner.active) - huey.pending_count(),
+    )
+    consumer.start()
+    listen(ended)  # huey has installed its own
+    logger.info("Worker %s of %s is ready.", name, settings.home)
+    looks = 0
+    reconciler.look()
+    while not ended.wait(LOOK_EVERY_S):
+        reconciler.look()
+        looks += 1
+        if looks % HEALTH_EVERY_LOOKS == 0:
+            consumer.check_worker_health()
+    runner.stopping.set()
+    consumer.stop(graceful=True)
+    logger.info("Worker %s has ended.", name)
+
+
+def listen(ended: threading.Event) -> None:
+    """End in good order on what a terminal, a supervisor or a service manager sends."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    for signal_name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, signal_name):
+            signal.signal(getattr(signal, signal_name), on_signal)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""One JSON document of any size, value by value: a cursor over a file, with line numbers. Knows nothing of rows."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+CHUNK_BYTES = 1024**2
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class JsonStreamError(ValueError):
+    """Where and why the document can't be read on."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class JsonStream:
+    """Holds one value in memory at a time, of at most `max_chars` characters."""
+
+    def __init__(self, file: Any, max_chars: int) -> None:
+        self._file = file
+        self._max_chars = max_chars
+        # bytes that are no UTF-8 become lone surrogates, which the writer of rows refuses: the row is at fault, not the file
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._json = json.JSONDecoder(parse_constant=self._constant)
+        self._text = ""
+        self._position = 0
+        self._ended = False
+        self.line = 1  # of the current position
+        self.bad_constant = ""  # NaN or Infinity in the last value
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        self._skip_space()
+        return self._text[self._position : self._position + 1]
+
+    def peek_inside(self) -> str:
+        """The first character inside the list that starts here."""
+        here = self._position
+        while True:
+            match = _SPACE.match(self._text, self._position + 1)
+            end = match.end() if match else len(self._text)
+            if end < len(self._text) or self._ended:
+                return self._text[end : end + 1]
+            self._fill()
+            here = self._position
+            if len(self._text) - here > self._max_chars:
+                return ""
+
+    def value(self) -> Any:
+        """Parse the value that starts here and move behind it."""
+        self._skip_space()
+        self.bad_constant = ""
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._position)
+            except RecursionError:
+                raise JsonStreamError("The value is nested too deeply", self.line) from None
+            except ValueError as exc:
+                if self._ended or len(self._text) - self._position > self._max_chars:
+                    raise self._error(exc) from None
+            else:
+                if end < len(self._text) or self._ended:
+                    self._advance(end)
+                    return value
+            self._fill(double=True)
+
+    def items(self) -> Iterator[tuple[int, Any]]:
+        """(line, value) of each element of the list that starts here."""
+        self._expect("[")
+        if self.peek() == "]":
+            return self._expect("]")
+        while True:
+            self._skip_space()
+            line = self.line
+            yield line, self.value()
+            if self.peek() != ",":
+                return self._expect("]")
+            self._expect(",")
+
+    def keys(self) -> Iterator[str]:
+        """Each key of the object that starts here; the caller reads the value before asking for the next."""
+        self._expect("{")
+        if self.peek() == "}":
+            return self._expect("}")
+        while True:
+            key = self.value()
+            if not isinstance(key, str):
+                raise JsonStreamError("A key of the object is no text", self.line)
+            self._expect(":")
+            yield key
+            if self.peek() != ",":
+                return self._expect("}")
+            self._expect(",")
+
+    def _constant(self, name: str) -> None:
+        self.bad_constant = name
+
+    def _expect(self, character: str) -> None:
+        found = self.peek()
+        if found != character:
+            what = repr(found) if found else "the end of the file"
+            raise JsonStreamError(f"Not valid JSON: {what} where {character!r} is expected, line {self.line}", self.line)
+        self._position += 1
+
+    def _skip_space(self) -> None:
+        while True:
+            match = _SPACE.match(self._text, self._position)
+            self._advance(match.end() if match else self._position)
+            if self._position < len(self._text) or self._ended:
+                return
+            self._fill()
+
+    def _advance(self, end: int) -> None:
+        self.line += self._text.count("\n", self._position, end)
+        self._position = end
+
+    def _fill(self, double: bool = False) -> None:
+        """Read on, dropping what is behind us; `double` keeps the retries on a long value few."""
+        left = self._text[self._position :]
+        chunk = self._file.read(max(CHUNK_BYTES, len(left)) if double else CHUNK_BYTES)
+        self._ended = not chunk
+        self._text = left + self._decoder.decode(chunk, final=not chunk)
+        self._position = 0
+
+    def _error(self, exc: ValueError) -> JsonStreamError:
+        if isinstance(exc, json.JSONDecodeError):
+            line = self.line + self._text.count("\n", self._position, exc.pos)
+            if exc.pos >= len(self._text) - 1 and self._ended:
+                return JsonStreamError(f"The file ends in the middle of a value, line {line}", line)
+            if not self._ended:
+                return JsonStreamError(f"A value has more than {self._max_chars:,} characters or is not valid JSON ({exc.msg})", line)
+            return JsonStreamError(f"Not valid JSON: {exc.msg}, line {line}", line)
+        return JsonStreamError(f"Not valid JSON: {exc}", self.line)

@@ -1,0 +1,185 @@
+"""The batch, the sampler and the model in memory, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from studio.engine import intake, local
+from studio.engine.answer import Answer
+from studio.engine.decoding import Batch
+from studio.engine.protocol import AdapterRef, Event, GenerationRequest, ModelFolder
+from studio.engine.sampling import Sampler, _nucleus
+from studio.engine.scheduler import LoadTimes
+from studio.engine.text import AnswerText
+from studio.errors import ModelError
+from studio.types import GenerationParams
+from tests.engines import change_json, copy_model, make_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers by the old name
+
+PROMPTS = ["", "Once upon a time, there was a very small bird", "Tom and Lily like", "The"]
+
+
+@pytest.fixture(scope="module")
+def folder(shared_data: Path) -> ModelFolder:
+    return ModelFolder("stories", shared_data / "models" / "stories260K")
+
+
+@pytest.fixture(scope="module")
+def model(folder: ModelFolder) -> local.LocalModel:
+    return local.load(folder)
+
+
+def answers(folder: ModelFolder, prompts: Sequence[str], tokens: int = 20, **params: float) -> tuple[list[Answer], list[Event]]:
+    events: list[Event] = []
+    request = GenerationRequest("m", folder, GenerationParams(temperature=0, max_new_tokens=tokens, **params), prompts=tuple(prompts))
+    return intake.prepare(request, events.append), events
+
+
+def alone(model: local.LocalModel, prompt: str, adapter: str | None = None, tokens: int = 20) -> list[int]:
+    made, _ = answers(model.folder, [prompt], tokens)
+    batch = Batch(model)
+    batch.join(made, [adapter])
+    while batch.answers:
+        batch.step()
+    return made[0].ids
+
+
+def test_rows_that_join_and_leave_midway_say_what_they_say_alone(model: local.LocalModel, tmp_path: Path) -> None:
+    attached = model.attach(AdapterRef("a.b", make_adapter(model.folder.path, tmp_path / "a", 1)))
+    keys = [None, attached.key, None, attached.key]
+    limits = [30, 8, 16, 24]
+    made = [answers(model.folder, [prompt], limit)[0][0] for prompt, limit in zip(PROMPTS, limits, strict=True)]
+    batch = Batch(model)
+    for start in range(4):  # a short row first, then a longer and two shorter ones beside what runs
+        batch.join([made[start]], [keys[start]])
+        for _ in range(3):
+            batch.step()
+    while batch.answers:
+        batch.step()
+    expected = [alone(model, prompt, key, limit) for prompt, key, limit in zip(PROMPTS, keys, limits, strict=True)]
+    assert [answer.ids for answer in made] == expected
+    assert expected[0][:8] != alone(model, PROMPTS[0], attached.key, 8)  # the adapter does speak otherwise
+
+
+def test_a_cancelled_row_leaves_and_the_others_go_on(model: local.LocalModel) -> None:
+    made, events = answers(model.folder, PROMPTS[1:3])
+    batch = Batch(model)
+    batch.join(made, [None, None])
+    made[0].cancel()
+    while batch.answers:
+        batch.step()
+    assert len(made[0].ids) == 1
+    assert made[1].ids == alone(model, PROMPTS[2])
+    assert [event.index for event in events if event.finish_reason] == [1]
+
+
+def test_the_same_logits_and_seed_give_the_same_token(folder: ModelFolder) -> None:
+    logits = torch.randn(512, generator=torch.Generator().manual_seed(0))
+
+    def draw(seed: int, **params: float) -> list[int]:
+        chosen = GenerationParams.model_validate({"temperature": 1.0, **params})
+        answer = Answer(folder, None, [1], 9, chosen, seed, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
+        sampler = Sampler(answer)
+        return [sampler.choose(logits)[0] for _ in range(20)]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert len(set(draw(1))) > 5
+    likeliest = int(logits.argmax())
+    assert set(draw(1, top_k=1)) == set(draw(1, top_p=1e-6)) == set(draw(1, temperature=1e-6)) == set(draw(1, temperature=0)) == {likeliest}
+
+
+def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
+    probabilities = torch.tensor([0.1, 0.5, 0.05, 0.35])
+    assert _nucleus(probabilities, 0, 0.5).nonzero().flatten().tolist() == [1]
+    assert _nucleus(probabilities, 0, 0.6).nonzero().flatten().tolist() == [1, 3]
+    assert _nucleus(probabilities, 3, 0.99).nonzero().flatten().tolist() == [0, 1, 3]
+
+
+def test_the_repetition_penalty_is_transformers_own(folder: ModelFolder) -> None:
+    logits = torch.randn(512, generator=torch.Generator().manual_seed(0))
+    params = GenerationParams(temperature=0, repetition_penalty=1.7)
+    answer = Answer(folder, None, [5, 9, 9], 9, params, 0, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
+    answer.ids = [int(logits.argmax())]
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[5, 9, *answer.ids]]), logits[None].clone())
+    assert torch.equal(Sampler(answer)._penalised(logits), expected[0])
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: ModelFolder, tmp_path: Path) -> None:
+    broken = copy_model(folder.path, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="up_proj"):
+        local.load(ModelFolder("broken", broken))
+
+
+def test_config_keys_that_choose_code_are_dropped(folder: ModelFolder, tmp_path: Path) -> None:
+    hostile = copy_model(folder.path, tmp_path / "hostile")
+    change_json(
+        hostile / "config.json",
+        auto_map={"AutoConfig": "evil.Config"},
+        _attn_implementation_internal="evil/kernel",
+        _attn_implementation="evil/kernel",
+    )
+    config = local._config(hostile)
+    assert config._attn_implementation is None and not hasattr(config, "auto_map")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
+        ({"init_lora_weights": "pissa_niter_4"}, "own weights"),
+        ({"bias": "lora_only"}, "own weights"),
+        ({"peft_type": None}, "peft_type"),
+    ],
+)
+def test_adapters_that_would_spoil_the_base_are_refused(
+    model: local.LocalModel, tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    adapter = make_adapter(model.folder.path, tmp_path / "adapter", 1)
+    change_json(adapter / "adapter_config.json", **changes)
+    with pytest.raises(ModelError, match=reason):
+        model.attach(AdapterRef("adapter", adapter))
+
+
+def test_only_plain_lora_shares_a_batch() -> None:
+    assert local.is_mixable({"peft_type": "LORA", "use_dora": False, "modules_to_save": None})
+    for config in ({"peft_type": "LORA", "use_dora": True}, {"peft_type": "LORA", "modules_to_save": ["lm_head"]}, {"peft_type": "IA3"}):
+        assert not local.is_mixable(config)
+
+
+def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_ATTACHED", 2)
+    model = local.load(folder)
+    refs = [AdapterRef(f"a{seed}", make_adapter(folder.path, tmp_path / f"a{seed}", seed)) for seed in range(3)]
+    first = model.attach(refs[0])
+    second = model.attach(refs[1])
+    spoken = alone(model, PROMPTS[1], first.key)
+    model.attach(refs[0])
+    model.attach(refs[2], in_use=[first.key])
+    assert model.adapter_names == ["a0", "a2"] and second.key not in model._peft.peft_config
+    assert alone(model, PROMPTS[1], first.key) == spoken
+
+
+def test_precision_follows_the_device_and_the_size() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert local.choose_dtype(torch.bfloat16, 10**9, cuda) == torch.bfloat16
+    assert local.choose_dtype(torch.bfloat16, 10**6, cpu) == torch.float32
+    assert local.choose_dtype(torch.float16, 10**12, cpu) == torch.bfloat16  # no machine has room for it in float32
+    assert local.choose_dtype(torch.float32, 10**12, cpu) == torch.float32
+
+
+def test_load_times_are_remembered_and_a_broken_file_is_forgotten(folder: ModelFolder, tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    path.write_text("{")
+    LoadTimes(path).record(folder, 1.26)
+    assert LoadTimes(path).expected(folder) == 1.3
+    assert LoadTimes(path).expected(ModelFolder("x", tmp_path)) is None

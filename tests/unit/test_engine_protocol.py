@@ -1,0 +1,108 @@
+"""Reading OpenAI request bodies, and contestants as plain values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studio.engine.protocol import AdapterRef, Contestant, Grammar, ModelFolder, error_body, parse_chat, parse_completion
+from studio.errors import EngineError
+
+STUDIO = {"base": {"name": "b", "path": "/models/b"}, "adapter": None}
+CHAT: dict[str, Any] = {"studio": STUDIO, "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_defaults_are_openais() -> None:
+    chat = parse_chat(CHAT)
+    assert (chat.params.temperature, chat.params.top_p, chat.n, chat.is_streaming, chat.top_logprobs) == (1.0, 1.0, 1, False, None)
+    assert chat.params.max_new_tokens > 10_000  # the context is the limit
+    assert parse_completion({"studio": STUDIO}).params.max_new_tokens == 16
+    assert parse_completion({"studio": STUDIO}).prompts == ("",)
+
+
+def test_fields_of_both_generations_are_read() -> None:
+    body = {"max_completion_tokens": 9, "temperature": 0, "stop": "END", "seed": 3, "logprobs": True, "top_logprobs": 2, "stream": True}
+    chat = parse_chat({**CHAT, **body, "stream_options": {"include_usage": True}, "user": "somebody", "frequency_penalty": 0})
+    assert (chat.params.max_new_tokens, chat.params.temperature, chat.params.stop, chat.params.seed) == (9, 0, ("END",), 3)
+    assert (chat.top_logprobs, chat.is_streaming, chat.include_usage) == (2, True, True)
+
+
+def test_content_parts_are_joined_and_developers_are_the_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    messages = [{"role": "developer", "content": parts}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    system, assistant = parse_chat({"studio": STUDIO, "messages": messages}).messages
+    assert (system.role, system.content) == ("system", "ab")
+    assert (assistant.content, assistant.tool_calls) == ("", calls)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("x", ("x",)), (["x", ""], ("x", "")), ([1, 2], ((1, 2),)), ([[1], [2, 3]], ((1,), (2, 3)))]
+)
+def test_prompts_are_texts_or_token_ids(prompt: Any, expected: Any) -> None:
+    assert parse_completion({"studio": STUDIO, "prompt": prompt}).prompts == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"temperature": 9}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 65}, "n"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a-z]"}, "grammar"),
+        ({"studio": None}, "studio"),
+        ({"studio": {"base": "x"}}, "studio"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_by_field(changes: dict[str, Any], param: str) -> None:
+    with pytest.raises(EngineError) as refused:
+        parse_chat({**CHAT, **changes})
+    body = error_body(refused.value)["error"]
+    assert (refused.value.status, body["param"], body["type"]) == (400, param, "invalid_request_error")
+    assert body["message"] and body["code"]
+
+
+def test_too_many_answers_are_refused() -> None:
+    with pytest.raises(EngineError, match="64"):
+        parse_completion({"studio": STUDIO, "prompt": ["x"] * 33, "n": 2})
+
+
+def test_forms_of_an_answer() -> None:
+    schema = {"type": "object", "properties": {}}
+
+    def form(**body: Any) -> Grammar | None:
+        return parse_chat({**CHAT, **body}).grammar
+
+    assert form() is None and form(response_format={"type": "text"}) is None
+    assert form(grammar='root ::= "a"') == Grammar("gbnf", 'root ::= "a"')
+    for value in ({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}, {"type": "json_object", "schema": schema}):
+        found = form(response_format=value)
+        assert found is not None and found.kind == "json_schema" and json.loads(found.source) == schema
+
+
+@pytest.mark.parametrize(
+    "contestant",
+    [
+        Contestant("base", ModelFolder("b", Path("/b"))),
+        Contestant("b:a", ModelFolder("b", Path("/b")), AdapterRef("a", Path("/a"), "00ff"), chat_template="{{ x }}"),
+        Contestant("http://h/v1#m", url="http://h/v1", model="m"),
+    ],
+)
+def test_a_contestant_survives_as_json(contestant: Contestant) -> None:
+    assert Contestant.from_json(json.loads(json.dumps(contestant.as_json()))) == contestant
+
+
+def test_only_our_own_engine_is_told_folders() -> None:
+    assert Contestant("u", ModelFolder("b", Path("/b")), url="http://h/v1", model="m").studio_field() is None
