@@ -25,7 +25,6 @@ SECRETS = (
     "STUDIO_ENGINE_KEY", "STUDIO_DB_URL",
 )  # fmt: skip
 OOM_SCORE = "800"  # when memory runs out the kernel shall take the trainer, not the page or the worker
-NICENESS = 5
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def submit(run: RunDir, number: int, threads: int) -> Child:
             env=_environment(os.environ, threads),
             start_new_session=True,
         )
-    _yield_to_others(process.pid)
+    _offer_to_oom_killer(process.pid)
     return Child(process, processes.born(process.pid) or -1.0, before)
 
 
@@ -141,9 +140,6 @@ def _environment(ours: Mapping[str, str], threads: int) -> dict[str, str]:
     }
 
 
-def _yield_to_others(pid: int) -> None:
+def _offer_to_oom_killer(pid: int) -> None:
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
-    if hasattr(os, "setpriority"):
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, pid, NICENESS)

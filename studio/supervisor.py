@@ -107,6 +107,7 @@ class Child:
             self.start()
 
     def _judge(self, now: float, code: int, say: Say) -> None:
+        self.close()
         if code == lifeline.EXIT_MUST_CHANGE:
             self.is_given_up = True
             say(self.last_words())
@@ -128,6 +129,11 @@ class Child:
     def send(self, number: int) -> None:
         if self.pid is not None:
             os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Let go of a process that has ended."""
+        if self.exit_code is not None and self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 class Children:
@@ -160,6 +166,8 @@ class Children:
                 process.kill()
         while time.monotonic() < deadline + KILLED_WITHIN_S and any(_runs(process) for process in left):
             time.sleep(0.05)
+        for child in self._children:
+            child.close()
 
     def _family(self) -> set[psutil.Process]:
         """The children that run, and all that they started: a trainer leads a process group of its own."""

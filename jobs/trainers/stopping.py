@@ -41,19 +41,13 @@ class StopWish:
             raise Stopped
 
     def set(self) -> None:
-        if not self._event.is_set():
-            self._event.set()
-            timer = threading.Timer(GRACE_S, os._exit, (STOPPED,))
-            timer.daemon = True
-            timer.start()
-        if not self._keeps:
-            os._exit(STOPPED)
+        self._event.set()
 
     def listen(self, watch_stdin: bool) -> None:
         """Install the handler; with `watch_stdin` the process also ends with whoever started it, however that one ends."""
 
         def on_signal(_number: int, _frame: FrameType | None) -> None:
-            self.set()
+            self._leave()
 
         signal.signal(signal.SIGTERM, on_signal)
         if watch_stdin:
@@ -61,9 +55,17 @@ class StopWish:
             threading.Thread(target=self._watch, name="parent", daemon=True).start()
 
     def _watch(self) -> None:
-        while sys.stdin.buffer.read(1024):
+        while os.read(0, 1024):  # sys.stdin's lock, held by a daemon thread, would abort the interpreter's end
             pass
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._keeps:
+            os._exit(STOPPED)
         self.set()
+        timer = threading.Timer(GRACE_S, os._exit, (STOPPED,))
+        timer.daemon = True
+        timer.start()
 
 
 def _ask_for_signal_at_death_of_parent() -> None:

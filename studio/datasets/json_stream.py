@@ -42,16 +42,12 @@ class JsonStream:
 
     def peek_inside(self) -> str:
         """The first character inside the list that starts here."""
-        here = self._position
         while True:
             match = _SPACE.match(self._text, self._position + 1)
             end = match.end() if match else len(self._text)
-            if end < len(self._text) or self._ended:
+            if end < len(self._text) or self._ended or end - self._position > self._max_chars:
                 return self._text[end : end + 1]
             self._fill()
-            here = self._position
-            if len(self._text) - here > self._max_chars:
-                return ""
 
     def value(self) -> Any:
         """Parse the value that starts here and move behind it."""
@@ -84,7 +80,7 @@ class JsonStream:
                 return self._expect("]")
             self._expect(",")
 
-    def keys(self) -> Iterator[str]:
+    def members(self) -> Iterator[str]:
         """Each key of the object that starts here; the caller reads the value before asking for the next."""
         self._expect("{")
         if self.peek() == "}":

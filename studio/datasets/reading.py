@@ -134,7 +134,9 @@ def _unpacked(packed: io.BufferedReader, name: str, scratch: Path | None) -> Ite
                 while chunk := unpacked.read(CHUNK_BYTES):
                     file.write(chunk)
                     if file.tell() > max(ALWAYS_UNPACKED_BYTES, MAX_UNPACKED_RATIO * packed.tell()):
-                        raise DatasetError(f"{name} unpacks to more than {MAX_UNPACKED_RATIO} times its size.", "Unpack it yourself if you trust it.")
+                        raise DatasetError(
+                            f"{name} unpacks to more than {MAX_UNPACKED_RATIO} times its size.", "Unpack it yourself if you trust it."
+                        )
         except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
             raise DatasetError(f"{name} is damaged or cut off ({exc}).", "Pack or download it again.") from None
         file.seek(0)
@@ -223,7 +225,16 @@ def _file_type(name: str, sample: bytes) -> str:
         return "jsonl"
     if suffix in (".csv", ".tsv"):
         return "csv"
-    return "text" if suffix in (".txt", ".md", "") or len(_dialect(sample, suffix)[1]) < 2 else "csv"
+    return "text" if suffix in (".txt", ".md") or not _looks_like_table(sample, suffix) else "csv"
+
+
+def _looks_like_table(sample: bytes, suffix: str) -> bool:
+    """Two columns and more, short names in the first line, and as many fields in nearly every line."""
+    options, header = _dialect(sample, suffix)
+    rows = _parsed(sample.decode("utf-8", "surrogateescape").splitlines(keepends=True)[:200], options)
+    fitting = sum(len(row) == len(header) for row in rows)
+    named = all(re.fullmatch(r"\s*\w[\w .-]{0,39}", name) for name in header)
+    return len(header) > 1 and named and len(rows) > 1 and fitting >= 0.9 * len(rows)
 
 
 def _parses(line: bytes) -> bool:
@@ -324,7 +335,7 @@ def _object_records(stream: JsonStream) -> Iterator[Record]:
     first_line = stream.line
     row: Row = {}
     nested = False
-    for key in stream.keys():
+    for key in stream.members():
         if key in NESTED_KEYS and stream.peek() == "[" and stream.peek_inside() == "{":
             nested = True
             yield from _list_records(stream)
@@ -412,7 +423,10 @@ def _csv_records(file: Any, name: str, sample: bytes) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as exc:
-            yield start, Problem(start, f"The quoting is broken ({exc}).", 'Put fields with quotes or line ends in "…", inner quotes doubled.')
+            yield (
+                start,
+                Problem(start, f"The quoting is broken ({exc}).", 'Put fields with quotes or line ends in "…", inner quotes doubled.'),
+            )
             start = reader.line_num + 1
             continue
         line, start = start, reader.line_num + 1
@@ -427,7 +441,7 @@ def _csv_records(file: Any, name: str, sample: bytes) -> Iterator[Record]:
 
 def _header(reader: Any, name: str) -> list[str]:
     try:
-        header = next((row for row in reader if row), [])
+        header: list[str] = next((row for row in reader if row), [])
     except csv.Error as exc:
         raise DatasetError(f"{name}, line 1: the header can't be read ({exc}).", "Write the column names in the first line.") from None
     if len(header) > MAX_COLUMNS:
@@ -449,7 +463,9 @@ def _parquet_records(file: Any, name: str) -> Iterator[Record]:
     try:
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
         if table.metadata.num_columns > MAX_COLUMNS:
-            raise DatasetError(f"{name} has {table.metadata.num_columns:,} columns.", f"Keep the ones with text; at most {MAX_COLUMNS:,} are read.")
+            raise DatasetError(
+                f"{name} has {table.metadata.num_columns:,} columns.", f"Keep the ones with text; at most {MAX_COLUMNS:,} are read."
+            )
         number = 0
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():

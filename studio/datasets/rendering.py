@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,13 +34,22 @@ Tools = list[dict[str, Any]] | None
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row as training sees it. `learned` has one entry per id; `length` counts tokens before cutting."""
+    """One row as training sees it. `learned` and `offsets` have one entry per id; `length` counts tokens before cutting."""
 
     text: str
     ids: list[int]
     learned: list[bool]
+    offsets: list[Span]
     truncated: bool
     length: int
+
+    def tokens(self) -> list[str]:
+        """The part of `text` that each id stands for; together they are the text, up to where it was cut."""
+        pieces, last = [], 0
+        for _, end in self.offsets:
+            pieces.append(self.text[last:end])
+            last = max(last, end)
+        return pieces
 
 
 @dataclass(frozen=True)
@@ -123,16 +133,18 @@ class Renderer:
     def _document(self, prompt: str, completion: str, max_length: int | None) -> Rendered:
         text = prompt + completion
         encoding = self._encode(text, True)
-        ids: list[int] = list(encoding.ids)
-        own = _overlapping(encoding.offsets, [(len(prompt), len(text))])
+        ids, offsets = list(encoding.ids), list(encoding.offsets)
+        own = _overlapping(offsets, [(len(prompt), len(text))])
         learned = [inside and not special for inside, special in zip(own, encoding.special_tokens_mask, strict=True)]
         if self.eos_token_id is not None:
             if not ids or ids[-1] != self.eos_token_id:
+                end = text + self.special_tokens.get("eos_token", "")
                 ids.append(self.eos_token_id)
                 learned.append(True)
-                text += self.special_tokens.get("eos_token", "")
+                offsets.append((len(text), len(end)))
+                text = end
             learned[-1] = True
-        return _cut(text, ids, learned, max_length)
+        return _cut(text, ids, learned, offsets, max_length)
 
     # conversations
 
@@ -141,7 +153,7 @@ class Renderer:
         text = self._text(turns, tools)
         encoding = self._encode(text, False)
         learned = _overlapping(encoding.offsets, self._learned_spans(turns, tools, text))
-        return _cut(text, list(encoding.ids), learned, max_length)
+        return _cut(text, list(encoding.ids), learned, list(encoding.offsets), max_length)
 
     def _values(self, turns: list[Turn], tools: Tools, add_generation_prompt: bool = False) -> dict[str, Any]:
         return {**self.special_tokens, "messages": turns, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
@@ -374,17 +386,16 @@ def _variants(answer: str) -> list[str]:
 
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """For each token whether it shares a character with a span; a token without characters goes with the one it precedes."""
-    inside = []
-    ordered = sorted(spans)
-    current = 0
-    for start, end in offsets:
-        while current < len(ordered) and ordered[current][1] <= start:
-            current += 1
-        inside.append(current < len(ordered) and max(end, start + 1) > ordered[current][0])
+    starts = [start for start, _ in offsets]
+    ends = [end if end > start else start + 1 for start, end in offsets]
+    inside = [False] * len(starts)
+    for start, end in spans:
+        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        inside[first:last] = [True] * (last - first)
     return inside
 
 
-def _cut(text: str, ids: list[int], learned: list[bool], max_length: int | None) -> Rendered:
+def _cut(text: str, ids: list[int], learned: list[bool], offsets: list[Span], max_length: int | None) -> Rendered:
     length = len(ids)
     truncated = max_length is not None and length > max_length
-    return Rendered(text, ids[:max_length], learned[:max_length], truncated, length)
+    return Rendered(text, ids[:max_length], learned[:max_length], offsets[:max_length], truncated, length)

@@ -55,7 +55,7 @@ def _answer(
         base=request.base,
         adapter=request.adapter,
         prompt_ids=ids,
-        limit=min(request.params.max_new_tokens, _room(ids, facts)),
+        limit=min(request.params.max_new_tokens, _room(request, ids, facts)),
         params=request.params,
         seed=seed + index,
         stop_ids=_stop_ids(renderer),
@@ -83,14 +83,14 @@ def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int
     return found
 
 
-def _room(ids: list[int], facts: ModelFacts) -> int:
+def _room(request: GenerationRequest, ids: list[int], facts: ModelFacts) -> int:
     """Tokens that the answer may have."""
     context = facts.context or UNKNOWN_CONTEXT
     if len(ids) >= context:
         raise bad_request(
             f"This model's context is {context} tokens and the prompt has {len(ids)} tokens. "
             f"Shorten the prompt by at least {len(ids) - context + 1} tokens.",
-            param="messages",
+            param="messages" if request.is_chat else "prompt",
             code="context_length_exceeded",
         )
     return context - len(ids)

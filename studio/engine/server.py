@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -78,12 +78,12 @@ class Routes:
         self._key = key
 
     def mount(self, app: FastAPI) -> None:
-        app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
-        app.add_api_route("/v1/completions", self.complete, methods=["POST"])
-        app.add_api_route("/engine/status", self.status, methods=["GET"])
-        app.add_api_route("/engine/unload", self.unload, methods=["POST"])
+        with_key = [Depends(self._check_key)]
+        app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/v1/completions", self.complete, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/engine/status", self.status, methods=["GET"], dependencies=with_key)
+        app.add_api_route("/engine/unload", self.unload, methods=["POST"], dependencies=with_key)
         app.add_api_route("/health", self.health, methods=["GET"])
-        app.middleware("http")(self._check_key)
         app.exception_handler(EngineError)(_refuse)
 
     async def chat(self, request: Request) -> Response:
@@ -101,12 +101,10 @@ class Routes:
     async def health(self) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})
 
-    async def _check_key(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def _check_key(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if self._key and request.url.path != "/health" and not hmac.compare_digest(given.encode(), self._key.encode()):
-            fix = "Ask through the studio's own /v1."
-            return _refusal(EngineError("The engine needs its key.", fix, status=401, code="invalid_api_key"))
-        return await call_next(request)
+        if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
+            raise EngineError("The engine needs its key.", "Ask through the studio's own /v1.", status=401, code="invalid_api_key")
 
     async def _answer(self, request: Request, parse: Callable[[Any], GenerationRequest]) -> Response:
         exchange = Exchange(parse(await _read_json(request)))
@@ -176,17 +174,13 @@ def _sse(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"  # ASCII: some clients split lines at U+2028 too
 
 
-def _refusal(error: EngineError) -> Response:
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
     # clients repeat what answers 5xx; a model that does not fit will not fit at once after
     headers = {"x-should-retry": "false"} if error.status >= 500 and error.code != "engine_stopping" else {}
     if "retry_after" in error.details:
         headers["Retry-After"] = str(error.details["retry_after"])
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, EngineError)
-    return _refusal(error)
 
 
 def build_app(scheduler: Scheduler, key: str = "") -> FastAPI:
@@ -222,6 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
     # models come from outside: no token within reach, nothing fetched
     os.environ.pop("HF_TOKEN", None)
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    # peft would import it and torch's compiler with it: 3 s and 50 MB, for bases that are never quantised here
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     chosen = settings.load()
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio.services import Studio
-from studio.ui import choices, pieces
+from studio.ui import choices
 from studio.ui.chat import ChatTab
 from studio.ui.compare import BASE, CompareTab
 from studio.ui.data import DataTab
@@ -19,7 +19,7 @@ from studio.ui.start import StartTab
 from studio.ui.strip import Strip
 from studio.ui.train import TrainTab
 
-# strangers may not call the page's handlers by name; the API is /api and /v1
+
 def build(studio: Studio) -> gr.Blocks:
     """The whole page over `studio`'s services."""
     with gr.Blocks(title="Adapter Studio", analytics_enabled=False, fill_width=False, delete_cache=(3600, 86400)) as blocks:

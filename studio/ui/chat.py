@@ -18,7 +18,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.types import GenerationParams
 from studio.ui import choices, pieces, words
-from studio.ui.handlers import BUSY, QUIET, message, tells
+from studio.ui.handlers import BUSY, QUIET, message, steady, tells
 from studio.ui.page import Page, opening
 
 JOIN_S = 0.04  # tokens of this long become one update of the page
@@ -45,19 +45,20 @@ class ChatTab:
         self._studio = studio
         self._page = page
         self._answering: dict[str, Answer] = {}  # by conversation
-        with opening("chat") as self.tab:
-            with gr.Row(elem_classes="halves"):
-                with gr.Column(scale=3, min_width=320):
-                    self._layout_conversation()
-                with gr.Column(scale=2, min_width=300):
-                    self._layout_choices()
+        with opening("chat") as self.tab, gr.Row(elem_classes="halves"):
+            with gr.Column(scale=3, min_width=320):
+                self._layout_conversation()
+            with gr.Column(scale=2, min_width=300):
+                self._layout_choices()
         self._wire()
 
     def _layout_conversation(self) -> None:
         self.transcript = pieces.panel(elem_id="chat-transcript")
         self.live = pieces.panel(elem_id="chat-live")
         self.notice = pieces.panel(elem_id="chat-notice", elem_classes="notice-place")
-        self.message = gr.Textbox("", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=1, max_lines=12, elem_id="chat-message")
+        self.message = gr.Textbox(
+            "", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=1, max_lines=12, elem_id="chat-message"
+        )
         with gr.Row(elem_classes="buttons"):
             self.send = gr.Button("Send", variant="primary", elem_id="chat-send", min_width=110)
             self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="chat-stop", min_width=110)
@@ -67,11 +68,24 @@ class ChatTab:
             self.compare = gr.Button("Next: compare with the base", elem_id="chat-compare", visible=False)
 
     def _layout_choices(self) -> None:
-        self.contestant = gr.Dropdown(label="Who answers", info="A base model, or a base with an adapter. You may change it before each message.", elem_id="chat-who")
-        self.system = gr.Textbox("", label="System prompt", info="Standing instructions that come before the conversation. Empty for none.", lines=2, max_lines=8, elem_id="chat-system")
+        self.contestant = gr.Dropdown(
+            label="Who answers", info="A base model, or a base with an adapter. You may change it before each message.", elem_id="chat-who"
+        )
+        self.system = gr.Textbox(
+            "",
+            label="System prompt",
+            info="Standing instructions that come before the conversation. Empty for none.",
+            lines=2,
+            max_lines=8,
+            elem_id="chat-system",
+        )
         with gr.Row():
-            self.temperature = gr.Number(0.7, label="Temperature", info=SAMPLING["temperature"].description, minimum=0, maximum=5, step=0.1, min_width=150)
-            self.max_new_tokens = gr.Number(256, label="Longest answer · max_new_tokens", info=SAMPLING["max_new_tokens"].description, precision=0, min_width=150)
+            self.temperature = gr.Number(
+                0.7, label="Temperature", info=SAMPLING["temperature"].description, minimum=0, maximum=5, step=0.1, min_width=150
+            )
+            self.max_new_tokens = gr.Number(
+                256, label="Longest answer · max_new_tokens", info=SAMPLING["max_new_tokens"].description, precision=0, min_width=150
+            )
         with gr.Row(elem_classes="buttons"):
             self.new = gr.Button("New conversation", elem_id="chat-new", min_width=150)
             self.delete = gr.Button("Delete this one", elem_id="chat-delete", min_width=130, visible=False)
@@ -80,13 +94,14 @@ class ChatTab:
     def _wire(self) -> None:
         place = self._page.place
         looks = [place.chat, self.transcript, self.conversations, self.system, self.compare, self.delete]
-        self.tab.select(self.enter, inputs=[place.chat, self.contestant], outputs=[self.contestant, *looks], **QUIET)
-        place.chat.change(self.look, inputs=[place.chat], outputs=looks, **QUIET)
+        self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=[self.contestant, *looks], **QUIET)
+        place.chat.change(steady(self.look), inputs=[place.chat], outputs=looks, **QUIET)
         asked = [place.chat, self.message, self.contestant, self.system, self.temperature, self.max_new_tokens]
         answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
         told = tells(self.notice)
-        gr.on([self.send.click, self.message.submit], told(self.ask), inputs=asked, outputs=answering, **{**BUSY, "show_progress": "hidden"})
-        self.retry.click(told(self.ask_again), inputs=asked, outputs=answering, **{**BUSY, "show_progress": "hidden"})
+        asking = {"inputs": asked, "outputs": answering, **BUSY, "show_progress": "hidden"}
+        gr.on([self.send.click, self.message.submit], told(self.ask), **asking)
+        self.retry.click(told(self.ask_again), **asking)
         self.stop.click(self.stop_answer, inputs=[place.chat], **QUIET)
         self.undo.click(told(self.take_back), inputs=[place.chat], outputs=[self.notice, *looks, self.message], **QUIET)
         self.new.click(self.begin, outputs=[*looks, self.notice], **QUIET)
@@ -129,7 +144,9 @@ class ChatTab:
 
     # asking
 
-    def ask(self, chat_id: str, text: str, contestant: str | None, system: str, temperature: Any, max_new_tokens: Any) -> Iterator[dict[Any, Any]]:
+    def ask(
+        self, chat_id: str, text: str, contestant: str | None, system: str, temperature: Any, max_new_tokens: Any
+    ) -> Iterator[dict[Any, Any]]:
         if not text.strip():
             raise StudioError("The message is empty.", "Type one, then press Enter.")
         params, who = _params(temperature, max_new_tokens), self._who(contestant, chat_id)
@@ -138,7 +155,9 @@ class ChatTab:
         self._studio.chat.append(chat_id, role="user", content=text.strip())
         yield from self._answer(chat_id, who, params, system)
 
-    def ask_again(self, chat_id: str, text: str, contestant: str | None, system: str, temperature: Any, max_new_tokens: Any) -> Iterator[dict[Any, Any]]:
+    def ask_again(
+        self, chat_id: str, text: str, contestant: str | None, system: str, temperature: Any, max_new_tokens: Any
+    ) -> Iterator[dict[Any, Any]]:
         """Drop the last answer and have it written anew, by whoever is chosen now."""
         params, who = _params(temperature, max_new_tokens), self._who(contestant, chat_id)
         messages = self._studio.chat.messages(chat_id) if chat_id else []
@@ -176,13 +195,21 @@ class ChatTab:
             messages.insert(0, {"role": "system", "content": system.strip()})
         answer = self._answering[chat_id] = Answer(who)
         try:
-            yield {**self.look(chat_id), **self._writing(True), self.message: "", self.notice: "", self.live: _live(answer, "Waiting for the engine")}
+            yield {
+                **self.look(chat_id),
+                **self._writing(True),
+                self.message: "",
+                self.notice: "",
+                self.live: _live(answer, "Waiting for the engine"),
+            }
             yield from self._stream(answer, messages, params)
         finally:  # also when the page was closed: what was written so far is kept
             del self._answering[chat_id]
             answer.stop.set()
             if answer.text or answer.state == "done":
-                self._studio.chat.append(chat_id, role="assistant", content=answer.text, contestant=who, state=answer.state, usage=answer.usage)
+                self._studio.chat.append(
+                    chat_id, role="assistant", content=answer.text, contestant=who, state=answer.state, usage=answer.usage
+                )
         told = message(answer.error) if answer.error else ""
         yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: told}
 
@@ -205,7 +232,7 @@ class ChatTab:
     def _read(self, answer: Answer, messages: list[dict[str, Any]], params: GenerationParams, events: queue.Queue[Any]) -> None:
         """In a thread of its own, so that a silent engine can be stopped too. None marks the end."""
         try:
-            stream = self._studio.chat.stream(answer.contestant, messages, params)
+            stream: Any = self._studio.chat.stream(answer.contestant, messages, params)
             try:
                 for event in stream:
                     events.put(event)
@@ -215,7 +242,7 @@ class ChatTab:
                 stream.close()
         except StudioError as exc:
             answer.error = exc
-        except Exception as exc:  # the edge of this thread: the page must hear of it
+        except Exception as exc:  # noqa: BLE001  the edge of this thread: the page must hear of it
             message(exc)
             answer.error = StudioError("The answer broke off.", f"Try again; the log says more ({type(exc).__name__}).")
         finally:

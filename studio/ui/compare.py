@@ -13,7 +13,7 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, words
-from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.handlers import BUSY, QUIET, steady, tells
 from studio.ui.page import Page, go, opening
 
 PAGE_ROWS = 10  # prompts on the page at once
@@ -40,11 +40,20 @@ class CompareTab:
     def _layout_choices(self) -> None:
         self.prompt = gr.Textbox("", label="One prompt", info="A question for everybody.", lines=2, max_lines=8, elem_id="compare-prompt")
         with gr.Accordion("Or many: a file of prompts, or a dataset", open=False, elem_id="compare-many"):
-            self.file = gr.File(label="File of prompts: .jsonl with prompt and, if you have it, reference; or .txt, one a line", file_types=[".jsonl", ".txt"], height=130)
+            self.file = gr.File(
+                label="File of prompts: .jsonl with prompt and, if you have it, reference; or .txt, one a line",
+                file_types=[".jsonl", ".txt"],
+                height=130,
+            )
             self.data = gr.Dropdown(label="Dataset", info="Its questions become prompts, its answers references.", elem_id="compare-data")
         self.base_model = gr.Dropdown(label="Base model", info="Whose adapters take part.", elem_id="compare-base")
         self.contestants = gr.CheckboxGroup(label="Who answers", info="The base shows what training changed.", elem_id="compare-who")
-        self.max_new_tokens = gr.Number(128, label="Longest answer · max_new_tokens", info="In tokens. Answers are greedy, so the same prompt gives the same answer.", precision=0)
+        self.max_new_tokens = gr.Number(
+            128,
+            label="Longest answer · max_new_tokens",
+            info="In tokens. Answers are greedy, so the same prompt gives the same answer.",
+            precision=0,
+        )
         self.name = gr.Textbox("", label="Name", info="Empty makes one.", max_lines=1, elem_id="compare-name")
         self.start = gr.Button("Compare", variant="primary", elem_id="compare-start")
         self.notice = pieces.panel(elem_id="compare-notice", elem_classes="notice-place")
@@ -63,17 +72,22 @@ class CompareTab:
         place = self._page.place
         shown = [place.comparison, self.list, self.answers, self.pager, self.next, self._stamp, self._timer]
         looked = [place.comparison, self._first, self._stamp]
-        self.tab.select(self.enter, inputs=[self.data, self.base_model, self.contestants], outputs=[self.data, self.base_model, self.contestants], **QUIET)
-        self.tab.select(self.look, inputs=looked, outputs=shown, **QUIET)
-        place.comparison.change(self.look_anew, inputs=[place.comparison], outputs=[self._first, *shown], **QUIET)
-        self._timer.tick(self.tick, inputs=[place.tab, *looked], outputs=shown, **QUIET)
+        self.tab.select(
+            steady(self.enter),
+            inputs=[self.data, self.base_model, self.contestants],
+            outputs=[self.data, self.base_model, self.contestants],
+            **QUIET,
+        )
+        self.tab.select(steady(self.look), inputs=looked, outputs=shown, **QUIET)
+        place.comparison.change(steady(self.look_anew), inputs=[place.comparison], outputs=[self._first, *shown], **QUIET)
+        self._timer.tick(steady(self.tick), inputs=[place.tab, *looked], outputs=shown, **QUIET)
         self.base_model.input(self.offer, inputs=[self.base_model, self.contestants], outputs=[self.contestants], **QUIET)
         self.list.select(self.open, outputs=[place.comparison], **QUIET)
         asked = [self.prompt, self.file, self.data, self.base_model, self.contestants, self.max_new_tokens, self.name]
         self.start.click(tells(self.notice)(self.compare), inputs=asked, outputs=[self.notice, self.name, self._first, *shown], **BUSY)
         for button, step in ((self.earlier, -PAGE_ROWS), (self.later, PAGE_ROWS)):
             turn = self._turning(step)
-            button.click(turn, inputs=[place.comparison, self._first], outputs=[self._first, *shown], **QUIET)
+            button.click(steady(turn), inputs=[place.comparison, self._first], outputs=[self._first, *shown], **QUIET)
         self.next.click(lambda: go("data"), outputs=[self._page.tabs], **QUIET)
         self.answers.select(self.suggest, inputs=[self.contestants], outputs=[self.prompt], **QUIET)
 
@@ -85,7 +99,11 @@ class CompareTab:
         names = [name for _, name in models]
         base = base_model if base_model in names else names[0] if names else None
         offered = self.offer(base, chosen)
-        return {self.data: choices.update(datasets, data), self.base_model: gr.Dropdown(choices=models, value=base), self.contestants: offered}
+        return {
+            self.data: choices.update(datasets, data),
+            self.base_model: gr.Dropdown(choices=models, value=base),
+            self.contestants: offered,
+        }
 
     def offer(self, base_model: str | None, chosen: list[str] | None) -> Any:
         """The base and its adapters, newest first; at first the base and the newest are chosen."""
@@ -148,7 +166,14 @@ class CompareTab:
     # asking
 
     def compare(
-        self, prompt: str, file: str | None, data: str | None, base_model: str | None, contestants: list[str], max_new_tokens: Any, name: str
+        self,
+        prompt: str,
+        file: str | None,
+        data: str | None,
+        base_model: str | None,
+        contestants: list[str],
+        max_new_tokens: Any,
+        name: str,
     ) -> dict[Any, Any]:
         if not base_model:
             raise StudioError("No base model is chosen.", "Choose one above.")
@@ -156,7 +181,9 @@ class CompareTab:
             raise StudioError("Nobody is chosen to answer.", "Tick at least one under Who answers.")
         source = self._prompts(prompt, file, data)
         params = {"max_new_tokens": int(max_new_tokens or 128)}
-        made = self._studio.comparisons.create(**source, base_model=base_model, contestants=contestants, name=name.strip() or None, params=params)
+        made = self._studio.comparisons.create(
+            **source, base_model=base_model, contestants=contestants, name=name.strip() or None, params=params
+        )
         return {self.name: "", self._first: 0, **self.look(made["id"], 0, "")}
 
     def _prompts(self, prompt: str, file: str | None, data: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import pieces, words
-from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.handlers import BUSY, QUIET, steady, tells
 from studio.ui.page import Page, opening
 
 FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz"]
@@ -40,16 +40,31 @@ class DataTab:
         self._wire()
 
     def _layout_adding(self) -> None:
-        self.file = gr.File(label="Your rows: .jsonl .json .csv .tsv .parquet .txt .md, also as .gz", file_types=FILE_TYPES, height=140, elem_id="data-file")
+        self.file = gr.File(
+            label="Your rows: .jsonl .json .csv .tsv .parquet .txt .md, also as .gz", file_types=FILE_TYPES, height=140, elem_id="data-file"
+        )
         with gr.Accordion("Or paste them", open=False, elem_id="data-paste"):
-            self.text = gr.Textbox("", label="Rows as text", info="CSV with a head line, JSON, JSON lines or plain text.", lines=6, max_lines=14, elem_id="data-text")
+            self.text = gr.Textbox(
+                "",
+                label="Rows as text",
+                info="CSV with a head line, JSON, JSON lines or plain text.",
+                lines=6,
+                max_lines=14,
+                elem_id="data-text",
+            )
             self.read_text = gr.Button("Read this text", elem_id="data-read-text")
         with gr.Column(visible=False, elem_classes="card") as self.choices:
-            self.format = gr.Dropdown(label="Format", info="As detected. Change it when the rows at the side look wrong.", elem_id="data-format")
+            self.format = gr.Dropdown(
+                label="Format", info="As detected. Change it when the rows at the side look wrong.", elem_id="data-format"
+            )
             with gr.Row(elem_classes="fields"):
-                self.mapping = [gr.Dropdown(label=f"Column {n + 1}", visible=False, min_width=150, elem_id=f"data-role-{n}") for n in range(MAX_ROLES)]
+                self.mapping = [
+                    gr.Dropdown(label=f"Column {n + 1}", visible=False, min_width=150, elem_id=f"data-role-{n}") for n in range(MAX_ROLES)
+                ]
             self.name = gr.Textbox("", label="Name", info="Empty takes the file's name.", max_lines=1, elem_id="data-name")
-            self.skip_bad = gr.Checkbox(label="Keep the good rows", info="Leave out the rows that can't be used.", visible=False, elem_id="data-skip")
+            self.skip_bad = gr.Checkbox(
+                label="Keep the good rows", info="Leave out the rows that can't be used.", visible=False, elem_id="data-skip"
+            )
             with gr.Row(elem_classes="buttons"):
                 self.add = gr.Button("Add dataset", variant="primary", elem_id="data-add", min_width=130)
                 self.discard = gr.Button("Put it away", elem_id="data-discard", min_width=110)
@@ -69,22 +84,39 @@ class DataTab:
 
     def _wire(self) -> None:
         place = self._page.place
-        reading = [self.choices, self.format, *self.mapping, self._roles, self.skip_bad, self.rows, self.pager, self.confirm, self.next, self.notice]
+        reading = [
+            self.choices,
+            self.format,
+            *self.mapping,
+            self._roles,
+            self.skip_bad,
+            self.rows,
+            self.pager,
+            self.confirm,
+            self.next,
+            self.notice,
+        ]
         shown = [place.dataset, self.list, self.rows, self.pager, self.confirm, self.next, self._first]
         source = [self.file, self.text]
         told = tells(self.notice)
-        self.tab.select(self.enter, inputs=[place.dataset, *source], outputs=shown, **QUIET)
+        self.tab.select(steady(self.enter), inputs=[place.dataset, *source], outputs=shown, **QUIET)
         gr.on([self.file.upload, self.read_text.click], told(self.read), inputs=source, outputs=reading, **BUSY)
-        gr.on([self.file.clear, self.discard.click], self.put_away, inputs=[place.dataset], outputs=[*source, self.choices, self.notice, *shown], **QUIET)
+        gr.on(
+            [self.file.clear, self.discard.click],
+            steady(self.put_away),
+            inputs=[place.dataset],
+            outputs=[*source, self.choices, self.notice, *shown],
+            **QUIET,
+        )
         self.format.input(told(self.read_as), inputs=[*source, self.format], outputs=reading, **QUIET)
         mapped = [*source, self.format, self._roles, *self.mapping]
         gr.on([field.input for field in self.mapping], told(self.read_mapped), inputs=mapped, outputs=reading, **QUIET)
         asked = [*source, self.format, self.name, self.skip_bad, self._roles, *self.mapping]
         self.add.click(told(self.keep), inputs=asked, outputs=[*source, self.name, self.choices, self.notice, *shown], **BUSY)
         self.list.select(self.open, outputs=[place.dataset], **QUIET)
-        place.dataset.change(self.look, inputs=[place.dataset], outputs=shown, **QUIET)
+        place.dataset.change(steady(self.look), inputs=[place.dataset], outputs=shown, **QUIET)
         for button, step in ((self.earlier, -PAGE_ROWS), (self.later, PAGE_ROWS)):
-            button.click(self._turning(step), inputs=[place.dataset, self._first], outputs=shown, **QUIET)
+            button.click(steady(self._turning(step)), inputs=[place.dataset, self._first], outputs=shown, **QUIET)
         self.delete.click(lambda: gr.Row(visible=True), outputs=[self.confirm], **QUIET)
         self.spare.click(lambda: gr.Row(visible=False), outputs=[self.confirm], **QUIET)
         self.really.click(told(self.forget), inputs=[place.dataset], outputs=[self.notice, *shown], **QUIET)
@@ -132,11 +164,11 @@ class DataTab:
     def keep(
         self, file: str | None, text: str, chosen: str | None, name: str, skip_bad: bool, roles: list[str], *columns: str | None
     ) -> dict[Any, Any]:
-        how = {"name": name.strip() or None, "format": chosen or None, "mapping": _mapping(roles, columns) or None, "skip_bad": skip_bad}
+        how: dict[str, Any] = {"name": name.strip() or None, "format": chosen or None, "mapping": _mapping(roles, columns) or None}
         if file:
-            dataset = self._studio.datasets.add(Path(file), filename=Path(file).name, **how)
+            dataset = self._studio.datasets.add(Path(file), filename=Path(file).name, skip_bad=skip_bad, **how)
         else:
-            dataset = self._studio.datasets.add_text(text, **how)
+            dataset = self._studio.datasets.add_text(text, skip_bad=skip_bad, **how)
         left_out = f" {words.count(dataset['skipped'], 'row')} left out." if dataset["skipped"] else ""
         said = pieces.said(f"{dataset['name']} is kept: {words.count(dataset['rows'], 'row')}.{left_out}")
         return {**self._cleared(), self.name: "", self.notice: said, **self.look(dataset["id"])}
@@ -163,7 +195,9 @@ class DataTab:
         return {
             self._page.place.dataset: chosen["id"] if chosen else "",
             self.list: pieces.piece("datasets", datasets=datasets, selected=chosen and chosen["id"]) if datasets else "",
-            self.rows: self._page_of(chosen, first) if chosen else pieces.empty("No rows yet: drop a file here, or try the studio with demo rows.", "Add the demo rows", "demo"),
+            self.rows: self._page_of(chosen, first)
+            if chosen
+            else pieces.empty("No rows yet: drop a file here, or try the studio with demo rows.", "Add the demo rows", "demo"),
             self.pager: gr.Row(visible=there),
             self.confirm: gr.Row(visible=False),
             self.next: gr.Row(visible=there),

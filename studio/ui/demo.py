@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from studio.catalogue.starter.demos import DEMOS
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.settings import STATIC
+from studio.settings import PACKAGE_ROOT
 from studio.ui import choices
 
 NAME = "demo-router"  # of dataset, job and adapter
-ROWS, HELD_OUT = STATIC / "demo" / "router.train.jsonl", STATIC / "demo" / "router.eval.jsonl"
-OPTIONS = {"num_train_epochs": 4.0, "learning_rate": 2e-3}
+DEMO = DEMOS["router"]  # the one that `studio demo` runs
+HELD_OUT = PACKAGE_ROOT / DEMO.eval_path
+MAX_HELD_OUT = 64
 CONVERSATIONS_READ = 30  # newest ones that are searched for the demo's answer
 
 
@@ -40,13 +42,13 @@ class Demo:
         }
 
     def add(self) -> dict[str, Any]:
-        return self._studio.datasets.add(ROWS, name=NAME)
+        return self._studio.datasets.add(PACKAGE_ROOT / DEMO.train_path, name=NAME)
 
     def train(self) -> dict[str, Any]:
         data = self._needed("dataset", "Add the demo rows first.")["id"]
         # after a failed try the name is taken; the next one gets a number
         name = NAME if self.state()["job"] is None else None
-        return self._studio.jobs.submit(data=data, base_model=choices.STARTER, options=OPTIONS, name=name)
+        return self._studio.jobs.submit(data=data, base_model=choices.STARTER, options=DEMO.options, name=name)
 
     def job(self) -> dict[str, Any]:
         return self._needed("job", "Train the adapter first.")
@@ -56,12 +58,18 @@ class Demo:
 
     def question(self) -> str:
         """One that was kept back from training."""
-        return str(self._studio.comparisons.read_prompts(HELD_OUT)[0]["turns"][0][0]["content"])
+        return str(self._held_out(1)[0]["prompt"])
 
     def compare(self) -> dict[str, Any]:
+        """Base and adapter on all rows that were kept back."""
         adapter = self._needed("adapter", "Wait for the training to end.")
-        prompts = self._studio.comparisons.read_prompts(HELD_OUT)
-        return self._studio.comparisons.create(prompts=prompts, base_model=choices.STARTER, contestants=["base", adapter["name"]])
+        return self._studio.comparisons.create(
+            prompts=self._held_out(MAX_HELD_OUT), base_model=choices.STARTER, contestants=["base", adapter["name"]]
+        )
+
+    def _held_out(self, rows: int) -> list[dict[str, Any]]:
+        examples = self._studio.datasets.inspect(HELD_OUT, rows=rows)["preview"]
+        return [{"prompt": row["messages"][0]["content"], "reference": row["messages"][-1]["content"]} for row in examples]
 
     def _needed(self, what: str, fix: str) -> dict[str, Any]:
         found = self.state()[what]

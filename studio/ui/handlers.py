@@ -31,12 +31,25 @@ def tells(notice: gr.HTML) -> Callable[[Handler], Handler]:
     return decorate
 
 
+def steady(handler: Handler) -> Handler:
+    """Decorate a look that is repeated or follows a click elsewhere: where it fails, the page stays as it is."""
+
+    @functools.wraps(handler)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except StudioError:  # a row that was deleted meanwhile; the next look has it right
+            return gr.skip()
+
+    return call
+
+
 def _calling(handler: Handler, notice: gr.HTML) -> Handler:
     @functools.wraps(handler)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             outcome = handler(*args, **kwargs)
-        except Exception as exc:  # the edge between the page and the services
+        except Exception as exc:  # noqa: BLE001  the edge between the page and the services
             return {notice: message(exc)}
         return {notice: "", **outcome} if isinstance(outcome, dict) else outcome
 
@@ -49,7 +62,7 @@ def _streaming(handler: Handler, notice: gr.HTML) -> Handler:
     def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
         try:
             yield from handler(*args, **kwargs)
-        except Exception as exc:  # the edge between the page and the services
+        except Exception as exc:  # noqa: BLE001  the edge between the page and the services
             yield {notice: message(exc)}
 
     return stream
@@ -60,4 +73,6 @@ def message(error: Exception) -> str:
     if isinstance(error, StudioError):
         return pieces.notice(error)
     log.error("A handler of the page failed.", exc_info=error)
-    return pieces.said("This did not work because of a defect in the studio.", "bad", f"The log says more ({type(error).__name__}). Your data is safe.")
+    return pieces.said(
+        "This did not work because of a defect in the studio.", "bad", f"The log says more ({type(error).__name__}). Your data is safe."
+    )

@@ -11,7 +11,7 @@ import gradio as gr
 
 from studio.services import Studio
 from studio.ui import chart, pieces, words
-from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.handlers import BUSY, QUIET, steady, tells
 from studio.ui.page import Page, go, opening
 
 LOG_LINES = 200
@@ -51,11 +51,23 @@ class JobsTab:
 
     def _wire(self) -> None:
         place = self._page.place
-        shown = [place.job, self.list, self.head, self.stopping, self.keep, self.curve, self.log, self.log_place, self.next, self._stamp, self._timer]
+        shown = [
+            place.job,
+            self.list,
+            self.head,
+            self.stopping,
+            self.keep,
+            self.curve,
+            self.log,
+            self.log_place,
+            self.next,
+            self._stamp,
+            self._timer,
+        ]
         look = {"inputs": [place.job, self._stamp], "outputs": shown, **QUIET}
-        self.tab.select(self.look, **look)
-        place.job.change(self.look, **look)
-        self._timer.tick(self.tick, inputs=[place.tab, place.job, self._stamp], outputs=shown, **QUIET)
+        self.tab.select(steady(self.look), **look)
+        place.job.change(steady(self.look), **look)
+        self._timer.tick(steady(self.tick), inputs=[place.tab, place.job, self._stamp], outputs=shown, **QUIET)
         self.list.select(self.open, outputs=[place.job, self._page.tabs], **QUIET)
         for button, stop in ((self.cancel, self.stop), (self.keep, self.stop_and_keep)):
             button.click(tells(self.notice)(stop), inputs=[place.job], outputs=[self.notice, *shown], **BUSY)
@@ -100,7 +112,14 @@ class JobsTab:
     def _show_job(self, chosen: dict[str, Any] | None) -> dict[Any, Any]:
         if chosen is None:
             nothing = gr.Row(visible=False)
-            return {self.head: "", self.stopping: nothing, self.curve: "", self.log: "", self.log_place: gr.Accordion(visible=False), self.next: nothing}
+            return {
+                self.head: "",
+                self.stopping: nothing,
+                self.curve: "",
+                self.log: "",
+                self.log_place: gr.Accordion(visible=False),
+                self.next: nothing,
+            }
         job = self._studio.jobs.show(chosen["id"])
         drawing = chart.loss(self._studio.jobs.curves(job["id"]))
         return {

@@ -48,7 +48,12 @@ class OptionsForm:
 
 
 def _field(option: Option) -> Any:
-    common: dict[str, Any] = {"label": label(option), "info": option.description, "elem_id": "option-" + option.key.replace(".", "-"), "min_width": 260}
+    common: dict[str, Any] = {
+        "label": label(option),
+        "info": option.description,
+        "elem_id": "option-" + option.key.replace(".", "-"),
+        "min_width": 260,
+    }
     value = _shown(option, option.default)
     if option.choices:
         return gr.Dropdown(choices=list(option.choices), value=value, **common)

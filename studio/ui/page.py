@@ -35,7 +35,13 @@ class Place:
         """Mirror every later change of a field into the URL, so that a reload shows the same thing."""
         for field in fields(self):
             box = getattr(self, field.name)
-            box.change(None, inputs=[box], js=f"(value) => {{ studio.remember('{field.name}', value); return []; }}", queue=False, api_visibility="private")
+            box.change(
+                None,
+                inputs=[box],
+                js=f"(value) => {{ studio.remember('{field.name}', value); return []; }}",
+                queue=False,
+                api_visibility="private",
+            )
 
 
 @dataclass(frozen=True)

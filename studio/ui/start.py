@@ -93,18 +93,33 @@ def steps(state: dict[str, Any]) -> list[dict[str, Any]]:
     done = [state["dataset"] is not None, job is not None, adapter is not None, state["chatted"], state["compared"]]
     possible = [True, done[0], done[1], done[2], done[2]]
     told = [
-        ("add", "Add the demo rows", "Add the demo rows", "288 short messages, each with the desk that should get it: billing, shipping, account or technical."),
-        ("train", "Train an adapter", "Train the adapter", "The starter, a toy model that ships with the studio, learns from them with real 4-bit QLoRA. About a minute."),
+        (
+            "add",
+            "Add the demo rows",
+            "Add the demo rows",
+            "288 support messages, each with the one word that says which queue should get it.",
+        ),
+        (
+            "train",
+            "Train an adapter",
+            "Train the adapter",
+            "The starter, a toy model that ships with the studio, learns from them with real 4-bit QLoRA. About a minute.",
+        ),
         ("watch", "Watch it learn", "Watch it", _progress(job)),
         ("chat", "Ask it", "Ask the adapter", "A message it has never seen. Change who answers to see the toy alone."),
-        ("compare", "Compare it with the base", "Compare", "Messages kept back from training, base and adapter side by side, with a score."),
+        (
+            "compare",
+            "Compare it with the base",
+            "Compare",
+            "Messages kept back from training, base and adapter side by side, with a score.",
+        ),
     ]
     return [
         {
             "act": act,
             "title": title,
             "text": text,
-            "button": "" if act in ("add", "train") and done[n] or not possible[n] else button,
+            "button": "" if (act in ("add", "train") and done[n]) or not possible[n] else button,
             "state": "done" if done[n] else "now" if all(done[:n]) else "later",
             "part": _part(job) if act == "watch" and job and not done[n] else None,
         }

@@ -28,21 +28,30 @@ class TrainTab:
     def __init__(self, studio: Studio, page: Page) -> None:
         self._studio = studio
         self._page = page
-        with opening("train") as self.tab:
-            with gr.Row(elem_classes="halves"):
-                with gr.Column(scale=3, min_width=320):
-                    self._layout_choices()
-                with gr.Column(scale=2, min_width=320):
-                    self.preview = pieces.panel(elem_id="train-preview", elem_classes="card")
+        with opening("train") as self.tab, gr.Row(elem_classes="halves"):
+            with gr.Column(scale=3, min_width=320):
+                self._layout_choices()
+            with gr.Column(scale=2, min_width=320):
+                self.preview = pieces.panel(elem_id="train-preview", elem_classes="card")
         self._wire()
 
     def _layout_choices(self) -> None:
         self.data = gr.Dropdown(label="Data", info="The rows to learn from. Add them on the Data tab.", elem_id="train-data")
-        self.base_model = gr.Dropdown(label="Base model", info="The model that learns; it stays as it is, the adapter is added beside it.", elem_id="train-base")
+        self.base_model = gr.Dropdown(
+            label="Base model", info="The model that learns; it stays as it is, the adapter is added beside it.", elem_id="train-base"
+        )
         goals = [(recipe.goal, name) for name, recipe in recipes.RECIPES.items()]
-        self.recipe = gr.Radio(goals, value=recipes.DEFAULT_RECIPE, label="Goal", info="What training should reach, and with how much memory.", elem_id="train-goal")
+        self.recipe = gr.Radio(
+            goals,
+            value=recipes.DEFAULT_RECIPE,
+            label="Goal",
+            info="What training should reach, and with how much memory.",
+            elem_id="train-goal",
+        )
         self.about_recipe = pieces.panel(self._about(recipes.DEFAULT_RECIPE), elem_classes="hint")
-        self.name = gr.Textbox("", label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name")
+        self.name = gr.Textbox(
+            "", label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name"
+        )
         with gr.Accordion("All options: steps, learning rate, rank, quantisation and more", open=False, elem_id="train-options"):
             self.form = OptionsForm()
         self.start = gr.Button("Start training", variant="primary", elem_id="train-start")
@@ -53,7 +62,13 @@ class TrainTab:
         self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=[*self.form.fields, self.about_recipe], **QUIET)
         max_length, template = self.form.field("max_length"), self.form.field("chat_template")
         seen = [self.data, self.base_model, max_length, template]
-        gr.on([self.data.change, self.base_model.change, max_length.blur, template.blur], self.show_rows, inputs=seen, outputs=[self.preview], **QUIET)
+        gr.on(
+            [self.data.change, self.base_model.change, max_length.blur, template.blur],
+            self.show_rows,
+            inputs=seen,
+            outputs=[self.preview],
+            **QUIET,
+        )
         self.start.click(
             tells(self.notice)(self.submit),
             inputs=[self.data, self.base_model, self.recipe, self.name, *self.form.fields],
@@ -67,7 +82,11 @@ class TrainTab:
         datasets, models = choices.datasets(self._studio), choices.base_models(self._studio)
         if not datasets:
             nothing = pieces.empty("There are no rows to learn from yet.", "Add data", "data")
-            return {self.data: gr.Dropdown(choices=[], value=None), self.base_model: choices.update(models, base_model), self.preview: nothing}
+            return {
+                self.data: gr.Dropdown(choices=[], value=None),
+                self.base_model: choices.update(models, base_model),
+                self.preview: nothing,
+            }
         return {self.data: choices.update(datasets, data), self.base_model: choices.update(models, base_model)}
 
     def help_empty(self) -> Any:
@@ -87,7 +106,9 @@ class TrainTab:
             )
         except StudioError as exc:
             return pieces.notice(exc)
-        return pieces.piece("tokens", rendered=rendered, rows=[_cut(row) for row in rendered["rows"]], warnings=_warnings(rendered), max_length=length)
+        return pieces.piece(
+            "tokens", rendered=rendered, rows=[_cut(row) for row in rendered["rows"]], warnings=_warnings(rendered), max_length=length
+        )
 
     def submit(self, data: str | None, base_model: str | None, recipe: str, name: str, *fields: Any) -> dict[Any, Any]:
         if not data:
@@ -106,7 +127,9 @@ def _warnings(rendered: dict[str, Any]) -> list[str]:
     found = list(rendered.get("warnings") or [])
     if rendered["share_without_learned_tokens"] > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
         allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
-        found.append(f"More than {allowed} of the rows would teach nothing, so training will not start. Raise max length, or shorten the rows.")
+        found.append(
+            f"More than {allowed} of the rows would teach nothing, so training will not start. Raise max length, or shorten the rows."
+        )
     return found
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
-STATUS_WORDS = {"QUEUED": "queued", "RUNNING": "running", "PAUSED": "paused", "SUCCEEDED": "done", "FAILED": "failed", "CANCELLED": "cancelled"}
+STATUS_WORDS = {
+    "QUEUED": "queued",
+    "RUNNING": "running",
+    "PAUSED": "paused",
+    "SUCCEEDED": "done",
+    "FAILED": "failed",
+    "CANCELLED": "cancelled",
+}
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 

@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import LlamaForCausalLM
 
 from studio.catalogue.starter.export import publish
 from studio.catalogue.starter.prose import paragraphs
 from studio.catalogue.starter.tokenizer import train_tokenizer
-from studio.catalogue.starter.train import Plan, train
+from studio.catalogue.starter.train import Plan, learn, settle
 from studio.catalogue.starter.world import World
 
 TOKENIZER_CONVERSATIONS = 15_000
@@ -19,7 +20,7 @@ TOKENIZER_CONVERSATIONS = 15_000
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studio.catalogue.starter", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model, such as static/starter")
-    parser.add_argument("--steps", type=int, default=Plan.steps, help="training steps; fewer for a trial")
+    parser.add_argument("--settle", type=Path, metavar="FOLDER", help="only the second part, from the model that the first part left here")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number gives slightly other weights")
     arguments = parser.parse_args()
@@ -27,12 +28,12 @@ def main() -> None:
     prose = paragraphs()
     world = World(arguments.seed + 7)
     tokenizer = train_tokenizer([message["content"] for _ in range(TOKENIZER_CONVERSATIONS) for message in world.conversation()] + prose)
-    train(
-        tokenizer,
-        prose,
-        Plan(steps=arguments.steps, seed=arguments.seed),
-        lambda step, model: publish(model, tokenizer, f"# Starter\n\nStill in training: step {step} of {arguments.steps}.\n", arguments.out),
-    )
+    plan = Plan(seed=arguments.seed)
+    learned: Path = arguments.settle or arguments.out
+    if not arguments.settle:
+        publish(learn(tokenizer, prose, plan), tokenizer, "# Starter\n\nHalf made.\n", learned)
+    model = settle(tokenizer, prose, plan, LlamaForCausalLM.from_pretrained(learned))
+    publish(model, tokenizer, "# Starter\n\nNot measured yet.\n", arguments.out)
 
 
 if __name__ == "__main__":

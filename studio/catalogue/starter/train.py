@@ -1,4 +1,4 @@
-"""Train the starter model on the closed world. Knows nothing of files; the caller gets the model at each checkpoint."""
+"""Train the starter model on the closed world, in two parts. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from studio.catalogue.starter.tokenizer import END_OF_TURN, PAD, unspaced
 
 @dataclass(frozen=True)
 class Plan:
-    """The one plan of the shipped model; `steps` may be lowered for a trial."""
+    """The one plan of the shipped model: learn at a constant rate, then settle: go on from the rounded weights at a falling rate."""
 
-    steps: int = 2800
+    steps: int = 1398
+    settling_steps: int = 420
     rows: int = 8
     seed: int = 0
-    copying_share: float = 0.12  # of the steps, at the start, exercise copying
-    decay_share: float = 0.45  # of the steps, at the end, lower the learning rate to zero
+    copying_steps: int = 336  # at the start, many rows exercise copying
     warmup_steps: int = 20
     matrix_learning_rate: float = 0.012
     vector_learning_rate: float = 2e-3
     weight_decay: float = 0.05
 
-    def learning_rate_factor(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return warm * min(1.0, (self.steps - step) / (self.decay_share * self.steps))
+    def learning_factor(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup_steps)
+
+    def settling_factor(self, step: int) -> float:
+        return self.learning_factor(step) * (self.settling_steps - step) / self.settling_steps
 
     def shares(self, step: int) -> tuple[float, float]:
         """Share of rows: repeated random pieces, prose."""
-        return (0.2, 0.08) if step < self.copying_share * self.steps else (0.03, 0.1)
+        return (0.2, 0.08) if step < self.copying_steps else (0.03, 0.1)
 
 
 class Pieces(nn.Module):
@@ -50,18 +52,50 @@ class Pieces(nn.Module):
         self.vectors = nn.Parameter(piece_codes(len(ids)))
         self.space = nn.Parameter(space_code())
 
+    def adopt(self, table: torch.Tensor) -> None:
+        """Take over a finished embedding (pieces, hidden)."""
+        with torch.no_grad():
+            plain = self.spaced[:, 0] == 0
+            self.vectors[self.piece[plain]] = table[plain]
+            spaced = ~plain
+            self.space.copy_((table[spaced] - self.vectors[self.piece[spaced]]).mean(0))
+
     def table(self) -> torch.Tensor:
         return self.vectors[self.piece] + self.spaced * self.space
 
 
-def train(tokenizer: PreTrainedTokenizerFast, prose: list[str], plan: Plan, at_checkpoint: Callable[[int, LlamaForCausalLM], None]) -> LlamaForCausalLM:
-    """Returns the trained model in float32. `at_checkpoint` gets (step, model) about every sixth of the way."""
+def learn(tokenizer: PreTrainedTokenizerFast, prose: list[str], plan: Plan) -> LlamaForCausalLM:
+    """The first part, from the laid start; float32."""
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(plan.seed)
     special = {name: tokenizer.convert_tokens_to_ids(name) for name in (END_OF_TURN, PAD)}
     model = build_model(len(tokenizer), special[END_OF_TURN], special[PAD])
     pieces = Pieces(tokenizer)
     batches = Batches(tokenizer, prose, plan.seed)
+    _run(model, pieces, batches, plan, plan.steps, plan.learning_factor, plan.shares)
+    return _publishable(model, pieces)
+
+
+def settle(tokenizer: PreTrainedTokenizerFast, prose: list[str], plan: Plan, learned: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The second part. `learned` comes from the published folder, so its weights are rounded to bfloat16."""
+    torch.use_deterministic_algorithms(True)
+    model = learned.float()
+    pieces = Pieces(tokenizer)
+    pieces.adopt(model.model.embed_tokens.weight.detach())
+    batches = Batches(tokenizer, prose, plan.seed + 1)
+    _run(model, pieces, batches, plan, plan.settling_steps, plan.settling_factor, lambda step: plan.shares(plan.steps + step))
+    return _publishable(model, pieces)
+
+
+def _run(
+    model: LlamaForCausalLM,
+    pieces: Pieces,
+    batches: Batches,
+    plan: Plan,
+    steps: int,
+    factor: Callable[[int], float],
+    shares: Callable[[int], tuple[float, float]],
+) -> None:
     matrices = [weight for name, weight in model.model.layers.named_parameters() if weight.ndim == 2]
     norms = [weight for weight in model.model.parameters() if weight.ndim == 1]
     optimizers: list[torch.optim.Optimizer] = [
@@ -70,20 +104,17 @@ def train(tokenizer: PreTrainedTokenizerFast, prose: list[str], plan: Plan, at_c
     ]
     rates = (plan.matrix_learning_rate, plan.vector_learning_rate)
     started, recent = time.monotonic(), 0.0
-    for step in range(plan.steps):
-        loss = batch_loss(model, pieces.table(), batches.next(plan.rows, *plan.shares(step)))
+    for step in range(steps):
+        loss = batch_loss(model, pieces.table(), batches.next(plan.rows, *shares(step)))
         loss.backward()
         nn.utils.clip_grad_norm_([*matrices, *norms, *pieces.parameters()], 1.0)
-        for optimizer, rate in zip(optimizers, rates):
-            optimizer.param_groups[0]["lr"] = rate * plan.learning_rate_factor(step)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor(step)
             optimizer.step()
             optimizer.zero_grad()
         recent = 0.95 * recent + 0.05 * loss.item() if step else loss.item()
         if step % 20 == 0:
             print(f"step {step} loss {recent:.3f} {time.monotonic() - started:.0f} s", flush=True)
-        if (step + 1) % max(1, plan.steps // 6) == 0:
-            at_checkpoint(step + 1, _publishable(model, pieces))
-    return _publishable(model, pieces)
 
 
 def batch_loss(model: LlamaForCausalLM, table: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,51 @@
+"""Read a hub dataset into a JSON-lines file: `python -m studio.datasets.hub NAME CONFIG SPLIT OUT`; empty CONFIG and SPLIT choose.
+
+A child process of studio.services.datasets and the only file of this room that imports `datasets`. Streams; runs no code of the hub.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+
+def download(name: str, config: str, split: str, out: Path) -> int:
+    """Write the rows to `out` and return their number. Raises what `datasets` raises."""
+    import datasets
+
+    loaded = datasets.load_dataset(name, config or None, split=split or None, streaming=True)
+    if not split:
+        loaded = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
+    count = 0
+    with out.open("wb") as file:
+        for row in loaded:
+            file.write(orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            count += 1
+            if count % 100 == 0:
+                file.flush()  # the parent watches the file grow
+    return count
+
+
+def _plain(value: Any) -> Any:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 4:
+        print("usage: python -m studio.datasets.hub NAME CONFIG SPLIT OUT", file=sys.stderr)
+        return 2
+    name, config, split, out = arguments
+    try:
+        download(name, config, split, Path(out))
+    except Exception as exc:  # noqa: BLE001 - the edge of this process: one line for the parent
+        print(f"{type(exc).__name__}: {' '.join(str(exc).split())}"[:500], file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,346 @@
+"""Rows to examples: what each format makes of a row, as the JSON of studio.types.Example.
+
+A row that can't be mapped raises RowError with the reason and a fix. Empty texts are fine: they are findings, not problems.
+Works on plain dicts, because a file may have a million rows. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from studio.datasets.formats import Layout, unpacked
+from studio.datasets.reading import Row, parse_json
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "customer": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "observation": "tool",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+
+Turn = dict[str, Any]
+Converter = Callable[[Row], list[dict[str, Any]]]
+
+
+class RowError(ValueError):
+    """Why one row can't be mapped, and what would help."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.fix = fix
+
+
+def converter(layout: Layout) -> Converter:
+    """A function from a row to its examples (one, but for `instances`)."""
+    make = CONVERTERS[layout.format.name]
+    mapping = layout.mapping
+    return lambda row: make(row, mapping)
+
+
+# parts of a row
+
+
+def _text(row: Row, mapping: dict[str, str], role: str) -> str:
+    """The text of a required role."""
+    column = mapping[role]
+    value = row.get(column)
+    if type(value) is str:
+        return value
+    text = _as_text(value, column)
+    if text is None:
+        raise RowError(f"There is no value in the column {column!r}.", "Fill it in, or leave the row out.")
+    return text
+
+
+def _optional(row: Row, mapping: dict[str, str], role: str) -> str:
+    """The text of a role that may be missing; ""."""
+    column = mapping.get(role)
+    if column is None:
+        return ""
+    value = row.get(column)
+    return value if type(value) is str else _as_text(value, column) or ""
+
+
+def _as_text(value: Any, column: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return None if math.isnan(value) else repr(value)
+    if isinstance(value, bytes):
+        raise RowError(f"The column {column!r} holds bytes where text is expected.", "Write it as text.")
+    if isinstance(value, list):
+        if value and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+            return "".join(_as_text(part.get("text"), column) or "" for part in value)
+        raise RowError(f"The column {column!r} holds a list where text is expected.", "Write text, or choose another column.")
+    if isinstance(value, dict):
+        raise RowError(f"The column {column!r} holds an object where text is expected.", "Write text, or choose another column.")
+    return str(value)  # numbers, dates
+
+
+def _turns(value: Any, column: str) -> list[Turn]:
+    """Messages of a list of turns, whatever its keys and role names are."""
+    value = unpacked(value)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise RowError(f"The column {column!r} holds no list of messages.", 'Write [{"role": "user", "content": "…"}, …].')
+    if not value:
+        raise RowError(f"The conversation in {column!r} has no message.", "Add messages, or leave the row out.")
+    return [_message(turn, number, column) for number, turn in enumerate(value, start=1)]
+
+
+def _message(turn: Any, number: int, column: str) -> Turn:
+    where = f"Message {number} of {column!r}"
+    if not isinstance(turn, dict):
+        raise RowError(f"{where} is no object.", 'Write each message as {"role": "user", "content": "…"}.')
+    given = turn.get("role", turn.get("from"))
+    role = ROLES.get(given.strip().lower()) if isinstance(given, str) else None
+    if role is None:
+        raise RowError(f"{where} has the unknown role {given!r}."[:200], "Use system, user, assistant or tool.")
+    content = _as_text(turn.get("content", turn.get("value")), column)
+    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None)
+    if role == "call":
+        role, calls = "assistant", _parsed_calls(content)
+        content = "" if calls else content
+    if content is None and not calls:
+        raise RowError(f"{where} has no content.", "Fill it in, or leave the row out.")
+    message: Turn = {"role": role, "content": content or ""}
+    if calls:
+        message["tool_calls"] = [_call(call, where) for call in (calls if isinstance(calls, list) else [calls])]
+    if isinstance(turn.get("name"), str) and turn["name"]:
+        message["name"] = turn["name"]
+    return message
+
+
+def _parsed_calls(content: str | None) -> list[Any] | None:
+    """Calls in the JSON of a ShareGPT function_call; None where it is no JSON, and then it stays the text it is."""
+    try:
+        value = parse_json(content or "")
+    except (ValueError, RecursionError):
+        return None
+    calls = value if isinstance(value, list) else [value]
+    return calls if calls and all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls) else None
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """A tool call as in the OpenAI protocol, its arguments an object wherever they can be read as one."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError(f"{where} has a tool call without a name.", 'Write {"function": {"name": "…", "arguments": {…}}}.')
+    arguments = unpacked(function.get("arguments", {}))
+    return {"type": "function", "function": {"name": function["name"], "arguments": {} if arguments is None else arguments}}
+
+
+def _tools(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]] | None:
+    """Tool schemas as in the OpenAI protocol; None where there are none."""
+    column = mapping.get("tools")
+    value = unpacked(row.get(column)) if column is not None else None
+    if value is None or value == "" or value == []:
+        return None
+    tools = value if isinstance(value, list) else [value]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise RowError(f"The tools in {column!r} are no list of objects.", "Write them as JSON, or leave the column out.")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def _answer(row: Row, mapping: dict[str, str], role: str) -> list[Turn]:
+    """An answer as messages: a text, one message, or several."""
+    value = unpacked(row.get(mapping[role]))
+    if isinstance(value, (list, dict)) and value:
+        return _turns(value, mapping[role])
+    return [{"role": "assistant", "content": _text(row, mapping, role)}]
+
+
+def _question(row: Row, mapping: dict[str, str], role: str = "prompt") -> list[Turn]:
+    value = unpacked(row.get(mapping[role]))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return _turns(value, mapping[role])
+    return [{"role": "user", "content": _text(row, mapping, role)}]
+
+
+def _with_system(row: Row, mapping: dict[str, str], messages: list[Turn]) -> list[Turn]:
+    system = _optional(row, mapping, "system")
+    if system and not (messages and messages[0]["role"] == "system"):
+        return [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+# formats
+
+
+def _exchange(row: Row, mapping: dict[str, str], user: str, answer: str) -> list[dict[str, Any]]:
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    return [{"messages": _with_system(row, mapping, turns) if "system" in mapping else turns}]
+
+
+def _alpaca(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    user = _joined(_text(row, mapping, "instruction"), _optional(row, mapping, "input"))
+    made = _exchange(row, mapping, user, _text(row, mapping, "output"))
+    history = unpacked(row.get(mapping["history"])) if "history" in mapping else None
+    if history:
+        turns = made[0]["messages"]
+        place = len(turns) - 2
+        made[0]["messages"] = [*turns[:place], *_history(history, mapping["history"]), *turns[place:]]
+    return made
+
+
+def _history(history: Any, column: str) -> list[Turn]:
+    """Earlier exchanges: [[question, answer], …]."""
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise RowError(f"The column {column!r} holds no pairs.", "Write [[question, answer], …], or leave it out.")
+    return [
+        {"role": role, "content": _as_text(text, column) or ""}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _question_answer(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    user = _joined(_optional(row, mapping, "context"), _text(row, mapping, "question"))
+    return _exchange(row, mapping, user, _text(row, mapping, "answer"))
+
+
+def _instances(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    instruction, instances = _text(row, mapping, "instruction"), unpacked(row.get(mapping["instances"]))
+    if not isinstance(instances, list) or not instances or not all(isinstance(instance, dict) for instance in instances):
+        raise RowError(f"The column {mapping['instances']!r} holds no list of instances.", 'Write [{"input": "…", "output": "…"}].')
+    names = {"output": "output", "input": "input"}
+    return [
+        made
+        for instance in instances
+        for made in _exchange(instance, {}, _joined(instruction, _optional(instance, names, "input")), _text(instance, names, "output"))
+    ]
+
+
+def _conversation(row: Row, mapping: dict[str, str], role: str) -> list[dict[str, Any]]:
+    value = row.get(mapping[role])
+    if value is None:
+        raise RowError(f"There is no value in the column {mapping[role]!r}.", "Fill it in, or leave the row out.")
+    return [_with_tools(row, mapping, {"messages": _with_system(row, mapping, _turns(value, mapping[role]))})]
+
+
+def _with_tools(row: Row, mapping: dict[str, str], example: dict[str, Any]) -> dict[str, Any]:
+    tools = _tools(row, mapping)
+    return {**example, "tools": tools} if tools else example
+
+
+def _prompt_completion(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    messages = [*_with_system(row, mapping, _question(row, mapping)), *_answer(row, mapping, "completion")]
+    return [_with_tools(row, mapping, {"messages": messages})]
+
+
+def _continuation(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"prompt": _text(row, mapping, "prompt"), "completion": _text(row, mapping, "completion")}]
+
+
+def _document(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"text": _text(row, mapping, "text")}]
+
+
+def _prompts(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"messages": [{"role": "user", "content": _text(row, mapping, "prompt")}]}]
+
+
+def _mt_bench(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    column = mapping["turns"]
+    turns = unpacked(row.get(column))
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"The column {column!r} holds no list of questions.", 'Write ["first question", "second question"].')
+    return [{"messages": [{"role": "user", "content": _as_text(turn, column) or ""} for turn in turns]}]
+
+
+def _preference(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    chosen, rejected = _answer(row, mapping, "chosen"), _answer(row, mapping, "rejected")
+    prompt: list[Turn] = []
+    if "conversations" in mapping:
+        prompt = _turns(row.get(mapping["conversations"]), mapping["conversations"])
+    elif "prompt" in mapping:
+        prompt = _question(row, mapping)
+        if len(prompt) == 1 and "input" in mapping:
+            prompt = [{**prompt[0], "content": _joined(prompt[0]["content"], _optional(row, mapping, "input"))}]
+    # answers may repeat the conversation that leads to them
+    shared = prompt if prompt and chosen[: len(prompt)] == prompt == rejected[: len(prompt)] else []
+    if not prompt:
+        prompt = shared = _shared_turns(chosen, rejected)
+    chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
+    if not (chosen and rejected):
+        raise RowError("An answer holds nothing but the prompt.", "Add the answer, or leave the row out.")
+    if not prompt:
+        raise RowError("There is no prompt that both answers share.", "Add a column with the prompt, or leave the row out.")
+    example = {"prompt": _with_system(row, mapping, prompt), "chosen": chosen, "rejected": rejected}
+    return [_with_tools(row, mapping, example)]
+
+
+def _shared_turns(chosen: list[Turn], rejected: list[Turn]) -> list[Turn]:
+    """Turns with which both begin; each keeps at least its last one."""
+    count = 0
+    while count < min(len(chosen), len(rejected)) - 1 and chosen[count] == rejected[count]:
+        count += 1
+    return chosen[:count]
+
+
+def _kto(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    prompt, completion = _question(row, mapping), _answer(row, mapping, "completion")
+    return [{"prompt": _with_system(row, mapping, prompt), "completion": completion, "label": _label(row, mapping)}]
+
+
+def _sharegpt_kto(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+    turns = _with_system(row, mapping, _turns(row.get(mapping["conversations"]), mapping["conversations"]))
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise RowError("The conversation does not end with an answer of the assistant.", "Add the answer that the label is about.")
+    return [_with_tools(row, mapping, {"prompt": turns[:-1], "completion": turns[-1:], "label": _label(row, mapping)})]
+
+
+def _label(row: Row, mapping: dict[str, str]) -> bool:
+    value = row.get(mapping["label"])
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word in (True, 1, "true", "1", "yes", "good"):
+        return True
+    if word in (False, 0, "false", "0", "no", "bad"):
+        return False
+    raise RowError(f"The label {str(value)[:50]!r} is neither true nor false.", "Write true or false.")
+
+
+CONVERTERS: dict[str, Callable[[Row, dict[str, str]], list[dict[str, Any]]]] = {
+    "sharegpt-preference": _preference,
+    "preference": _preference,
+    "sharegpt-kto": _sharegpt_kto,
+    "kto": _kto,
+    "messages": lambda row, mapping: _conversation(row, mapping, "messages"),
+    "sharegpt": lambda row, mapping: _conversation(row, mapping, "conversations"),
+    "mt-bench": _mt_bench,
+    "instances": _instances,
+    "alpaca": _alpaca,
+    "question-answer": _question_answer,
+    "prompt-completion": _prompt_completion,
+    "continuation": _continuation,
+    "text": _document,
+    "prompts": _prompts,
+}

@@ -1,0 +1,495 @@
+"""Datasets: check and keep a file, show, render, export and delete it, and write the files of a run.
+
+A dataset is a row and a folder `datasets/<id>/` with rows.jsonl, one Example per line; it never changes once it is kept.
+Knows neither torch nor the page; hub datasets and old tokenizers are read by child processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs.rundir import RunDir, fsync_folder
+from studio.datasets.formats import FORMATS
+from studio.datasets.ingest import Ingest, Problems, open_ingest
+from studio.datasets.reading import FILE_TYPES, Problem
+from studio.datasets.rendering import Rendered, Renderer
+from studio.datasets.splitting import split
+from studio.db.models import Comparison, Dataset, Job, new_id
+from studio.db.session import Database
+from studio.errors import DatasetError, NotFoundError, StudioError
+from studio.services import naming
+from studio.settings import Settings
+from studio.types import Example
+
+ROWS = "rows.jsonl"
+HUB_SILENCE_S = 120.0  # a hub that sends nothing for so long is given up
+RENDER_SAMPLE = 500  # rows that the shares of `render` are counted on
+MAX_PAGE = 1000
+
+
+Rows = list[dict[str, Any]]  # `list` itself names a method below
+
+
+class _Named(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+class _Models(Protocol):
+    def resolve(self, name: str, allow_path: bool = False) -> _Named: ...
+
+
+class DatasetService:
+    """Use cases around datasets. Methods return plain dicts and lists; a dataset is named by its ID or its name."""
+
+    def __init__(self, settings: Settings, db: Database, models: _Models) -> None:
+        self._settings = settings
+        self._db = db
+        self._models = models
+
+    def add(
+        self,
+        source: Path | str,
+        *,
+        name: str | None = None,
+        format: str | None = None,
+        mapping: Mapping[str, str] | None = None,
+        skip_bad: bool = False,
+        filename: str | None = None,
+    ) -> dict[str, Any]:
+        """Check a file (or "hub:NAME[:config[:split]]") and keep it; `filename` is an upload's own name.
+
+        Raises DatasetError for the whole file, or with all problems of its rows (details: problems, count); TakenError.
+        """
+        if name is not None:
+            self._claim(name)
+        if isinstance(source, str) and source.startswith("hub:"):
+            with self._from_hub(source) as path:
+                return self._keep(path, f"{source[4:].partition(':')[0].rpartition('/')[2]}.jsonl", source, name, format, mapping, skip_bad)
+        path = Path(source)
+        return self._keep(path, filename or path.name, filename or path.name, name, format, mapping, skip_bad)
+
+    def add_text(
+        self,
+        text: str,
+        *,
+        name: str | None = None,
+        format: str | None = None,
+        mapping: Mapping[str, str] | None = None,
+        skip_bad: bool = False,
+    ) -> dict[str, Any]:
+        """Check and keep pasted text: JSON lines, a JSON document, or paragraphs."""
+        if name is not None:
+            self._claim(name)
+        with self._pasted(text) as path:
+            return self._keep(path, "pasted", "pasted text", name, format, mapping, skip_bad)
+
+    def inspect(
+        self,
+        path: Path | str,
+        *,
+        filename: str | None = None,
+        format: str | None = None,
+        mapping: Mapping[str, str] | None = None,
+        rows: int = 5,
+    ) -> dict[str, Any]:
+        """What `add` would make of a file, without keeping anything."""
+        problems, count = Problems(), 0
+        preview: Rows = []
+        with open_ingest(Path(path), filename, format, mapping, self._settings.cache) as ingest:
+            for _, result in ingest:
+                if isinstance(result, Problem):
+                    problems.add(result)
+                    continue
+                count += 1
+                if len(preview) < rows:
+                    preview.append(json.loads(result))
+            return {
+                "format": ingest.layout.format.name,
+                "kind": ingest.layout.format.kind,
+                "formats": [known.name for known in FORMATS],
+                "columns": ingest.columns,
+                "roles": ingest.layout.format.role_names(),
+                "mapping": ingest.layout.mapping,
+                "encoding": ingest.source.encoding,
+                "notes": ingest.source.notes,
+                "preview": preview,
+                "problems": problems.as_json(),
+                "problem_count": problems.count,
+                "rows": count,
+            }
+
+    def inspect_text(
+        self, text: str, *, format: str | None = None, mapping: Mapping[str, str] | None = None, rows: int = 5
+    ) -> dict[str, Any]:
+        """What `add_text` would make of a text, without keeping anything."""
+        with self._pasted(text) as path:
+            return self.inspect(path, filename="pasted", format=format, mapping=mapping, rows=rows)
+
+    def list(self) -> Rows:
+        """All datasets, the newest first."""
+        with self._db.read() as session:
+            return [_as_json(dataset) for dataset in session.scalars(select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id))]
+
+    def show(self, dataset: str) -> dict[str, Any]:
+        """One dataset. Raises NotFoundError."""
+        with self._db.read() as session:
+            return _as_json(_find(session, dataset))
+
+    def path(self, dataset: str) -> Path:
+        """The rows as JSON lines, one Example each."""
+        return self._rows_path(self.show(dataset)["id"])
+
+    def rows(self, dataset: str, offset: int = 0, limit: int = 20) -> Rows:
+        """Some rows, from `offset` (0 is the first)."""
+        stop = max(0, offset) + max(0, min(limit, MAX_PAGE))
+        with self.path(dataset).open("rb") as file:
+            return [json.loads(line) for number, line in enumerate(_until(file, stop)) if number >= offset]
+
+    def examples(self, dataset: str) -> Iterator[Example]:
+        """Every row, one at a time."""
+        with self.path(dataset).open("rb") as file:
+            for line in file:
+                yield Example.model_validate_json(line)
+
+    def delete(self, dataset: str) -> dict[str, Any]:
+        """Forget a dataset. Runs keep their own copies of its rows; jobs and comparisons made of it stay and lose the link."""
+        with self._db.write() as session:
+            found = _find(session, dataset)
+            record = _as_json(found)
+            session.execute(update(Job).where(Job.dataset_id == found.id).values(dataset_id=None))
+            session.execute(update(Comparison).where(Comparison.dataset_id == found.id).values(dataset_id=None))
+            session.execute(update(Dataset).where(Dataset.parent_id == found.id).values(parent_id=None))
+            session.delete(found)
+        shutil.rmtree(self._folder(record["id"]), ignore_errors=True)  # what is left is a harmless orphan
+        return record
+
+    def export(self, dataset: str, to: Path | str) -> dict[str, Any]:
+        """Write the rows as JSON lines to the file `to`, replacing it."""
+        source, target = self.path(dataset), Path(to)
+        if target.is_dir() or not target.name:
+            raise StudioError(f"{target} is a folder.", "Name a file, such as rows.jsonl.")
+        if not target.absolute().parent.is_dir():
+            raise StudioError(f"There is no folder {target.absolute().parent}.", "Create it, or choose another place.")
+        part = target.with_name(f".{target.name}.part")
+        with _disk_errors(target.absolute().parent):
+            try:
+                shutil.copyfile(source, part)
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+        return {"path": str(target), "bytes": target.stat().st_size}
+
+    def render(
+        self,
+        dataset: str,
+        *,
+        base_model: str,
+        rows: int = 3,
+        max_length: int = 1024,
+        chat_template: str | None = None,
+        allow_path: bool = False,
+    ) -> dict[str, Any]:
+        """What a model will see and learn of the first rows; shares and percentiles over all rows, or an even sample of many."""
+        renderer = Renderer.load(self._models.resolve(base_model, allow_path=allow_path).path, chat_template)
+        checked = self.check_for_training(dataset, renderer, max_length, sample=RENDER_SAMPLE)
+        shown = [_rendered_json(_render(renderer, Example.model_validate(row), max_length)) for row in self.rows(dataset, limit=rows)]
+        keys = ("share_truncated", "share_without_learned_tokens", "p50", "p95", "p99", "problems")
+        return {
+            "rows": shown,
+            **{key: checked[key] for key in keys},
+            "checked": checked["checked"],
+            "template_name": renderer.template_name,
+            "template_sha256": renderer.template_sha256,
+        }
+
+    def check_for_training(self, dataset: str, renderer: Renderer, max_length: int, sample: int | None = None) -> dict[str, Any]:
+        """Lengths and learned tokens of all rows, or of `sample` rows spread evenly; a row that can't be rendered learns nothing."""
+        record = self.show(dataset)
+        step = max(1, -(-record["rows"] // sample)) if sample else 1
+        problems, lengths, truncated, unlearned, checked = Problems(), [], 0, 0, 0
+        with self._rows_path(record["id"]).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if (number - 1) % step:
+                    continue
+                checked += 1
+                rendered = _render(renderer, Example.model_validate_json(line), max_length)
+                if isinstance(rendered, DatasetError):
+                    problems.add(Problem(number, rendered.message, rendered.fix))
+                    unlearned += 1
+                    continue
+                lengths.append(rendered.length)
+                truncated += rendered.truncated
+                unlearned += not any(rendered.learned)
+        return {
+            "rows": record["rows"],
+            "checked": checked,
+            "share_truncated": truncated / max(1, checked),
+            "share_without_learned_tokens": unlearned / max(1, checked),
+            **_percentiles(lengths),
+            "problems": problems.as_json(),
+            "problem_count": problems.count,
+        }
+
+    def write_run_files(self, dataset: str, run_dir: RunDir, test_size: float, seed: int) -> dict[str, int]:
+        """Write train.jsonl and eval.jsonl of a run: a seeded split with exact duplicates on one side, rows in their order."""
+        source = self.path(dataset)
+        with source.open("rb") as file:
+            held_out = split(file, test_size, seed)
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+        with (
+            _disk_errors(run_dir.path),
+            source.open("rb") as file,
+            run_dir.train.open("wb") as train,
+            run_dir.eval.open("wb") as evaluation,
+        ):
+            for line, out in zip(file, held_out, strict=True):
+                (evaluation if out else train).write(line)
+            for written in (train, evaluation):
+                written.flush()
+                os.fsync(written.fileno())
+        return {"train_rows": len(held_out) - sum(held_out), "eval_rows": sum(held_out)}
+
+    # keeping
+
+    def _keep(
+        self,
+        path: Path,
+        filename: str,
+        source: str,
+        name: str | None,
+        format: str | None,
+        mapping: Mapping[str, str] | None,
+        skip_bad: bool,
+    ) -> dict[str, Any]:
+        """Write the rows aside, then in one transaction rename the file and insert the row; a crash leaves an orphan folder at most."""
+        dataset_id = new_id()
+        folder = self._folder(dataset_id)
+        part = folder / f"{ROWS}.part"
+        try:
+            with open_ingest(path, filename, format, mapping, self._settings.cache) as ingest, _disk_errors(self._settings.datasets):
+                folder.mkdir(parents=True)
+                kept = _write_rows(ingest, part, filename, skip_bad)
+                record = Dataset(
+                    id=dataset_id,
+                    kind=ingest.layout.format.kind,
+                    format=ingest.layout.format.name,
+                    mapping=ingest.layout.mapping,
+                    rows=kept.rows,
+                    skipped=kept.problems.count,
+                    source=source,
+                    sha256=kept.sha256,
+                    bytes=part.stat().st_size,
+                    provenance={"file_type": ingest.source.file_type, "encoding": ingest.source.encoding, "notes": ingest.source.notes},
+                )
+            with self._db.write() as session:
+                record.name = _free_name(session, name, filename)
+                session.add(record)
+                session.flush()
+                part.replace(folder / ROWS)
+                fsync_folder(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return {**_as_json(record), "problems": kept.problems.as_json()}
+
+    def _claim(self, name: str) -> None:
+        """Refuse a name at once, before a large file is read."""
+        with self._db.read() as session:
+            naming.claim(name, lambda wanted: _is_taken(session, wanted))
+
+    def _folder(self, dataset_id: str) -> Path:
+        return self._settings.datasets / dataset_id
+
+    def _rows_path(self, dataset_id: str) -> Path:
+        path = self._folder(dataset_id) / ROWS
+        if not path.is_file():
+            raise DatasetError(f"The rows of dataset {dataset_id} are gone from {path.parent}.", "Delete the dataset and add it again.")
+        return path
+
+    @contextmanager
+    def _pasted(self, text: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder, _disk_errors(self._settings.cache):
+            path = Path(folder) / "pasted"
+            path.write_text(text, encoding="utf-8", errors="surrogatepass")
+            yield path
+
+    @contextmanager
+    def _from_hub(self, source: str) -> Iterator[Path]:
+        """A JSON-lines file with the rows of a hub dataset, read by a child."""
+        name, config, split_name = [*source[4:].split(":"), "", ""][:3]
+        if not name or name.startswith("-"):
+            raise DatasetError(f"{source!r} names no hub dataset.", "Write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
+        with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
+            path = Path(folder) / "rows.jsonl"
+            with (Path(folder) / "complaint").open("w+b") as complaint:
+                command = [sys.executable, "-m", "studio.datasets.hub", name, config, split_name, str(path)]
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint)
+                code = _watch(child, path)
+                complaint.seek(0)
+                lines = complaint.read().decode("utf-8", "replace").strip().splitlines()
+            if code != 0:
+                reason = "it sent nothing for two minutes" if code is None else (lines or ["no reason given"])[-1][:300]
+                raise DatasetError(
+                    f"{source} could not be read: {reason}.", "Check the name and the network, or download the file and add that."
+                )
+            yield path
+
+
+class _Kept:
+    """What was written of a file."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.sha256 = ""
+        self.problems = Problems()
+
+
+def _write_rows(ingest: Ingest, part: Path, filename: str, skip_bad: bool) -> _Kept:
+    """Write every example to `part`. Raises DatasetError with all problems, unless they are to be skipped."""
+    kept, digest = _Kept(), hashlib.sha256()
+    with part.open("wb") as file:
+        for _, result in ingest:
+            if isinstance(result, Problem):
+                kept.problems.add(result)
+            elif skip_bad or not kept.problems.count:
+                line = result + b"\n"
+                digest.update(line)
+                file.write(line)
+                kept.rows += 1
+        file.flush()
+        os.fsync(file.fileno())
+    if kept.problems.count and not skip_bad:
+        raise kept.problems.error(filename, "Or skip the rows with problems.")
+    if not kept.rows:
+        raise kept.problems.error(filename) if kept.problems.count else DatasetError(f"{filename} has no rows.", "Choose another file.")
+    kept.sha256 = digest.hexdigest()
+    return kept
+
+
+def _watch(child: subprocess.Popen[bytes], path: Path) -> int | None:
+    """The child's exit code; None when it was ended because its file stopped growing."""
+    size, changed = -1, time.monotonic()
+    try:
+        while True:
+            try:
+                return child.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                now = path.stat().st_size if path.exists() else 0
+                if now != size:
+                    size, changed = now, time.monotonic()
+                elif time.monotonic() - changed > HUB_SILENCE_S:
+                    return None
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full or read-only disk as one line."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StudioError(
+                f"There is no space left on the disk of {folder}.", "Free some, or set STUDIO_HOME to another disk."
+            ) from None
+        if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StudioError(f"{folder} can't be written to.", "Change its permissions, or choose another place.") from None
+        raise
+
+
+def _find(session: Session, dataset: str) -> Dataset:
+    found = session.get(Dataset, dataset) or session.scalar(select(Dataset).where(Dataset.name == dataset))
+    if found is None:
+        raise NotFoundError(f"There is no dataset {dataset[:80]!r}.", naming.suggest(dataset, session.scalars(select(Dataset.name))))
+    return found
+
+
+def _free_name(session: Session, wanted: str | None, filename: str) -> str:
+    def is_taken(name: str) -> bool:
+        return _is_taken(session, name)
+
+    return naming.claim(wanted, is_taken) if wanted else naming.unique(naming.from_stem(_stem(filename)), is_taken)
+
+
+def _is_taken(session: Session, name: str) -> bool:
+    return session.scalar(select(Dataset.id).where(Dataset.name == name)) is not None
+
+
+def _as_json(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "id": dataset.id,
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "format": dataset.format,
+        "rows": dataset.rows,
+        "skipped": dataset.skipped,
+        "mapping": dataset.mapping,
+        "problems": [],
+        "source": dataset.source,
+        "bytes": dataset.bytes,
+        "sha256": dataset.sha256,
+        "parent": dataset.parent_id,
+        "provenance": dataset.provenance,
+        "created_at": dataset.created_at,
+    }
+
+
+def _stem(filename: str) -> str:
+    name = Path(filename).name
+    for suffix in (".gz", *FILE_TYPES):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    return name
+
+
+def _until(file: Any, stop: int) -> Iterator[bytes]:
+    for _ in range(stop):
+        line = file.readline()
+        if not line:
+            return
+        yield line
+
+
+def _render(renderer: Renderer, example: Example, max_length: int) -> Rendered | DatasetError:
+    try:
+        return renderer.example(example, max_length)
+    except DatasetError as exc:
+        return exc
+
+
+def _rendered_json(rendered: Rendered | DatasetError) -> dict[str, Any]:
+    if isinstance(rendered, DatasetError):
+        return {"text": "", "tokens": [], "ids": [], "learned": [], "truncated": False, "length": 0, "problem": str(rendered)}
+    return {
+        "text": rendered.text,
+        "tokens": rendered.tokens(),
+        "ids": rendered.ids,
+        "learned": rendered.learned,
+        "truncated": rendered.truncated,
+        "length": rendered.length,
+    }
+
+
+def _percentiles(lengths: list[int]) -> dict[str, int]:
+    """Nearest-rank percentiles, in tokens; 0 where there are no rows."""
+    ordered = sorted(lengths)
+    return {f"p{p}": ordered[min(len(ordered) - 1, -(-len(ordered) * p // 100) - 1)] if ordered else 0 for p in (50, 95, 99)}

@@ -1,0 +1,135 @@
+"""Real small trainings on the starter: they learn, they resume to the bit, and they fail in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.rundir import RunDir, manifest_problems
+from tests.runs import make_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CASES: list[dict[str, Any]] = [
+    {"name": f"{recipe}{suffix}", "recipe": recipe, "stops": stops}
+    for recipe in ("lora-sft", "qlora-sft")
+    for suffix, stops in (
+        ("", []),
+        (" stopped mid-epoch", [5]),
+        (" stopped twice, once between epochs", [3, 6]),
+        (" stopped at its end", [12]),
+    )
+] + [
+    {"name": "sparse", "recipe": "lora-sft", "options": {"logging_steps": 4, "packing": True, "max_length": 64}},
+    {"name": "sparse stopped", "recipe": "lora-sft", "stops": [4], "options": {"logging_steps": 4, "packing": True, "max_length": 64}},
+    {"name": "no model", "options": {"model_name_or_path": "/nowhere"}},
+    {"name": "no such layer", "options": {"lora.target_modules": ["q_proj", "zz_proj"]}},
+    {"name": "too short", "options": {"max_length": 8}},
+    {"name": "no rows", "options": {"rows": 0}},
+    {"name": "diverging", "recipe": "lora-sft", "options": {"learning_rate": 1.0, "max_grad_norm": 0.0, "lora.lora_alpha": 2048}},
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.trainings", str(tmp_path_factory.mktemp("runs"))]
+    done = subprocess.run(command, input=json.dumps(CASES), capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return answers
+
+
+@pytest.mark.parametrize("recipe", ["lora-sft", "qlora-sft"])
+@pytest.mark.parametrize("stopped", ["stopped mid-epoch", "stopped twice, once between epochs", "stopped at its end"])
+def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, dict[str, Any]], recipe: str, stopped: str) -> None:
+    unbroken, resumed = trained[recipe], trained[f"{recipe} {stopped}"]
+    assert len(unbroken["curve"]) == 12 + 4  # 12 steps, evaluated every third
+    assert resumed["curve"] == unbroken["curve"]
+    assert resumed["sha256"] == unbroken["sha256"]
+
+
+def test_logging_now_and_then_and_packing_resume_exactly_too(trained: dict[str, dict[str, Any]]) -> None:
+    assert trained["sparse stopped"]["curve"] == trained["sparse"]["curve"]
+    assert trained["sparse stopped"]["sha256"] == trained["sparse"]["sha256"]
+
+
+def test_training_learns(trained: dict[str, dict[str, Any]]) -> None:
+    for recipe in ("lora-sft", "qlora-sft"):
+        curve = trained[recipe]["curve"]
+        assert curve["progress 12"]["loss"] < 0.7 * curve["progress 1"]["loss"]
+        assert curve["progress 12"]["tokens"] > curve["progress 1"]["tokens"] > 0
+
+
+def test_a_four_bit_base_gives_another_adapter_than_a_sixteen_bit_one(trained: dict[str, dict[str, Any]]) -> None:
+    assert trained["lora-sft"]["sha256"] != trained["qlora-sft"]["sha256"]
+
+
+def test_an_adapter_explains_itself_and_names_no_path(trained: dict[str, dict[str, Any]]) -> None:
+    folder = Path(trained["qlora-sft"]["folder"])
+    assert {p.name for p in folder.iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "chat_template.jinja", "studio.json", "README.md"
+    }  # fmt: skip
+    card = json.loads((folder / "studio.json").read_text(encoding="utf-8"))
+    assert card["base_model"] == "starter" and card["metrics"]["steps"] == 12 and card["stop_strings"]
+    assert json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "starter"
+    for file in folder.iterdir():
+        assert str(ROOT).encode() not in file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("no model", "is not in /nowhere"),
+        ("no such layer", "no layers named zz_proj"),
+        ("too short", "hold no token to learn"),
+        ("no rows", "no rows to train on"),
+        ("diverging", "is not a number any more at step"),
+    ],
+)
+def test_a_training_that_cannot_work_says_why_in_one_sentence(trained: dict[str, dict[str, Any]], case: str, words: str) -> None:
+    reason, fix = trained[case]["failure"]
+    assert words in reason and fix and "\n" not in reason + fix
+
+
+def test_by_hand_a_run_makes_its_first_attempt_with_all_its_files(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows=8, num_train_epochs=1)
+    done = subprocess.run([sys.executable, "-m", "jobs.train", str(run.path)], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    attempt = run.attempt(1)
+    assert json.loads(attempt.result.read_text())["status"] == "succeeded"
+    assert json.loads(run.result.read_text())["steps"] == 2
+    assert (run.adapter / "adapter_model.safetensors").exists()
+    assert [manifest_problems(folder) for folder in run.checkpoint_folders()] == [[]]
+    assert not list(run.path.rglob("*.bin")) and not list(run.path.rglob(".part*"))
+    kinds = [event["type"] for event in attempt.read_events(0)[0] if event["type"] != "notice"]
+    assert kinds == ["start", "progress", "progress", "eval", "checkpoint"]
+
+
+def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "jobs.train", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n"), list(tmp_path.iterdir())) == (1, 1, [])
+    assert "no run directory" in done.stderr
+
+
+def test_importing_the_trainer_has_no_side_effects() -> None:
+    code = "import os, sys; before = dict(os.environ); import jobs.train; print(before == dict(os.environ), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_damage_is_noticed_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:
+    run = RunDir(make_run(tmp_path / "run", rows=8, num_train_epochs=2, save_steps=1).path)
+    command = [sys.executable, "-m", "jobs.train", str(run.path)]
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    newest = run.checkpoint_folders()[-1]
+    (newest / "optimizer.pt").unlink()  # upstream would go on with a fresh optimizer and say nothing
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    notices = [event["text"] for event in run.attempt(2).read_events(0)[0] if event["type"] == "notice"]
+    assert f"Checkpoint {newest.name} is damaged (optimizer.pt is missing) and was left out." in notices
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == weights

@@ -1,0 +1,79 @@
+"""Train several small runs in one process, some of them stopped and resumed on the way; prints what came out as JSON.
+
+`python -m tests.trainings FOLDER < CASES`: one import of torch for all cases. A case is `{"name", "recipe", "stops", "options"}`;
+`stops` are the steps after which an attempt is asked to stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.rundir import RunDir
+from jobs.trainers import sft
+from jobs.trainers.events import EventLog
+from jobs.trainers.failures import explain
+from jobs.trainers.stopping import Stopped, StopWish
+from tests.runs import make_run
+
+
+class StopAfter(EventLog):
+    """Reports as ever, and asks the training to stop once it has reported `step`."""
+
+    def __init__(self, path: Path, wish: StopWish, step: int | None) -> None:
+        super().__init__(path)
+        self.wish = wish
+        self.step = step
+
+    def write(self, kind: str, **values: Any) -> None:
+        super().write(kind, **values)
+        if kind == "progress" and self.step is not None and values["step"] >= self.step:
+            self.wish.set()
+
+
+def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    run = make_run(folder / case["name"], recipe=case.get("recipe", "qlora-sft"), **case.get("options", {}))
+    curve: dict[str, Any] = {}
+    for number, step in enumerate([*case.get("stops", []), None], 1):
+        attempt = run.attempt(number)
+        wish = StopWish()
+        log = StopAfter(attempt.events, wish, step)
+        out = run.path / f"out-{number}"
+        try:
+            sft.train(run, JobConfig.model_validate_json(run.config.read_text(encoding="utf-8")), out, log, wish)
+        except Stopped:
+            pass
+        except Exception as exc:  # noqa: BLE001 - a case may be made to fail
+            return {"failure": explain(exc), "events": _events(run, number)}
+        finally:
+            log.close()
+        curve |= _curve(_events(run, number))
+    weights = (out / "adapter_model.safetensors").read_bytes()
+    return {"curve": curve, "sha256": hashlib.sha256(weights).hexdigest(), "folder": str(out), "events": _events(run, number)}
+
+
+def _events(run: RunDir, number: int) -> list[dict[str, Any]]:
+    return run.attempt(number).read_events(0)[0]
+
+
+def _curve(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything reported about a step but the time it took."""
+    kept = ("loss", "learning_rate", "grad_norm", "tokens", "token_accuracy", "entropy", "epoch")
+    return {f"{e['type']} {e['step']}": {key: e.get(key) for key in kept} for e in events if e["type"] in ("progress", "eval")}
+
+
+def main() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    cases = json.load(sys.stdin)
+    json.dump({case["name"]: train(Path(sys.argv[1]), case) for case in cases}, answers)
+
+
+if __name__ == "__main__":
+    main()
