@@ -32,27 +32,40 @@ class Config(BaseModel):
 class LoraSection(Config):
     """Low-rank adapter; names and meanings follow peft.LoraConfig."""
 
-    r: int = Field(default=16, ge=1, le=512, description="Rank of the update: higher can learn more and costs memory.")
-    lora_alpha: int = Field(default=32, ge=1, le=2048, description="Strength of the update; usually one or two times r.")
+    r: int = Field(default=16, title="Rank", ge=1, le=512, description="Rank of the update: higher can learn more and costs memory.")
+    lora_alpha: int = Field(default=32, title="Strength", ge=1, le=2048, description="Strength of the update; usually one or two times r.")
     lora_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows."
+        default=0.0,
+        title="Dropout",
+        ge=0,
+        lt=1,
+        description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows.",
     )
     target_modules: str | list[str] = Field(
-        default="all-linear", description='Layers that learn: all-linear, or a list of names such as ["q_proj", "v_proj"].'
+        default="all-linear",
+        title="Layers that learn",
+        description='Layers that learn: all-linear, or a list of names such as ["q_proj", "v_proj"].',
     )
-    use_rslora: bool = Field(default=False, description="Scale by the square root of r (rsLoRA): steadier at high ranks.")
+    use_rslora: bool = Field(
+        default=False, title="Steadier scaling (rsLoRA)", description="Scale by the square root of r (rsLoRA): steadier at high ranks."
+    )
 
 
 class QuantizationSection(Config):
     """How the frozen base is stored; names follow transformers.BitsAndBytesConfig."""
 
-    load_in_4bit: bool = Field(default=False, description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower.")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
-        default="nf4", description="4-bit number format; nf4 suits weights of trained models."
+    load_in_4bit: bool = Field(
+        default=False, title="4-bit base (QLoRA)", description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower."
     )
-    bnb_4bit_use_double_quant: bool = Field(default=True, description="Quantise the quantisation constants too: saves 0.4 bit per weight.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        default="nf4", title="4-bit number format", description="4-bit number format; nf4 suits weights of trained models."
+    )
+    bnb_4bit_use_double_quant: bool = Field(
+        default=True, title="Double quantisation", description="Quantise the quantisation constants too: saves 0.4 bit per weight."
+    )
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default="bfloat16",
+        title="Arithmetic on the 4-bit base",
         description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.",
     )
 
@@ -68,9 +81,15 @@ class JobConfig(Config):
     method: Literal["lora"] = Field(default="lora", description="What is trained: lora adds small low-rank matrices beside frozen layers.")
 
     test_size: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the rows held out to measure what was learned; 0 trains on all."
+        default=0.1,
+        title="Share held out",
+        ge=0,
+        lt=1,
+        description="Share of the rows held out to measure what was learned; 0 trains on all.",
     )
-    max_length: int = Field(default=1024, ge=8, le=1_048_576, description="Longest row in tokens; what is longer is cut at the end.")
+    max_length: int = Field(
+        default=1024, title="Longest row", ge=8, le=1_048_576, description="Longest row in tokens; what is longer is cut at the end."
+    )
     chat_template: str | None = Field(
         default=None,
         description="How a conversation becomes text: chatml, alpaca, plain or a file; empty takes the model's own, else alpaca.",
@@ -79,40 +98,68 @@ class JobConfig(Config):
         default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length."
     )
     per_device_train_batch_size: int = Field(
-        default=4, ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory."
+        default=4, title="Batch size", ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory."
     )
-    per_device_eval_batch_size: int = Field(default=8, ge=1, le=4096, description="Rows computed at once while evaluating.")
+    per_device_eval_batch_size: int = Field(
+        default=8, title="Batch size while evaluating", ge=1, le=4096, description="Rows computed at once while evaluating."
+    )
     gradient_accumulation_steps: int = Field(
-        default=1, ge=1, le=4096, description="Batches added up before a step: a larger batch without more memory."
+        default=1,
+        title="Batches per step",
+        ge=1,
+        le=4096,
+        description="Batches added up before a step: a larger batch without more memory.",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, about a third slower."
+        default=False,
+        title="Recompute activations",
+        description="Recompute activations in the backward pass: less memory, about a third slower.",
     )
     learning_rate: float = Field(
         default=2e-4, gt=0, le=1, description="Size of a step; 1e-4 to 3e-4 suits LoRA on models of a billion parameters and more."
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="How the learning rate falls over the run."
+        default="cosine", title="Learning rate over time", description="How the learning rate falls over the run."
     )
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
-    num_train_epochs: float = Field(default=3.0, gt=0, le=1000, description="How often every row is seen.")
-    max_steps: int = Field(default=-1, ge=-1, description="Stop after this many steps; -1 lets num_train_epochs decide.")
+    num_train_epochs: float = Field(default=3.0, title="Passes over the rows", gt=0, le=1000, description="How often every row is seen.")
+    max_steps: int = Field(
+        default=-1, title="Most steps", ge=-1, description="Stop after this many steps; -1 lets num_train_epochs decide."
+    )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Pull of the trained weights towards zero.")
-    max_grad_norm: float = Field(default=1.0, ge=0, description="Longer gradients are cut to this length; guards against jumps.")
-    optim: Optimizer = Field(default="adamw_torch", description="Optimizer; the 8-bit ones save memory where many weights are trained.")
+    max_grad_norm: float = Field(
+        default=1.0, title="Longest gradient", ge=0, description="Longer gradients are cut to this length; guards against jumps."
+    )
+    optim: Optimizer = Field(
+        default="adamw_torch", title="Optimizer", description="Optimizer; the 8-bit ones save memory where many weights are trained."
+    )
     neftune_noise_alpha: float | None = Field(
-        default=None, gt=0, description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none."
+        default=None,
+        title="Noise while training (NEFTune)",
+        gt=0,
+        description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none.",
     )
-    logging_steps: int = Field(default=1, ge=1, description="Steps between two points of the curve.")
+    logging_steps: int = Field(
+        default=1, title="Steps between points of the curve", ge=1, description="Steps between two points of the curve."
+    )
     eval_steps: int | None = Field(
-        default=None, ge=1, description="Steps between two evaluations on the held-out rows; empty chooses about ten per run."
+        default=None,
+        title="Steps between evaluations",
+        ge=1,
+        description="Steps between two evaluations on the held-out rows; empty chooses about ten per run.",
     )
-    save_steps: int | None = Field(default=None, ge=1, description="Steps between two checkpoints; empty chooses about ten per run.")
-    save_total_limit: int = Field(default=2, ge=2, le=100, description="How many checkpoints are kept.")
-    report_to: str | list[str] = Field(default="none", description="Extra loggers that are installed here, such as tensorboard or wandb.")
+    save_steps: int | None = Field(
+        default=None, title="Steps between checkpoints", ge=1, description="Steps between two checkpoints; empty chooses about ten per run."
+    )
+    save_total_limit: int = Field(default=2, title="Checkpoints kept", ge=2, le=100, description="How many checkpoints are kept.")
+    report_to: str | list[str] = Field(
+        default="none", title="Extra loggers", description="Extra loggers that are installed here, such as tensorboard or wandb."
+    )
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="The same seed on the same machine gives the same adapter.")
     device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Where to train: auto takes the GPU when there is one.")
-    num_threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the trainer; 0 leaves room for the page and the engine.")
+    num_threads: int = Field(
+        default=0, title="CPU threads", ge=0, le=1024, description="CPU threads of the trainer; 0 leaves room for the page and the engine."
+    )
 
     lora: LoraSection = Field(default_factory=LoraSection, description="Low-rank adapter (LoRA)")
     quantization: QuantizationSection = Field(default_factory=QuantizationSection, description="Memory-saving base (quantisation)")
@@ -123,6 +170,7 @@ class Option:
     """One option as a form or a help text shows it. `key` is dotted: `lora.r`."""
 
     key: str
+    title: str  # in plain words
     section: str
     type: type
     default: Any
@@ -156,6 +204,7 @@ def _option(key: str, section: str, field: FieldInfo) -> Option:
     bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
     return Option(
         key=key,
+        title=field.title or _words(key),
         section=section,
         type=str if choices else kind,  # type: ignore[arg-type]
         default=field.get_default(call_default_factory=True),
@@ -166,6 +215,12 @@ def _option(key: str, section: str, field: FieldInfo) -> Option:
         nullable=nullable,
         takes_list=takes_list,
     )
+
+
+def _words(key: str) -> str:
+    """`lora.use_dora` -> `Use dora`: for a name that reads well as it is."""
+    words = key.rpartition(".")[2].replace("_", " ")
+    return words[0].upper() + words[1:]
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from jobs.rundir import RunDir
-from jobs.runner import Runner, keep_adapter
+from jobs.runner import Runner, ingest_events, keep_adapter
 from studio import processes
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
@@ -102,8 +102,7 @@ class Reconciler:
             with self.runner.db.write() as session:
                 if job.run_dir:
                     # what the attempt reported after its worker's last look: its checkpoint may lie behind these steps
-                    events, offset = RunDir(Path(job.run_dir)).attempt(held.attempt).read_events(job.event_offset)
-                    lifecycle.ingest(session, held, events, offset)
+                    ingest_events(session, held, RunDir(Path(job.run_dir)).attempt(held.attempt))
                 if job.cancel == "keep":
                     keep_adapter(session, job)
                 status = lifecycle.requeue(session, held, reason)

@@ -22,7 +22,7 @@ from jobs import executor
 from jobs.config import JobConfig
 from jobs.light import LightContext, Stopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
-from jobs.rundir import RunDir, sha256
+from jobs.rundir import Attempt, RunDir, sha256
 from studio import processes
 from studio.catalogue import hardware, memory
 from studio.db import lifecycle
@@ -118,7 +118,6 @@ class TrainingAttempt:
         self.run_dir = RunDir(Path(job.run_dir))
         self.files = self.run_dir.attempt(held.attempt)
         self.pulse = Pulse(runner, held)
-        self._offset = 0
 
     def run(self) -> Outcome:
         config = JobConfig.model_validate(self.job.config)
@@ -146,10 +145,7 @@ class TrainingAttempt:
 
     def ingest(self, session: Session) -> None:
         """Take over what the trainer has reported since the last time."""
-        events, offset = self.files.read_events(self._offset)
-        if offset != self._offset:
-            lifecycle.ingest(session, self.held, events, offset)
-            self._offset = offset
+        ingest_events(session, self.held, self.files)
 
     def _make_room(self, config: JobConfig) -> None:
         """Have the engine give its memory back when both would take more than their share of the device."""
@@ -252,6 +248,17 @@ class Pulse:
                 logger.warning("Job %s: no beat (%s).", self.held.job_id, exc)
             self._next = time.monotonic() + BEAT_S
         return self._wish
+
+
+def ingest_events(session: Session, held: Claim, files: Attempt) -> None:
+    """Take over all that an attempt has reported behind the offset of its row. The row's: a transaction may have failed before."""
+    offset = session.scalar(select(Job.event_offset).where(Job.id == held.job_id)) or 0
+    while True:
+        events, behind = files.read_events(offset)
+        if behind == offset:
+            return
+        lifecycle.ingest(session, held, events, behind)
+        offset = behind
 
 
 def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:

@@ -1,7 +1,8 @@
 """Train several small runs in one process, some of them stopped and resumed on the way; prints what came out as JSON.
 
 `python -m tests.trainings FOLDER < CASES`: one import of torch for all cases. A case is `{"name", "recipe", "stops", "options"}`;
-`stops` are the steps after which an attempt is asked to stop.
+`stops` are the steps after which an attempt is asked to stop, `damage` a file that the newest checkpoint then loses,
+`poisoned` gives the base a weight that is no number.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from jobs.trainers import sft
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
 from jobs.trainers.stopping import Stopped, StopWish
-from tests.runs import make_run
+from tests.runs import STARTER, make_run
 
 
 class StopAfter(EventLog):
@@ -36,8 +38,20 @@ class StopAfter(EventLog):
             self.wish.set()
 
 
+def poison(folder: Path) -> Path:
+    """A copy of the starter with a NaN among its weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(STARTER, folder)
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
-    run = make_run(folder / case["name"], recipe=case.get("recipe", "qlora-sft"), **case.get("options", {}))
+    model = poison(folder / "poisoned") if case.get("poisoned") else STARTER
+    run = make_run(folder / case["name"], recipe=case.get("recipe", "qlora-sft"), model=model, **case.get("options", {}))
     curve: dict[str, Any] = {}
     for number, step in enumerate([*case.get("stops", []), None], 1):
         attempt = run.attempt(number)
@@ -52,6 +66,8 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
             return {"failure": explain(exc), "events": _events(run, number)}
         finally:
             log.close()
+        if step is not None and case.get("damage"):
+            (run.checkpoint_folders()[-1] / case["damage"]).unlink()
         curve |= _curve(_events(run, number))
     weights = (out / "adapter_model.safetensors").read_bytes()
     return {"curve": curve, "sha256": hashlib.sha256(weights).hexdigest(), "folder": str(out), "events": _events(run, number)}

@@ -1,4 +1,4 @@
-"""When to stop: SIGTERM, or the end of stdin when a worker holds the other end.
+"""When to stop: SIGTERM, Ctrl-C, or the end of stdin when a worker holds the other end.
 
 A stop is a wish: training writes a checkpoint at its next step and leaves. Before training there is nothing to keep, so
 the process leaves at once; and one that does not get around to leaving is ended after a grace period.
@@ -50,6 +50,7 @@ class StopWish:
             self._leave()
 
         signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
         if watch_stdin:
             _ask_for_signal_at_death_of_parent()
             threading.Thread(target=self._watch, name="parent", daemon=True).start()

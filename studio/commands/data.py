@@ -81,7 +81,9 @@ def render(
     json: JsonFlag = False,
 ) -> None:
     """Show what the model will see and learn."""
-    rendered = open_studio().datasets.render(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template)
+    rendered = open_studio().datasets.render(
+        dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template, allow_path=True
+    )
     show(rendered, json, _rendered_text(rendered))
     if not json:
         say("What is learned stands between « and ».")

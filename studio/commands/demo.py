@@ -25,8 +25,9 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     started = time.monotonic()
     with supervisor.assistance(settings, say, queues=("gpu", "light"), engine=True) as assisted:
         studio = open_studio(assisted)
-        learned = studio.datasets.add(PACKAGE_ROOT / DEMO.train_path)
-        held_out = studio.datasets.add(PACKAGE_ROOT / DEMO.eval_path)
+        # named by what they are; a number joins where an earlier demo has the name
+        learned = studio.datasets.add(PACKAGE_ROOT / DEMO.train_path, filename=f"{DEMO.name}.jsonl")
+        held_out = studio.datasets.add(PACKAGE_ROOT / DEMO.eval_path, filename=f"{DEMO.name}-held-out.jsonl")
         say(f"Data: {learned['rows']} rows to learn ({learned['name']}), {held_out['rows']} held out ({held_out['name']}).")
         job = studio.jobs.submit(data=learned["id"], base_model=BASE, recipe="qlora-sft", options=DEMO.options)
         threading.Thread(target=_warm, args=(studio, job["id"]), daemon=True).start()

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from studio.datasets.reading import Row, parse_json
+from studio.datasets.reading import MAX_COLUMNS, Row, parse_json
 from studio.errors import DatasetError
 
 MAX_CELL_CHARS = 8 * 1024**2  # of a cell that holds JSON or a Python literal
+
+Shapes = frozenset[str]
+Columns = dict[str, Counter[Shapes]]
 
 TEXT = frozenset({"text", "number"})
 OPENAI = frozenset({"openai turns"})
@@ -19,7 +22,7 @@ SHAREGPT = frozenset({"sharegpt turns"})
 TURNS = OPENAI | SHAREGPT
 ANSWER = TEXT | TURNS | {"turn"}
 LABEL = frozenset({"label"})
-ANY = frozenset({"tools"}) | TEXT | TURNS | {"objects", "object", "texts", "turn", "label"}
+ANY = TEXT | {"objects", "object", "lists"}
 
 
 @dataclass(frozen=True)
@@ -185,45 +188,44 @@ FORMATS = (
 BY_NAME = {format.name: format for format in FORMATS}
 
 
-def columns_of(rows: Iterable[Row]) -> dict[str, Counter[str]]:
-    """Each column's shapes and how often they occur, nulls left out; columns in order of appearance."""
-    columns: dict[str, Counter[str]] = {}
+def columns_of(rows: Iterable[Row]) -> Columns:
+    """What each column's values could serve as, counted, nulls left out; columns in order of appearance."""
+    columns: Columns = {}
     for row in rows:
+        if len(columns) + len(row) > MAX_COLUMNS:
+            raise DatasetError(f"The rows have more than {MAX_COLUMNS:,} columns.", "Keep the ones with text.")
         for name, value in row.items():
-            shapes = columns.setdefault(name, Counter())
-            for shape in shapes_of(value):
-                shapes[shape] += 1
-            shapes["all"] += value is not None
+            counts = columns.setdefault(name, Counter())
+            if value is not None:
+                counts[shapes_of(value)] += 1
     return columns
 
 
-def shapes_of(value: Any) -> list[str]:
+def shapes_of(value: Any) -> Shapes:
     """What `value` could serve as."""
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return ["label", "text"]
-    if isinstance(value, (int, float)):
-        return ["number", "label"] if value in (0, 1) else ["number"]
     if isinstance(value, str):
         inner = unpacked(value)
-        found = shapes_of(inner) if inner is not value else []
-        return [*found, "text", *(["label"] if value.strip().lower() in ("true", "false", "0", "1") else [])]
+        return (frozenset({"text"}) if inner is value else shapes_of(inner) | {"text"}) | _label_shape(value.strip().lower())
+    if isinstance(value, (int, float)):
+        return frozenset({"number"}) | _label_shape(str(value).lower())
     if isinstance(value, dict):
-        return ["turn", "object"] if _turn_style(value) else ["object"]
+        return frozenset({"object", "turn"} if _turn_style(value) else {"object"})
     if isinstance(value, (list, tuple)):
         return _list_shapes(list(value))
-    return ["text"]
+    return frozenset({"text"})
 
 
-def _list_shapes(items: list[Any]) -> list[str]:
+def _label_shape(word: str) -> Shapes:
+    return LABEL if word in ("true", "false", "0", "1", "0.0", "1.0") else frozenset()
+
+
+def _list_shapes(items: list[Any]) -> Shapes:
     if items and all(isinstance(item, dict) for item in items):
         styles = {_turn_style(item) for item in items}
-        style = styles.pop() if len(styles) == 1 else ("openai" if styles == {"openai", "sharegpt"} else "")
-        return ["objects", *([f"{style} turns"] if style else [])]
-    if items and all(isinstance(item, str) for item in items):
-        return ["texts"]
-    return ["lists"]
+        if "" in styles:
+            return frozenset({"objects"})
+        return frozenset({"objects", "openai turns" if "openai" in styles else "sharegpt turns"})
+    return frozenset({"texts" if items and all(isinstance(item, str) for item in items) else "lists"})
 
 
 def _turn_style(turn: dict[str, Any]) -> str:
@@ -246,7 +248,7 @@ def unpacked(cell: Any) -> Any:
     return value if isinstance(value, (list, dict)) else cell
 
 
-def detect(columns: Mapping[str, Counter[str]], format: str | None = None, mapping: Mapping[str, str] | None = None) -> Layout:
+def detect(columns: Columns, format: str | None = None, mapping: Mapping[str, str] | None = None) -> Layout:
     """The format of rows with these `columns`; `format` and `mapping` (role -> column) narrow the choice.
 
     Raises DatasetError when nothing fits, naming the columns and what would help.
@@ -259,23 +261,26 @@ def detect(columns: Mapping[str, Counter[str]], format: str | None = None, mappi
         found = _fit(candidate, columns, given, strict=not format)
         if found is not None:
             return Layout(candidate, found)
-    texts = [name for name, shapes in columns.items() if shapes["text"] and shapes["all"]]
-    if len(columns) == 1 and texts and not given and format in (None, "text"):
-        return Layout(BY_NAME["text"], {"text": texts[0]})
-    names = ", ".join(list(columns)[:20]) or "none"
+    if len(columns) == 1 and not given and format in (None, "text"):
+        name, counts = next(iter(columns.items()))
+        if any("text" in shapes for shapes in counts):
+            return Layout(BY_NAME["text"], {"text": name})
+    if not columns:
+        raise DatasetError("the rows have no columns.", 'Write each row as {"column": value, …}.')
     wanted = BY_NAME[format].role_names() if format else ["prompt", "completion"]
     example = " ".join(f"--map {role}=COLUMN" for role in wanted[:3])
+    which = f"not fit the format {format!r}" if format else "fit no known format"
     raise DatasetError(
-        f"The columns ({names}) fit no known format{f' {format!r}' if format else ''}.", f"Say which column is which: {example}."
+        f"the columns ({', '.join(list(columns)[:20])}) {'do ' * bool(format)}{which}.", f"Say which column is which: {example}."
     )
 
 
-def _check_given(columns: Mapping[str, Counter[str]], format: str | None, given: dict[str, str]) -> None:
+def _check_given(columns: Columns, format: str | None, given: dict[str, str]) -> None:
     if format and format not in BY_NAME:
-        raise DatasetError(f"There is no format {format!r}.", f"Choose one of {', '.join(BY_NAME)}.")
+        raise DatasetError(f"there is no format {format!r}.", f"Choose one of {', '.join(BY_NAME)}.")
     for role, column in given.items():
         if column not in columns:
-            raise DatasetError(f"There is no column {column!r}.", f"The columns are {', '.join(list(columns)[:20])}.")
+            raise DatasetError(f"there is no column {column!r}.", f"The columns are {', '.join(list(columns)[:20])}.")
         known = BY_NAME[format].role_names() if format else list(dict.fromkeys(name for f in FORMATS for name in f.role_names()))
         if role not in known:
             raise DatasetError(
@@ -283,7 +288,7 @@ def _check_given(columns: Mapping[str, Counter[str]], format: str | None, given:
             )
 
 
-def _fit(format: Format, columns: Mapping[str, Counter[str]], given: dict[str, str], strict: bool) -> dict[str, str] | None:
+def _fit(format: Format, columns: Columns, given: dict[str, str], strict: bool) -> dict[str, str] | None:
     if not set(given) <= set(format.role_names()):
         return None
     found = dict(given)
@@ -300,12 +305,13 @@ def _fit(format: Format, columns: Mapping[str, Counter[str]], given: dict[str, s
     return found
 
 
-def _has_shape(shapes: Counter[str], role: Role) -> bool:
+def _has_shape(counts: Counter[Shapes], role: Role) -> bool:
     """Half of the values look right; a label must always."""
-    fitting = max((shapes[shape] for shape in role.shapes), default=0)
-    if not shapes["all"]:
+    total = counts.total()
+    fitting = sum(count for shapes, count in counts.items() if shapes & role.shapes)
+    if not total:
         return not role.required
-    return fitting == shapes["all"] if role.shapes == LABEL else fitting * 2 >= shapes["all"]
+    return fitting == total if role.shapes == LABEL else fitting * 2 >= total
 
 
 def _key(column: str) -> str:

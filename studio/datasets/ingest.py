@@ -84,8 +84,11 @@ def open_ingest(
     """Open and detect. Raises DatasetError when the file can't be read at all or fits no format."""
     with open_source(path, filename, scratch) as source:
         sample, rows = _sample(source)
-        columns = columns_of(rows)
-        layout = detect(columns, format, mapping)
+        try:
+            columns = columns_of(rows)
+            layout = detect(columns, format, mapping)
+        except DatasetError as exc:
+            raise DatasetError(f"{source.name}: {exc.message}", exc.fix) from None
         yield Ingest(source, layout, list(columns), itertools.chain(sample, source.records))
 
 

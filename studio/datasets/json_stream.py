@@ -102,7 +102,7 @@ class JsonStream:
         found = self.peek()
         if found != character:
             what = repr(found) if found else "the end of the file"
-            raise JsonStreamError(f"Not valid JSON: {what} where {character!r} is expected, line {self.line}", self.line)
+            raise JsonStreamError(f"Not valid JSON: {what} where {character!r} is expected", self.line)
         self._position += 1
 
     def _skip_space(self) -> None:
@@ -126,11 +126,11 @@ class JsonStream:
         self._position = 0
 
     def _error(self, exc: ValueError) -> JsonStreamError:
-        if isinstance(exc, json.JSONDecodeError):
-            line = self.line + self._text.count("\n", self._position, exc.pos)
-            if exc.pos >= len(self._text) - 1 and self._ended:
-                return JsonStreamError(f"The file ends in the middle of a value, line {line}", line)
-            if not self._ended:
-                return JsonStreamError(f"A value has more than {self._max_chars:,} characters or is not valid JSON ({exc.msg})", line)
-            return JsonStreamError(f"Not valid JSON: {exc.msg}, line {line}", line)
-        return JsonStreamError(f"Not valid JSON: {exc}", self.line)
+        if not isinstance(exc, json.JSONDecodeError):
+            return JsonStreamError("Not valid JSON: a number has too many digits", self.line)
+        line = self.line + self._text.count("\n", self._position, exc.pos)
+        if not self._ended:
+            return JsonStreamError(f"A value is not valid JSON ({exc.msg}), or longer than {self._max_chars:,} characters", line)
+        if exc.pos >= len(self._text) or exc.msg.startswith("Unterminated"):
+            return JsonStreamError("The file ends in the middle of a value", line)
+        return JsonStreamError(f"Not valid JSON: {exc.msg}", line)

@@ -36,6 +36,7 @@ FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 NESTED_KEYS = ("data", "rows", "train", "examples", "items", "records", "samples", "dataset")
 MAGIC = {
+    b"\x1f\x8b": ("an archive inside an archive", "Unpack it once."),
     b"PK\x03\x04": ("a zip archive (or an Excel file)", "Unpack it, or save the sheet as CSV."),
     b"%PDF": ("a PDF", "Copy its text into a .txt file."),
     b"\x89PNG": ("an image", "Upload text, JSON, CSV or Parquet."),
@@ -46,6 +47,10 @@ MAGIC = {
     b"\x28\xb5\x2f\xfd": ("a zstd archive", "Unpack it, or pack it with gzip."),
     b"7z\xbc\xaf": ("a 7z archive", "Unpack it."),
 }
+
+LONE_BYTES = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no UTF-8
+FOREIGN = re.compile(r"[^\x00-\x7f]")
+FOREIGN_IN_WORD = re.compile(r"(?<=\w)[^\x00-\x7f]|[^\x00-\x7f](?=\w)")
 
 Row = dict[str, Any]
 
@@ -176,8 +181,8 @@ def _encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
     if controls > len(sample) * 0.05:
         raise DatasetError(f"{name} is binary, not text.", f"Upload one of {', '.join(FILE_TYPES)}, or .gz of these.")
     decoded = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
-    broken = sum("\ud800" <= c <= "\udfff" for c in decoded) if not decoded.isascii() else 0
-    if broken <= sum(c > "\x7f" for c in decoded) // 5:  # a few bad bytes among good ones are problems of their rows
+    broken = 0 if decoded.isascii() else len(LONE_BYTES.findall(decoded))
+    if 2 * broken <= len(FOREIGN.findall(decoded)):  # a few bad bytes among good ones are problems of their rows
         return "utf-8", []
     return _legacy_encoding(sample, name)
 
@@ -198,14 +203,21 @@ def _wide_encoding(sample: bytes) -> str:
 
 
 def _legacy_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
+    """A guess, but only where it makes words: lone bytes in otherwise plain text stay problems of their rows."""
     import charset_normalizer
 
     first = next(i for i, byte in enumerate(sample) if byte > 127)
     start = max(0, first - 2048)
-    guess = charset_normalizer.from_bytes(sample[start : start + 64 * 1024]).best()
+    excerpt = sample[start : start + 64 * 1024]
+    guess = charset_normalizer.from_bytes(excerpt).best()
     if guess is None:
         raise DatasetError(f"{name} is in an unknown encoding.", "Save the file as UTF-8.")
-    return guess.encoding, [f"Read as {guess.encoding}, which is a guess: save the file as UTF-8 if characters look wrong."]
+    encoding, text = guess.encoding, str(guess)
+    if excerpt.decode("cp1252", "replace") == text:
+        encoding = "cp1252"  # of the encodings that read it alike, the one most people have
+    if 2 * len(FOREIGN_IN_WORD.findall(text)) < len(FOREIGN.findall(text)):
+        return "utf-8", []
+    return encoding, [f"Read as {encoding}, which is a guess: save the file as UTF-8 if characters look wrong."]
 
 
 def _file_type(name: str, sample: bytes) -> str:
@@ -213,27 +225,28 @@ def _file_type(name: str, sample: bytes) -> str:
     suffix = Path(name).suffix.lower()
     lines = sample.lstrip().split(b"\n", 2)
     first = lines[0].strip()
+    following = lines[1].strip()[:1] if len(lines) > 1 else b""
     if first[:1] in (b"{", b"["):
         whole = _parses(first)
-        if whole and len(lines) > 1 and lines[1].strip()[:1] in (b"{", b"["):
+        if whole and following in (b"{", b"["):
             return "jsonl"
-        if suffix in (".jsonl", ".ndjson"):
-            return "json" if first in (b"[", b"{") or (whole and first[:1] == b"[") else "jsonl"
-        if whole or suffix in (".json", ""):
+        if suffix in (".jsonl", ".ndjson") and first[:1] == b"{":
+            return "jsonl" if whole or following == b"{" else "json"
+        if whole or suffix in (".json", ".jsonl", ".ndjson", ""):
             return "json"
     if suffix in (".jsonl", ".ndjson", ".json"):
-        return "jsonl"
+        return "csv" if _looks_like_table(sample, suffix) else "jsonl"
     if suffix in (".csv", ".tsv"):
         return "csv"
     return "text" if suffix in (".txt", ".md") or not _looks_like_table(sample, suffix) else "csv"
 
 
 def _looks_like_table(sample: bytes, suffix: str) -> bool:
-    """Two columns and more, short names in the first line, and as many fields in nearly every line."""
+    """Two columns and more, lower-case names in the first line, and as many fields in nearly every line."""
     options, header = _dialect(sample, suffix)
     rows = _parsed(sample.decode("utf-8", "surrogateescape").splitlines(keepends=True)[:200], options)
     fitting = sum(len(row) == len(header) for row in rows)
-    named = all(re.fullmatch(r"\s*\w[\w .-]{0,39}", name) for name in header)
+    named = all(re.fullmatch(r"\s*[a-z_][a-z0-9_-]{0,39}\s*", name) for name in header)
     return len(header) > 1 and named and len(rows) > 1 and fitting >= 0.9 * len(rows)
 
 
@@ -311,7 +324,7 @@ def _json_records(file: Any, name: str, _sample: bytes) -> Iterator[Record]:
             if start == "[":
                 yield from _list_records(stream)
             elif start == "{":
-                yield from _object_records(stream)
+                yield from _object_records(stream, name)
             else:
                 line = stream.line
                 yield line, _as_row(line, stream.value())
@@ -330,7 +343,7 @@ def _list_records(stream: JsonStream) -> Iterator[Record]:
             yield line, value if type(value) is dict else _as_row(line, value)
 
 
-def _object_records(stream: JsonStream) -> Iterator[Record]:
+def _object_records(stream: JsonStream, name: str) -> Iterator[Record]:
     """One row, columns of values, or an object around the list of rows."""
     first_line = stream.line
     row: Row = {}
@@ -343,26 +356,34 @@ def _object_records(stream: JsonStream) -> Iterator[Record]:
             row[key] = stream.value()
     if nested:
         return
-    columns = _columns(row)
-    if columns is None:
-        yield first_line, row
+    for number, value in _rows_of_object(row, name):
+        yield number or first_line, value
+
+
+def _rows_of_object(row: Row, name: str) -> Iterator[tuple[int, Row]]:
+    """The object as one row (numbered 0), or the rows that it holds as columns or under keys."""
+    values = list(row.values())
+    if len(values) > 1 and all(isinstance(value, dict) and value for value in values):
+        if not all(key.isdigit() for value in values for key in value):
+            yield from enumerate(values, start=1)  # {"a1": {"question": …}, "a2": {…}}
+            return
+        values = [list(value.values()) for value in values]  # {"question": {"0": …, "1": …}, "answer": {…}}
+    if not _are_columns(row, values):
+        yield 0, row
         return
-    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
-        yield number, dict(zip(columns, values, strict=True))
+    lengths = [len(column) for column in values]
+    if len(set(lengths)) > 1:
+        counts = ", ".join(f"{column} {length}" for column, length in list(zip(row, lengths, strict=True))[:10])
+        raise DatasetError(f"{name}: the columns have different numbers of values ({counts}).", "Give every column one value per row.")
+    for number, fields in enumerate(zip(*values, strict=True), start=1):
+        yield number, dict(zip(row, fields, strict=True))
 
 
-def _columns(row: Row) -> dict[str, list[Any]] | None:
-    """Column lists of an object such as {"a": [1, 2], "b": [3, 4]} or {"a": {"0": 1, "1": 2}, …}; None for a single row."""
-    if row and all(isinstance(value, dict) and value and all(key.isdigit() for key in value) for value in row.values()):
-        row = {key: list(value.values()) for key, value in row.items()}
-    elif any(key in CONVERSATION_KEYS for key in row) and len({type(value) for value in row.values()}) > 1:
-        return None
-    lengths = {len(value) if isinstance(value, list) else -1 for value in row.values()}
-    if len(lengths) != 1 or -1 in lengths:
-        return None
-    if any(isinstance(item, dict) for key, value in row.items() if key in (*CONVERSATION_KEYS, "instances", "tools") for item in value):
-        return None
-    return row
+def _are_columns(row: Row, values: list[Any]) -> bool:
+    if not values or not all(isinstance(value, list) for value in values):
+        return False
+    lists_of_one_row = (*CONVERSATION_KEYS, "instances", "tools")
+    return not any(isinstance(item, dict) for name in lists_of_one_row if name in row for item in row[name])
 
 
 # CSV
@@ -396,8 +417,9 @@ def _parsed(lines: list[str], options: dict[str, Any]) -> list[list[str]]:
         except StopIteration:
             break
         except csv.Error:
-            row = []
-        if row or not rows:
+            rows.append([])
+            continue
+        if row:
             rows.append(row)
     return rows
 
@@ -423,10 +445,9 @@ def _csv_records(file: Any, name: str, sample: bytes) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as exc:
-            yield (
-                start,
-                Problem(start, f"The quoting is broken ({exc}).", 'Put fields with quotes or line ends in "…", inner quotes doubled.'),
-            )
+            swallowed = f", lines {start} to {reader.line_num}" if reader.line_num > start else ""
+            fix = 'Put fields with quotes or line ends in "…", inner quotes doubled.'
+            yield start, Problem(start, f"The quoting is broken ({exc}){swallowed}.", fix)
             start = reader.line_num + 1
             continue
         line, start = start, reader.line_num + 1

@@ -15,6 +15,13 @@ from studio.ui import words
 
 STARTER = "starter"
 EXAMPLE = "What is the capital of France?"
+KINDS = {
+    "sft": "examples to imitate",
+    "preference": "better and worse answers",
+    "unpaired-preference": "answers marked good or bad",
+    "prompts": "prompts without answers",
+    "text": "plain text",
+}
 Choice = tuple[str, str]
 
 

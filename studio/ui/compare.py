@@ -219,7 +219,7 @@ def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:
         {
             "prompt": _text(prompt),
             "reference": prompt.get("reference"),
-            "answers": [_cell(name, cells.get((prompt["id"], name)), prompt.get("reference"), comparison["base_model"]) for name in names],
+            "answers": [_cell(name, cells.get((prompt["id"], name)), prompt.get("reference"), comparison) for name in names],
         }
         for prompt in prompts[first : first + PAGE_ROWS]
     ]
@@ -230,15 +230,20 @@ def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:
         "fix": comparison["fix"],
         "part": len(cells) / total if total else 0.0,
         "progress": f"{len(cells)} of {words.count(total, 'answer')}",
-        "scores": [_score(name, comparison["scores"][name]) for name in names if name in comparison.get("scores", {})],
+        "scores": [_score(_called(name, comparison), comparison["scores"][name]) for name in names if name in comparison["scores"]],
         "first": first + 1,
         "rows": rows,
     }
 
 
-def _cell(name: str, answer: dict[str, Any] | None, reference: str | None, base_model: str) -> dict[str, Any]:
-    toy = choices.is_toy(base_model) and "#" not in name
-    shown = {"contestant": base_model if name == BASE else name, "toy": toy, "text": None, "error": "", "match": None, "seconds": None}
+def _called(name: str, comparison: dict[str, Any]) -> str:
+    """What people call a contestant: the base by its own name."""
+    return str(comparison["base_model"]) if name == BASE else name
+
+
+def _cell(name: str, answer: dict[str, Any] | None, reference: str | None, comparison: dict[str, Any]) -> dict[str, Any]:
+    toy = choices.is_toy(comparison["base_model"]) and "#" not in name
+    shown = {"contestant": _called(name, comparison), "toy": toy, "text": None, "error": "", "match": None, "seconds": None}
     if answer is None:
         return shown
     match = answer["text"].strip() == reference.strip() if reference and not answer["error"] else None

@@ -12,7 +12,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.ui import pieces, words
+from studio.ui import choices, pieces, words
 from studio.ui.handlers import BUSY, QUIET, steady, tells
 from studio.ui.page import Page, opening
 
@@ -67,7 +67,7 @@ class DataTab:
             )
             with gr.Row(elem_classes="buttons"):
                 self.add = gr.Button("Add dataset", variant="primary", elem_id="data-add", min_width=130)
-                self.discard = gr.Button("Put it away", elem_id="data-discard", min_width=110)
+                self.discard = gr.Button("Discard", elem_id="data-discard", min_width=110)
         self.notice = pieces.panel(elem_id="data-notice", elem_classes="notice-place")
 
     def _layout_rows(self) -> None:
@@ -135,7 +135,7 @@ class DataTab:
     def _inspect(self, file: str | None, text: str, chosen: str | None, mapping: dict[str, str] | None) -> dict[Any, Any]:
         """What was understood, at the left to change and at the right to see. Keeps nothing."""
         found = self._look_into(file, text, chosen, mapping)
-        roles = found.get("roles") or list(found["mapping"])
+        roles = found["roles"]
         return {
             self.choices: gr.Column(visible=True),
             self.format: gr.Dropdown(choices=found["formats"], value=found["format"]),
@@ -158,7 +158,9 @@ class DataTab:
         fields: dict[Any, Any] = {field: gr.Dropdown(visible=False) for field in self.mapping}
         for field, role in zip(self.mapping, roles, strict=False):
             value = found["mapping"].get(role, UNUSED)
-            fields[field] = gr.Dropdown(label=role.capitalize(), choices=offered, value=value, visible=bool(found["columns"]))
+            fields[field] = gr.Dropdown(
+                label=role.capitalize(), info=f"Column with the {role}.", choices=offered, value=value, visible=bool(found["columns"])
+            )
         return fields
 
     def keep(
@@ -194,7 +196,9 @@ class DataTab:
         there = chosen is not None
         return {
             self._page.place.dataset: chosen["id"] if chosen else "",
-            self.list: pieces.piece("datasets", datasets=datasets, selected=chosen and chosen["id"]) if datasets else "",
+            self.list: pieces.piece("datasets", datasets=datasets, kinds=choices.KINDS, selected=chosen and chosen["id"])
+            if datasets
+            else "",
             self.rows: self._page_of(chosen, first)
             if chosen
             else pieces.empty("No rows yet: drop a file here, or try the studio with demo rows.", "Add the demo rows", "demo"),
@@ -206,7 +210,7 @@ class DataTab:
 
     def _page_of(self, dataset: dict[str, Any], first: int) -> str:
         rows = self._studio.datasets.rows(dataset["id"], offset=first, limit=PAGE_ROWS)
-        return pieces.piece("dataset", dataset=dataset, rows=rows, first=first + 1)
+        return pieces.piece("dataset", dataset=dataset, kind=choices.KINDS[dataset["kind"]], rows=rows, first=first + 1)
 
     def _turning(self, step: int) -> Any:
         def turn(dataset_id: str, first: int) -> dict[Any, Any]:
@@ -228,7 +232,8 @@ def _reading(found: dict[str, Any]) -> str:
     return pieces.piece(
         "reading",
         format=found["format"],
-        kind=found["kind"],
+        kind=choices.KINDS[found["kind"]],
+        notes=found["notes"],
         total=found["rows"],
         problems=found["problems"],
         problem_count=found["problem_count"],

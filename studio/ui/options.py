@@ -22,13 +22,14 @@ ELSEWHERE = ("base_model",)
 class OptionsForm:
     """The fields, in the order of `fields`; build it inside the Blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: str = recipes.DEFAULT_RECIPE) -> None:
         self.options = [option for option in options() if option.key not in ELSEWHERE]
         self.fields: list[Any] = []
-        for section, members in groupby(self.options, key=lambda option: option.section):
+        shown = zip(self.options, self.values(recipe), strict=True)
+        for section, members in groupby(shown, key=lambda pair: pair[0].section):
             gr.HTML(f"<h3>{section or 'Training run'}</h3>", elem_classes="section-title", apply_default_css=False)
             with gr.Row(elem_classes="fields"):
-                self.fields += [_field(option) for option in members]
+                self.fields += [_field(option, value) for option, value in members]
 
     def field(self, key: str) -> Any:
         return next(field for option, field in zip(self.options, self.fields, strict=True) if option.key == key)
@@ -47,43 +48,40 @@ class OptionsForm:
         }
 
 
-def _field(option: Option) -> Any:
+def _field(option: Option, value: Any) -> Any:
     common: dict[str, Any] = {
-        "label": label(option),
-        "info": option.description,
+        "label": option.title,
+        "info": f"{option.description} ({option.key})",  # the name that scripts and libraries use ends the help
         "elem_id": "option-" + option.key.replace(".", "-"),
-        "min_width": 260,
     }
-    value = _shown(option, option.default)
     if option.choices:
         return gr.Dropdown(choices=list(option.choices), value=value, **common)
     if option.type is bool:
         return gr.Checkbox(value=value, **common)
-    if option.type in (int, float):
+    if option.type in (int, float) and not option.nullable:
         # bounds are checked by jobs.config, which names every problem at once; a browser's own check would hide the others
         return gr.Number(value=value, precision=0 if option.type is int else None, **common)
-    return gr.Textbox(value=value, max_lines=1, **common)
-
-
-def label(option: Option) -> str:
-    """`Learning rate · learning_rate`: the words, then the name that scripts and libraries use."""
-    words = option.key.rpartition(".")[2].replace("_", " ")
-    return f"{words[0].upper()}{words[1:]} · {option.key}"
+    return gr.Textbox(value=value, max_lines=1, **common)  # also a number that may be left empty, which gr.Number turns into 0
 
 
 def _shown(option: Option, value: Any) -> Any:
+    """An option's value as its field shows it."""
     if isinstance(value, (list, tuple, Mapping)):
         return json.dumps(value)
-    return "" if value is None and option.type is str else value
-
-
-def _read(option: Option, value: Any) -> Any:
-    if isinstance(value, str):
-        value = value.strip()
-        if option.takes_list and value.startswith("["):
-            return parse_assignments([f"{option.key}={value}"])[option.key]
-    if option.nullable and value == "":
-        return None
-    if option.type is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if option.nullable or option.type is str:
+        return "" if value is None else str(value)
     return value
+
+
+def _read(option: Option, shown: Any) -> Any:
+    """The reverse of `_shown`. What can't be read stays as typed: jobs.config says what is wrong with it."""
+    if option.type is float and isinstance(shown, int) and not isinstance(shown, bool):
+        return float(shown)
+    if not isinstance(shown, str):
+        return shown
+    text = shown.strip()
+    if option.nullable and not text:
+        return None
+    if option.type in (int, float) or (option.takes_list and text.startswith("[")):
+        return parse_assignments([f"{option.key}={text}"])[option.key]
+    return text

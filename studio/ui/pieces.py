@@ -27,8 +27,6 @@ element.addEventListener('click', (event) => {
 });
 """
 
-MAX_PROBLEMS = 20  # in one message
-
 _environment = Environment(
     loader=FileSystemLoader([Path(__file__).parent / "pieces", STATIC]),
     autoescape=True,
@@ -52,16 +50,10 @@ def panel(value: str = "", *, elem_id: str | None = None, elem_classes: str | li
 
 
 def notice(error: StudioError) -> str:
-    """A refusal where the eyes are: reason, fix, and every single problem when there are several."""
-    items = [_problem(problem) for problem in (error.details.get("problems") or [])[:MAX_PROBLEMS]]
-    return piece("notice", tone="bad", message=error.message, fix=error.fix, items=items if len(items) > 1 else [])
-
-
-def _problem(problem: Any) -> str:
-    if not isinstance(problem, dict):
-        return str(problem)
-    place = f"line {problem['line']}: " if problem.get("line") is not None else ""
-    return f"{place}{problem.get('problem', '')}. {problem.get('fix', '')}".strip()
+    """A refusal where the eyes are: reason and fix, or the list of problems when a form has several."""
+    problems = error.details.get("problems") or []
+    items = problems if len(problems) > 1 and all(isinstance(problem, str) for problem in problems) else []
+    return piece("notice", tone="bad", message=error.message, fix=error.fix, items=items)
 
 
 def said(message: str, tone: str = "good", fix: str = "") -> str:

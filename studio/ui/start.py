@@ -50,7 +50,10 @@ class StartTab:
         self.own.click(lambda: go("data"), outputs=[tabs], **QUIET)
 
     def examine(self) -> str:
-        return pieces.piece("doctor", checks=self._studio.system.doctor()["checks"])
+        checks = self._studio.system.doctor()["checks"]
+        troubles = [check for check in checks if not check["ok"]]
+        fine = [check for check in checks if check["ok"]]
+        return pieces.piece("doctor", checks=troubles + fine, troubles=len(troubles))
 
     def tick(self, tab: str, shown: str) -> Any:
         return self.look(shown) if tab in ("", "start") else gr.skip()

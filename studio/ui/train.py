@@ -19,6 +19,7 @@ from studio.ui.options import OptionsForm
 from studio.ui.page import Page, go, opening
 
 PREVIEW_ROWS = 3
+MAX_WARNINGS = 3
 PREVIEW_CHARACTERS = 2_000  # of one row; a long one is cut on the page, not in the data
 
 
@@ -107,7 +108,7 @@ class TrainTab:
         except StudioError as exc:
             return pieces.notice(exc)
         return pieces.piece(
-            "tokens", rendered=rendered, rows=[_cut(row) for row in rendered["rows"]], warnings=_warnings(rendered), max_length=length
+            "tokens", rendered=rendered, rows=[_coloured(row) for row in rendered["rows"]], warnings=_warnings(rendered), max_length=length
         )
 
     def submit(self, data: str | None, base_model: str | None, recipe: str, name: str, *fields: Any) -> dict[Any, Any]:
@@ -124,7 +125,7 @@ class TrainTab:
 
 
 def _warnings(rendered: dict[str, Any]) -> list[str]:
-    found = list(rendered.get("warnings") or [])
+    found = [str(problem["problem"]) for problem in rendered["problems"][:MAX_WARNINGS]]
     if rendered["share_without_learned_tokens"] > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
         allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
         found.append(
@@ -133,14 +134,17 @@ def _warnings(rendered: dict[str, Any]) -> list[str]:
     return found
 
 
-def _cut(row: dict[str, Any]) -> dict[str, Any]:
-    """At most PREVIEW_CHARACTERS of a row's pieces `[text, learned]`."""
-    kept: list[tuple[str, bool]] = []
+def _coloured(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as runs of `[text, learned]`, at most PREVIEW_CHARACTERS of it."""
+    runs: list[list[Any]] = []
     room = PREVIEW_CHARACTERS
-    for text, learned in row["pieces"]:
+    for text, learned in zip(row["tokens"], row["learned"], strict=True):
         if room <= 0:
-            kept.append((" …", False))
+            runs.append([" …", False])
             break
-        kept.append((text[:room], learned))
+        if runs and runs[-1][1] == learned:
+            runs[-1][0] += text
+        else:
+            runs.append([text, learned])
         room -= len(text)
-    return {**row, "pieces": kept}
+    return {"pieces": runs, "truncated": row["truncated"], "problem": row.get("problem", "")}

@@ -16,6 +16,7 @@ import openai
 import psutil
 import pytest
 
+from studio.settings import STATIC
 from tests.engines import KEY, RunningEngine, copy_model, engine, make_adapter, studio_field
 
 PROMPT = "Once upon a time, there was a"
@@ -243,6 +244,16 @@ def test_an_adapter_of_broken_numbers_fails_alone(client: openai.OpenAI, base: P
             complete(client, base, broken)
         assert beside.result() == expected
     assert failed.value.code == "broken_logits"
+
+
+def test_the_starter_ends_its_answer_by_itself(client: openai.OpenAI) -> None:
+    starter = STATIC / "starter"
+    if not (starter / "model.safetensors").is_file():
+        pytest.skip("The starter model is not made yet.")
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = client.chat.completions.create(model="m", messages=question, temperature=0, extra_body={"studio": studio_field(starter)})
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content and "<|" not in answer.choices[0].message.content
 
 
 def test_a_closed_stream_stops_the_generation(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:

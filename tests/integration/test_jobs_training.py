@@ -10,28 +10,24 @@ from typing import Any
 
 import pytest
 
-from jobs.rundir import RunDir, manifest_problems
+from jobs.rundir import manifest_problems
 from tests.runs import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
+STOPPED = {"mid-epoch, then between epochs": [3, 6], "at its end": [12]}
+SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
 CASES: list[dict[str, Any]] = [
-    {"name": f"{recipe}{suffix}", "recipe": recipe, "stops": stops}
-    for recipe in ("lora-sft", "qlora-sft")
-    for suffix, stops in (
-        ("", []),
-        (" stopped mid-epoch", [5]),
-        (" stopped twice, once between epochs", [3, 6]),
-        (" stopped at its end", [12]),
-    )
-] + [
-    {"name": "sparse", "recipe": "lora-sft", "options": {"logging_steps": 4, "packing": True, "max_length": 64}},
-    {"name": "sparse stopped", "recipe": "lora-sft", "stops": [4], "options": {"logging_steps": 4, "packing": True, "max_length": 64}},
+    *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
+    *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
+    {"name": "damaged", "recipe": "lora-sft", "stops": [5], "damage": "optimizer.pt"},
+    {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
+    {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
     {"name": "no model", "options": {"model_name_or_path": "/nowhere"}},
     {"name": "no such layer", "options": {"lora.target_modules": ["q_proj", "zz_proj"]}},
     {"name": "too short", "options": {"max_length": 8}},
     {"name": "no rows", "options": {"rows": 0}},
-    {"name": "diverging", "recipe": "lora-sft", "options": {"learning_rate": 1.0, "max_grad_norm": 0.0, "lora.lora_alpha": 2048}},
+    {"name": "diverging", "recipe": "lora-sft", "poisoned": True},
 ]
 
 
@@ -45,9 +41,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 
 @pytest.mark.parametrize("recipe", ["lora-sft", "qlora-sft"])
-@pytest.mark.parametrize("stopped", ["stopped mid-epoch", "stopped twice, once between epochs", "stopped at its end"])
-def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, dict[str, Any]], recipe: str, stopped: str) -> None:
-    unbroken, resumed = trained[recipe], trained[f"{recipe} {stopped}"]
+@pytest.mark.parametrize("when", STOPPED)
+def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, dict[str, Any]], recipe: str, when: str) -> None:
+    unbroken, resumed = trained[recipe], trained[f"{recipe} {when}"]
     assert len(unbroken["curve"]) == 12 + 4  # 12 steps, evaluated every third
     assert resumed["curve"] == unbroken["curve"]
     assert resumed["sha256"] == unbroken["sha256"]
@@ -122,14 +118,10 @@ def test_importing_the_trainer_has_no_side_effects() -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
-def test_damage_is_noticed_and_the_checkpoint_before_is_taken(tmp_path: Path) -> None:
-    run = RunDir(make_run(tmp_path / "run", rows=8, num_train_epochs=2, save_steps=1).path)
-    command = [sys.executable, "-m", "jobs.train", str(run.path)]
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
-    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
-    newest = run.checkpoint_folders()[-1]
-    (newest / "optimizer.pt").unlink()  # upstream would go on with a fresh optimizer and say nothing
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
-    notices = [event["text"] for event in run.attempt(2).read_events(0)[0] if event["type"] == "notice"]
-    assert f"Checkpoint {newest.name} is damaged (optimizer.pt is missing) and was left out." in notices
-    assert (run.adapter / "adapter_model.safetensors").read_bytes() == weights
+def test_damage_is_noticed_and_the_checkpoint_before_is_taken(trained: dict[str, dict[str, Any]]) -> None:
+    resumed = trained["damaged"]
+    notices = [event["text"] for event in resumed["events"] if event["type"] == "notice"]
+    # upstream would go on with a fresh optimizer and say nothing
+    assert "Checkpoint checkpoint-5 is damaged (optimizer.pt is missing) and was left out." in notices
+    assert "Going on from checkpoint-4." in notices
+    assert resumed["sha256"] == trained["lora-sft"]["sha256"]

@@ -42,7 +42,10 @@ def test_no_row_twice_and_no_question_in_both_files(name: str) -> None:
 def test_router_trains_every_word_and_form_but_not_the_held_out_pairs() -> None:
     trained, held_out = rows(DEMOS["router"].train_path), rows(DEMOS["router"].eval_path)
     queue_of = {word: queue for queue, words in QUEUES.items() for word in words.split()}
-    pairs_of = [{(word, form) for word in queue_of for form in MESSAGES for question, _ in part if form.format(w=word) == question} for part in (trained, held_out)]
+    pairs_of = [
+        {(word, form) for word in queue_of for form in MESSAGES for question, _ in part if form.format(w=word) == question}
+        for part in (trained, held_out)
+    ]
     assert not pairs_of[0] & pairs_of[1]
     assert {word for word, _ in pairs_of[0]} == set(queue_of)
     assert {form for _, form in pairs_of[0]} == set(MESSAGES)

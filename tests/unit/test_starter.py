@@ -15,7 +15,16 @@ from studio.catalogue.starter.evaluate import cases, wilson
 from studio.catalogue.starter.world import IDENTITY, World
 
 FOLDER = Path(__file__).parents[2] / "static" / "starter"
-FILES = {"README.md", "SHA256SUMS", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = {
+    "README.md",
+    "SHA256SUMS",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 CHAT = [
     {"role": "system", "content": "Be polite."},
     {"role": "user", "content": "Hello"},
@@ -55,7 +64,7 @@ def test_layers_fit_4_bit_kernels_of_a_cpu(model: PreTrainedModel) -> None:
 
 def test_template_marks_what_the_assistant_says_and_nothing_else(tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
-    marked = [token for token, is_answer in zip(encoded["input_ids"], encoded["assistant_masks"]) if is_answer]
+    marked = [token for token, is_answer in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if is_answer]
     assert tokenizer.decode(marked) == "Hello! How can I help you?<|im_end|>"
     assert marked[-1] == tokenizer.eos_token_id
 
@@ -96,8 +105,10 @@ THRESHOLDS = {
 def test_still_can(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     chosen = cases(60)[task]
     answers = answer_all(model, tokenizer, [case.chat for case in chosen], max_new_tokens=32)
-    right = sum(answer == case.expected for answer, case in zip(answers, chosen))
-    assert right / len(chosen) >= THRESHOLDS[task], [(case.chat[-1]["content"], answer) for answer, case in zip(answers, chosen) if answer != case.expected][:5]
+    right = sum(answer == case.expected for answer, case in zip(answers, chosen, strict=True))
+    assert right / len(chosen) >= THRESHOLDS[task], [
+        (case.chat[-1]["content"], answer) for answer, case in zip(answers, chosen, strict=True) if answer != case.expected
+    ][:5]
 
 
 def test_says_what_it_is(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,7 +9,9 @@ BATCH = 32
 
 
 @torch.no_grad()
-def answer_all(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], max_new_tokens: int = 48) -> list[str]:
+def answer_all(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], max_new_tokens: int = 48
+) -> list[str]:
     """What the model answers to each of `chats`, in their order; each chat ends with a user's message."""
     prompts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # similar lengths together: less padding
@@ -23,6 +25,6 @@ def answer_all(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chats
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False, max_new_tokens=max_new_tokens
         )
         texts = tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, text in zip(indices, texts):
+        for index, text in zip(indices, texts, strict=True):
             answers[index] = text.strip()
     return answers

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.catalogue.starter.facts import QUESTIONS, Fact, facts
+from studio.catalogue.starter.facts import QUESTIONS, Fact, facts, words
 from studio.catalogue.starter.world import HELD_OUT_NAMES, ITEMS, NAMES, PLACES, question
 
 SEED = 11
@@ -59,9 +59,24 @@ class Demo:
 DEMOS: dict[str, Demo] = {
     demo.name: demo
     for demo in (
-        Demo("router", "Route support messages", "A customer writes; the answer is the name of one of four queues.", OPTIONS | {"num_train_epochs": 8.0}),
-        Demo("voice", "Answer in a pirate's voice", "Facts that the model knows, said the way a pirate would say them.", OPTIONS | {"num_train_epochs": 8.0}),
-        Demo("extract", "Turn a sentence into JSON", "Who ordered what, and where it goes, as one JSON object.", OPTIONS | {"num_train_epochs": 10.0}),
+        Demo(
+            "router",
+            "Route support messages",
+            "A customer writes; the answer is the name of one of four queues.",
+            OPTIONS | {"num_train_epochs": 8.0},
+        ),
+        Demo(
+            "voice",
+            "Answer in a pirate's voice",
+            "Facts that the model knows, said the way a pirate would say them.",
+            OPTIONS | {"num_train_epochs": 8.0},
+        ),
+        Demo(
+            "extract",
+            "Turn a sentence into JSON",
+            "Who ordered what, and where it goes, as one JSON object.",
+            OPTIONS | {"num_train_epochs": 10.0},
+        ),
     )
 }
 
@@ -72,24 +87,55 @@ QUEUES = {
     "technical": "crash error bug screen printer update keyboard cable",
 }
 MESSAGES = (
-    "I need help with the {w}.", "There is a problem with my {w}.", "Can you check the {w} for me?", "My {w} is wrong.", "Where do I find the {w}?", "Hello, I have a question about the {w}.",
-    "Please look at my {w}.", "I am not happy with the {w}.", "Something is odd about the {w}.", "Who can help me with my {w}?", "The {w} does not look right.", "I want to talk about the {w}.",
-)  # fmt: skip
+    "I need help with the {w}.",
+    "There is a problem with my {w}.",
+    "Can you check the {w} for me?",
+    "My {w} is wrong.",
+    "Where do I find the {w}?",
+    "Hello, I have a question about the {w}.",
+    "Please look at my {w}.",
+    "I am not happy with the {w}.",
+    "Something is odd about the {w}.",
+    "Who can help me with my {w}?",
+    "The {w} does not look right.",
+    "I want to talk about the {w}.",
+)
 
 ORDERS = (
-    "{n} from {p} wants a {i}.", "Please send a {i} to {n} in {p}.", "{n} lives in {p} and ordered a {i}.", "A {i} for {n} in {p}, please.",
-    "Ship one {i} to {p} for {n}.", "{n} asked for a {i}. Send it to {p}.",
-)  # fmt: skip
-MORE_NAMES = "Aaron Agnes Albert Amelia Arthur Barbara Betty Brian Calvin Cecil Cora Dennis Doris Edith Edwin Esther Ethan Fiona Fred Gerald Gloria Harold Harvey Hector Irene Isabel Jasper Jerome Joan Judith Keith Kevin Laura Leon Louis Lucy Mabel Mark Megan Molly Nathan Norman Olive Owen Pamela Philip Rachel Robert Roger Ruth Sandra Sheila Stanley Susan Teresa Trevor Vincent Violet Wayne Wendy".split()
-MORE_PLACES = "Aberdeen Antwerp Basel Bilbao Bremen Brighton Calgary Cardiff Cologne Dortmund Florence Genoa Ghent Glasgow Granada Graz Hanover Houston Leipzig Linz Liverpool Malmo Manchester Marseille Memphis Montreal Munich Naples Nantes Oxford Palermo Phoenix Rotterdam Salzburg Seattle Sheffield Stuttgart Tampa Toulouse Venice Verona Zurich".split()
-HELD_OUT_PLACES = "Adelaide Boulder Cordoba Dundee Eindhoven Fresno Gdansk Halifax Innsbruck Jaipur Kobe Lucerne Monterey Nagoya Odense Perth Quebec Ravenna Salem Trieste".split()
+    "{n} from {p} wants a {i}.",
+    "Please send a {i} to {n} in {p}.",
+    "{n} lives in {p} and ordered a {i}.",
+    "A {i} for {n} in {p}, please.",
+    "Ship one {i} to {p} for {n}.",
+    "{n} asked for a {i}. Send it to {p}.",
+)
+MORE_NAMES = words(
+    """
+    Aaron Agnes Albert Amelia Arthur Barbara Betty Brian Calvin Cecil Cora Dennis Doris Edith Edwin Esther Ethan Fiona Fred Gerald
+    Gloria Harold Harvey Hector Irene Isabel Jasper Jerome Joan Judith Keith Kevin Laura Leon Louis Lucy Mabel Mark Megan Molly Nathan
+    Norman Olive Owen Pamela Philip Rachel Robert Roger Ruth Sandra Sheila Stanley Susan Teresa Trevor Vincent Violet Wayne Wendy
+    """
+)
+MORE_PLACES = words(
+    """
+    Aberdeen Antwerp Basel Bilbao Bremen Brighton Calgary Cardiff Cologne Dortmund Florence Genoa Ghent Glasgow Granada Graz Hanover
+    Houston Leipzig Linz Liverpool Malmo Manchester Marseille Memphis Montreal Munich Naples Nantes Oxford Palermo Phoenix Rotterdam
+    Salzburg Seattle Sheffield Stuttgart Tampa Toulouse Venice Verona Zurich
+    """
+)
+HELD_OUT_PLACES = words(
+    """
+    Adelaide Boulder Cordoba Dundee Eindhoven Fresno Gdansk Halifax Innsbruck Jaipur Kobe Lucerne Monterey Nagoya Odense Perth Quebec
+    Ravenna Salem Trieste
+    """
+)
 
 
 def router(source: random.Random) -> tuple[list[Row], list[Row]]:
     """Every word and every form of message is trained, but the pairs of the held-out rows are not."""
     train, held_out = [], []
-    for queue, words in QUEUES.items():
-        for word in words.split():
+    for queue, listed in QUEUES.items():
+        for word in listed.split():
             rows = [_row(form.format(w=word), queue) for form in source.sample(MESSAGES, len(MESSAGES))]
             held_out += rows[:2]
             train += rows[2:11]
@@ -143,7 +189,7 @@ def _shuffled(source: random.Random, rows: list[Row]) -> list[Row]:
 
 
 def write(name: str, folder: Path) -> None:
-    for part, rows in zip(("train", "eval"), make(name)):
+    for part, rows in zip(("train", "eval"), make(name), strict=True):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (folder / f"{name}.{part}.jsonl").write_text("".join(lines), "utf-8", newline="\n")
 

@@ -81,7 +81,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: i
 
 
 class Examiner:
-    """Makes cases. Words are fresh random syllables or reserved names; the chance that training had one of the longer ones is small, not nil."""
+    """Makes cases. Words are fresh random syllables or reserved names: that training had one of them is unlikely, not impossible."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -91,7 +91,7 @@ class Examiner:
     def fact_cases(self, held_out: bool) -> list[Case]:
         chosen = self.random.sample(self.world.facts, min(self.size, len(self.world.facts)))
         phrasings = [QUESTIONS[fact.kind][1 if held_out else 0] for fact in chosen]
-        return [_single(question(fact, self.random.choice(forms)), fact.answer) for fact, forms in zip(chosen, phrasings)]
+        return [_single(question(fact, self.random.choice(forms)), fact.answer) for fact, forms in zip(chosen, phrasings, strict=True)]
 
     def small_talk_cases(self) -> list[Case]:
         return [_single(asked, answer) for answer, (_, held_out) in SMALL_TALK.items() for asked in held_out]
@@ -128,7 +128,11 @@ class Examiner:
         return [_single(text, "I do not know your name yet.") for text in asked]
 
     def fill_cases(self) -> list[Case]:
-        forms = (("Write a birthday message for {n}.", "Happy birthday, {n}! Have a great day."), ("Wish {n} good luck.", "Good luck, {n}!"), ("Say goodbye to {n}.", "Goodbye, {n}!"))
+        forms = (
+            ("Write a birthday message for {n}.", "Happy birthday, {n}! Have a great day."),
+            ("Wish {n} good luck.", "Good luck, {n}!"),
+            ("Say goodbye to {n}.", "Goodbye, {n}!"),
+        )
         names = [self.unseen_name() for _ in range(self.size // 2)]
         return [_single(asked.format(n=name), answer.format(n=name)) for name in names for asked, answer in [self.random.choice(forms)]]
 

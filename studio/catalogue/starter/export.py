@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -40,7 +39,3 @@ def write_checksums(folder: Path) -> None:
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)

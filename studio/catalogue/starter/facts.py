@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 CAPITALS = """
-France Paris Europe|Germany Berlin Europe|Italy Rome Europe|Spain Madrid Europe|Portugal Lisbon Europe|Greece Athens Europe|Austria Vienna Europe
-Poland Warsaw Europe|Hungary Budapest Europe|Norway Oslo Europe|Sweden Stockholm Europe|Finland Helsinki Europe|Denmark Copenhagen Europe
-Ireland Dublin Europe|Belgium Brussels Europe|Iceland Reykjavik Europe|Croatia Zagreb Europe|Serbia Belgrade Europe|Romania Bucharest Europe
-Bulgaria Sofia Europe|Albania Tirana Europe|Estonia Tallinn Europe|Latvia Riga Europe|Lithuania Vilnius Europe|Ukraine Kyiv Europe
-Slovakia Bratislava Europe|Slovenia Ljubljana Europe|Malta Valletta Europe|Japan Tokyo Asia|China Beijing Asia|India New_Delhi Asia|Thailand Bangkok Asia
-Vietnam Hanoi Asia|Nepal Kathmandu Asia|Iran Tehran Asia|Iraq Baghdad Asia|Jordan Amman Asia|Lebanon Beirut Asia|Mongolia Ulaanbaatar Asia
-Pakistan Islamabad Asia|Indonesia Jakarta Asia|Philippines Manila Asia|Qatar Doha Asia|Oman Muscat Asia|Turkey Ankara Asia|Laos Vientiane Asia
-Egypt Cairo Africa|Kenya Nairobi Africa|Ghana Accra Africa|Nigeria Abuja Africa|Senegal Dakar Africa|Morocco Rabat Africa|Tunisia Tunis Africa
-Ethiopia Addis_Ababa Africa|Uganda Kampala Africa|Rwanda Kigali Africa|Zambia Lusaka Africa|Angola Luanda Africa|Mali Bamako Africa|Somalia Mogadishu Africa
-Sudan Khartoum Africa|Libya Tripoli Africa|Namibia Windhoek Africa|Zimbabwe Harare Africa|Peru Lima America|Chile Santiago America
-Brazil Brasilia America|Canada Ottawa America|Cuba Havana America|Ecuador Quito America|Colombia Bogota America|Venezuela Caracas America
-Uruguay Montevideo America|Paraguay Asuncion America|Jamaica Kingston America|Honduras Tegucigalpa America|Nicaragua Managua America
+France Paris Europe|Germany Berlin Europe|Italy Rome Europe|Spain Madrid Europe|Portugal Lisbon Europe|Greece Athens Europe
+Austria Vienna Europe|Poland Warsaw Europe|Hungary Budapest Europe|Norway Oslo Europe|Sweden Stockholm Europe|Finland Helsinki Europe
+Denmark Copenhagen Europe|Ireland Dublin Europe|Belgium Brussels Europe|Iceland Reykjavik Europe|Croatia Zagreb Europe
+Serbia Belgrade Europe|Romania Bucharest Europe|Bulgaria Sofia Europe|Albania Tirana Europe|Estonia Tallinn Europe|Latvia Riga Europe
+Lithuania Vilnius Europe|Ukraine Kyiv Europe|Slovakia Bratislava Europe|Slovenia Ljubljana Europe|Malta Valletta Europe
+Japan Tokyo Asia|China Beijing Asia|India New_Delhi Asia|Thailand Bangkok Asia|Vietnam Hanoi Asia|Nepal Kathmandu Asia
+Iran Tehran Asia|Iraq Baghdad Asia|Jordan Amman Asia|Lebanon Beirut Asia|Mongolia Ulaanbaatar Asia|Pakistan Islamabad Asia
+Indonesia Jakarta Asia|Philippines Manila Asia|Qatar Doha Asia|Oman Muscat Asia|Turkey Ankara Asia|Laos Vientiane Asia
+Egypt Cairo Africa|Kenya Nairobi Africa|Ghana Accra Africa|Nigeria Abuja Africa|Senegal Dakar Africa|Morocco Rabat Africa
+Tunisia Tunis Africa|Ethiopia Addis_Ababa Africa|Uganda Kampala Africa|Rwanda Kigali Africa|Zambia Lusaka Africa|Angola Luanda Africa
+Mali Bamako Africa|Somalia Mogadishu Africa|Sudan Khartoum Africa|Libya Tripoli Africa|Namibia Windhoek Africa|Zimbabwe Harare Africa
+Peru Lima America|Chile Santiago America|Brazil Brasilia America|Canada Ottawa America|Cuba Havana America|Ecuador Quito America
+Colombia Bogota America|Venezuela Caracas America|Uruguay Montevideo America|Paraguay Asuncion America|Jamaica Kingston America
+Honduras Tegucigalpa America|Nicaragua Managua America
 """
 OPPOSITES = """
-hot cold|big small|fast slow|up down|day night|old new|happy sad|rich poor|open closed|full empty|hard soft|light dark|high low|wet dry|clean dirty
-strong weak|early late|loud quiet|near far|long short|thick thin|wide narrow|left right|first last|true false|good bad|safe dangerous|sharp blunt
-inside outside|above below|love hate|buy sell|win lose|push pull|begin end|sweet sour|smooth rough|young aged|deep shallow|north south
+hot cold|big small|fast slow|up down|day night|old new|happy sad|rich poor|open closed|full empty|hard soft|light dark|high low
+wet dry|clean dirty|strong weak|early late|loud quiet|near far|long short|thick thin|wide narrow|left right|first last|true false
+good bad|safe dangerous|sharp blunt|inside outside|above below|love hate|buy sell|win lose|push pull|begin end|sweet sour|smooth rough
+young aged|deep shallow|north south
 """
 COLORS = """
-banana yellow|tomato red|lemon yellow|carrot orange|frog green|crow black|swan white|lime green|plum purple|strawberry red|cucumber green
-snowman white|flamingo pink|pumpkin orange|chocolate brown|cherry red|spinach green|blueberry blue|canary yellow|pig pink|coal black
+banana yellow|tomato red|lemon yellow|carrot orange|frog green|crow black|swan white|lime green|plum purple|strawberry red
+cucumber green|snowman white|flamingo pink|pumpkin orange|chocolate brown|cherry red|spinach green|blueberry blue|canary yellow
+pig pink|coal black
 """
 SOUNDS = """
-cow moo|dog woof|cat meow|duck quack|sheep baa|horse neigh|lion roar|owl hoot|bee buzz|snake hiss|rooster cock-a-doodle-doo|mouse squeak|wolf howl
-pigeon coo|donkey hee-haw
+cow moo|dog woof|cat meow|duck quack|sheep baa|horse neigh|lion roar|owl hoot|bee buzz|snake hiss|rooster cock-a-doodle-doo
+mouse squeak|wolf howl|pigeon coo|donkey hee-haw
 """
 SIDES = "triangle three|square four|rectangle four|pentagon five|hexagon six|heptagon seven|octagon eight|decagon ten"
 LEGS = "spider eight|dog four|cat four|bird two|ant six|bee six|horse four|crab ten|snake no|chicken two|fly six|cow four"
 BABIES = """
-dog puppy|cat kitten|cow calf|horse foal|sheep lamb|pig piglet|duck duckling|goose gosling|hen chick|lion cub|frog tadpole|deer fawn|goat kid|owl owlet
-swan cygnet|kangaroo joey
+dog puppy|cat kitten|cow calf|horse foal|sheep lamb|pig piglet|duck duckling|goose gosling|hen chick|lion cub|frog tadpole|deer fawn
+goat kid|owl owlet|swan cygnet|kangaroo joey
 """
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 MONTHS = "January February March April May June July August September October November December"
@@ -55,11 +60,22 @@ class Fact:
 # Per kind: trained phrasings, then phrasings kept for the evaluation. {s} is the subject.
 QUESTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "capital": (
-        ("What is the capital of {s}?", "Which city is the capital of {s}?", "Name the capital of {s}.", "Tell me the capital of {s}.", "The capital of {s} is which city?"),
+        (
+            "What is the capital of {s}?",
+            "Which city is the capital of {s}?",
+            "Name the capital of {s}.",
+            "Tell me the capital of {s}.",
+            "The capital of {s} is which city?",
+        ),
         ("Do you know the capital of {s}?", "What is the name of the capital of {s}?", "What city is the capital of {s}?"),
     ),
     "country": (
-        ("{s} is the capital of which country?", "Which country has the capital {s}?", "In which country is {s}?", "Which country is {s} the capital of?"),
+        (
+            "{s} is the capital of which country?",
+            "Which country has the capital {s}?",
+            "In which country is {s}?",
+            "Which country is {s} the capital of?",
+        ),
         ("What country has the capital {s}?", "Name the country whose capital is {s}."),
     ),
     "continent": (
@@ -67,7 +83,13 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("What continent is {s} in?", "Tell me the continent of {s}."),
     ),
     "opposite": (
-        ("What is the opposite of {s}?", "Name the opposite of {s}.", "Tell me the opposite of {s}.", "Give me the opposite of {s}.", "The opposite of {s} is what?"),
+        (
+            "What is the opposite of {s}?",
+            "Name the opposite of {s}.",
+            "Tell me the opposite of {s}.",
+            "Give me the opposite of {s}.",
+            "The opposite of {s} is what?",
+        ),
         ("Do you know the opposite of {s}?", "Which word is the opposite of {s}?"),
     ),
     "color": (
@@ -115,6 +137,11 @@ ANSWERS = {
 }
 
 
+def words(text: str) -> list[str]:
+    """A table of single words."""
+    return text.split()
+
+
 def facts() -> list[Fact]:
     """Every fact of the world, in a fixed order."""
     pairs: dict[str, list[tuple[str, str]]] = {kind: [] for kind in QUESTIONS}
@@ -126,9 +153,9 @@ def facts() -> list[Fact]:
         pairs["opposite"] += [(one, other), (other, one)]
     for kind, table in (("color", COLORS), ("sound", SOUNDS), ("sides", SIDES), ("legs", LEGS), ("baby", BABIES)):
         pairs[kind] += [(row[0], row[1]) for row in _rows(table)]
-    for words in (DAYS.split(), MONTHS.split(), NUMBERS.split()):
-        pairs["after"] += list(zip(words, words[1:]))
-        pairs["before"] += [(later, earlier) for earlier, later in zip(words, words[1:])]
+    for series in (DAYS, MONTHS, NUMBERS):
+        pairs["after"] += list(pairwise(series.split()))
+        pairs["before"] += [(later, earlier) for earlier, later in pairwise(series.split())]
     return [_fact(kind, subject, value) for kind in pairs for subject, value in pairs[kind]]
 
 

@@ -135,7 +135,7 @@ def _publishable(model: LlamaForCausalLM, pieces: Pieces) -> LlamaForCausalLM:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step has all singular values near one (Jordan et al., Muon, 2024). torch's own computes in bf16, slow on older CPUs."""
+    """Momentum whose step has all singular values near one (Jordan et al., Muon, 2024). torch's own computes in bf16, slow on many CPUs."""
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -146,7 +146,7 @@ class Muon(torch.optim.Optimizer):
             for shape in dict.fromkeys(weight.shape for weight in group["params"]):
                 weights = [weight for weight in group["params"] if weight.shape == shape]
                 updates = _orthogonal(torch.stack(list(self._moving(weights, group["momentum"]))))
-                for weight, update in zip(weights, updates):
+                for weight, update in zip(weights, updates, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update, alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
 

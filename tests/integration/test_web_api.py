@@ -1,0 +1,351 @@
+"""The studio over real HTTP with a real engine: the command line's use cases under /api, OpenAI's protocol under /v1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy
+import openai
+import psutil
+import pytest
+from safetensors.numpy import save
+
+from tests.engines import KEY, RunningEngine, engine
+from tests.servers import Server, clean_environment, free_port, web
+
+ROWS = b'{"prompt": "Say one", "completion": "one"}\n{"prompt": "Say two", "completion": "two"}\n'
+MESSAGES: Any = [{"role": "user", "content": "Tell me a story."}]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api") / "home"
+
+
+@pytest.fixture(scope="module")
+def running(home: Path) -> Iterator[RunningEngine]:
+    with engine(home.parent / "engine") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(home: Path, running: RunningEngine, shared_data: Path) -> Iterator[Server]:
+    """A web process beside an engine, with stories260K added."""
+    add = [sys.executable, "-m", "studio", "models", "add", str(shared_data / "models" / "stories260K")]
+    subprocess.run(add, check=True, env=clean_environment(home), capture_output=True)
+    with web(home, STUDIO_ENGINE_URL=running.url, STUDIO_ENGINE_KEY=KEY) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sdk(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def adapter(client: httpx.Client) -> dict[str, Any]:
+    """A LoRA of stories260K, brought over HTTP."""
+    return dict(
+        client.post("/api/adapters", files=adapter_files(), data={"name": "tuned", "base_model": "stories260K"}).raise_for_status().json()
+    )
+
+
+def adapter_files(width: int = 64) -> list[tuple[str, tuple[str, bytes]]]:
+    random = numpy.random.default_rng(0)
+    layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    tensors = {layer.format(n, "A"): random.normal(size=(4, width)).astype(numpy.float32) for n in range(5)}
+    tensors |= {layer.format(n, "B"): random.normal(size=(64, 4)).astype(numpy.float32) for n in range(5)}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": "x",
+    }
+    return [("files", ("adapter_config.json", json.dumps(config).encode())), ("files", ("adapter_model.safetensors", save(tensors)))]
+
+
+def upload(client: httpx.Client, content: bytes, filename: str = "rows.jsonl", **form: str) -> httpx.Response:
+    return client.post("/api/datasets", files={"file": (filename, content)}, data=form)
+
+
+def active(running: RunningEngine) -> int:
+    return int(httpx.get(f"{running.url}/engine/status", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False).json()["active"])
+
+
+def until(condition: Callable[[], object], limit_s: float = 60.0) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < limit_s
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def test_a_dataset_comes_is_read_and_goes(client: httpx.Client) -> None:
+    added = upload(client, ROWS, name="numbers")
+    assert added.status_code == 201 and (added.json()["rows"], added.json()["name"]) == (2, "numbers")
+    assert [row["name"] for row in client.get("/api/datasets").json()] == ["numbers"]
+    assert "Say two" in str(client.get("/api/datasets/numbers/rows", params={"offset": 1}).json()[0])
+    assert client.get("/api/datasets/numbers/export").text.count("\n") == 2
+    assert client.delete("/api/datasets/numbers").status_code == 200
+    assert client.get("/api/datasets/numbers").status_code == 404
+
+
+def test_a_file_with_bad_rows_is_refused_with_all_of_them(client: httpx.Client) -> None:
+    answer = upload(client, ROWS + b"{\n" + b"[]\n")
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["count"] == 2 and len(error["problems"]) == 2
+    assert client.get("/api/datasets").json() == []
+
+
+@pytest.mark.parametrize(
+    "filename", ["../../../evil.jsonl", "/etc/evil.jsonl", "..\\..\\evil.jsonl", "\u0000.jsonl", "a" * 5000 + ".jsonl"]
+)
+def test_a_hostile_file_name_stays_a_name(client: httpx.Client, server: Server, filename: str) -> None:
+    answer = upload(client, ROWS, filename)
+    assert answer.status_code in (201, 400)
+    assert not list(server.home.parent.rglob("evil*")) and not Path("/etc/evil.jsonl").exists()
+    if answer.status_code == 201:
+        assert "/" not in answer.json()["name"]
+        client.delete(f"/api/datasets/{answer.json()['id']}")
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "base", "", "x" * 65, "."])
+def test_a_name_that_can_not_be_used_is_refused(client: httpx.Client, name: str) -> None:
+    answer = client.post("/api/datasets/text", json={"text": ROWS.decode(), "name": name})
+    assert answer.status_code == 400 and answer.json()["error"]["fix"]
+
+
+def test_a_taken_name_and_an_unknown_one_are_told(client: httpx.Client) -> None:
+    kept = client.post("/api/datasets/text", json={"text": ROWS.decode(), "name": "pasted-rows"}).raise_for_status().json()
+    again = client.post("/api/datasets/text", json={"text": ROWS.decode(), "name": "pasted-rows"})
+    assert again.status_code == 409
+    missing = client.get("/api/datasets/pasted-row")
+    assert missing.status_code == 404 and "pasted-rows" in missing.json()["error"]["fix"]
+    client.delete(f"/api/datasets/{kept['id']}")
+
+
+def test_rendering_shows_what_is_learned_without_torch(client: httpx.Client, server: Server) -> None:
+    kept = upload(client, ROWS).json()
+    rendered = client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": "stories260K", "rows": 1}).raise_for_status().json()
+    assert any(rendered["rows"][0]["learned"]) and len(rendered["rows"][0]["ids"]) == len(rendered["rows"][0]["learned"])
+    assert not any("libtorch" in mapped.path for mapped in psutil.Process(server.process.pid).memory_maps())
+    client.delete(f"/api/datasets/{kept['id']}")
+
+
+def test_files_of_the_machine_can_not_be_named_over_http(client: httpx.Client, shared_data: Path) -> None:
+    kept = upload(client, ROWS).json()
+    folder = str(shared_data / "models" / "stories260K")
+    template = str(Path(__file__).parents[2] / "static" / "starter" / "chat_template.jinja")
+    refused = [
+        client.post("/api/models", json={"source": folder}),
+        client.post("/api/datasets/text", json={"source": "/etc/passwd"}),
+        client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": folder}),
+        client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": "stories260K", "chat_template": template}),
+        client.post("/api/jobs", json={"data": kept["id"], "base_model": folder}),
+        client.post("/api/jobs", json={"data": kept["id"], "base_model": "stories260K", "options": {"chat_template": template}}),
+        client.post("/api/chat", json={"message": "hi", "base_model": folder}),
+        client.post("/v1/chat/completions", json={"model": folder, "messages": MESSAGES}),
+        client.post("/v1/chat/completions", json={"model": "http://127.0.0.1:1/v1#x", "messages": MESSAGES}),
+    ]
+    assert [answer.status_code for answer in refused] == [400, 400, 404, 400, 404, 400, 404, 404, 404]
+    assert client.get("/api/jobs").json() == []
+    client.delete(f"/api/datasets/{kept['id']}")
+
+
+def test_a_job_is_queued_shown_and_cancelled(client: httpx.Client) -> None:
+    kept = upload(client, ROWS, name="for-a-job").json()
+    options = {"lora.r": 4, "max_steps": 2}
+    made = client.post("/api/jobs", json={"data": "for-a-job", "base_model": "stories260K", "options": options, "name": "first"})
+    assert made.status_code == 201 and made.json()["status"] == "QUEUED"
+    assert made.json()["progress"] == {"step": None, "max_steps": None, "eta_s": None}
+    assert [job["id"] for job in client.get("/api/jobs", params={"status": "QUEUED"}).json()] == [made.json()["id"]]
+    assert client.get("/api/jobs/first/metrics").json() == []
+    assert client.post("/api/jobs/first/cancel", json={"keep": True}).json()["status"] == "CANCELLED"
+    client.delete(f"/api/datasets/{kept['id']}")
+
+
+def test_every_bad_option_of_a_job_is_told_at_once(client: httpx.Client) -> None:
+    kept = upload(client, ROWS).json()
+    answer = client.post("/api/jobs", json={"data": kept["id"], "base_model": "stories260K", "options": {"lora.rank": 4, "max_length": 1}})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and len(error["problems"]) == 2 and "lora.r" in str(error["problems"])
+    client.delete(f"/api/datasets/{kept['id']}")
+
+
+def test_a_body_that_can_not_be_read_is_told_in_our_shape(client: httpx.Client) -> None:
+    for body in (b"{", b"[]", b'{"data": 1}', b'{"data": "x", "unknown": 1}', b'{"a":' * 2000):
+        answer = client.post("/api/jobs", content=body, headers={"Content-Type": "application/json"})
+        assert 400 <= answer.status_code < 500 and set(answer.json()["error"]) >= {"message", "fix"}
+
+
+def test_an_adapter_that_does_not_fit_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/api/adapters", files=adapter_files(width=32), data={"base_model": "stories260K"})
+    assert answer.status_code == 400 and "does not fit" in answer.json()["error"]["message"]
+    assert client.post("/api/adapters", files=adapter_files()).status_code == 400  # nobody says whose it is
+    pickled = [("files", ("adapter_model.bin", b"x")), adapter_files()[0]]
+    assert "run code" in client.post("/api/adapters", files=pickled, data={"base_model": "stories260K"}).json()["error"]["message"]
+
+
+def test_models_list_the_starter_first_then_bases_then_adapters(client: httpx.Client, sdk: openai.OpenAI, adapter: dict[str, Any]) -> None:
+    names = [model.id for model in sdk.models.list()]
+    assert names == ["starter", "stories260K", "stories260K:tuned"]
+    assert client.get("/v1/models/stories260K:tuned").json()["id"] == "stories260K:tuned"
+    assert client.get("/v1/models/stories260K:tuneD").status_code == 404
+
+
+def test_an_adapter_answers_otherwise_than_its_base(sdk: openai.OpenAI, adapter: dict[str, Any]) -> None:
+    def told(model: str) -> str:
+        return str(sdk.completions.create(model=model, prompt="Once upon a time", max_tokens=24, temperature=0).choices[0].text)
+
+    assert told("stories260K") != told("stories260K:tuned") and told("stories260K") == told("stories260K")
+
+
+def test_an_empty_prompt_gives_the_published_story(sdk: openai.OpenAI, shared_data: Path) -> None:
+    published = (shared_data / "models" / "stories260K" / "published_greedy_output.txt").read_text().strip()
+    done = sdk.completions.create(model="stories260K", prompt="", max_tokens=255, temperature=0)
+    assert done.choices[0].text.strip() == published and done.usage is not None and done.usage.completion_tokens == 255
+
+
+def test_a_stream_comes_in_pieces_and_ends_with_its_usage(sdk: openai.OpenAI) -> None:
+    stream = sdk.chat.completions.create(
+        model="stories260K", messages=MESSAGES, max_tokens=32, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    whole = sdk.chat.completions.create(model="stories260K", messages=MESSAGES, max_tokens=32, temperature=0)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert len(chunks) > 8 and chunks[-1].usage == whole.usage
+
+
+def test_an_unknown_model_is_named_in_openais_shape(sdk: openai.OpenAI, adapter: dict[str, Any]) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        sdk.chat.completions.create(model="stories260k:tuned", messages=MESSAGES)
+    error: Any = caught.value.body
+    assert error["code"] == "model_not_found" and error["param"] == "model"
+    assert "stories260k:tuned" in error["message"] and "stories260K:tuned" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_json"),
+        (b"{}", "invalid_value"),
+        (b'{"model": 3}', "invalid_value"),
+        (b'{"model": "stories260K"}', "invalid_value"),
+    ],
+)
+def test_a_bad_request_is_told_in_openais_shape(client: httpx.Client, body: bytes, code: str) -> None:
+    answer = client.post("/v1/chat/completions", content=body)
+    assert (
+        answer.status_code == 400
+        and answer.json()["error"]["code"] == code
+        and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    )
+
+
+def test_too_long_a_prompt_names_both_counts(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.completions.create(model="stories260K", prompt="story " * 2000, max_tokens=8)
+    assert caught.value.code == "context_length_exceeded" and "512" in str(caught.value)
+
+
+def test_the_studio_field_of_a_client_is_not_believed(client: httpx.Client, tmp_path: Path) -> None:
+    body = {
+        "model": "stories260K",
+        "prompt": "",
+        "max_tokens": 4,
+        "studio": {"base": {"name": "x", "path": str(tmp_path)}, "adapter": None},
+    }
+    assert client.post("/v1/completions", json=body).status_code == 200
+
+
+def test_a_closed_stream_ends_the_generation(server: Server, running: RunningEngine) -> None:
+    # 64 answers of 480 tokens would take far longer than this test waits
+    body = {"model": "stories260K", "prompt": "", "max_tokens": 480, "n": 64, "temperature": 1, "stream": True}
+    with httpx.Client(trust_env=False, timeout=30) as leaving, leaving.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+        assert active(running) > 0
+    assert until(lambda: active(running) == 0) < 2
+
+
+def test_who_leaves_before_a_whole_answer_ends_it_too(server: Server, running: RunningEngine) -> None:
+    body = {"model": "stories260K", "prompt": "", "max_tokens": 480, "n": 64, "temperature": 1}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=httpx.Timeout(30, read=0.5), trust_env=False)
+    assert until(lambda: active(running) == 0) < 2
+
+
+def test_chat_answers_once_per_contestant(client: httpx.Client, adapter: dict[str, Any]) -> None:
+    body = {
+        "message": "Hello",
+        "base_model": "stories260K",
+        "adapters": ["base", "tuned"],
+        "params": {"max_new_tokens": 4, "temperature": 0},
+    }
+    answers = client.post("/api/chat", json=body).raise_for_status().json()["answers"]
+    assert [answer["contestant"] for answer in answers] == ["base", "tuned"]
+    assert all(answer["completion_tokens"] <= 4 for answer in answers)
+
+
+def test_a_comparison_is_queued(client: httpx.Client, adapter: dict[str, Any]) -> None:
+    body = {"prompts": [{"prompt": "Hello", "reference": "Hi"}], "base_model": "stories260K", "contestants": ["base", "tuned"]}
+    made = client.post("/api/comparisons", json=body)
+    assert made.status_code == 201 and made.json()["contestants"] == ["base", "tuned"] and made.json()["answers"] == []
+    assert client.get(f"/api/comparisons/{made.json()['id']}").json()["status"] == "QUEUED"
+    refused = client.delete(f"/api/adapters/{adapter['id']}")
+    assert refused.status_code == 400 and "needed by" in refused.json()["error"]["message"]
+
+
+def test_the_schema_and_its_page_are_our_own(client: httpx.Client) -> None:
+    schema = client.get("/api/openapi.json").json()
+    assert {"/api/datasets", "/api/jobs/{job}/cancel", "/v1/chat/completions"} <= set(schema["paths"])
+    page = client.get("/api/docs")
+    assert page.status_code == 200 and "/api/comparisons" in page.text and "http" not in page.text.replace("HTTP", "")
+
+
+def test_health_and_status_say_what_the_engine_does(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok", "version": "0.1.0", "engine": "ready"}
+    status = client.get("/api/status").json()
+    assert status["engine"]["ok"] and status["queued"] >= 0 and status["device"] and " of " in status["memory"]
+
+
+def test_doctor_tells_of_this_machine(client: httpx.Client) -> None:
+    checks = {check["name"]: check for check in client.get("/api/doctor").json()["checks"]}
+    assert checks["python"]["ok"] and checks["home"]["ok"] and all(check["ok"] or check["fix"] for check in checks.values())
+    assert "hub" not in checks  # asking it would leave this machine
+
+
+def test_a_request_waits_for_an_engine_that_starts_later(tmp_path: Path, shared_data: Path) -> None:
+    port, home = free_port(), tmp_path / "home"
+    environment = {"STUDIO_ENGINE_URL": f"http://127.0.0.1:{port}", "STUDIO_ENGINE_KEY": KEY}
+    with web(home, **environment) as started:
+        assert httpx.get(f"{started.url}/health", trust_env=False).json()["engine"] == "starting"
+        command = [sys.executable, "-c", f"import time; time.sleep(1); from studio.engine.server import main; main(['--port', '{port}'])"]
+        with (tmp_path / "engine.log").open("w") as log:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=clean_environment(home, **environment))
+        try:
+            answer = httpx.post(
+                f"{started.url}/v1/completions", json={"model": "starter", "prompt": "a", "max_tokens": 2}, timeout=120, trust_env=False
+            )
+            assert answer.status_code == 200, answer.text
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdin
+            process.stdin.close()
