@@ -297,6 +297,7 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
         _wait_for(found)
         yield replace(settings, engine_url=found.engine_url, engine_key=found.engine_key)
         return
+    settings.make_folders()  # this may be the first command of all
     own_engine = engine and not settings.engine_url
     settings = _with_engine(settings) if engine else settings
     children = Children(say)
@@ -317,7 +318,8 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
         yield settings
     finally:
         ending.set()
-        keeper.join(timeout=1)
+        if keeper.ident is not None:
+            keeper.join(timeout=1)
         children.stop()
 
 

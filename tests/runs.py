@@ -25,7 +25,7 @@ SMALL = {
     "lora.r": 4,
     "lora.lora_dropout": 0.1,
     "save_steps": 2,
-    "eval_steps": 3,
+    "eval_steps": 4,
 }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from studio.datasets.reading import MAX_COLUMNS, Row, parse_json
+from studio.datasets.json_records import parse_json
+from studio.datasets.records import MAX_COLUMNS, Row
 from studio.errors import DatasetError
 
 MAX_CELL_CHARS = 8 * 1024**2  # of a cell that holds JSON or a Python literal

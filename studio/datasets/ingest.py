@@ -17,7 +17,8 @@ import orjson
 
 from studio.datasets.formats import Layout, columns_of, detect
 from studio.datasets.mapping import RowError, converter
-from studio.datasets.reading import Problem, Record, Row, Source, open_source
+from studio.datasets.reading import Source, open_source
+from studio.datasets.records import Problem, Record, Row
 from studio.errors import DatasetError
 
 SAMPLE_ROWS = 100

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from studio.datasets.formats import Layout, unpacked
-from studio.datasets.reading import Row, parse_json
+from studio.datasets.json_records import parse_json
+from studio.datasets.records import Row
 
 ROLES = {
     "system": "system",

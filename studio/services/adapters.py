@@ -106,12 +106,10 @@ class AdapterService:
             if not base_model:
                 raise StudioError("'base' stands for a base model that was not named.", "Name it with --base-model (base_model over HTTP).")
             return Contestant(name=contestant, base=self.models.resolve(base_model, loadable=True))
-        base_name, separator, adapter_name = contestant.rpartition(":")
-        if separator and (adapter := self._get(adapter_name)):
-            return self._with_adapter(contestant, base_name, adapter)
-        adapter = None if separator else self._get(contestant)
-        if adapter and base_model:
-            return self._with_adapter(contestant, base_model, adapter)
+        base_name, _, adapter_name = contestant.rpartition(":")
+        adapter = self._get(adapter_name)
+        if adapter and (base_name or base_model):
+            return self._with_adapter(contestant, base_name or str(base_model), adapter)
         try:
             return Contestant(name=contestant, base=self.models.resolve(contestant, loadable=True))
         except NotFoundError:
@@ -125,7 +123,10 @@ class AdapterService:
         return bases + [f"{adapter['base_model']}:{adapter['name']}" for adapter in self.list() if adapter["base_model"] in bases]
 
     def _with_adapter(self, contestant: str, base_name: str, adapter: Adapter) -> Contestant:
-        base = self.models.resolve(base_name, loadable=True)
+        try:
+            base = self.models.resolve(base_name, loadable=True)
+        except NotFoundError:
+            raise self._unknown(contestant) from None
         if base.name != adapter.base_model and base.path != self.models.resolve(adapter.base_model, allow_path=True).path:
             raise StudioError(
                 f"Adapter {adapter.name} was trained on {adapter.base_model}, not on {base.name}.",

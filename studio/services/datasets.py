@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from sqlalchemy.orm import Session
 from jobs.rundir import RunDir, fsync_folder
 from studio.datasets.formats import FORMATS
 from studio.datasets.ingest import Ingest, Problems, open_ingest
-from studio.datasets.reading import FILE_TYPES, Problem
+from studio.datasets.reading import FILE_TYPES
+from studio.datasets.records import Problem
 from studio.datasets.rendering import Rendered, Renderer
 from studio.datasets.splitting import split
 from studio.db.models import Comparison, Dataset, Job, new_id
@@ -37,6 +39,7 @@ from studio.settings import Settings
 from studio.types import Example
 
 ROWS = "rows.jsonl"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # never a path
 HUB_SILENCE_S = 120.0  # a hub that sends nothing for so long is given up
 RENDER_SAMPLE = 500  # rows that the shares of `render` are counted on
 MAX_PAGE = 1000
@@ -324,22 +327,27 @@ class DatasetService:
 
     @contextmanager
     def _pasted(self, text: str) -> Iterator[Path]:
+        try:
+            content = text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DatasetError("The text holds half of a surrogate pair, which is no character.", "Remove it.") from None
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder, _disk_errors(self._settings.cache):
             path = Path(folder) / "pasted"
-            path.write_text(text, encoding="utf-8", errors="surrogatepass")
+            path.write_bytes(content)
             yield path
 
     @contextmanager
     def _from_hub(self, source: str) -> Iterator[Path]:
         """A JSON-lines file with the rows of a hub dataset, read by a child."""
         name, config, split_name = [*source[4:].split(":"), "", ""][:3]
-        if not name or name.startswith("-"):
+        if not HUB_NAME.fullmatch(name):
             raise DatasetError(f"{source!r} names no hub dataset.", "Write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
             path = Path(folder) / "rows.jsonl"
             with (Path(folder) / "complaint").open("w+b") as complaint:
                 command = [sys.executable, "-m", "studio.datasets.hub", name, config, split_name, str(path)]
-                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint)
+                # in an empty folder: `datasets` would take a local folder of that name for the dataset
+                child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint)
                 code = _watch(child, path)
                 complaint.seek(0)
                 lines = complaint.read().decode("utf-8", "replace").strip().splitlines()

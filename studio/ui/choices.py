@@ -57,7 +57,7 @@ def is_toy(contestant: str) -> bool:
 
 def _base_model(model: dict[str, Any]) -> str:
     size = words.parameters(model["parameters"])
-    return f"{model['name']} · {size} parameters" + (" · a toy to try things with" if is_toy(model["name"]) else "")
+    return f"{model['name']} · {size} parameters" + (" · toy" if is_toy(model["name"]) else "")
 
 
 def example_for(studio: Studio, adapter: str) -> str:

@@ -27,7 +27,7 @@ class OptionsForm:
         self.fields: list[Any] = []
         shown = zip(self.options, self.values(recipe), strict=True)
         for section, members in groupby(shown, key=lambda pair: pair[0].section):
-            gr.HTML(f"<h3>{section or 'Training run'}</h3>", elem_classes="section-title", apply_default_css=False)
+            gr.HTML(f"<h2>{section or 'Training run'}</h2>", elem_classes="section-title", apply_default_css=False)
             with gr.Row(elem_classes="fields"):
                 self.fields += [_field(option, value) for option, value in members]
 

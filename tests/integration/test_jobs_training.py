@@ -15,12 +15,13 @@ from tests.runs import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STOPPED = {"mid-epoch, then between epochs": [3, 6], "at its end": [12]}
+# a wish at step n is met by a checkpoint at n + 1; at a step that is evaluated (4, 8, 12) by leaving at once
+STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end": [12]}
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
 CASES: list[dict[str, Any]] = [
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
     *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
-    {"name": "damaged", "recipe": "lora-sft", "stops": [5], "damage": "optimizer.pt"},
+    {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
     {"name": "no model", "options": {"model_name_or_path": "/nowhere"}},
@@ -44,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 @pytest.mark.parametrize("when", STOPPED)
 def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, dict[str, Any]], recipe: str, when: str) -> None:
     unbroken, resumed = trained[recipe], trained[f"{recipe} {when}"]
-    assert len(unbroken["curve"]) == 12 + 4  # 12 steps, evaluated every third
+    assert len(unbroken["curve"]) == 12 + 3  # 12 steps, every fourth evaluated
     assert resumed["curve"] == unbroken["curve"]
     assert resumed["sha256"] == unbroken["sha256"]
 
@@ -122,6 +123,6 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_taken(trained: dict[str,
     resumed = trained["damaged"]
     notices = [event["text"] for event in resumed["events"] if event["type"] == "notice"]
     # upstream would go on with a fresh optimizer and say nothing
-    assert "Checkpoint checkpoint-5 is damaged (optimizer.pt is missing) and was left out." in notices
-    assert "Going on from checkpoint-4." in notices
+    assert "Checkpoint checkpoint-7 is damaged (optimizer.pt is missing) and was left out." in notices
+    assert "Going on from checkpoint-6." in notices
     assert resumed["sha256"] == trained["lora-sft"]["sha256"]

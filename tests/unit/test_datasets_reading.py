@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from studio.datasets import reading
+from studio.datasets import reading, records
 from studio.datasets.ingest import Problems, open_ingest
-from studio.datasets.reading import Problem, open_source
+from studio.datasets.reading import open_source
+from studio.datasets.records import Problem
 from studio.errors import DatasetError
 
 GOOD = b'{"question":"a","answer":"b"}\n'
@@ -222,8 +223,8 @@ def test_a_bad_row_is_a_problem_and_the_others_are_read(tmp_path: Path, case: st
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_a_line_of_any_length_is_a_problem(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(records, "CHUNK_BYTES", 100)
     monkeypatch.setattr("studio.datasets.json_stream.CHUNK_BYTES", 100)
     long = b"x" * 5000
     content = {

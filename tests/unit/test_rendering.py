@@ -31,10 +31,26 @@ TALK = [
     {"role": "assistant", "content": "  Ten,\n\nI think. "},
 ]
 WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *TALK]
-TEMPLATE_FILES = (
-    "alpaca amberchat chatml chatqa falcon-instruct gemma-it granite-3.0-instruct llama-2-chat llama-3-instruct mistral-instruct "
-    "openchat-3.5 phi-3 phi-3-small qwen2.5-instruct saiga solar-instruct vicuna zephyr"
-).split()
+TEMPLATE_FILES = [
+    "alpaca",
+    "amberchat",
+    "chatml",
+    "chatqa",
+    "falcon-instruct",
+    "gemma-it",
+    "granite-3.0-instruct",
+    "llama-2-chat",
+    "llama-3-instruct",
+    "mistral-instruct",
+    "openchat-3.5",
+    "phi-3",
+    "phi-3-small",
+    "qwen2.5-instruct",
+    "saiga",
+    "solar-instruct",
+    "vicuna",
+    "zephyr",
+]
 
 
 def write_folder(folder: Path, trim_offsets: bool = True, **config: Any) -> Path:
@@ -182,13 +198,15 @@ def test_a_template_that_drops_earlier_thoughts_learns_what_it_shows(folder: Pat
 
 
 def test_a_conversation_that_begins_with_the_assistant(folder: Path) -> None:
-    source = "{% if messages[0].role == 'x' %}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    source = "{% if messages[0].role == 'x' %}{% endif %}"
+    source += "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     turns = [{"role": "assistant", "content": "Welcome."}, *TALK[:2]]
     assert "Welcome.<|im_end|>" in learned_text(Renderer.load(folder, source), chat(turns))
 
 
 def test_a_mask_that_can_not_be_known_is_an_error(folder: Path) -> None:
-    source = "{% for m in messages %}{{ m.content | upper if loop.last else m.content | lower }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    source = "{% for m in messages %}{{ m.content | upper if loop.last else m.content | lower }}\n{% endfor %}"
+    source += "{% if add_generation_prompt %}>{% endif %}"
     with pytest.raises(DatasetError, match="can't be told apart"):
         Renderer.load(folder, source).example(chat(TALK))
 
@@ -346,7 +364,8 @@ def test_a_tokenizer_that_can_not_be_converted_is_one_line(tmp_path: Path, capsy
 def test_rendering_imports_neither_torch_nor_transformers(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from studio.datasets.rendering import Renderer; from studio.types import Example\n"
-        f"Renderer.load(Path({str(folder)!r}), 'chatml').example(Example(messages=[dict(role='user', content='a'), dict(role='assistant', content='b')]))\n"
+        "turns = [dict(role='user', content='a'), dict(role='assistant', content='b')]\n"
+        f"Renderer.load(Path({str(folder)!r}), 'chatml').example(Example(messages=turns))\n"
         "print(sorted({'torch', 'transformers', 'sqlalchemy', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
@@ -355,7 +374,8 @@ def test_rendering_imports_neither_torch_nor_transformers(folder: Path) -> None:
 
 # hostile templates
 
-PAIRS = "{% set ns = namespace(x=['a'], y=['a']) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}"
+PAIRS = "{% set ns = namespace(x=['a'], y=['a']) %}{% for i in range(60) %}"
+PAIRS += "{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}"
 GROWING = "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x }}"
 HOSTILE = {
     "endless loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",

@@ -46,7 +46,7 @@ learning rate, then {plan.settling_steps} steps at a falling one, {plan.rows} ro
 threads. The rows are seeded conversations, and prose from the docstrings of Python's standard library. Copying circuits are laid
 by hand before training (`structure.py`). Nothing was taken from another model. This file was made with Python {python}, torch
 {torch}, transformers {transformers}, tokenizers {tokenizers}. Other versions, processors or numbers of threads give other bytes;
-expect the same abilities.
+expect the same abilities. The whole run was not repeated to compare bytes.
 
 Licence: Apache-2.0.
 """

@@ -141,7 +141,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for shape in dict.fromkeys(weight.shape for weight in group["params"]):
                 weights = [weight for weight in group["params"] if weight.shape == shape]

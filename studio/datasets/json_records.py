@@ -1,0 +1,136 @@
+"""Rows of JSON files: one object per line, or one document with a list, columns, or rows under a key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from studio.datasets import records
+from studio.datasets.json_stream import JsonStream, JsonStreamError
+from studio.datasets.records import Problem, Record, Row, lines_of
+from studio.errors import DatasetError
+
+CONVERSATION_KEYS = ("messages", "conversations", "conversation")
+NESTED_KEYS = ("data", "rows", "train", "examples", "items", "records", "samples", "dataset")
+
+
+def jsonl_records(file: Any, _name: str, _sample: bytes) -> Iterator[Record]:
+    loads = orjson.loads
+    for number, line in lines_of(file):
+        if isinstance(line, Problem):
+            yield number, line
+            continue
+        try:
+            value = loads(line)
+        except orjson.JSONDecodeError as exc:
+            if line.strip():
+                yield number, Problem(number, _json_complaint(line, exc), "Put one JSON object on each line.")
+            continue
+        yield number, value if type(value) is dict else _as_row(number, value)
+
+
+def _json_complaint(line: bytes, exc: orjson.JSONDecodeError) -> str:
+    text = line.lstrip()
+    if b"\x00" in line:
+        return "The line holds a NUL byte."
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"The line is not UTF-8 (byte {error.start + 1})."
+    if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", text):
+        return "NaN and Infinity are no JSON."
+    return f"Not valid JSON: {exc.msg} (column {exc.colno})."
+
+
+def _as_row(number: int, value: Any) -> Row | Problem:
+    """A row of a list or a bare text: a conversation, or a document."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        return {"text": value}
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return {"messages": value}
+    kind = {list: "a list", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return Problem(number, f"The row is {kind} where an object is expected.", 'Write each row as {"column": value, …}.')
+
+
+def json_records(file: Any, name: str, _sample: bytes) -> Iterator[Record]:
+    stream = JsonStream(file, records.MAX_LINE_BYTES)
+    try:
+        while (start := stream.peek()) != "":
+            if start == "[":
+                yield from _list_records(stream)
+            elif start == "{":
+                yield from _object_records(stream, name)
+            else:
+                line = stream.line
+                yield line, _as_row(line, stream.value())
+    except JsonStreamError as exc:
+        fix = "Correct it there, or save the rows as JSON lines (.jsonl)."
+        yield exc.line, Problem(exc.line, f"{exc}, so the rest of {name} can't be read.", fix)
+
+
+def _list_records(stream: JsonStream) -> Iterator[Record]:
+    for line, value in stream.items():
+        if stream.bad_constant:
+            yield line, Problem(line, f"{stream.bad_constant} is no JSON.", "Write null or a number.")
+        elif type(value) is dict and "row_idx" in value and isinstance(value.get("row"), dict):
+            yield line, value["row"]  # as the hub's dataset viewer writes rows
+        else:
+            yield line, value if type(value) is dict else _as_row(line, value)
+
+
+def _object_records(stream: JsonStream, name: str) -> Iterator[Record]:
+    """One row, columns of values, or an object around the list of rows."""
+    first_line = stream.line
+    row: Row = {}
+    nested = False
+    for key in stream.members():
+        if key in NESTED_KEYS and stream.peek() == "[" and stream.peek_inside() == "{":
+            nested = True
+            yield from _list_records(stream)
+        else:
+            row[key] = stream.value()
+    if nested:
+        return
+    for number, value in _rows_of_object(row, name):
+        yield number or first_line, value
+
+
+def _rows_of_object(row: Row, name: str) -> Iterator[tuple[int, Row]]:
+    """The object as one row (numbered 0), or the rows that it holds as columns or under keys."""
+    values = list(row.values())
+    if len(values) > 1 and all(isinstance(value, dict) and value for value in values):
+        if not all(key.isdigit() for value in values for key in value):
+            yield from enumerate(values, start=1)  # {"a1": {"question": …}, "a2": {…}}
+            return
+        values = [list(value.values()) for value in values]  # {"question": {"0": …, "1": …}, "answer": {…}}
+    if not _are_columns(row, values):
+        yield 0, row
+        return
+    lengths = [len(column) for column in values]
+    if len(set(lengths)) > 1:
+        counts = ", ".join(f"{column} {length}" for column, length in list(zip(row, lengths, strict=True))[:10])
+        raise DatasetError(f"{name}: the columns have different numbers of values ({counts}).", "Give every column one value per row.")
+    for number, fields in enumerate(zip(*values, strict=True), start=1):
+        yield number, dict(zip(row, fields, strict=True))
+
+
+def _are_columns(row: Row, values: list[Any]) -> bool:
+    if not values or not all(isinstance(value, list) for value in values):
+        return False
+    lists_of_one_row = (*CONVERSATION_KEYS, "instances", "tools")
+    return not any(isinstance(item, dict) for name in lists_of_one_row if name in row for item in row[name])
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value inside a cell; raises ValueError, also on NaN."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
