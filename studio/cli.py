@@ -67,7 +67,7 @@ def main() -> None:
         app()
     except StudioError as error:
         _fail(error)
-    except Exception as exc:  # the edge of the process: nobody sees a traceback
+    except Exception as exc:  # noqa: BLE001 - the edge of the process: nobody sees a traceback
         _fail(_explained(exc))
 
 

@@ -42,7 +42,9 @@ def _playwrights_own() -> str | None:
 def main() -> int:
     path = find()
     if path is None:
-        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "playwright", "install", "chromium"], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         path = find()
     if path:
         print(f"Browser tests use {path}")

@@ -21,7 +21,16 @@ from studio import settings as studio_settings
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> studio_settings.Settings:
     """Settings of a fresh studio; also what child processes of the test will read."""
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
-    for name in ("STUDIO_DB_URL", "STUDIO_HOST", "STUDIO_PORT", "STUDIO_TOKEN", "STUDIO_USERS", "STUDIO_ENGINE_URL", "STUDIO_ENGINE_KEY", "HF_TOKEN"):
+    for name in (
+        "STUDIO_DB_URL",
+        "STUDIO_HOST",
+        "STUDIO_PORT",
+        "STUDIO_TOKEN",
+        "STUDIO_USERS",
+        "STUDIO_ENGINE_URL",
+        "STUDIO_ENGINE_KEY",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     loaded = studio_settings.load()
     loaded.make_folders()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from studio.datasets.rendering import Rendered, Renderer
+from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
 from studio.types import Example
 
@@ -21,24 +21,35 @@ IGNORED = -100  # label of a token that is read but not learned
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Columns `input_ids` and `labels`, without the rows that hold nothing to learn."""
+    """Columns `input_ids` and `labels`, without the rows that hold nothing to learn or that the template refuses.
+
+    `refusal` says where and why the template refused a row first; those rows count as without learned tokens.
+    """
 
     dataset: Dataset
     read: int
     without_learned_tokens: int
     truncated: int
+    refusal: str
 
 
 def tokenize(path: Path, renderer: Renderer, max_length: int) -> TokenRows:
-    """Raises DatasetError naming the line of a row that can't be rendered."""
+    """Raises DatasetError naming the line of what is no row at all."""
     import numpy as np
     import pyarrow as pa
     from datasets import Dataset
 
     ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     read = empty = truncated = 0
-    for row in _rendered(path, renderer, max_length):
+    refusal = ""
+    for number, example in _examples(path):
         read += 1
+        try:
+            row = renderer.example(example, max_length)
+        except DatasetError as exc:
+            refusal = refusal or f"{path.name}, line {number}: {exc.message}"
+            empty += 1
+            continue
         truncated += row.truncated
         if not any(row.learned[1:]):  # the first token is never predicted
             empty += 1
@@ -51,19 +62,16 @@ def tokenize(path: Path, renderer: Renderer, max_length: int) -> TokenRows:
         name: pa.LargeListArray.from_arrays(ends, pa.array(np.concatenate(parts), type=pa.int32()))
         for name, parts in (("input_ids", ids), ("labels", labels))
     }
-    return TokenRows(Dataset(pa.table(columns)), read, empty, truncated)
+    return TokenRows(Dataset(pa.table(columns)), read, empty, truncated, refusal)
 
 
-def _rendered(path: Path, renderer: Renderer, max_length: int) -> Iterator[Rendered]:
+def _examples(path: Path) -> Iterator[tuple[int, Example]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                yield renderer.example(Example.model_validate_json(line), max_length)
+                yield number, Example.model_validate_json(line)
             except ValidationError as exc:
-                raise DatasetError(
-                    f"{path.name}, line {number}: not a row of the studio ({exc.errors()[0]['msg']}).", "Add the data again."
-                ) from None
-            except DatasetError as exc:
-                raise DatasetError(f"{path.name}, line {number}: {exc.message}", exc.fix) from None
+                reason = f"{path.name}, line {number}: not a row of the studio ({exc.errors()[0]['msg']})."
+                raise DatasetError(reason, "Add the data again.") from None

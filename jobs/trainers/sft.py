@@ -114,12 +114,14 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
         raise DatasetError("There are no rows to train on.", "Choose a dataset with rows, or a smaller test_size.")
     share = rows.without_learned_tokens / rows.read
     if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN or len(rows.dataset) == 0:
+        why = rows.refusal or "the answer is missing or cut off"
         raise DatasetError(
-            f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn (the answer is missing or cut off).",
+            f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn ({why}).",
             "Raise max_length, shorten the prompts, or fix the rows; the Data tab shows what is learned.",
         )
     if rows.without_learned_tokens:
-        log.notice(f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn and were left out.")
+        why = f" ({rows.refusal})" if rows.refusal else ""
+        log.notice(f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn and were left out{why}.")
     if rows.truncated:
         log.notice(f"{rows.truncated} of {rows.read} rows are longer than {config.max_length} tokens and were cut at the end.")
     return rows

@@ -35,7 +35,8 @@ def _route(schema: dict[str, Any], path: str, verb: str, route: dict[str, Any]) 
         body = _resolve(schema, content["schema"])
         fields += [(name, "body", name in body.get("required", []), field) for name, field in body.get("properties", {}).items()]
     rows = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{place}{', required' if required else ''}</td><td>{escape(_type(schema, field))}</td></tr>"
+        f"<tr><td><code>{escape(name)}</code></td><td>{place}{', required' if required else ''}</td>"
+        f"<td>{escape(_type(schema, field))}</td></tr>"
         for name, place, required, field in fields
     )
     said = escape(route.get("description") or route.get("summary", ""))

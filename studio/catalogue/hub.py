@@ -72,7 +72,7 @@ def main() -> None:
         fetch(repository, Path(folder))
     except ModelError as exc:
         error = exc.as_json()
-    except Exception as exc:  # the edge of this process: whatever the hub's client raises becomes one line
+    except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the hub's client raises becomes one line
         error = _unreachable(repository, exc).as_json()
     print(json.dumps({"error": error}))
 

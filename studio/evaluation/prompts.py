@@ -57,7 +57,9 @@ def _parsed(name: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
         except orjson.JSONDecodeError as exc:
             problems.append({"line": number, "problem": f"not valid JSON ({exc.msg})", "fix": "Put one JSON object on each line."})
         except (DatasetError, ValidationError) as exc:
-            message, fix = (exc.message, exc.fix) if isinstance(exc, DatasetError) else ("messages are malformed", "Give each a role and a content.")
+            message, fix = (
+                (exc.message, exc.fix) if isinstance(exc, DatasetError) else ("messages are malformed", "Give each a role and a content.")
+            )
             problems.append({"line": number, "problem": message, "fix": fix})
     if problems:
         first = problems[0]
@@ -84,7 +86,7 @@ def from_row(row: Any, default_id: str) -> Prompt:
     else:
         raise DatasetError("no prompt", 'Give "prompt" (text), "messages" (a list) or "turns" (a list of texts).')
     if prompt["turns"][-1][-1]["role"] == "assistant":
-        raise DatasetError("the last message is the assistant's", "End with the user's message; put the answer into \"reference\".")
+        raise DatasetError("the last message is the assistant's", 'End with the user\'s message; put the answer into "reference".')
     reference = row.get("reference")
     if reference is not None and reference != []:
         prompt["reference"] = reference if isinstance(reference, str) else str(reference[-1] if isinstance(reference, list) else reference)

@@ -72,7 +72,10 @@ class ComparisonService:
     def _prompts(self, given: Sequence[prompts.Prompt] | None, data: str | None) -> tuple[list[prompts.Prompt], str | None]:
         if data is not None:
             return prompts.from_examples(self.datasets.examples(data)), self.datasets.show(data)["id"]
-        rows = [row if "turns" in row and isinstance(row["turns"][0], list) else prompts.from_row(row, str(n)) for n, row in enumerate(given or [], 1)]
+        rows = [
+            row if "turns" in row and isinstance(row["turns"][0], list) else prompts.from_row(row, str(n))
+            for n, row in enumerate(given or [], 1)
+        ]
         if not rows:
             raise StudioError("No prompt is given.", "Type one, upload a file of prompts, or choose a dataset.")
         return prompts.unique(rows), None
@@ -88,7 +91,9 @@ class ComparisonService:
     def list(self) -> list[dict[str, Any]]:
         """Newest first, without answers."""
         with self.db.read() as session:
-            rows = session.execute(select(Comparison, Job).outerjoin(Job, Comparison.job_id == Job.id).order_by(Comparison.created_at.desc()))
+            rows = session.execute(
+                select(Comparison, Job).outerjoin(Job, Comparison.job_id == Job.id).order_by(Comparison.created_at.desc())
+            )
             return [self._summary(comparison, job) for comparison, job in rows]
 
     def show(self, comparison_id: str) -> dict[str, Any]:
@@ -135,7 +140,11 @@ class ComparisonService:
             "status": job.status if job else "SUCCEEDED",
             "reason": job.reason if job else "",
             "fix": job.fix if job else "",
-            "progress": {"step": job.step if job else None, "max_steps": job.max_steps if job else None, "eta_s": job.eta_s if job else None},
+            "progress": {
+                "step": job.step if job else None,
+                "max_steps": job.max_steps if job else None,
+                "eta_s": job.eta_s if job else None,
+            },
             "created_at": comparison.created_at,
         }
 

@@ -17,7 +17,7 @@ from jobs import queue, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
 from studio.catalogue import memory
-from studio.catalogue.models import ModelRef
+from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import lifecycle
 from studio.db.models import Adapter, Job, JobEvent, Metric, new_id
@@ -30,6 +30,9 @@ from studio.settings import Settings
 
 MAX_POINTS = 400  # of a curve, whatever the length of the run
 TRAINABLE_KINDS = {"sft": ("sft", "text")}  # objective -> kinds of datasets it can learn from
+
+Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
+Points = list[Metric]
 
 
 class JobService:
@@ -66,7 +69,10 @@ class JobService:
             _gather(problems, lambda: _check_kind(dataset, config))
         _raise_all(problems)
         assert dataset and model and config and title
-        config = config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path)})
+        # a row longer than the model's context can't be learned, whatever the option says
+        context = inspect_folder(model.path).context or config.max_length
+        frozen = {"base_model": model.name, "model_name_or_path": str(model.path), "max_length": min(config.max_length, context)}
+        config = config.model_copy(update=frozen)
         renderer = self._check_rows(dataset, model, config)
         run = RunDir(self.settings.runs / new_id())
         self._check_disk(config, model)
@@ -86,7 +92,11 @@ class JobService:
             )
             with self.db.write() as session:
                 if _is_taken(session, title):  # somebody was quicker
-                    job.name = naming.claim(title, lambda n: _is_taken(session, n)) if name else naming.unique(title, lambda n: _is_taken(session, n))
+                    job.name = (
+                        naming.claim(title, lambda n: _is_taken(session, n))
+                        if name
+                        else naming.unique(title, lambda n: _is_taken(session, n))
+                    )
                 lifecycle.submit(session, job)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
@@ -120,7 +130,7 @@ class JobService:
         free = shutil.disk_usage(self.settings.runs).free
         if needed > free:
             raise ConfigError(
-                f"The run needs about {needed / 1e6:.0f} MB of disk for its checkpoints and {self.settings.runs} has {free / 1e6:.0f} MB left.",
+                f"The run needs about {needed / 1e6:.0f} MB of disk for its checkpoints; {self.settings.runs} has {free / 1e6:.0f} MB left.",
                 "Make room, lower save_total_limit or lora.r, or put STUDIO_HOME on a larger disk.",
             )
 
@@ -130,7 +140,7 @@ class JobService:
         run.chat_template.write_text(renderer.template, encoding="utf-8")
         write_json(run.config, config.model_dump(mode="json"))
 
-    def list(self, status: str | None = None) -> list[dict[str, Any]]:
+    def list(self, status: str | None = None) -> Rows:
         """What runs first, then what waits in the order it will start, then what has ended, newest first."""
         with self.db.read() as session:
             query = select(Job, Adapter.id).outerjoin(Adapter, Adapter.job_id == Job.id)
@@ -163,22 +173,26 @@ class JobService:
             return ""
         return _tail(RunDir(Path(job.run_dir)).attempt(job.attempt).log, tail_lines)
 
-    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+    def metrics(self, job_id: str) -> Rows:
         """Training points in order of step; evaluation adds `eval_…` to the point of its step."""
         points: dict[int, dict[str, Any]] = {}
         for metric in self._metrics(job_id):
-            values = metric.values if metric.kind == "train" else {f"eval_{key}": value for key, value in metric.values.items() if key != "seconds"}
+            values = (
+                metric.values
+                if metric.kind == "train"
+                else {f"eval_{key}": value for key, value in metric.values.items() if key != "seconds"}
+            )
             points.setdefault(metric.step, {"step": metric.step}).update(values)
         return [points[step] for step in sorted(points)]
 
-    def curves(self, job_id: str, points: int = MAX_POINTS) -> dict[str, list[dict[str, Any]]]:
+    def curves(self, job_id: str, points: int = MAX_POINTS) -> dict[str, Rows]:
         """`{"train": […], "eval": […]}` with at most `points` points each; first and last are kept."""
-        found: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
+        found: dict[str, Rows] = {"train": [], "eval": []}
         for metric in self._metrics(job_id):
             found.setdefault(metric.kind, []).append({"step": metric.step, **metric.values})
         return {kind: _thinned(series, points) for kind, series in found.items()}
 
-    def _metrics(self, job_id: str) -> list[Metric]:
+    def _metrics(self, job_id: str) -> Points:
         with self.db.read() as session:
             job = self._find(session, job_id)
             return list(session.scalars(select(Metric).where(Metric.job_id == job.id).order_by(Metric.step, Metric.kind)))

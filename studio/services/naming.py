@@ -23,7 +23,8 @@ def claim(wanted: str, is_taken: Callable[[str], bool]) -> str:
         raise StudioError(f"The name {wanted!r} has a meaning of its own here.", "Choose another name.")
     if not valid(wanted):
         raise StudioError(
-            f"The name {wanted[:80]!r} can't be used.", "Take up to 64 letters, digits, dots, dashes or underscores, a letter or digit first."
+            f"The name {wanted[:80]!r} can't be used.",
+            "Take up to 64 letters, digits, dots, dashes or underscores, a letter or digit first.",
         )
     if is_taken(wanted):
         raise TakenError(f"The name {wanted!r} is taken.", f"Choose another, such as {unique(wanted, is_taken)}.")

@@ -14,9 +14,11 @@ import gradio as gr
 
 from jobs import recipes
 from jobs.config import Option, options, parse_assignments
+from studio.datasets.rendering import TEMPLATE_NAMES
 
-# chosen in simple mode, above the form
-ELSEWHERE = ("base_model",)
+ELSEWHERE = ("base_model",)  # chosen in simple mode, above the form
+# a template may also be a file, but only for who sits at the machine: a page would let strangers read files
+OFFERED = {"chat_template": [("the model's own, else alpaca", ""), *TEMPLATE_NAMES]}
 
 
 class OptionsForm:
@@ -54,8 +56,8 @@ def _field(option: Option, value: Any) -> Any:
         "info": f"{option.description} ({option.key})",  # the name that scripts and libraries use ends the help
         "elem_id": "option-" + option.key.replace(".", "-"),
     }
-    if option.choices:
-        return gr.Dropdown(choices=list(option.choices), value=value, **common)
+    if option.choices or option.key in OFFERED:
+        return gr.Dropdown(choices=OFFERED.get(option.key) or list(option.choices), value=value, **common)
     if option.type is bool:
         return gr.Checkbox(value=value, **common)
     if option.type in (int, float) and not option.nullable:

@@ -64,7 +64,7 @@ class TrainTab:
         max_length, template = self.form.field("max_length"), self.form.field("chat_template")
         seen = [self.data, self.base_model, max_length, template]
         gr.on(
-            [self.data.change, self.base_model.change, max_length.blur, template.blur],
+            [self.data.change, self.base_model.change, max_length.blur, template.change],
             self.show_rows,
             inputs=seen,
             outputs=[self.preview],

@@ -280,7 +280,7 @@ def test_the_studio_field_of_a_client_is_not_believed(client: httpx.Client, tmp_
 def test_a_closed_stream_ends_the_generation(server: Server, running: RunningEngine) -> None:
     # 64 answers of 480 tokens would take far longer than this test waits
     body = {"model": "stories260K", "prompt": "", "max_tokens": 480, "n": 64, "temperature": 1, "stream": True}
-    with httpx.Client(trust_env=False, timeout=30) as leaving, leaving.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+    with httpx.Client(trust_env=False, timeout=120) as leaving, leaving.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()  # kept: httpx closes the connection with its iterator
         assert answer.status_code == 200 and next(lines).startswith("data: {")
         assert unfinished(running) > 0
