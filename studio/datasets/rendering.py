@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ MAX_TEMPLATE_BYTES = 1024**2
 # stand in for contents when a template is asked how it would write them
 PROBE_ANSWER = "\ue100answer\ue101"
 PROBE_QUESTION = "\ue100question\ue101"
+
+MARK = re.compile(r"<[^<>\s]{1,40}>")  # markup such as <|end|> that the tokenizer knows no token for
 
 Turn = dict[str, Any]
 Tools = list[dict[str, Any]] | None
@@ -74,6 +77,7 @@ class Renderer:
         self.eos_token_id = vocabulary.eos_token_id
         self.pad_token_id = vocabulary.pad_token_id
         self.special_tokens = vocabulary.special_tokens
+        self._tails: dict[str, str] = {}
 
     @classmethod
     def load(cls, model_folder: Path, chat_template: str | None = None) -> Renderer:
@@ -193,13 +197,28 @@ class Renderer:
                 continue
             try:
                 before = self._text(turns[:i], tools, add_generation_prompt=True)
-                after = text if i + 1 == len(turns) else self._text(turns[: i + 1], tools)
+                end = self._end_of_answer(turns, tools, text, i)
             except DatasetError:
                 return None
-            if not (after.startswith(before) and text.startswith(after)):
+            if end is None or not text.startswith(before) or end < len(before):
                 return None
-            spans.append((len(before), len(before) + len(self._without_tail(after[len(before) :]))))
+            spans.append((len(before), len(before) + len(self._without_tail(text[len(before) : end]))))
         return spans
+
+    def _end_of_answer(self, turns: list[Turn], tools: Tools, text: str, i: int) -> int | None:
+        """Where the answer in turn `i` ends in `text`, its end of turn included."""
+        if i + 1 == len(turns):
+            return len(text)
+        after = self._text(turns[: i + 1], tools)
+        if text.startswith(after):
+            return len(after)
+        # templates that think write the last turn in another way: ask again with a question behind it
+        role = turns[i + 1]["role"]
+        until, found, _ = self._text([*turns[: i + 1], _turn(role, PROBE_QUESTION)], tools).partition(PROBE_QUESTION)
+        tail = self._tail(role)
+        if not (found and tail and text.startswith(until) and until.endswith(tail)):
+            return None
+        return len(until) - len(tail) + self._end_length(tail)
 
     def _without_tail(self, answer: str) -> str:
         # white space behind the end of turn belongs to the next turn: chat never asks the model for it
@@ -234,9 +253,11 @@ class Renderer:
 
     def _end_length(self, following: str) -> int:
         """How much of what follows an answer closes it."""
-        space = len(following) - len(following.lstrip())
-        end = self._end_of_turn
-        return space + len(end) if end and following.startswith(end, space) else 0
+        bare = following.lstrip()
+        ends = [end for end in (self._end_of_turn, *self._added_texts) if end and bare.startswith(end)]
+        mark = MARK.match(bare)
+        end = max(ends, key=len, default=mark.group() if mark and mark.group() != self._next_header else "")
+        return len(following) - len(bare) + len(end) if end else 0
 
     # what the template does, found out by asking it
 
@@ -245,11 +266,12 @@ class Renderer:
         texts = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
         return frozenset(texts | {text for text in self.special_tokens.values() if text})
 
-    @cached_property
-    def _tail(self) -> str:
-        """Between an answer and the next question; "" where the template can't be asked."""
-        text = self._probe([_turn("user", "Hi"), _turn("assistant", PROBE_ANSWER), _turn("user", PROBE_QUESTION)])
-        return text.partition(PROBE_ANSWER)[2].partition(PROBE_QUESTION)[0]
+    def _tail(self, role: str = "user") -> str:
+        """What stands between an answer and the next turn's content; "" where the template can't be asked."""
+        if role not in self._tails:
+            text = self._probe([_turn("user", "Hi"), _turn("assistant", PROBE_ANSWER), _turn(role, PROBE_QUESTION)])
+            self._tails[role] = text.partition(PROBE_ANSWER)[2].partition(PROBE_QUESTION)[0]
+        return self._tails[role]
 
     @cached_property
     def _end_of_turn(self) -> str:
@@ -261,7 +283,7 @@ class Renderer:
     @cached_property
     def _next_header(self) -> str:
         """What opens the next question, such as `### Instruction:`; a base model writes it when it rambles on."""
-        rest = self._tail.lstrip().removeprefix(self._end_of_turn) if self._end_of_turn else self._tail
+        rest = self._tail().lstrip().removeprefix(self._end_of_turn) if self._end_of_turn else self._tail()
         for text in sorted(self._added_texts, key=len, reverse=True):
             rest = rest.removeprefix(text)
         line = rest.strip().partition("\n")[0].rstrip()
@@ -275,6 +297,11 @@ class Renderer:
             return self._text(turns, tools)
         except DatasetError:
             return ""
+
+    @cached_property
+    def _shows_text(self) -> bool:
+        text = self._probe([_turn("user", PROBE_QUESTION), _turn("assistant", PROBE_ANSWER)]).lower()
+        return not text or (PROBE_QUESTION in text and PROBE_ANSWER in text)
 
     @cached_property
     def _shows_system(self) -> bool:
@@ -295,6 +322,10 @@ class Renderer:
 
     def _adapted(self, messages: Sequence[Message | Mapping[str, Any]], tools: Tools) -> tuple[list[Turn], Tools]:
         """Messages as the template gets them; tools and calls that it would silently drop become text."""
+        if not self._shows_text:
+            raise DatasetError(
+                "The chat template leaves out what the messages say; it may be for images.", "Choose chatml, alpaca or plain."
+            )
         turns = [_as_turn(message) for message in messages]
         if any(turn.get("tool_calls") for turn in turns) and not self._shows_calls:
             turns = [_calls_as_text(turn) for turn in turns]

@@ -65,13 +65,19 @@ class _Budget(threading.local):
         self.loops -= 1
         if self.loops < 0:
             raise LimitError(f"it loops more than {MAX_LOOPS:,} times")
-        if self.loops % 256 == 0 and time.thread_time() > self.deadline:
-            raise LimitError(f"it computes for more than {MAX_CPU_S:.0f} s")
+        if self.loops % 256 == 0:
+            self.check_time()
 
     def charge(self, chars: int) -> None:
         self.chars -= chars
         if chars > MAX_TEXT_CHARS or self.chars < 0:
             raise LimitError("it writes more text than fits")
+        if chars > 100_000:
+            self.check_time()
+
+    def check_time(self) -> None:
+        if time.thread_time() > self.deadline:
+            raise LimitError(f"it computes for more than {MAX_CPU_S:.0f} s")
 
 
 _budget = _Budget()

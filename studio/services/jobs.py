@@ -61,7 +61,7 @@ class JobService:
         chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
         problems: list[StudioError] = []
         dataset = _gather(problems, lambda: self.datasets.show(data))
-        model = _gather(problems, lambda: self.models.resolve(base_model))
+        model = _gather(problems, lambda: self.models.resolve(base_model, loadable=True))
         config = _gather(problems, lambda: job_config.build(chosen.options, options or {}))
         awaited = _gather(problems, lambda: self.show(after)["id"]) if after else None
         title = _gather(problems, lambda: self._free_name(name, dataset["name"] if dataset else "job"))
@@ -130,7 +130,7 @@ class JobService:
         free = shutil.disk_usage(self.settings.runs).free
         if needed > free:
             raise ConfigError(
-                f"The run needs about {needed / 1e6:.0f} MB of disk for its checkpoints; {self.settings.runs} has {free / 1e6:.0f} MB left.",
+                f"The run needs about {needed / 1e6:.0f} MB of disk for checkpoints; {self.settings.runs} has {free / 1e6:.0f} MB left.",
                 "Make room, lower save_total_limit or lora.r, or put STUDIO_HOME on a larger disk.",
             )
 

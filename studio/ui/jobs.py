@@ -17,6 +17,7 @@ from studio.ui.page import Page, go, opening
 LOG_LINES = 200
 LIVE_S, IDLE_S = 1.5, 6.0
 STAMPED = ("id", "status", "attempt", "progress", "adapter", "stopping", "reason")  # what can change of a job
+TOLD_EVENTS, MAX_EVENTS = ("notice", "lost"), 6
 HIDDEN_KINDS = ("compare",)  # shown on their own tab; they end in seconds
 
 
@@ -158,7 +159,32 @@ def _head(job: dict[str, Any]) -> dict[str, Any]:
         facts.append(f"{'took' if job['ended_at'] else 'running for'} {words.elapsed(job['started_at'], job['ended_at'])}")
     if job["attempt"] > 1:
         facts.append(f"attempt {job['attempt']}")
-    return {"job": job, "facts": " · ".join(facts), "part": part, "progress": text or waiting, "readings": []}
+    return {
+        "job": job,
+        "facts": " · ".join(facts),
+        "part": part,
+        "progress": text or waiting,
+        "readings": _readings(job),
+        "events": _events(job),
+    }
+
+
+def _readings(job: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a run that ended has reached."""
+    result = job["result"]
+    labels = (("train_loss", "loss on training rows"), ("eval_loss", "loss on held-out rows"))
+    found = [(label, f"{result[key]:.3f}") for key, label in labels if isinstance(result.get(key), (int, float))]
+    if result.get("tokens"):
+        found.append(("tokens read", f"{result['tokens']:,}"))
+    return found
+
+
+def _events(job: dict[str, Any]) -> list[str]:
+    """What the trainer noticed, and each time the run was lost; newest last."""
+    found = [
+        event.get("text") if event["kind"] == "notice" else event.get("reason") for event in job["events"] if event["kind"] in TOLD_EVENTS
+    ]
+    return list(dict.fromkeys(text for text in found if text))[-MAX_EVENTS:]
 
 
 def _progress(job: dict[str, Any]) -> str:

@@ -67,11 +67,13 @@ def elapsed(start: object, end: object, now: float | None = None) -> str:
 
 
 def share(part: float | None) -> str:
-    """0.034 -> `3.4 %`; whole percents from 10 on."""
+    """0.034 -> `3.4 %`; whole percents from 10 on, and 100 only when it is all."""
     if part is None:
         return ""
     percent = part * 100
-    return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
+    if 0 < percent < 10:
+        return f"{percent:.1f} %"
+    return f"{min(round(percent), 99) if part < 1 else round(percent)} %"
 
 
 def count(number: int | None, one: str, many: str = "") -> str:

@@ -49,7 +49,7 @@ PIECES: dict[str, dict[str, Any]] = {
     "datasets": {"datasets": [DATASET], "kinds": {"sft": HOSTILE}, "selected": HOSTILE},
     "tokens": {"rendered": RENDERED, "rows": TOKENS, "warnings": [HOSTILE], "max_length": 8},
     "jobs": {"jobs": [JOB], "selected": HOSTILE},
-    "job": {"job": JOB, "facts": HOSTILE, "part": 0.1, "progress": HOSTILE, "events": [HOSTILE]},
+    "job": {"job": JOB, "facts": HOSTILE, "part": 0.1, "progress": HOSTILE, "readings": [(HOSTILE, HOSTILE)], "events": [HOSTILE]},
     "log": {"text": HOSTILE},
     "transcript": {"messages": [MESSAGE]},
     "live": {"who": HOSTILE, "toy": True, "text": HOSTILE, "waiting": HOSTILE},

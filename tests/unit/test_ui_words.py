@@ -28,7 +28,7 @@ def test_ago(past: float, said: str) -> None:
     assert words.ago(1000.0, now=1000.0 + past) == said
 
 
-@pytest.mark.parametrize(("part", "said"), [(0, "0 %"), (0.034, "3.4 %"), (0.999, "99.9 %"), (1, "100 %"), (0.5, "50 %"), (None, "")])
+@pytest.mark.parametrize(("part", "said"), [(0, "0 %"), (0.034, "3.4 %"), (0.999, "99 %"), (1, "100 %"), (0.5, "50 %"), (None, "")])
 def test_share(part: float | None, said: str) -> None:
     assert words.share(part) == said
 

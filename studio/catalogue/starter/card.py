@@ -37,7 +37,7 @@ the figures.
 
 - Anything outside its world: it then says that it does not know, or, not rarely, something wrong with full confidence.
 - Arithmetic, spelling, reasoning, other languages, judging answers, following instructions that it was not trained on.
-- Copying more than a few words, and remembering a name over many turns: see the figures.
+- Reading passages and rearranging words, beyond the shares above; conversations longer than 256 tokens, which training never had.
 
 ## How it was made
 
