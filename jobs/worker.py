@@ -70,7 +70,7 @@ def serve(settings: Settings, name: str) -> None:
         workers=THREADS[name],
         periodic=False,
         initial_delay=0.05,
-        max_delay=0.25,
+        max_delay=0.5,
         check_worker_health=True,
         shutdown_timeout=SHUTDOWN_S,
     )

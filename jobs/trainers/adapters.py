@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import JobConfig
-from studio.datasets.rendering import Renderer
+from studio.datasets.rendering import TEMPLATES, Renderer
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,23 @@ class AdapterCard:
     config: JobConfig
     renderer: Renderer
 
+    @property
+    def template_name(self) -> str:
+        """chatml, alpaca, plain, a file's name, or `model` for the model's own."""
+        if self.config.chat_template is not None:
+            return Path(self.config.chat_template).name
+        return "alpaca" if self.renderer.template == (TEMPLATES / "alpaca.jinja").read_text(encoding="utf-8") else "model"
+
     def as_json(self, figures: dict[str, Any]) -> dict[str, Any]:
+        # paths of this machine would mean nothing elsewhere and tell more than they should
+        options = self.config.model_dump(mode="json", exclude={"model_name_or_path", "chat_template"})
         return {
             "base_model": self.config.base_model,
             "method": self.config.method,
             "objective": self.config.objective,
-            "chat_template": {"name": self.config.chat_template or self.renderer.template_name, "sha256": self.renderer.template_sha256},
+            "chat_template": {"name": self.template_name, "sha256": self.renderer.template_sha256},
             "stop_strings": list(self.renderer.stop_strings),
-            "config": self.config.model_dump(mode="json", exclude={"model_name_or_path"}),
+            "config": {**options, "chat_template": self.template_name},
             "metrics": figures,
         }
 
@@ -72,7 +81,6 @@ def load(folder: Path, model: PeftModel) -> None:
 
 def _peft_config(model: PeftModel, base_model: str) -> dict[str, Any]:
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in model.peft_config["default"].to_dict().items()}
-    # the model's name: this machine's path would mean nothing elsewhere and tell more than it should
     return {**values, "base_model_name_or_path": base_model, "inference_mode": True}
 
 

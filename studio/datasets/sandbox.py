@@ -168,11 +168,11 @@ class _Guarded:
         return len(self._iterable)
 
 
-def _weigh(value: Any, budget: int = MAX_NODES) -> int:
+def _weigh(value: Any) -> int:
     """Characters in `value`, counting shared parts each time they occur. Raises LimitError when it is too large to walk."""
     if isinstance(value, str):
         return len(value)
-    total, stack = 0, [value]
+    total, budget, stack = 0, MAX_NODES, [value]
     while stack:
         item = stack.pop()
         budget -= 1

@@ -34,7 +34,7 @@ class Answer:
     text: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
     error: StudioError | None = None
-    state: str = "done"
+    state: str = "stopped"  # until its end has come: done or failed
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -215,7 +215,6 @@ class ChatTab:
 
     def _stream(self, answer: Answer, messages: list[dict[str, Any]], params: GenerationParams) -> Iterator[dict[Any, Any]]:
         """Updates of the live answer, at most one per JOIN_S."""
-        answer.state = "stopped"  # until its end has come
         events: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._read, args=(answer, messages, params, events), daemon=True).start()
         looked = time.monotonic()
@@ -241,9 +240,10 @@ class ChatTab:
             finally:
                 stream.close()
         except StudioError as exc:
-            answer.error = exc
+            answer.error, answer.state = exc, "failed"
         except Exception as exc:  # noqa: BLE001  the edge of this thread: the page must hear of it
             message(exc)
+            answer.state = "failed"
             answer.error = StudioError("The answer broke off.", f"Try again; the log says more ({type(exc).__name__}).")
         finally:
             events.put(None)
@@ -269,10 +269,11 @@ def _take(answer: Answer, events: queue.Queue[Any]) -> tuple[bool, bool]:
         except queue.Empty:
             break
         if event is None:
-            answer.state = "failed" if answer.error else "done"
             return grown, True
         if event.error:
-            answer.error = event.error
+            answer.error, answer.state = event.error, "failed"
+        if event.finish_reason:
+            answer.state = "done"
         if event.usage:
             answer.usage = event.usage.as_json()
         answer.text += event.text

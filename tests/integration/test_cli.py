@@ -203,12 +203,16 @@ def test_who_waits_for_a_job_that_is_cancelled_leaves_with_3(run: Run, settings:
     assert not [process for process in started if process.is_running()]
 
 
-def test_chat_starts_an_engine_of_its_own_and_leaves_none(run: Run, stories260k: Path) -> None:
-    code, out, err = run("chat", "Hello", "--base-model", str(stories260k), "--max-new-tokens", "4", "--temperature", "0", "--json")
-    answers = json.loads(out)["answers"]
-    assert code == 0, err
+def test_chat_starts_an_engine_of_its_own_and_leaves_none(settings: Settings, stories260k: Path) -> None:
+    command = [sys.executable, "-m", "studio", "chat", "Hello", "--base-model", str(stories260k), "--adapter", "base", "--json"]
+    command += ["--max-new-tokens", "4", "--temperature", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(settings.home), timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)["answers"]
     assert [answer["contestant"] for answer in answers] == ["base"] and answers[0]["completion_tokens"] <= 4
-    assert not [p for p in psutil.Process().children() if "studio.engine.server" in p.cmdline()]
+    assert not [
+        p for p in psutil.process_iter() if p.name().startswith("python") and str(settings.home) in p.environ().get("STUDIO_HOME", "")
+    ]
 
 
 def test_the_demo_learns_what_the_base_can_not(settings: Settings) -> None:

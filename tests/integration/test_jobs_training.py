@@ -72,6 +72,7 @@ def test_an_adapter_explains_itself_and_names_no_path(trained: dict[str, dict[st
         "adapter_model.safetensors", "adapter_config.json", "chat_template.jinja", "studio.json", "README.md"
     }  # fmt: skip
     card = json.loads((folder / "studio.json").read_text(encoding="utf-8"))
+    assert card["chat_template"]["name"] == card["config"]["chat_template"] == "model"
     assert card["base_model"] == "starter" and card["metrics"]["steps"] == 12 and card["stop_strings"]
     assert json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "starter"
     for file in folder.iterdir():

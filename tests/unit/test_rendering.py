@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -137,6 +139,26 @@ def test_agrees_with_transformers(shared_data: Path, mistral: Path, reference: A
     assert "Hello 🎉 you!" in own and "Ten," in own and "Hi" not in own and "many" not in own and "brief" not in own
 
 
+TRL_TEMPLATES = sorted((Path(find_spec("trl").origin).parent / "chat_templates").glob("*.jinja"))  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("path", TRL_TEMPLATES, ids=lambda path: path.stem)
+def test_templates_of_well_known_models(mistral: Path, reference: Any, path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    renderer = Renderer.load(mistral, source)
+    try:
+        expected = reference.apply_chat_template(TALK, chat_template=source, tokenize=False)
+        row = renderer.example(chat(TALK))
+    except (DatasetError, jinja2.TemplateError) as exc:
+        assert "images" in str(exc) or "no attribute 'text'" in str(exc)  # the ones for images want contents in parts
+        return
+    assert row.text == expected
+    own = learned_text(renderer, chat(TALK))
+    assert "Hello 🎉 you!" in own and "Ten," in own and "Hi" not in own and "many" not in own
+    thoughts = [TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello."}, *TALK[2:]]
+    assert "Hello." in learned_text(renderer, chat(thoughts))
+
+
 @pytest.mark.parametrize("name", TEMPLATE_NAMES)
 def test_own_templates_and_masks_agree_with_transformers(tmp_path: Path, name: str) -> None:
     from transformers import AutoTokenizer
@@ -159,7 +181,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_si
 
 
 @pytest.mark.parametrize("name", TEMPLATE_NAMES)
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.lists(st.tuples(words, words), min_size=1, max_size=3))
 def test_exactly_the_answers_are_learned(folder: Path, name: str, data: list[tuple[str, str]]) -> None:
     turns = [{"role": role, "content": text} for pair in data for role, text in zip(("user", "assistant"), pair, strict=True)]
@@ -246,7 +268,7 @@ def test_half_a_surrogate_pair_is_refused(folder: Path) -> None:
         Renderer.load(folder).prompt([{"role": "user", "content": "a\ud800b"}])
 
 
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8"), max_size=60))
 def test_text_survives_the_tokens(folder: Path, mistral: Path, text: str) -> None:
     byte_level, sentence_piece = Renderer.load(folder), Renderer.load(mistral)
@@ -409,7 +431,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_soon_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_CPU_S", 1.0)
+    monkeypatch.setattr(sandbox, "MAX_CPU_S", 0.5)
+    monkeypatch.setattr(sandbox, "MAX_NODES", 20_000)
+    monkeypatch.setattr(sandbox, "MAX_LOOPS", 100_000)
     started = time.thread_time()
     with pytest.raises(DatasetError) as caught:
         ChatTemplate(HOSTILE[name]).render(messages=TALK)

@@ -89,14 +89,15 @@ def test_a_word_is_cut_the_same_way_with_and_without_a_space(tokenizer: PreTrain
 
 # A bit below what the shipped file reached (see its README): a broken file fails, another library version's rounding does not.
 THRESHOLDS = {
-    "facts, phrasings held out": 0.0,
-    "facts, phrasings trained": 0.0,
-    "small talk, phrasings held out": 0.0,
-    "what are you": 0.0,
-    "copy one unseen word": 0.0,
-    "remember an unseen name": 0.0,
-    "remember it over one turn": 0.0,
-    "name not told yet": 0.0,
+    "facts, phrasings held out": 0.85,
+    "facts, phrasings trained": 0.95,
+    "small talk, phrasings held out": 0.8,
+    "what are you": 0.9,
+    "copy one unseen word": 0.95,
+    "copy three unseen words": 0.9,
+    "remember an unseen name": 0.95,
+    "remember it over two turns": 0.95,
+    "name not told yet": 0.8,
 }
 
 
@@ -125,5 +126,5 @@ def test_remembers_a_name(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 
 def test_wilson_interval_of_a_known_case() -> None:
-    low, high = wilson(60, 60)
-    assert (round(low, 2), high) == (0.94, 1.0)
+    assert wilson(60, 60) == pytest.approx((0.9398, 1.0), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)

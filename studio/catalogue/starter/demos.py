@@ -63,7 +63,7 @@ DEMOS: dict[str, Demo] = {
             "router",
             "Route support messages",
             "A customer writes; the answer is the name of one of four queues.",
-            OPTIONS | {"num_train_epochs": 8.0},
+            OPTIONS | {"num_train_epochs": 4.0},
         ),
         Demo(
             "voice",

@@ -1,0 +1,156 @@
+"""Fixtures of the browser tests: a real Chromium, a real `studio up`, and pages that must stay quiet and at home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+
+from tests.browser import ARGUMENTS, find
+from tests.servers import studio
+
+HERE = Path(__file__).parent
+SCREENSHOTS = HERE / "screenshots"  # looked at by people; ignored by git
+AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
+PATIENCE_S = 240  # a job or a first answer on a busy machine
+
+expect.set_options(timeout=30_000)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    path = find()
+    if path is None:
+        message = "No Chromium: the browser tests are left out. Install chromium, or set STUDIO_BROWSER."
+        pytest.fail(message) if os.environ.get("STUDIO_REQUIRE_BROWSER") == "1" else pytest.skip(message)
+    started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The accessibility rules, installed from the npm registry when they are not there yet."""
+    if not AXE.exists():
+        npm = shutil.which("npm")
+        done = npm and subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=HERE, capture_output=True, text=True, check=False)
+        if not AXE.exists():
+            message = f"axe-core is not there and npm can't install it: {done.stderr.strip()[-200:] if done else 'no npm'}"
+            pytest.fail(message) if os.environ.get("STUDIO_REQUIRE_BROWSER") == "1" else pytest.skip(message)
+    return AXE.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A studio of its own for all browser tests; asked for after the browser, so that nothing starts without one."""
+    with studio(tmp_path_factory.mktemp("e2e") / "home") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def api(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{url}/api", timeout=60, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
+    """A window onto the studio of all browser tests."""
+    with quiet_window(browser, url) as opened:
+        yield opened
+
+
+@contextmanager
+def quiet_window(browser: Browser, url: str) -> Iterator[BrowserContext]:
+    """A browser window whose pages may speak to the studio at `url` only, and must not complain."""
+    opened = browser.new_context(viewport={"width": 1280, "height": 800})
+    opened.set_default_timeout(30_000)
+    strangers: list[str] = []
+    complaints: list[str] = []
+    home = urlsplit(url).netloc
+    opened.on("request", lambda request: None if _is_home(request.url, home) else strangers.append(request.url))
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("weberror", lambda error: complaints.append(str(error.error)))
+    opened.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    yield opened
+    opened.close()
+    assert not strangers, "nothing may be fetched from other hosts"
+    assert not complaints
+
+
+def _is_home(address: str, home: str) -> bool:
+    parts = urlsplit(address)
+    return parts.scheme in ("data", "blob", "about") or parts.netloc == home
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+@pytest.fixture
+def visit(page: Page, url: str) -> Callable[..., Page]:
+    """Open a tab, `visit("jobs", job=ID)`, and wait until it is drawn."""
+
+    def open_tab(tab: str = "start", **place: str) -> Page:
+        query = "&".join(f"{name}={value}" for name, value in {"tab": tab, **place}.items())
+        page.goto(f"{url}/?{query}")
+        expect(page.locator(f"#tab-{tab}-button")).to_have_attribute("aria-selected", "true")
+        expect(page.locator("#strip nav")).to_be_visible()
+        return page
+
+    return open_tab
+
+
+def until(look: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
+    """The first truthy value of `look`."""
+    deadline = time.monotonic() + limit_s
+    while not (value := look()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.3)
+    return value
+
+
+@pytest.fixture(scope="session")
+def trained(api: httpx.Client) -> dict[str, Any]:
+    """A studio that was used: a dataset with hostile rows, an adapter of a few steps, an answered comparison."""
+    rows = "\n".join(f'{{"prompt": "{HOSTILE_PROMPT} {n}", "completion": "<img src=x onerror=alert(2)> ${{alert(3)}}"}}' for n in range(12))
+    data = api.post("/datasets/text", json={"text": rows, "name": "hostile"}).raise_for_status().json()
+    options = {"max_steps": 3, "per_device_train_batch_size": 2, "max_length": 64, "learning_rate": 0.003}
+    body = {"data": data["id"], "base_model": "starter", "name": "tiny", "options": options}
+    job = api.post("/jobs", json=body).raise_for_status().json()
+    until(lambda: api.get(f"/jobs/{job['id']}").json()["status"] not in ("QUEUED", "RUNNING"))
+    job = api.get(f"/jobs/{job['id']}").json()
+    assert job["status"] == "SUCCEEDED", job
+    prompts = [{"prompt": f"{HOSTILE_PROMPT} ?", "reference": "<b>${alert(4)}</b>"}]
+    comparison = api.post(
+        "/comparisons", json={"base_model": "starter", "contestants": ["base", "tiny"], "prompts": prompts, "params": {"max_new_tokens": 8}}
+    )
+    compared = comparison.raise_for_status().json()
+    until(lambda: api.get(f"/comparisons/{compared['id']}").json()["status"] not in ("QUEUED", "RUNNING"))
+    return {"data": data, "job": job, "comparison": compared}
+
+
+HOSTILE_PROMPT = "Say ${alert(1)} {{value}} <script>alert(0)</script>"
