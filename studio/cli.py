@@ -85,9 +85,8 @@ def _explained(exc: Exception) -> StudioError:
         where = f"{exc.filename}: " if exc.filename else ""
         return StudioError(f"{where}{exc.strerror or exc}.", "Check the path, its rights and the space on the disk.")
     if type(exc).__name__ == "OperationalError":
-        return StudioError(
-            f"The database of the studio can't be used: {cause}.", "Check STUDIO_HOME, its rights and the space on the disk."
-        )
+        fix = "Check its rights and the space on the disk, or set STUDIO_HOME to another folder."
+        return StudioError(f"The database in {load_settings().home} can't be used: {cause}.", fix)
     try:
         log = load_settings().logs / "cli.log"
         log.write_text("".join(traceback.format_exception(exc)), encoding="utf-8")

@@ -306,6 +306,12 @@ class DatasetService:
                 session.flush()
                 part.replace(folder / ROWS)
                 fsync_folder(folder)
+        except DatasetError as exc:
+            shutil.rmtree(folder, ignore_errors=True)
+            # one shape for programs: what is wrong with the file as a whole stands at its first line
+            whole = [{"line": 1, "problem": exc.message, "fix": exc.fix}]
+            exc.details = {"problems": whole, "count": 1, **exc.details}
+            raise
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -105,6 +105,13 @@ def test_problems_are_raised_once_and_nothing_is_kept(service: DatasetService, s
     assert service.list() == [] and folders_of(settings) == []
 
 
+def test_a_file_that_fits_no_format_has_the_same_shape_of_error(service: DatasetService, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        service.add(write(tmp_path, "a.jsonl", [{"foo": 1, "bar": 2}]))
+    problems = caught.value.as_json()["problems"]
+    assert caught.value.details["count"] == 1 and problems[0]["line"] == 1 and "foo, bar" in problems[0]["problem"] and problems[0]["fix"]
+
+
 def test_bad_rows_can_be_skipped(service: DatasetService, tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", [*pairs(2), "nope", {"question": "x"}, *pairs(1)])
     added = service.add(path, skip_bad=True)

@@ -28,7 +28,7 @@ time.sleep(600)
 """
 
 
-def until(condition: Callable[[], object], limit_s: float = 30.0) -> float:
+def until(condition: Callable[[], object], limit_s: float = 60.0) -> float:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < limit_s, "it did not happen in time"
