@@ -29,6 +29,7 @@ from studio.services.models import ModelService
 from studio.settings import Settings
 
 MAX_POINTS = 400  # of a curve, whatever the length of the run
+CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 TRAINABLE_KINDS = {"sft": ("sft", "text")}  # objective -> kinds of datasets it can learn from
 
 Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
@@ -113,7 +114,7 @@ class JobService:
     def _check_rows(self, dataset: Mapping[str, Any], model: ModelRef, config: JobConfig) -> Renderer:
         """The renderer of this run; refuses rows that would teach nothing."""
         renderer = Renderer.load(model.path, config.chat_template)
-        found = self.datasets.check_for_training(dataset["id"], renderer, config.max_length)
+        found = self.datasets.check_for_training(dataset["id"], renderer, config.max_length, sample=CHECKED_ROWS)
         share = found["share_without_learned_tokens"]
         if not found["rows"]:
             raise ConfigError(f"Dataset {dataset['name']} has no rows to train on.", "Choose another.")
