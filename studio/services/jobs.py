@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs import config as job_config
-from jobs import queue, recipes
+from jobs import executor, queue, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
 from studio.catalogue import memory
@@ -172,7 +171,7 @@ class JobService:
             job = self._find(session, job_id)
         if not job.run_dir or not job.attempt:
             return ""
-        return _tail(RunDir(Path(job.run_dir)).attempt(job.attempt).log, tail_lines)
+        return executor.logs(RunDir(Path(job.run_dir)).attempt(job.attempt), tail_lines)
 
     def metrics(self, job_id: str) -> Rows:
         """Training points in order of step; evaluation adds `eval_…` to the point of its step."""
@@ -291,20 +290,6 @@ def _job(job: Job, adapter: str | None) -> dict[str, Any]:
         "started_at": job.started_at,
         "ended_at": job.ended_at,
     }
-
-
-def _tail(path: Path, lines: int) -> str:
-    """The last `lines` lines, reading from the end."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        size = file.seek(0, 2)
-        block = b""
-        while size > 0 and block.count(b"\n") <= lines:
-            step = min(65536, size)
-            size -= step
-            file.seek(size)
-            block = file.read(step) + block
-        return "\n".join(block.decode("utf-8", "replace").splitlines()[-lines:])
-    return ""
 
 
 def _thinned(series: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
