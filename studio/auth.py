@@ -6,7 +6,6 @@ Knows nothing of what the routes do. Sessions are signed cookies; nothing is kep
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import html
 import ipaddress
@@ -31,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from studio.settings import STATIC, Settings
 
 SESSION_S = 14 * 24 * 3600
-MAX_FAILURES, FAILURE_WINDOW_S = 10, 60.0
+MAX_FAILURES, MAX_ALL_FAILURES, FAILURE_WINDOW_S = 10, 200, 60.0
 MAX_BODY_BYTES = 64 * 1024**2  # of a request that is no upload: it is held in memory
 FORM_OVERHEAD_BYTES = 1024**2  # what multipart adds around a file
 MAX_FORM_BYTES = 10_000
@@ -45,7 +44,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 class Gate:
-    """ASGI middleware. `is_api_key` says whether the sha256 of a bearer token belongs to a key made in the studio."""
+    """ASGI middleware. `is_api_key` says whether a bearer's text is a key that was made in the studio."""
 
     def __init__(self, app: ASGIApp, settings: Settings, is_api_key: Callable[[str], bool]) -> None:
         self.app = app
@@ -144,8 +143,7 @@ class Gate:
         return unauthorised(path) if bearer else self._page(request, "That did not match.")
 
     async def _is_key(self, bearer: str) -> bool:
-        digest = hashlib.sha256(bearer.encode()).hexdigest()
-        return self.login.is_token(bearer) or await run_in_threadpool(self.is_api_key, digest)
+        return self.login.is_token(bearer) or await run_in_threadpool(self.is_api_key, bearer)
 
     async def _target_of_form(self, request: Request) -> str:
         """Where the form wants to go; "" when its name and password don't match."""
@@ -229,26 +227,31 @@ class Login:
 
 
 class Failures:
-    """Failed logins per client; kept in memory, bounded."""
+    """Failed logins per client and of all together; kept in memory, bounded.
+
+    Behind a proxy a client may lie about its address: then the limit for all is the one that holds.
+    """
 
     MAX_CLIENTS = 10_000
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._all: deque[float] = deque(maxlen=MAX_ALL_FAILURES)
         self._seen: dict[str, deque[float]] = {}
 
     def add(self, client: str) -> None:
         if len(self._seen) >= self.MAX_CLIENTS:
             self._seen.pop(next(iter(self._seen)))
-        self._seen.setdefault(client, deque(maxlen=MAX_FAILURES)).append(self._clock())
+        for seen in (self._all, self._seen.setdefault(client, deque(maxlen=MAX_FAILURES))):
+            seen.append(self._clock())
 
     def wait_s(self, client: str) -> int:
         """Whole seconds until this client may try again; 0 when it may now."""
-        seen = self._seen.get(client)
-        if seen is None or len(seen) < MAX_FAILURES:
-            return 0
-        left = seen[0] + FAILURE_WINDOW_S - self._clock()
-        return max(0, int(left) + 1) if left > 0 else 0
+        return max(self._wait(self._all), self._wait(self._seen.get(client, deque(maxlen=1))))
+
+    def _wait(self, seen: deque[float]) -> int:
+        left = seen[0] + FAILURE_WINDOW_S - self._clock() if seen and len(seen) == seen.maxlen else 0.0
+        return int(left) + 1 if left > 0 else 0
 
 
 def refusal(status: int, message: str, fix: str) -> Response:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_library
 import sys
 import traceback
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from studio.commands import asking, data, jobs, models
 from studio.commands.terminal import JsonFlag, group, load_settings, open_studio, say, show
-from studio.errors import StudioError
+from studio.errors import StudioError, of_this_machine
 
 app = group("Adapter Studio: bring data, fine-tune open language models with QLoRA, chat, compare.")
 
@@ -68,7 +69,7 @@ def main() -> None:
     except StudioError as error:
         _fail(error)
     except Exception as exc:  # noqa: BLE001 - the edge of the process: nobody sees a traceback
-        _fail(_explained(exc))
+        _fail(of_this_machine(exc) or _defect(exc))
 
 
 def _fail(error: StudioError) -> None:
@@ -78,21 +79,14 @@ def _fail(error: StudioError) -> None:
     sys.exit(1)
 
 
-def _explained(exc: Exception) -> StudioError:
-    """One line for what no service foresaw; the whole of it goes to a file."""
-    cause: Any = getattr(exc, "orig", None) or exc  # sqlalchemy wraps the database's own error
-    if isinstance(exc, OSError):
-        where = f"{exc.filename}: " if exc.filename else ""
-        return StudioError(f"{where}{exc.strerror or exc}.", "Check the path, its rights and the space on the disk.")
-    if type(exc).__name__ == "OperationalError":
-        fix = "Check its rights and the space on the disk, or set STUDIO_HOME to another folder."
-        return StudioError(f"The database in {load_settings().home} can't be used: {cause}.", fix)
-    try:
+def _defect(exc: Exception) -> StudioError:
+    """One line for what nobody foresaw; the whole of it goes to a file."""
+    said, fix = f"This did not work because of a defect in the studio ({type(exc).__name__}: {exc}).", ""
+    with contextlib.suppress(OSError, StudioError):
         log = load_settings().logs / "cli.log"
         log.write_text("".join(traceback.format_exception(exc)), encoding="utf-8")
-        return StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}: {exc}).", f"{log} says more.")
-    except (OSError, StudioError):
-        return StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}: {exc}).")
+        fix = f"{log} says more."
+    return StudioError(said, fix)
 
 
 if __name__ == "__main__":

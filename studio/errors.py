@@ -48,3 +48,14 @@ class EngineError(StudioError):
         super().__init__(message, fix, **details)
         self.status = status
         self.code = code
+
+
+def of_this_machine(exc: Exception) -> StudioError | None:
+    """What a person can mend about a disk or a database that refuses; None for anything else, which is our own defect."""
+    if isinstance(exc, OSError):
+        where = f"{exc.filename}: " if exc.filename else ""
+        return StudioError(f"{where}{exc.strerror or exc}.", "Check the path, its rights and the space on the disk.")
+    if type(exc).__name__ == "OperationalError":  # the database's, as sqlalchemy or sqlite3 raise it
+        said = getattr(exc, "orig", None) or exc
+        return StudioError(f"The studio's database can't be used: {said}.", "Check STUDIO_HOME, its rights and the space on the disk.")
+    return None

@@ -23,14 +23,12 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
-from sqlalchemy import select
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from studio import __version__, api, lifeline
 from studio import settings as studio_settings
 from studio.api.openai import TIMEOUT
 from studio.auth import Gate
-from studio.db.models import ApiKey
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.settings import Settings
@@ -57,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/health", lambda: _health(studio), methods=["GET"], include_in_schema=False)
     api.add_routes(app)
     app.mount("/", page)
-    app.add_middleware(Gate, settings=settings, is_api_key=lambda digest: _is_api_key(studio, digest))
+    app.add_middleware(Gate, settings=settings, is_api_key=studio.keys.is_known)
     return app
 
 
@@ -65,11 +63,6 @@ def _health(studio: Studio) -> dict[str, str]:
     engine = studio.system.engine()
     state = "starting" if not engine["ok"] else "loading" if engine["loading"] else "ready"
     return {"status": "ok", "version": __version__, "engine": state}
-
-
-def _is_api_key(studio: Studio, digest: str) -> bool:
-    with studio.db.read() as session:
-        return session.scalar(select(ApiKey.id).where(ApiKey.sha256 == digest)) is not None
 
 
 class Page:

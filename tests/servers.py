@@ -94,3 +94,15 @@ def wait_for(url: str, process: subprocess.Popen[str], log: Path, limit_s: float
             pass
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Every living process that works on this STUDIO_HOME."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("STUDIO_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from studio.api import docs, openai, rest
-from studio.errors import EngineError, NotFoundError, StudioError, TakenError
+from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_exception_handler(StudioError, _studio_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _defect)
+    app.add_exception_handler(Exception, _unforeseen)
 
 
 def _studio_error(request: Request, exc: Exception) -> Response:
@@ -49,12 +49,11 @@ def _http_error(request: Request, exc: Exception) -> Response:
     return _answer(request, exc.status_code, StudioError(str(exc.detail)))
 
 
-def _defect(request: Request, exc: Exception) -> Response:
-    # the server logs the traceback itself; nobody outside needs it
-    error = StudioError(
-        f"This did not work because of a defect in the studio ({type(exc).__name__}).", "The web log in STUDIO_HOME/logs says more."
-    )
-    return _answer(request, 500, error)
+def _unforeseen(request: Request, exc: Exception) -> Response:
+    """A disk or a database that refuses, or a defect: the server logs the traceback itself, nobody outside needs it."""
+    fix = "The web log in STUDIO_HOME/logs says more."
+    defect = StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}).", fix)
+    return _answer(request, 500, of_this_machine(exc) or defect)
 
 
 def _answer(request: Request, status: int, error: StudioError) -> Response:

@@ -93,6 +93,10 @@ class NewComparison(Body):
     params: Json | None = None
 
 
+class NewKey(Body):
+    name: str
+
+
 @router.get("/doctor")
 def doctor(studio: Here) -> Json:
     """What works on this machine, and what would make the rest work."""
@@ -283,6 +287,23 @@ def chat(studio: Here, body: Question) -> Json:
     return {"answers": answers}
 
 
+@router.get("/keys")
+def list_keys(studio: Here) -> list[Json]:
+    """Keys for programs, without the keys themselves."""
+    return studio.keys.list()
+
+
+@router.post("/keys", status_code=201)
+def create_key(studio: Here, body: NewKey) -> Json:
+    """Make a key for a program; `key` is shown this once."""
+    return studio.keys.create(body.name)
+
+
+@router.delete("/keys/{key}")
+def delete_key(studio: Here, key: str) -> Json:
+    return studio.keys.delete(key)
+
+
 @router.get("/comparisons")
 def list_comparisons(studio: Here) -> list[Json]:
     return studio.comparisons.list()
@@ -320,7 +341,7 @@ def _kept(studio: Studio, upload: UploadFile) -> Iterator[Path]:
 
 def _file_name(upload: UploadFile) -> str:
     """The last part of what the client calls its file, for people; never a path."""
-    return (upload.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "")[:200] or "upload"
+    return (upload.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "").lstrip(".")[:200] or "upload"
 
 
 def _mapping(text: str | None) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from studio.services.chat import ChatService
 from studio.services.comparisons import ComparisonService
 from studio.services.datasets import DatasetService
 from studio.services.jobs import JobService
+from studio.services.keys import KeyService
 from studio.services.models import ModelService
 from studio.services.system import SystemService
 from studio.settings import Settings
@@ -28,6 +29,7 @@ class Studio:
     adapters: AdapterService
     chat: ChatService
     comparisons: ComparisonService
+    keys: KeyService
     system: SystemService
 
     @classmethod
@@ -47,4 +49,4 @@ class Studio:
         chat = ChatService(settings, db, models, adapters)
         comparisons = ComparisonService(settings, db, datasets, adapters)
         system = SystemService(settings, db, models, jobs)
-        return cls(settings, db, datasets, models, jobs, adapters, chat, comparisons, system)
+        return cls(settings, db, datasets, models, jobs, adapters, chat, comparisons, KeyService(db), system)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 from collections.abc import Iterator
@@ -12,9 +11,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from studio import settings as studio_settings
-from studio.db.models import ApiKey
-from studio.db.session import Database
 from tests.servers import Server, web
 
 TOKEN = "a-token-for-tests"
@@ -29,6 +25,8 @@ ROUTES = [
     ("GET", "/api/jobs"),
     ("POST", "/api/jobs"),
     ("GET", "/api/status"),
+    ("GET", "/api/keys"),
+    ("POST", "/api/keys"),
     ("GET", "/v1/models"),
     ("POST", "/v1/chat/completions"),
     ("GET", "/config"),
@@ -177,12 +175,20 @@ def test_unauthorised_programs_get_the_shape_they_know(stranger: httpx.Client) -
     assert set(stranger.get("/api/jobs").json()["error"]) == {"message", "fix"}
 
 
-def test_the_token_and_a_made_key_let_programs_in(stranger: httpx.Client, guarded: Server) -> None:
-    with Database(studio_settings.load({"STUDIO_HOME": str(guarded.home)}).db_url).write() as session:
-        session.add(ApiKey(name="ci", sha256=hashlib.sha256(b"made-key").hexdigest()))
-    for key in (TOKEN, "made-key"):
-        assert stranger.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
-    assert stranger.get("/v1/models", headers={"Authorization": "Bearer made-key2"}).status_code == 401
+def test_the_token_and_a_made_key_let_programs_in(stranger: httpx.Client) -> None:
+    owner = {"Authorization": f"Bearer {TOKEN}"}
+    made = stranger.post("/api/keys", json={"name": "ci"}, headers=owner).json()
+    program = {"Authorization": f"Bearer {made['key']}"}
+    assert stranger.get("/v1/models", headers=program).status_code == 200
+    assert made["key"] not in stranger.get("/api/keys", headers=owner).text
+    stranger.delete(f"/api/keys/{made['id']}", headers=owner)
+    assert stranger.get("/v1/models", headers=program).status_code == 401
+
+
+def test_no_key_is_kept_as_it_is(stranger: httpx.Client, guarded: Server) -> None:
+    made = stranger.post("/api/keys", json={"name": "kept"}, headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    kept = b"".join(file.read_bytes() for file in guarded.home.rglob("*") if file.is_file())
+    assert made["key"].encode() not in kept and TOKEN.encode() not in kept
 
 
 def test_the_printed_link_logs_in_once_and_hides_the_token(stranger: httpx.Client) -> None:

@@ -62,6 +62,13 @@ def test_after_ten_failures_a_client_waits_out_the_minute() -> None:
     assert failures.wait_s("a") == 0
 
 
+def test_a_client_that_lies_about_its_address_waits_with_all_others() -> None:
+    failures = auth.Failures(lambda: 0.0)
+    for number in range(auth.MAX_ALL_FAILURES):
+        failures.add(str(number))
+    assert failures.wait_s("another") > 0
+
+
 def test_many_clients_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth.Failures, "MAX_CLIENTS", 3)
     failures = auth.Failures()

@@ -69,13 +69,13 @@ DEMOS: dict[str, Demo] = {
             "voice",
             "Answer in a pirate's voice",
             "Facts that the model knows, said the way a pirate would say them.",
-            OPTIONS | {"num_train_epochs": 8.0},
+            OPTIONS | {"num_train_epochs": 6.0},
         ),
         Demo(
             "extract",
             "Turn a sentence into JSON",
             "Who ordered what, and where it goes, as one JSON object.",
-            OPTIONS | {"num_train_epochs": 10.0},
+            OPTIONS | {"num_train_epochs": 4.0},
         ),
     )
 }
