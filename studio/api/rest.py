@@ -90,7 +90,7 @@ class NewComparison(Body):
     prompts: list[Json] | None = None
     data: str | None = None
     name: str | None = None
-    params: Json | None = None
+    params: GenerationParams | None = Field(default=None, description="Greedy when left out.")
 
 
 class NewKey(Body):
@@ -313,7 +313,12 @@ def list_comparisons(studio: Here) -> list[Json]:
 def compare(studio: Here, body: NewComparison) -> Json:
     """Queue a comparison; its answers appear as they land."""
     return studio.comparisons.create(
-        prompts=body.prompts, data=body.data, base_model=body.base_model, contestants=body.contestants, name=body.name, params=body.params
+        prompts=_prompts(studio, body.prompts),
+        data=body.data,
+        base_model=body.base_model,
+        contestants=body.contestants,
+        name=body.name,
+        params=body.params.model_dump(exclude_unset=True) if body.params else None,
     )
 
 
@@ -337,6 +342,16 @@ def _kept(studio: Studio, upload: UploadFile) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _prompts(studio: Studio, rows: list[Json] | None) -> list[Json] | None:
+    """Checked as the lines of a prompt file are."""
+    if not rows:
+        return None
+    with tempfile.TemporaryDirectory(dir=studio.settings.cache) as place:
+        file = Path(place) / "prompts.jsonl"
+        file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+        return studio.comparisons.read_prompts(file)
 
 
 def _file_name(upload: UploadFile) -> str:

@@ -12,7 +12,7 @@ from studio.ui.chat import ChatTab
 from studio.ui.compare import BASE, CompareTab
 from studio.ui.data import DataTab
 from studio.ui.demo import Demo
-from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.handlers import QUIET, busy, tells
 from studio.ui.jobs import JobsTab
 from studio.ui.page import TABS, Page, Place, go
 from studio.ui.start import StartTab
@@ -59,18 +59,36 @@ class Links:
     def wire(self, data: DataTab, train: TrainTab, jobs: JobsTab, chat: ChatTab, compare: CompareTab) -> None:
         place, tabs = self._page.place, self._page.tabs
         data.train.click(self.train_on, inputs=[place.dataset], outputs=[tabs, train.data], **QUIET)
-        data.rows.select(tells(data.notice)(self._adding_demo(data)), outputs=[data.notice, place.dataset], **BUSY)
+        data.rows.select(tells(data.notice)(self._adding_demo(data)), outputs=[data.notice, place.dataset], **busy(data.rows))
         told_jobs, told_chat = tells(jobs.notice), tells(chat.notice)
         to_chat = [tabs, place.chat, chat.contestant, chat.message]
         jobs.chat.click(told_jobs(self._chatting(chat)), inputs=[place.job], outputs=[jobs.notice, *to_chat], **QUIET)
+        jobs.again.click(
+            told_jobs(self._changing(train)), inputs=[place.job], outputs=[jobs.notice, tabs, train.data, train.base_model], **QUIET
+        )
         to_compare = [tabs, compare.base_model, compare.contestants, compare.prompt]
         jobs.compare.click(told_jobs(self._comparing(compare)), inputs=[place.job], outputs=[jobs.notice, *to_compare], **QUIET)
         chat.compare.click(
-            told_chat(self._comparing_chat), inputs=[place.chat, chat.contestant], outputs=[chat.notice, tabs, place.comparison], **BUSY
+            told_chat(self._comparing_chat),
+            inputs=[place.chat, chat.contestant],
+            outputs=[chat.notice, tabs, place.comparison],
+            **busy(chat.live),
         )
 
     def train_on(self, dataset_id: str) -> list[Any]:
         return [go("train"), choices.update(choices.datasets(self._studio), dataset_id)]
+
+    def _changing(self, train: TrainTab) -> Any:
+        def set_up_again(job_id: str) -> dict[Any, Any]:
+            """The Train tab with the data and the base of a job that did not end well."""
+            job = self._studio.jobs.show(job_id)
+            return {
+                self._page.tabs: go("train"),
+                train.data: choices.update(choices.datasets(self._studio), job["data"]),
+                train.base_model: choices.update(choices.base_models(self._studio), job["base_model"]),
+            }
+
+        return set_up_again
 
     def _adding_demo(self, data: DataTab) -> Any:
         def add() -> dict[Any, Any]:

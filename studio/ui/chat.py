@@ -18,7 +18,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.types import GenerationParams
 from studio.ui import choices, pieces, words
-from studio.ui.handlers import BUSY, QUIET, message, steady, tells
+from studio.ui.handlers import QUIET, busy, message, steady, tells
 from studio.ui.page import Page, opening
 
 JOIN_S = 0.04  # tokens of this long become one update of the page
@@ -93,13 +93,13 @@ class ChatTab:
 
     def _wire(self) -> None:
         place = self._page.place
-        looks = [place.chat, self.transcript, self.conversations, self.system, self.compare, self.delete]
+        looks = [place.chat, self.transcript, self.conversations, self.compare, self.delete]
         self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=[self.contestant, *looks], **QUIET)
-        place.chat.change(steady(self.look), inputs=[place.chat], outputs=looks, **QUIET)
+        place.chat.change(steady(self.turn_to), inputs=[place.chat], outputs=[self.system, *looks], **QUIET)
         asked = [place.chat, self.message, self.contestant, self.system, self.temperature, self.max_new_tokens]
         answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
         told = tells(self.notice)
-        asking = {"inputs": asked, "outputs": answering, **BUSY, "show_progress": "hidden"}
+        asking = {"inputs": asked, "outputs": answering, **busy()}
         gr.on([self.send.click, self.message.submit], told(self.ask), **asking)
         self.retry.click(told(self.ask_again), **asking)
         self.stop.click(self.stop_answer, inputs=[place.chat], **QUIET)
@@ -124,10 +124,14 @@ class ChatTab:
             self._page.place.chat: chosen["id"] if chosen else "",
             self.transcript: _transcript(messages),
             self.conversations: listed,
-            self.system: chosen["system"] if chosen else gr.skip(),
             self.compare: gr.Button(visible=bool(messages)),
             self.delete: gr.Button(visible=chosen is not None),
         }
+
+    def turn_to(self, chat_id: str) -> dict[Any, Any]:
+        """Another conversation, with the system prompt that it began with."""
+        chosen = next((row for row in self._studio.chat.conversations() if row["id"] == chat_id), None)
+        return {self.system: chosen["system"] if chosen else gr.skip(), **self.look(chat_id)}
 
     def open(self, event: gr.EventData) -> str:
         return str(event._data["id"])

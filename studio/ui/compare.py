@@ -13,8 +13,8 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, words
-from studio.ui.handlers import BUSY, QUIET, steady, tells
-from studio.ui.page import Page, go, opening
+from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.page import Page, go, opening, stamp, stamp_box
 
 PAGE_ROWS = 10  # prompts on the page at once
 LIVE_S, IDLE_S = 1.0, 8.0
@@ -28,7 +28,7 @@ class CompareTab:
         self._studio = studio
         self._page = page
         with opening("compare") as self.tab:
-            self._stamp = gr.State("")
+            self._stamp = stamp_box("compare")
             self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=2, min_width=300):
@@ -84,7 +84,9 @@ class CompareTab:
         self.base_model.input(self.offer, inputs=[self.base_model, self.contestants], outputs=[self.contestants], **QUIET)
         self.list.select(self.open, outputs=[place.comparison], **QUIET)
         asked = [self.prompt, self.file, self.data, self.base_model, self.contestants, self.max_new_tokens, self.name]
-        self.start.click(tells(self.notice)(self.compare), inputs=asked, outputs=[self.notice, self.name, self._first, *shown], **BUSY)
+        self.start.click(
+            tells(self.notice)(self.compare), inputs=asked, outputs=[self.notice, self.name, self._first, *shown], **busy(self.answers)
+        )
         for button, step in ((self.earlier, -PAGE_ROWS), (self.later, PAGE_ROWS)):
             turn = self._turning(step)
             button.click(steady(turn), inputs=[place.comparison, self._first], outputs=[self._first, *shown], **QUIET)
@@ -120,18 +122,18 @@ class CompareTab:
     def open(self, event: gr.EventData) -> str:
         return str(event._data["id"])
 
-    def tick(self, tab: str, comparison_id: str, first: int, stamp: str) -> Any:
-        return self.look(comparison_id, first, stamp) if tab == "compare" else gr.skip()
+    def tick(self, tab: str, comparison_id: str, first: int, shown: str) -> Any:
+        return self.look(comparison_id, first, shown) if tab == "compare" else gr.skip()
 
     def look_anew(self, comparison_id: str) -> dict[Any, Any]:
         return {self._first: 0, **self.look(comparison_id, 0, "")}
 
-    def look(self, comparison_id: str, first: int, stamp: str) -> Any:
+    def look(self, comparison_id: str, first: int, shown: str) -> Any:
         """Show the rows as they are now; nothing is sent when nothing moved."""
         rows = self._studio.comparisons.list()
         chosen = next((row for row in rows if comparison_id in (row["id"], row["name"])), rows[0] if rows else None)
-        now = repr([first, chosen and chosen["id"], [(row["id"], row["status"], row["progress"]["step"]) for row in rows]])
-        if now == stamp:
+        now = stamp(first, chosen and chosen["id"], [(row["id"], row["status"], row["progress"]["step"]) for row in rows])
+        if now == shown:
             return gr.skip()
         live = any(row["status"] not in words.FINAL for row in rows)
         return {

@@ -13,7 +13,7 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, words
-from studio.ui.handlers import BUSY, QUIET, steady, tells
+from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Page, opening
 
 FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz"]
@@ -100,7 +100,7 @@ class DataTab:
         source = [self.file, self.text]
         told = tells(self.notice)
         self.tab.select(steady(self.enter), inputs=[place.dataset, *source], outputs=shown, **QUIET)
-        gr.on([self.file.upload, self.read_text.click], told(self.read), inputs=source, outputs=reading, **BUSY)
+        gr.on([self.file.upload, self.read_text.click], told(self.read), inputs=source, outputs=reading, **busy(self.rows))
         gr.on(
             [self.file.clear, self.discard.click],
             steady(self.put_away),
@@ -112,7 +112,7 @@ class DataTab:
         mapped = [*source, self.format, self._roles, *self.mapping]
         gr.on([field.input for field in self.mapping], told(self.read_mapped), inputs=mapped, outputs=reading, **QUIET)
         asked = [*source, self.format, self.name, self.skip_bad, self._roles, *self.mapping]
-        self.add.click(told(self.keep), inputs=asked, outputs=[*source, self.name, self.choices, self.notice, *shown], **BUSY)
+        self.add.click(told(self.keep), inputs=asked, outputs=[*source, self.name, self.choices, self.notice, *shown], **busy(self.rows))
         self.list.select(self.open, outputs=[place.dataset], **QUIET)
         place.dataset.change(steady(self.look), inputs=[place.dataset], outputs=shown, **QUIET)
         for button, step in ((self.earlier, -PAGE_ROWS), (self.later, PAGE_ROWS)):

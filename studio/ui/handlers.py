@@ -19,7 +19,12 @@ from studio.ui import pieces
 log = logging.getLogger(__name__)
 Handler = Callable[..., Any]
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # for timers and small moves
-BUSY: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "concurrency_limit": None}  # for what a person waits for
+
+
+def busy(*shown_on: gr.HTML) -> dict[str, Any]:
+    """Options of an event that a person waits for; something moves on the panels `shown_on` meanwhile."""
+    waiting: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": list(shown_on)} if shown_on else {"show_progress": "hidden"}
+    return {"api_visibility": "private", "concurrency_limit": None, **waiting}
 
 
 def tells(notice: gr.HTML) -> Callable[[Handler], Handler]:

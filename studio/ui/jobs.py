@@ -11,8 +11,8 @@ import gradio as gr
 
 from studio.services import Studio
 from studio.ui import chart, pieces, words
-from studio.ui.handlers import BUSY, QUIET, steady, tells
-from studio.ui.page import Page, go, opening
+from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.page import Page, go, opening, stamp, stamp_box
 
 LOG_LINES = 200
 LIVE_S, IDLE_S = 1.5, 6.0
@@ -28,7 +28,7 @@ class JobsTab:
         self._studio = studio
         self._page = page
         with opening("jobs") as self.tab:
-            self._stamp = gr.State("")
+            self._stamp = stamp_box("jobs")
             self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=2, min_width=280):
@@ -49,6 +49,8 @@ class JobsTab:
         with gr.Row(visible=False, elem_classes="next") as self.next:
             self.chat = gr.Button("Next: chat with it", variant="primary", elem_id="job-chat", min_width=180)
             self.compare = gr.Button("Compare it with the base", elem_id="job-compare", min_width=180)
+        with gr.Row(visible=False, elem_classes="next") as self.after_failure:
+            self.again = gr.Button("Next: change it and train again", elem_id="job-again", min_width=180)
 
     def _wire(self) -> None:
         place = self._page.place
@@ -62,6 +64,7 @@ class JobsTab:
             self.log,
             self.log_place,
             self.next,
+            self.after_failure,
             self._stamp,
             self._timer,
         ]
@@ -71,21 +74,21 @@ class JobsTab:
         self._timer.tick(steady(self.tick), inputs=[place.tab, place.job, self._stamp], outputs=shown, **QUIET)
         self.list.select(self.open, outputs=[place.job, self._page.tabs], **QUIET)
         for button, stop in ((self.cancel, self.stop), (self.keep, self.stop_and_keep)):
-            button.click(tells(self.notice)(stop), inputs=[place.job], outputs=[self.notice, *shown], **BUSY)
+            button.click(tells(self.notice)(stop), inputs=[place.job], outputs=[self.notice, *shown], **busy(self.head))
 
     def open(self, event: gr.EventData) -> tuple[Any, Any]:
         target = event._data
         return (target["id"], gr.skip()) if target["act"] == "open" else (gr.skip(), go("train"))
 
-    def tick(self, tab: str, job_id: str, stamp: str) -> Any:
-        return self.look(job_id, stamp) if tab == "jobs" else gr.skip()
+    def tick(self, tab: str, job_id: str, shown: str) -> Any:
+        return self.look(job_id, shown) if tab == "jobs" else gr.skip()
 
-    def look(self, job_id: str, stamp: str) -> Any:
+    def look(self, job_id: str, shown: str) -> Any:
         """Show the rows as they are now; nothing is sent when nothing moved."""
         jobs = [job for job in self._studio.jobs.list() if job["kind"] not in HIDDEN_KINDS]
         chosen = next((job for job in jobs if job_id in (job["id"], job["name"])), jobs[0] if jobs else None)
-        now = _stamp(jobs, chosen)
-        if now == stamp:
+        now = stamp(chosen and chosen["id"], [[job[key] for key in STAMPED] for job in jobs])
+        if now == shown:
             return gr.skip()
         live = any(job["status"] not in words.FINAL for job in jobs)
         return {
@@ -120,6 +123,7 @@ class JobsTab:
                 self.log: "",
                 self.log_place: gr.Accordion(visible=False),
                 self.next: nothing,
+                self.after_failure: nothing,
             }
         job = self._studio.jobs.show(chosen["id"])
         drawing = chart.loss(self._studio.jobs.curves(job["id"]))
@@ -131,12 +135,8 @@ class JobsTab:
             self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),
             self.log_place: gr.Accordion(visible=True),
             self.next: gr.Row(visible=bool(job["adapter"])),
+            self.after_failure: gr.Row(visible=job["status"] in words.FINAL and not job["adapter"]),
         }
-
-
-def _stamp(jobs: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
-    """Changes exactly when something to show changes."""
-    return repr([chosen and chosen["id"], [[job[key] for key in STAMPED] for job in jobs]])
 
 
 def _facts_in_list(job: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ Knows nothing of what the tabs show.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,6 +55,16 @@ class Page:
 
 def _hidden(name: str) -> gr.Textbox:
     return gr.Textbox(value="", visible="hidden", elem_id=f"place-{name}", label=name)
+
+
+def stamp_box(tab: str) -> gr.Textbox:
+    """What the page shows now, as `stamp` of it. It is held by the page, since answers to two looks may overtake each other on the way."""
+    return _hidden(f"{tab}-shown")
+
+
+def stamp(*shown: Any) -> str:
+    """Equal for equal things to show."""
+    return hashlib.blake2s(repr(shown).encode(), digest_size=8).hexdigest()
 
 
 def go(tab: str) -> Any:

@@ -12,8 +12,8 @@ import gradio as gr
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.demo import Demo
-from studio.ui.handlers import BUSY, QUIET, tells
-from studio.ui.page import Page, go, opening
+from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.page import Page, go, opening, stamp, stamp_box
 
 LIVE_S, IDLE_S = 2.0, 10.0
 
@@ -26,7 +26,7 @@ class StartTab:
         self._page = page
         self._demo = Demo(studio)
         with opening("start") as self.tab:
-            self._shown = gr.State("")
+            self._shown = stamp_box("start")
             self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=3, min_width=320):
@@ -42,11 +42,11 @@ class StartTab:
         """`contestant` and `message` are the chat tab's: the fourth step fills them in."""
         place, tabs = self._page.place, self._page.tabs
         shown = [self.steps, self._shown, self._timer]
-        gr.on([blocks.load, self.tab.select], self.look, inputs=[self._shown], outputs=shown, **QUIET)
-        self._timer.tick(self.tick, inputs=[place.tab, self._shown], outputs=shown, **QUIET)
+        gr.on([blocks.load, self.tab.select], steady(self.look), inputs=[self._shown], outputs=shown, **QUIET)
+        self._timer.tick(steady(self.tick), inputs=[place.tab, self._shown], outputs=shown, **QUIET)
         blocks.load(self.examine, outputs=[self.doctor], **QUIET)
         outputs = [self.notice, *shown, tabs, place.job, place.chat, place.comparison, contestant, message]
-        self.steps.select(tells(self.notice)(self._acting(contestant, message)), inputs=[self._shown], outputs=outputs, **BUSY)
+        self.steps.select(tells(self.notice)(self._acting(contestant, message)), inputs=[self._shown], outputs=outputs, **busy(self.steps))
         self.own.click(lambda: go("data"), outputs=[tabs], **QUIET)
 
     def examine(self) -> str:
@@ -61,12 +61,12 @@ class StartTab:
     def look(self, shown: str) -> Any:
         """The steps as the rows have them now; nothing is sent when nothing moved."""
         state = self._demo.state()
-        html = pieces.piece("steps", steps=steps(state))
-        if html == shown:
+        told = steps(state)
+        if stamp(told) == shown:
             return gr.skip()
         job = state["job"]
         live = job is not None and job["status"] not in words.FINAL
-        return {self.steps: html, self._shown: html, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
+        return {self.steps: pieces.piece("steps", steps=told), self._shown: stamp(told), self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
 
     def _acting(self, contestant: gr.Dropdown, message: gr.Textbox) -> Any:
         place, tabs = self._page.place, self._page.tabs

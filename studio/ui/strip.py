@@ -11,8 +11,8 @@ import gradio as gr
 
 from studio.services import Studio
 from studio.ui import pieces, words
-from studio.ui.handlers import QUIET
-from studio.ui.page import Page, go
+from studio.ui.handlers import QUIET, steady
+from studio.ui.page import Page, go, stamp, stamp_box
 
 BUSY_S, IDLE_S = 2.0, 10.0
 
@@ -23,21 +23,25 @@ class Strip:
     def __init__(self, studio: Studio) -> None:
         self._system = studio.system
         self.panel = pieces.panel(elem_id="strip")
-        self._shown = gr.State("")
+        self._shown = stamp_box("strip")
         self._timer = gr.Timer(IDLE_S)
 
     def wire(self, page: Page, blocks: gr.Blocks) -> None:
         outputs = [self.panel, self._shown, self._timer]
-        blocks.load(self.refresh, inputs=[self._shown], outputs=outputs, **QUIET)
-        self._timer.tick(self.refresh, inputs=[self._shown], outputs=outputs, **QUIET)
+        blocks.load(steady(self.refresh), inputs=[self._shown], outputs=outputs, **QUIET)
+        self._timer.tick(steady(self.refresh), inputs=[self._shown], outputs=outputs, **QUIET)
         self.panel.select(self.follow, outputs=[page.tabs, page.place.job], **QUIET)
 
     def refresh(self, shown: str) -> Any:
         strip = self._system.strip()
-        html = pieces.piece("strip", chips=chips(strip))
-        if html == shown:
+        readings = chips(strip)
+        if stamp(readings) == shown:
             return gr.skip()
-        return {self.panel: html, self._shown: html, self._timer: gr.Timer(BUSY_S if is_busy(strip) else IDLE_S)}
+        return {
+            self.panel: pieces.piece("strip", chips=readings),
+            self._shown: stamp(readings),
+            self._timer: gr.Timer(BUSY_S if is_busy(strip) else IDLE_S),
+        }
 
     def follow(self, event: gr.EventData) -> tuple[Any, Any]:
         target = event._data

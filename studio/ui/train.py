@@ -14,7 +14,7 @@ from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, words
-from studio.ui.handlers import BUSY, QUIET, tells
+from studio.ui.handlers import QUIET, busy, tells
 from studio.ui.options import OptionsForm
 from studio.ui.page import Page, go, opening
 
@@ -74,7 +74,7 @@ class TrainTab:
             tells(self.notice)(self.submit),
             inputs=[self.data, self.base_model, self.recipe, self.name, *self.form.fields],
             outputs=[self.notice, self._page.tabs, self._page.place.job, self.name],
-            **BUSY,
+            **busy(self.preview),
         )
         self.preview.select(self.help_empty, outputs=[self._page.tabs], **QUIET)
 

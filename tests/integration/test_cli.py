@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from jobs import config
-from studio import cli, supervisor
+from studio import cli
 from studio.settings import Settings
 from tests.servers import clean_environment, processes_of
 
@@ -211,16 +211,3 @@ def test_chat_starts_an_engine_of_its_own_and_leaves_none(settings: Settings, st
     answers = json.loads(done.stdout)["answers"]
     assert [answer["contestant"] for answer in answers] == ["base"] and answers[0]["completion_tokens"] <= 4
     assert not processes_of(settings.home)
-
-
-def test_the_demo_learns_what_the_base_can_not(settings: Settings) -> None:
-    command = [sys.executable, "-m", "studio", "demo", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(settings.home), timeout=580)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["before"]["n"] == result["after"]["n"] >= 40
-    assert result["before"]["exact_match"] <= 0.1 and result["after"]["exact_match"] >= 0.9
-    config_of_run = json.loads((settings.runs / result["job"] / "config.json").read_text())
-    assert config_of_run["quantization"]["load_in_4bit"] and config_of_run["quantization"]["bnb_4bit_quant_type"] == "nf4"
-    assert (settings.runs / result["job"] / "attempts" / "1" / "log.txt").exists()  # a process of its own
-    assert supervisor.running(settings) is None and not processes_of(settings.home)

@@ -315,6 +315,14 @@ def test_a_comparison_is_queued(client: httpx.Client, adapter: dict[str, Any]) -
     assert refused.status_code == 400 and "needed by" in refused.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "prompts", [[{"turns": []}], [{"turns": 5}], [{"turns": [[1]]}], [{}], [{"messages": [{"role": "x"}]}], [{"prompt": ["a"]}], []]
+)
+def test_prompts_that_can_not_be_read_are_refused(client: httpx.Client, prompts: Any) -> None:
+    answer = client.post("/api/comparisons", json={"prompts": prompts, "base_model": "stories260K"})
+    assert answer.status_code == 400 and answer.json()["error"]["fix"]
+
+
 def test_the_schema_and_its_page_are_our_own(client: httpx.Client) -> None:
     schema = client.get("/api/openapi.json").json()
     assert {"/api/datasets", "/api/jobs/{job}/cancel", "/v1/chat/completions"} <= set(schema["paths"])

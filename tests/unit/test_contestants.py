@@ -1,0 +1,155 @@
+"""Who is meant by a contestant's name, and that nothing that is needed can be removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from safetensors.numpy import save_file
+
+from studio.db.models import Job
+from studio.errors import ModelError, NotFoundError, StudioError
+from studio.services import Studio
+from studio.settings import Settings
+
+
+@pytest.fixture
+def studio(settings: Settings, stories260k: Path, tmp_path: Path) -> Iterator[Studio]:
+    """The starter, stories260K and its copy `twin`, and an adapter `tuned` of stories260K."""
+    opened = Studio.open(settings)
+    opened.models.add(stories260k)
+    opened.models.add(shutil.copytree(stories260k, tmp_path / "twin"))
+    opened.adapters.add(adapter_folder(tmp_path / "tuned"), base_model="stories260K")
+    yield opened
+    opened.db.dispose()
+
+
+def adapter_folder(folder: Path, **config: object) -> Path:
+    folder.mkdir()
+    layer = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    tensors = {layer.format("A"): numpy.ones((4, 64), numpy.float32), layer.format("B"): numpy.ones((64, 4), numpy.float32)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], **config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("contestant", "base_model", "base", "adapter"),
+    [
+        ("starter", None, "starter", None),
+        ("stories260K", None, "stories260K", None),
+        ("stories260K", "starter", "stories260K", None),
+        ("base", "stories260K", "stories260K", None),
+        ("stories260K:tuned", None, "stories260K", "tuned"),
+        ("tuned", "stories260K", "stories260K", "tuned"),
+        ("tuned", None, "stories260K", "tuned"),
+    ],
+)
+def test_a_name_means_one_contestant(studio: Studio, contestant: str, base_model: str | None, base: str, adapter: str | None) -> None:
+    found = studio.adapters.resolve(contestant, base_model)
+    assert found.name == contestant and found.base is not None and found.base.name == base
+    assert (found.adapter and found.adapter.name) == adapter
+    assert found.adapter is None or len(found.adapter.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("contestant", "near"),
+    [
+        ("stories260k", "stories260K"),
+        ("stories260K:tunde", "stories260K:tuned"),
+        ("storys:tuned", "tuned"),
+        ("tune", "tuned"),
+        ("", "starter"),
+    ],
+)
+def test_an_unknown_name_is_told_with_near_ones(studio: Studio, contestant: str, near: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        studio.adapters.resolve(contestant)
+    assert repr(contestant) in caught.value.message and near in caught.value.fix
+
+
+def test_an_adapter_does_not_answer_on_another_base(studio: Studio) -> None:
+    with pytest.raises(StudioError, match="trained on stories260K"):
+        studio.adapters.resolve("starter:tuned")
+    with pytest.raises(StudioError, match="trained on stories260K"):
+        studio.adapters.resolve("tuned", "twin")
+
+
+def test_base_alone_needs_a_base_model(studio: Studio) -> None:
+    with pytest.raises(StudioError, match="was not named"):
+        studio.adapters.resolve("base")
+
+
+def test_a_folder_is_a_name_at_the_terminal_only(studio: Studio, settings: Settings, stories260k: Path) -> None:
+    with pytest.raises(NotFoundError):
+        studio.adapters.resolve("base", str(stories260k))
+    at_terminal = Studio.open(settings, at_terminal=True)
+    assert at_terminal.adapters.resolve("base", str(stories260k)).base == at_terminal.models.resolve(str(stories260k))
+    # the same folder by its path and by its name is the same base
+    assert at_terminal.adapters.resolve("tuned", str(stories260k)).adapter is not None
+
+
+def test_strangers_can_not_name_addresses(studio: Studio, settings: Settings) -> None:
+    other = "http://127.0.0.1:8000/v1#qwen"
+    found = studio.adapters.resolve(other)
+    assert (found.url, found.model, found.studio_field()) == ("http://127.0.0.1:8000/v1", "qwen", None)
+    with pytest.raises(StudioError, match="names no model"):
+        studio.adapters.resolve("http://127.0.0.1:8000/v1")
+    guarded = Studio.open(dataclasses.replace(settings, token="x"))
+    with pytest.raises(StudioError, match="can't be named here"):
+        guarded.adapters.resolve(other)
+
+
+def test_what_is_gone_from_the_disk_is_told(studio: Studio, tmp_path: Path) -> None:
+    shutil.rmtree(studio.adapters.show("tuned")["path"])
+    with pytest.raises(ModelError, match="are gone"):
+        studio.adapters.resolve("stories260K:tuned")
+    shutil.rmtree(tmp_path / "twin")
+    assert studio.models.show("twin")["loadable"] is False and "twin" not in studio.adapters.available()
+    with pytest.raises(ModelError, match="is not there"):
+        studio.adapters.resolve("twin")
+
+
+def test_a_base_stays_while_an_adapter_needs_it(studio: Studio, stories260k: Path) -> None:
+    with pytest.raises(StudioError, match="base of tuned"):
+        studio.models.remove("stories260K")
+    studio.adapters.delete("tuned")
+    studio.models.remove("stories260K")
+    assert stories260k.is_dir()
+
+
+def test_an_adapter_stays_while_a_job_needs_it(studio: Studio) -> None:
+    path = studio.adapters.show("tuned")["path"]
+    with studio.db.write() as session:
+        session.add(Job(kind="compare", name="asking", status="RUNNING", config={"contestants": [{"adapter": {"path": path}}]}))
+    with pytest.raises(StudioError, match="needed by asking"):
+        studio.adapters.delete("tuned")
+    assert Path(path).is_dir()
+
+
+def test_deleting_an_import_removes_the_copy_and_never_the_original(studio: Studio, tmp_path: Path) -> None:
+    path = Path(studio.adapters.show("tuned")["path"])
+    studio.adapters.delete("tuned")
+    assert not path.exists() and (tmp_path / "tuned").is_dir()
+
+
+def test_an_import_keeps_only_what_an_adapter_is(studio: Studio, tmp_path: Path) -> None:
+    source = adapter_folder(tmp_path / "more", auto_mapping={"parent_library": "evil"}, base_model_name_or_path="org/stories260K")
+    (source / "evil.py").write_text("raise SystemExit")
+    (source / "optimizer.pt").write_bytes(b"pickle")
+    added = studio.adapters.add(source)
+    kept = Path(added["path"])
+    assert added["base_model"] == "stories260K"  # known by the last part of its name on the hub
+    assert {file.name for file in kept.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert "evil" not in (kept / "adapter_config.json").read_text()
+
+
+def test_an_import_never_takes_a_name_that_a_job_will_need(studio: Studio, tmp_path: Path) -> None:
+    with studio.db.write() as session:
+        session.add(Job(kind="train", name="soon"))
+    assert studio.adapters.add(adapter_folder(tmp_path / "soon"), base_model="stories260K")["name"] == "soon-2"
