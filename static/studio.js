@@ -1,5 +1,4 @@
-// The little that the page itself must know: where the reader is (kept in the URL), reading a curve under the pointer,
-// and keeping the message box in sight while an answer grows above it.
+// The little that the page itself must know: where the reader is (kept in the URL), reading a curve under the pointer.
 // Knows nothing of the services. Loaded from the head, before gradio draws anything.
 (() => {
   const started = new URLSearchParams(location.search);
@@ -35,21 +34,6 @@
     output.classList.add("on");
   };
   document.addEventListener("pointermove", readCurve, { passive: true });
-
-  // while an answer grows, the message box stays where the eyes are
-  let boxInSight = false;
-  const look = () => {
-    const box = document.querySelector("#chat-message");
-    const place = box && box.getBoundingClientRect();
-    boxInSight = Boolean(place && place.height && place.top < innerHeight && place.bottom > 0);
-  };
-  const follow = (changes) => {
-    if (!changes.some((change) => change.target.parentElement && change.target.parentElement.closest("#chat-live, #chat-transcript"))) return;
-    if (boxInSight) document.querySelector("#chat-send, #chat-stop").closest(".buttons").scrollIntoView({ block: "nearest" });
-    look();
-  };
-  for (const event of ["scroll", "resize", "focusin", "click"]) addEventListener(event, look, { passive: true });
-  addEventListener("DOMContentLoaded", () => new MutationObserver(follow).observe(document.body, { childList: true, characterData: true, subtree: true }));
 
   window.studio = {
     remember,
