@@ -19,7 +19,7 @@ from studio.services import Studio
 from studio.types import GenerationParams
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, busy, message, steady, tells
-from studio.ui.page import Page, opening
+from studio.ui.page import Page, opening, stamp_box
 
 JOIN_S = 0.04  # tokens of this long become one update of the page
 LOOK_S = 0.8  # between two looks at what the engine is loading
@@ -53,6 +53,7 @@ class ChatTab:
         self._wire()
 
     def _layout_conversation(self) -> None:
+        self.shown = stamp_box("chat")  # whose transcript the page shows, so that a late look can't undo a newer one
         self.transcript = pieces.panel(elem_id="chat-transcript")
         self.live = pieces.panel(elem_id="chat-live")
         self.notice = pieces.panel(elem_id="chat-notice", elem_classes="notice-place")
@@ -93,9 +94,9 @@ class ChatTab:
 
     def _wire(self) -> None:
         place = self._page.place
-        looks = [place.chat, self.transcript, self.conversations, self.compare, self.delete]
+        looks = [place.chat, self.shown, self.transcript, self.conversations, self.compare, self.delete]
         self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=[self.contestant, *looks], **QUIET)
-        place.chat.change(steady(self.turn_to), inputs=[place.chat], outputs=[self.system, *looks], **QUIET)
+        place.chat.change(steady(self.turn_to), inputs=[place.chat, self.shown], outputs=[self.system, *looks], **QUIET)
         asked = [place.chat, self.message, self.contestant, self.system, self.temperature, self.max_new_tokens]
         answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
         told = tells(self.notice)
@@ -122,14 +123,17 @@ class ChatTab:
         listed = pieces.piece("conversations", conversations=conversations, selected=chat_id) if conversations else ""
         return {
             self._page.place.chat: chosen["id"] if chosen else "",
+            self.shown: chosen["id"] if chosen else "",
             self.transcript: _transcript(messages),
             self.conversations: listed,
             self.compare: gr.Button(visible=bool(messages)),
             self.delete: gr.Button(visible=chosen is not None),
         }
 
-    def turn_to(self, chat_id: str) -> dict[Any, Any]:
+    def turn_to(self, chat_id: str, shown: str) -> dict[Any, Any]:
         """Another conversation, with the system prompt that it began with."""
+        if chat_id and chat_id == shown:  # a new conversation that is being answered right now
+            return {self.system: gr.skip()}
         chosen = next((row for row in self._studio.chat.conversations() if row["id"] == chat_id), None)
         return {self.system: chosen["system"] if chosen else gr.skip(), **self.look(chat_id)}
 

@@ -105,6 +105,7 @@ def test_a_bad_file_says_line_reason_and_fix_and_its_good_rows_can_be_kept(visit
 
 def test_every_problem_of_a_launch_is_shown_at_once(visit: Callable[..., Page], trained: dict[str, Any]) -> None:
     page = visit("train")
+    expect(page.locator("#train-data input")).not_to_have_value("")
     page.get_by_role("button", name=re.compile("All options")).click()
     page.locator("#option-learning_rate input").fill("9")
     page.locator("#option-lora-r input").fill("0")
