@@ -83,7 +83,7 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
 
 
 def test_a_cancelled_training_keeps_the_adapter_of_its_last_checkpoint(settings: Settings, db: Database) -> None:
-    job_id = submit(db, make_run(settings.runs / "run", num_train_epochs=200, save_steps=1, recipe="lora-sft"))
+    job_id = submit(db, make_run(settings.runs / "run", num_train_epochs=200, save_steps=1, eval_steps=10_000, recipe="lora-sft"))
     with worker() as process:
         wait_for(lambda: row(db, job_id).checkpoint_step >= 2)
         process.terminate()  # in good order: the job goes back with a checkpoint of its last step
