@@ -92,7 +92,7 @@ class JobConfig(Config):
     )
     chat_template: str | None = Field(
         default=None,
-        description="How a conversation becomes text: chatml, alpaca, plain or a file; empty takes the model's own, else alpaca.",
+        description="How a conversation becomes text: chatml, alpaca, alpaca-end, plain or a file; empty takes the model's own or alpaca.",
     )
     packing: bool = Field(
         default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length."
@@ -152,6 +152,17 @@ class JobConfig(Config):
         default=None, title="Steps between checkpoints", ge=1, description="Steps between two checkpoints; empty chooses about ten per run."
     )
     save_total_limit: int = Field(default=2, title="Checkpoints kept", ge=2, le=100, description="How many checkpoints are kept.")
+    load_best_model_at_end: bool = Field(
+        default=True,
+        title="Take the best checkpoint",
+        description="Take the adapter of the step with the lowest loss on the held-out rows, not the last; needs held-out rows.",
+    )
+    early_stopping_patience: int | None = Field(
+        default=3,
+        title="Evaluations without progress",
+        ge=1,
+        description="End training after so many evaluations in a row without a new lowest loss on the held-out rows; empty never does.",
+    )
     report_to: str | list[str] = Field(
         default="none", title="Extra loggers", description="Extra loggers that are installed here, such as tensorboard or wandb."
     )

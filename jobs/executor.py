@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any, Protocol
 
-from jobs.rundir import Attempt, RunDir
+from jobs.rundir import Attempt, RunDir, write_json
 from studio import processes
+from studio.catalogue import hardware
 from studio.settings import PACKAGE_ROOT
 
 # a trainer works on local files and needs none of these; what it prints ends in a log that people pass on
@@ -24,7 +27,8 @@ SECRETS = (
     "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS",
     "STUDIO_ENGINE_KEY", "STUDIO_DB_URL",
 )  # fmt: skip
-OOM_SCORE = "800"  # when memory runs out the kernel shall take the trainer, not the page or the worker
+ENVIRONMENT_PACKAGES = ("adapter-studio", "torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "safetensors", "numpy")
+OOM_SCORE = 800  # when memory runs out the kernel shall take the trainer, not the page or the worker
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,39 @@ class Child:
         return self.process.pid
 
 
-def submit(run: RunDir, number: int, threads: int) -> Child:
-    """Start attempt `number` of a run with at most `threads` threads of arithmetic."""
+class Ready(Protocol):
+    """Trainers that have done their imports (jobs.warm)."""
+
+    def begin(self, run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes] | None: ...
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "jobs.train", *arguments]
+
+
+def submit(run: RunDir, number: int, threads: int, ready: Ready | None = None) -> Child:
+    """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is `ready` or a new one."""
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "jobs.train", str(run.path), "--attempt", str(number), "--watch-stdin"]
+    write_json(attempt.path / "environment.json", environment(threads))
     before = processes.oom_kills()
-    with attempt.log.open("ab") as log:
+    process = (ready and ready.begin(run, number, threads)) or _start(run, number, threads)
+    return Child(process, processes.born(process.pid) or -1.0, before)
+
+
+def _start(run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes]:
+    with run.attempt(number).log.open("ab") as log:
         process = subprocess.Popen(
-            command,
+            command(str(run.path), "--attempt", str(number), "--watch-stdin"),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             cwd=run.path,
-            env=_environment(os.environ, threads),
+            env=trainer_environment(threads),
             start_new_session=True,
         )
-    _offer_to_oom_killer(process.pid)
-    return Child(process, processes.born(process.pid) or -1.0, before)
+    set_oom_score(process.pid, OOM_SCORE)
+    return process
 
 
 def poll(child: Child) -> Exit | None:
@@ -109,6 +128,17 @@ def close(child: Child) -> None:
         child.process.wait(timeout=5)
 
 
+def environment(threads: int) -> dict[str, Any]:
+    """What a run's figures depend on besides its config: versions, device, threads."""
+    versions = {}
+    for package in ENVIRONMENT_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    devices = [{"name": device.name, "kind": device.kind, "memory_bytes": device.memory_bytes} for device in hardware.devices()]
+    machine = {"platform": platform.platform(), "machine": platform.machine(), "devices": devices, "threads": threads}
+    return {"versions": {"python": platform.python_version(), **versions}, "hardware": machine}
+
+
 def logs(attempt: Attempt, tail_lines: int) -> str:
     """The last lines of an attempt's log."""
     return last_lines(attempt.log, tail_lines)
@@ -127,11 +157,12 @@ def last_lines(path: Path, count: int) -> str:
     return ""
 
 
-def _environment(ours: Mapping[str, str], threads: int) -> dict[str, str]:
-    environment = {name: value for name, value in ours.items() if name not in SECRETS}
+def trainer_environment(threads: int) -> dict[str, str]:
+    """The environment variables of a trainer: ours without secrets, and its share of the threads."""
+    ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
     path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), ours.get("PYTHONPATH", "")]))
     return {
-        **environment,
+        **ours,
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
@@ -140,6 +171,7 @@ def _environment(ours: Mapping[str, str], threads: int) -> dict[str, str]:
     }
 
 
-def _offer_to_oom_killer(pid: int) -> None:
+def set_oom_score(pid: int, score: int) -> None:
+    """How much sooner than others the kernel shall take this process when memory runs out; Linux only."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(score), encoding="ascii")

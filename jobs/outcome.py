@@ -11,48 +11,54 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jobs.config import JobConfig
 from jobs.executor import Exit, last_lines
 from jobs.rundir import STOPPED, Attempt
+from jobs.trainers.failures import LESS_MEMORY, LOOK_AT_LOG, OUT_OF_MEMORY, less_memory
 
 # signals that a process earns by what it does itself
 OWN_FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGXFSZ")
-LESS_MEMORY = (
-    "Halve per_device_train_batch_size and double gradient_accumulation_steps, lower max_length, turn gradient_checkpointing on, "
-    "or keep the base in 4 bits (recipe qlora-sft)."
-)
-LOOK_AT_LOG = "The job's log has the details; `studio jobs logs` shows it."
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`stopped`: it left because we asked; `lost`: something outside ended it."""
+    """`stopped`: it left because we asked; `lost`: something outside ended it. `cause` and `remedy` are what a program reads."""
 
     kind: Literal["succeeded", "failed", "stopped", "lost"]
     reason: str = ""
     fix: str = ""
+    cause: str = ""
+    remedy: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def judge(ended: Exit, attempt: Attempt, we_asked: bool) -> Outcome:
-    """What became of an attempt; `we_asked` says whether we sent a signal."""
+def judge(ended: Exit, attempt: Attempt, we_asked: bool, config: JobConfig | None = None) -> Outcome:
+    """What became of an attempt; `we_asked` says whether we sent a signal, `config` what it was to do."""
     code, result = ended.code, _result(attempt)
     if code is None:
         return Outcome("lost", "its exit status was lost")
     if code == 0 and result.get("status") == "succeeded":
         return Outcome("succeeded", result=result.get("metrics") or {})
     if code < 0:
-        return _killed(-code, ended.ran_out_of_memory, we_asked)
+        return _killed(-code, ended.ran_out_of_memory, we_asked, config)
     if code == STOPPED:
         return Outcome("stopped") if we_asked else Outcome("lost", "it was asked to stop from outside (SIGTERM)")
     if result.get("status") == "failed":
-        return Outcome("failed", str(result.get("reason")), str(result.get("fix") or ""))
+        remedy = result.get("remedy")
+        return Outcome(
+            "failed",
+            str(result.get("reason")),
+            str(result.get("fix") or ""),
+            str(result.get("cause") or ""),
+            remedy if isinstance(remedy, dict) else {},
+        )
     if code == 0:
         return Outcome("failed", "The trainer ended without a result.", LOOK_AT_LOG)
     said = last_lines(attempt.log, 1).strip()[:300]
     return Outcome("failed", f"The trainer ended with exit code {code}" + (f": {said}" if said else "."), LOOK_AT_LOG)
 
 
-def _killed(number: int, ran_out_of_memory: bool, we_asked: bool) -> Outcome:
+def _killed(number: int, ran_out_of_memory: bool, we_asked: bool, config: JobConfig | None) -> Outcome:
     try:
         name = signal.Signals(number).name
     except ValueError:
@@ -62,7 +68,8 @@ def _killed(number: int, ran_out_of_memory: bool, we_asked: bool) -> Outcome:
     if name in OWN_FAULTS:
         return Outcome("failed", f"The trainer crashed ({name}).", LOOK_AT_LOG)
     if name == "SIGKILL" and ran_out_of_memory:
-        return Outcome("failed", "The memory of this machine is not enough for this job: the system ended it.", LESS_MEMORY)
+        reason = "The memory of this machine is not enough for this job: the system ended it."
+        return Outcome("failed", reason, LESS_MEMORY, OUT_OF_MEMORY, less_memory(config))
     return Outcome("lost", f"something outside ended it ({name})")
 
 

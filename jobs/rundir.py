@@ -1,6 +1,6 @@
 """RunDir: the files of one run, the contract between worker and trainer. Knows nothing of rows in a database.
 
-In: config.json train.jsonl eval.jsonl chat_template.jinja. Per attempt: attempts/N/{events.jsonl,log.txt,result.json}.
+In: config.json train.jsonl eval.jsonl chat_template.{jinja,json}. Per attempt: attempts/N/{events.jsonl,log.txt,result.json}.
 Shared: checkpoints/. Out, moved into place when an attempt has succeeded: adapter/ and result.json.
 """
 
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+PROGRESS = "progress.json"  # in a checkpoint: what the trainer keeps beyond its library's state
 MAX_EVENT_BYTES = 4_000_000  # read at once
+BALLAST_BYTES = 16_384
 STOPPED = 75  # exit code of a trainer that was asked to stop and did (EX_TEMPFAIL: try again later)
 
 
@@ -37,6 +39,11 @@ class Attempt:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    @property
+    def ballast(self) -> Path:
+        """Room on the disk that a running attempt holds, to be able to say in its result that the disk is full."""
+        return self.path / "ballast"
 
     def read_events(self, offset: int) -> tuple[list[dict[str, Any]], int]:
         """Whole lines behind byte `offset` and the offset behind them; what is no JSON object is passed over."""
@@ -83,6 +90,11 @@ class RunDir:
         return self.path / "chat_template.jinja"
 
     @property
+    def template_card(self) -> Path:
+        """Name, hash, special tokens and stop strings of that template, for people; nothing reads it back."""
+        return self.path / "chat_template.json"
+
+    @property
     def attempts(self) -> Path:
         return self.path / "attempts"
 
@@ -105,6 +117,9 @@ class RunDir:
         """The number after the last attempt; 1 first."""
         numbers = [int(p.name) for p in self.attempts.glob("*") if p.name.isdigit()]
         return max(numbers, default=0) + 1
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"checkpoint-{step}"
 
     def checkpoint_folders(self) -> list[Path]:
         """Folders that call themselves checkpoints, oldest first; not verified."""
@@ -194,8 +209,11 @@ def manifest_problems(folder: Path) -> list[str]:
     for name in sorted(expected.keys() & present):
         size, digest = expected[name]
         file = folder / name
-        if file.is_symlink() or file.stat().st_size != size or sha256(file) != digest:
-            problems.append(f"{name} has changed")
+        try:
+            if file.is_symlink() or file.stat().st_size != size or sha256(file) != digest:
+                problems.append(f"{name} has changed")
+        except OSError as exc:
+            problems.append(f"{name} can't be read ({exc.strerror})")
     return problems
 
 

@@ -22,7 +22,8 @@ from jobs import executor
 from jobs.config import JobConfig
 from jobs.light import LightContext, Stopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
-from jobs.rundir import Attempt, RunDir, sha256
+from jobs.rundir import Attempt, RunDir, sha256, write_json
+from jobs.trainers.failures import OUT_OF_MEMORY, smaller_batch
 from studio import processes
 from studio.catalogue import hardware, memory
 from studio.db import lifecycle
@@ -36,6 +37,7 @@ SLOT = "device:0"  # one training at a time on the device; the index of the tabl
 TICK_S = 0.25
 BEAT_S = 1.0
 CANCEL_GRACE_S = 8.0  # from asking a trainer to killing it
+PAUSE_GRACE_S = 30.0  # the same for a pause, which is for keeping every step: the checkpoint comes after the step
 STOP_GRACE_S = 5.0  # the same while the worker itself has to end
 UNLOAD_WAIT_S = 30.0
 MEMORY_SHARE = 0.7  # engine and training together may take this much of the device
@@ -56,6 +58,7 @@ class Runner:
         self.stopping = threading.Event()
         self.lock = threading.Lock()  # held from claiming until the claim is in `active`
         self.active: set[Claim] = set()
+        self.ready: executor.Ready | None = None  # a worker that keeps trainers ready says so here
 
     def run(self, _job_id: str = "") -> None:
         """The bell has rung: run what may run, one job after the other. Which job rang does not matter; the rows say what is next."""
@@ -118,11 +121,12 @@ class TrainingAttempt:
         self.run_dir = RunDir(Path(job.run_dir))
         self.files = self.run_dir.attempt(held.attempt)
         self.pulse = Pulse(runner, held)
+        self.config = JobConfig.model_validate(job.config)
 
     def run(self) -> Outcome:
-        config = JobConfig.model_validate(self.job.config)
-        self._make_room(config)
-        child = executor.submit(self.run_dir, self.held.attempt, config.num_threads or hardware.thread_budget("trainer"))
+        self._make_room(self.config)
+        threads = self.config.num_threads or hardware.thread_budget("trainer")
+        child = executor.submit(self.run_dir, self.held.attempt, threads, self.runner.ready)
         try:
             with self.runner.db.write() as session:
                 lifecycle.record_child(session, self.held, child.pid, child.born)
@@ -137,11 +141,15 @@ class TrainingAttempt:
             if (wish or self.runner.stopping.is_set()) and asked_at is None:
                 asked_at = time.monotonic()
                 executor.stop(child)
-            grace = CANCEL_GRACE_S if wish else STOP_GRACE_S
-            if asked_at is not None and time.monotonic() - asked_at > grace:
+            if asked_at is not None and time.monotonic() - asked_at > self._grace(wish):
                 executor.kill(child)
             time.sleep(TICK_S)
-        return judge(ended, self.files, we_asked=asked_at is not None)
+        return judge(ended, self.files, we_asked=asked_at is not None, config=self.config)
+
+    def _grace(self, wish: str | None) -> float:
+        if self.runner.stopping.is_set():
+            return STOP_GRACE_S
+        return CANCEL_GRACE_S if wish in ("cancel", "keep") else PAUSE_GRACE_S
 
     def ingest(self, session: Session) -> None:
         """Take over what the trainer has reported since the last time."""
@@ -268,15 +276,34 @@ def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
         if job.run_dir:
             register_adapter(session, job, RunDir(Path(job.run_dir)).adapter)
         lifecycle.finish(session, held, "SUCCEEDED", result=outcome.result)
-    elif wish:
+    elif wish in ("cancel", "keep"):
         reason, fix = keep_adapter(session, job) if wish == "keep" else ("", "")
         lifecycle.finish(session, held, "CANCELLED", reason, fix)
+    elif outcome.kind == "failed" and outcome.cause == OUT_OF_MEMORY and (smaller := _halved(job)):
+        _try_smaller(session, held, job, smaller)
     elif outcome.kind == "failed":
-        lifecycle.finish(session, held, "FAILED", outcome.reason, outcome.fix)
+        lifecycle.finish(session, held, "FAILED", outcome.reason, outcome.fix, cause=outcome.cause, remedy=outcome.remedy)
     elif outcome.kind == "stopped":
         lifecycle.release(session, held)
     else:
         lifecycle.requeue(session, held, outcome.reason)
+
+
+def _halved(job: Job) -> dict[str, int]:
+    """The same steps from smaller batches, for a training that has not been given them before."""
+    if job.kind != "train" or job.is_halved:
+        return {}
+    return smaller_batch(JobConfig.model_validate(job.config))
+
+
+def _try_smaller(session: Session, held: Claim, job: Job, smaller: dict[str, int]) -> None:
+    run = RunDir(Path(job.run_dir))
+    config = {**job.config, **smaller}
+    text = "Memory ran out: once more with " + ", ".join(f"{key} {value}" for key, value in smaller.items()) + "."
+    lifecycle.try_smaller(session, held, config, text)
+    write_json(run.config, config)  # behind the fence; a crash before the commit makes the next attempt halve the same way
+    with run.attempt(held.attempt).log.open("a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
 
 
 def keep_adapter(session: Session, job: Job) -> tuple[str, str]:

@@ -20,8 +20,10 @@ from huey.consumer import Consumer
 from jobs import queue, tasks
 from jobs.reconcile import Reconciler
 from jobs.runner import Runner
+from jobs.warm import ReadyTrainer
 from studio import lifeline
 from studio import settings as studio_settings
+from studio.catalogue import hardware
 from studio.db import migrations
 from studio.db.session import database
 from studio.errors import StudioError
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--queue", choices=queue.NAMES, required=True, help="gpu: trainings, one per device; light: what only asks the engine"
     )
+    parser.add_argument("--keep-none-ready", action="store_true", help="start every trainer cold; for a worker that lives for one command")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("huey").setLevel(logging.WARNING)
@@ -49,20 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = studio_settings.load()
         settings.make_folders()
-        serve(settings, arguments.queue)
+        serve(settings, arguments.queue, keeps_ready=arguments.queue == "gpu" and not arguments.keep_none_ready)
     except (StudioError, ValueError) as exc:
         print(exc, file=sys.stderr, flush=True)
         return lifeline.EXIT_MUST_CHANGE
     return 0
 
 
-def serve(settings: Settings, name: str) -> None:
-    """Work until SIGTERM, SIGINT or SIGHUP. Call it in the main thread. Raises StudioError when the database can't be used."""
+def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
+    """Work until SIGTERM, SIGINT or SIGHUP. Call it in the main thread. Raises StudioError when the database can't be used.
+
+    `keeps_ready`: a trainer with its imports done waits for the next job.
+    """
     ended = threading.Event()
     listen(ended)
     db = database(settings.db_url, settings.sqlite_journal)
     migrations.migrate(db)
     runner = Runner(settings, db, name)
+    ready = ReadyTrainer(hardware.thread_budget("trainer"))
+    runner.ready = ready if keeps_ready else None
     huey = queue.open_or_replace(settings.queue_path, name)
     tasks.register(huey, runner)
     consumer = Consumer(
@@ -86,10 +94,13 @@ def serve(settings: Settings, name: str) -> None:
     reconciler.look()
     while not ended.wait(LOOK_EVERY_S):
         reconciler.look()
+        if runner.ready is ready:
+            ready.tend(is_quiet=not runner.active)
         looks += 1
         if looks % HEALTH_EVERY_LOOKS == 0:
             consumer.check_worker_health()
     runner.stopping.set()
+    ready.close()
     consumer.stop(graceful=True)
     logger.info("Worker %s has ended.", name)
 

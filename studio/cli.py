@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from studio.commands import asking, data, jobs, models
+from studio.commands import asking, backups, data, jobs, models
 from studio.commands.terminal import JsonFlag, group, load_settings, open_studio, say, show
 from studio.errors import StudioError, of_this_machine
 
@@ -57,10 +57,13 @@ def doctor(json: JsonFlag = False) -> None:
 app.add_typer(data.app, name="data")
 app.add_typer(models.models, name="models")
 app.command(cls=jobs.TrainCommand)(jobs.train)
+app.command()(jobs.sweep)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.adapters, name="adapters")
 app.command()(asking.chat)
 app.command()(asking.compare)
+app.command()(backups.backup)
+app.command()(backups.restore)
 
 
 def main() -> None:

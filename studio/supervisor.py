@@ -313,7 +313,8 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
             children.start(Child("engine", engine_command(settings), environment(settings, "engine"), settings.logs))
         for queue in queues:
             name = f"worker-{queue}"
-            children.start(Child(name, ["jobs.worker", "--queue", queue], environment(settings, name), settings.logs))
+            # for one command a trainer that is kept ready for the next job would be work for nobody
+            children.start(Child(name, ["jobs.worker", "--keep-none-ready", "--queue", queue], environment(settings, name), settings.logs))
         keeper.start()
         yield settings
     finally:

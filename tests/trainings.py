@@ -63,7 +63,8 @@ def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         except Stopped:
             pass
         except Exception as exc:  # noqa: BLE001 - a case may be made to fail
-            return {"failure": explain(exc), "events": _events(run, number)}
+            failure = explain(exc)
+            return {"failure": (failure.reason, failure.fix), "events": _events(run, number)}
         finally:
             log.close()
         if step is not None and case.get("damage"):

@@ -16,13 +16,14 @@ from studio.db.models import Job
 from studio.db.session import Database
 
 T = TypeVar("T")
+TRAINERS = {"jobs.train", "tests.chaos.stand_in"}
 PATIENCE_S = 120.0  # a trainer imports torch first, and this machine may be busy
 
 
 @contextmanager
-def worker(queue: str = "gpu") -> Iterator[subprocess.Popen[bytes]]:
+def worker(queue: str = "gpu", module: str = "jobs.worker") -> Iterator[subprocess.Popen[bytes]]:
     """A worker of the STUDIO_HOME in the environment; killed at the end with whatever it has started."""
-    process = subprocess.Popen([sys.executable, "-m", "jobs.worker", "--queue", queue], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", module, "--queue", queue], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -53,11 +54,11 @@ def wait_for_status(db: Database, job_id: str, *wanted: str, timeout: float = PA
 
 
 def trainers(folder: Path) -> list[psutil.Process]:
-    """Processes that train a run below `folder`; zombies do not count."""
+    """Processes that train a run below `folder`, started for it or kept ready; zombies do not count."""
     found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if "jobs.train" in words and any(word.startswith(str(folder)) for word in words) and process.info["status"] != psutil.STATUS_ZOMBIE:
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        words, place, status = (process.info[key] for key in ("cmdline", "cwd", "status"))
+        if TRAINERS & set(words or []) and (place or "").startswith(str(folder)) and status != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 

@@ -29,7 +29,7 @@ class AdapterCard:
 
     @property
     def template_name(self) -> str:
-        """chatml, alpaca, plain, a file's name, or `model` for the model's own."""
+        """One of the studio's own, a file's name, or `model` for the model's own."""
         if self.config.chat_template is not None:
             return Path(self.config.chat_template).name
         return "alpaca" if self.renderer.template == (TEMPLATES / "alpaca.jinja").read_text(encoding="utf-8") else "model"
@@ -42,6 +42,7 @@ class AdapterCard:
             "method": self.config.method,
             "objective": self.config.objective,
             "chat_template": {"name": self.template_name, "sha256": self.renderer.template_sha256},
+            "special_tokens": self.renderer.card()["special_tokens"],
             "stop_strings": list(self.renderer.stop_strings),
             "config": {**options, "chat_template": self.template_name},
             "metrics": figures,

@@ -16,14 +16,13 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from jobs.rundir import checkpoint_step
+from jobs.rundir import PROGRESS, checkpoint_step
 from jobs.trainers import adapters
+from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
-from jobs.trainers.failures import DivergedError
+from jobs.trainers.failures import DivergedError, Divergence
 from jobs.trainers.stopping import Stopped, StopWish
-
-PROGRESS = "progress.json"
 
 
 class ExactTrainer(SFTTrainer):
@@ -46,7 +45,8 @@ class ExactTrainer(SFTTrainer):
         step = self.state.global_step
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             raise DivergedError("adapter", step)
-        self.store.write(step, self._fill)
+        tensors = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        self.store.write(step, self._fill, expected_bytes=tensors * 3, pinned=self.reporter.pinned)  # with Adam's two moments
         self.reporter.log.write("checkpoint", step=step)
 
     def _fill(self, folder: Path) -> None:
@@ -93,14 +93,23 @@ class Reporter(TrainerCallback):
 
     trainer: ExactTrainer
 
-    def __init__(self, log: EventLog, stop: StopWish, resumed: Path | None) -> None:
+    def __init__(self, log: EventLog, stop: StopWish, resumed: Path | None, best: Best, keeps_best: bool) -> None:
         self.log = log
         self.stop = stop
+        self.best = best
+        self.keeps_best = keeps_best
         self.restored: dict[str, Any] = json.loads((resumed / PROGRESS).read_text(encoding="utf-8")) if resumed else {}
+        best.restore(self.restored.get("best", {}))
         self._latest: dict[str, float] = dict(self.restored.get("latest", {}))
         self._seconds_before = float(self.restored.get("seconds", 0.0))
         self._begun = time.monotonic()
         self._first_step = 0
+        self._divergence = Divergence()
+
+    @property
+    def pinned(self) -> int | None:
+        """The step whose checkpoint must not be pruned."""
+        return self.best.step if self.keeps_best else None
 
     @property
     def seconds(self) -> float:
@@ -111,7 +120,8 @@ class Reporter(TrainerCallback):
         return {"steps": self.trainer.state.global_step, **self._latest, "tokens": self.trainer.tokens, "seconds": round(self.seconds, 3)}
 
     def as_json(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "latest": self._latest, "unlogged": self.trainer.unlogged()}
+        state = {"best": self.best.as_json(), "is_over": self.best.is_over}
+        return {"seconds": self.seconds, "latest": self._latest, "unlogged": self.trainer.unlogged(), **state}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.restored:
@@ -129,6 +139,19 @@ class Reporter(TrainerCallback):
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.stop.is_set:
             raise Stopped  # an evaluation may take minutes; the run goes on from the checkpoint before it
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        is_best = self.best.see(state.global_step, metrics["eval_loss"])
+        if is_best and self.keeps_best:
+            control.should_save = True
+        if self.best.is_over and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True  # the checkpoint says that it is the last
+            self.log.notice(
+                f"Stopped early at step {state.global_step}: the loss on held-out rows has not been lower than "
+                f"{self.best.loss:.4f} (step {self.best.step}) for {self.best.worse} evaluations."
+            )
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         state.log_history.clear()  # it would grow every checkpoint; the events hold it all
@@ -160,6 +183,8 @@ class Reporter(TrainerCallback):
         for what, value in (("loss", loss), ("gradient", norm)):
             if value is not None and not torch.isfinite(torch.tensor(value)):
                 raise DivergedError(what, step)
+        if sentence := self._divergence.notice(step, loss):
+            self.log.notice(sentence)
 
     def _report_evaluation(self, state: TrainerState, logs: dict[str, float]) -> None:
         loss = logs["eval_loss"]

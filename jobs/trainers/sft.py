@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
-from jobs.rundir import RunDir, checkpoint_step
+from jobs.rundir import PROGRESS, RunDir, checkpoint_step, manifest_problems
 from jobs.trainers import adapters
 from jobs.trainers.adapters import AdapterCard
-from jobs.trainers.checkpoints import CheckpointStore
+from jobs.trainers.best import Best
+from jobs.trainers.checkpoints import CheckpointStore, full_disk_named
 from jobs.trainers.events import EventLog
 from jobs.trainers.rows import TokenRows, tokenize
 from jobs.trainers.stopping import Stopped, StopWish
@@ -59,8 +60,10 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     _bound_threads(config)
     card, store = AdapterCard(config, renderer), CheckpointStore(run, config.save_total_limit)
     resumed = _resume_point(run, store, log)
-    reporter = Reporter(log, stop, resumed)
     evaluates = held_out is not None and len(held_out.dataset) > 0
+    best = Best(patience=config.early_stopping_patience)
+    reporter = Reporter(log, stop, resumed, best, keeps_best=evaluates and config.load_best_model_at_end)
+    _check_best(run, reporter, log)
     trainer = ExactTrainer(
         model=_base_model(config, device),
         args=_arguments(run, config, device, evaluates),
@@ -76,9 +79,34 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     stop.begin_keeping()
     log.write("start", step=checkpoint_step(resumed) if resumed else 0, max_steps=max_steps, device=device.name, rows=len(rows.dataset))
     _run(trainer, resumed, stop)
-    figures = reporter.figures()
-    adapters.save(folder, trainer.model, card, figures)
+    figures = {**reporter.figures(), **_take_best(run, trainer, log)}
+    with full_disk_named(folder, "the adapter"):
+        adapters.save(folder, trainer.model, card, figures)
     return figures
+
+
+def _check_best(run: RunDir, reporter: Any, log: EventLog) -> None:
+    """The run goes on without its best checkpoint where that is damaged."""
+    if reporter.pinned is not None and (problems := manifest_problems(run.checkpoint(reporter.pinned))):
+        log.notice(
+            f"Checkpoint checkpoint-{reporter.pinned}, the best so far, is damaged ({problems[0]}): "
+            "the best is chosen among the evaluations to come."
+        )
+        reporter.best.forget()
+
+
+def _take_best(run: RunDir, trainer: Any, log: EventLog) -> dict[str, Any]:
+    """Put the weights of the best checkpoint into the model; figures that say so."""
+    step, loss = trainer.reporter.pinned, trainer.reporter.best.loss
+    if step is None:
+        return {}
+    if step != trainer.state.global_step:
+        if problems := manifest_problems(run.checkpoint(step)):
+            log.notice(f"Checkpoint checkpoint-{step}, the best, is damaged ({problems[0]}): the adapter is that of the last step.")
+            return {}
+        adapters.load(run.checkpoint(step) / "adapter", trainer.model)
+        log.notice(f"The adapter is that of step {step}, where the loss on held-out rows was lowest ({loss:.4f}).")
+    return {"eval_loss": loss, "best_step": step}
 
 
 def _run(trainer: Any, resumed: Path | None, stop: StopWish) -> None:
@@ -87,7 +115,7 @@ def _run(trainer: Any, resumed: Path | None, stop: StopWish) -> None:
         trainer.adopt(resumed)
         return
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if trainer.state.global_step < trainer.state.max_steps:
+    if trainer.state.global_step < trainer.state.max_steps and not trainer.reporter.best.is_over:
         if stop.is_set:
             raise Stopped
         raise RuntimeError(f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}")
@@ -95,7 +123,8 @@ def _run(trainer: Any, resumed: Path | None, stop: StopWish) -> None:
 
 def _is_complete(checkpoint: Path) -> bool:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"] or progress.get("is_over"))
 
 
 def _resume_point(run: RunDir, store: CheckpointStore, log: EventLog) -> Path | None:
@@ -103,6 +132,7 @@ def _resume_point(run: RunDir, store: CheckpointStore, log: EventLog) -> Path | 
     found, damaged = run.last_verified_checkpoint()
     for sentence in damaged:
         log.notice(f"Checkpoint {sentence}")
+    store.drop_newer(found)
     if found:
         log.notice(f"Going on from {found.name}.")
     return found
@@ -140,6 +170,17 @@ def _max_length(config: JobConfig, folder: Path) -> int:
     """Rows longer than the model's context can't be learned, whatever the option says."""
     context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     return min(config.max_length, context) if isinstance(context, int) and context > 0 else config.max_length
+
+
+def import_libraries() -> None:
+    """All that a training imports, and nothing else: no random number is drawn, no file written, no GPU touched."""
+    _import_bitsandbytes()
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import trl  # noqa: F401
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast  # noqa: F401
+
+    from jobs.trainers import exact  # noqa: F401
 
 
 def _import_bitsandbytes() -> None:

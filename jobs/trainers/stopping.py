@@ -52,7 +52,7 @@ class StopWish:
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
         if watch_stdin:
-            _ask_for_signal_at_death_of_parent()
+            ask_for_signal_at_death_of_parent()
             threading.Thread(target=self._watch, name="parent", daemon=True).start()
 
     def _watch(self) -> None:
@@ -69,6 +69,7 @@ class StopWish:
         timer.start()
 
 
-def _ask_for_signal_at_death_of_parent() -> None:
+def ask_for_signal_at_death_of_parent() -> None:
+    """On Linux; the parent here is the very thread that started this process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -7,18 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from studio.commands import curation
 from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
 from studio.errors import StudioError
 
-app = group("Datasets: add, look, render, export.")
+app = group("Datasets: add, look, render, report, fix, split, export.")
 
 COLUMNS = ("id", "name", "kind", "format", "rows")
+TEMPLATE_HELP = "chatml, alpaca, alpaca-end, plain or a .jinja file; the model's own when left out."
 
 
 @app.command()
 def add(
     source: Annotated[
-        str, typer.Argument(metavar="PATH|hub:NAME", help="A .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a dataset of the hub.")
+        str,
+        typer.Argument(
+            metavar="PATH|hub:NAME",
+            help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file, also as .gz or .zip, or NAME[:CONFIG[:SPLIT]] of the hub.",
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="What to call it; its file's name when left out.")] = None,
     format: Annotated[str | None, typer.Option(help="How rows are read, such as alpaca or sharegpt; detected when left out.")] = None,
@@ -74,19 +80,38 @@ def render(
     dataset: Annotated[str, typer.Argument(metavar="ID")],
     base_model: Annotated[str, typer.Option(help="Whose tokenizer and template: a name or a folder.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    offset: Annotated[int, typer.Option(min=0, help="How many rows to leave out before the first one shown.")] = 0,
     max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
-    chat_template: Annotated[
-        str | None, typer.Option(help="chatml, alpaca, plain or a .jinja file; the model's own when left out.")
-    ] = None,
+    chat_template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     json: JsonFlag = False,
 ) -> None:
     """Show what the model will see and learn."""
     rendered = open_studio().datasets.render(
-        dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template, allow_path=True
+        dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=chat_template, allow_path=True
     )
     show(rendered, json, _rendered_text(rendered))
     if not json:
         say("What is learned stands between « and ».")
+
+
+@app.command()
+def parity(
+    dataset: Annotated[str, typer.Argument(metavar="ID")],
+    base_model: Annotated[str, typer.Option(help="Whose tokenizer and template: a name or a folder.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to compare, spread evenly.")] = 20,
+    max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
+    chat_template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Check that training sees the tokens that a chat would send, with the answer behind them."""
+    found = open_studio().datasets.parity(
+        dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template, allow_path=True
+    )
+    show(found, json, _parity_text(found))
+
+
+for command in curation.COMMANDS:
+    app.command()(command)
 
 
 def _rendered_text(rendered: dict[str, Any]) -> str:
@@ -97,6 +122,20 @@ def _rendered_text(rendered: dict[str, Any]) -> str:
     shares = f"cut {rendered['share_truncated']:.1%}, without learned tokens {rendered['share_without_learned_tokens']:.1%}"
     lengths = ", ".join(f"{name} {rendered[name]:.0f}" for name in ("p50", "p95", "p99"))
     return "\n\n".join([*lines, f"All rows: {shares}; tokens {lengths}."])
+
+
+def _parity_text(found: dict[str, Any]) -> str:
+    skipped = f" {found['skipped']} rows without an answer, or refused by the template, were left out." if found["skipped"] else ""
+    if found["same"]:
+        return f"Identical in {found['rows']} rows (template {found['template_name']}).{skipped}"
+    first = found["first_difference"]
+    if first is None:
+        return f"There was no row to compare.{skipped}"
+    return (
+        f"Identical in {found['identical']} of {found['rows']} rows (template {found['template_name']}).{skipped}\n"
+        f"First difference: row {first['row']}, token {first['position'] + 1}. {first['reason']}\n"
+        f"both      …{first['shared']!r}\ntraining  {first['training_next']!r}\nchat      {first['chat_next']!r}"
+    )
 
 
 def _marked(row: dict[str, Any]) -> str:

@@ -1,19 +1,24 @@
-"""`studio train` and `studio jobs …`"""
+"""`studio train`, `studio sweep` and `studio jobs …`"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from studio.commands.terminal import JsonFlag, follow, group, leave_unless_succeeded, load_settings, open_studio, say, show, table
+from studio.commands.terminal import JsonFlag, follow, group, leave_unless_succeeded, open_studio, say, show, table
 
-app = group("Jobs: list, show, logs, metrics, cancel.")
+app = group("Jobs: the queue, what runs, and what came of it.")
 
-COLUMNS = ("id", "name", "kind", "status", "step", "reason")
+COLUMNS = ("id", "name", "kind", "status", "step", "starts", "tags", "reason")
 METRIC_COLUMNS = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "seconds")
 Job = Annotated[str, typer.Argument(metavar="ID", help="A job's ID or name.")]
+OrQueue = Annotated[str | None, typer.Argument(metavar="[ID]", help="A job's ID or name; the whole queue where it is left out.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it.")]
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that `studio jobs bundle` has written.")]
+QUEUE_IS_PAUSED = "The queue is paused: nothing new starts until `studio jobs resume`."
 
 
 class TrainCommand(TyperCommand):
@@ -38,7 +43,7 @@ def train(
     data: Annotated[str, typer.Option(metavar="ID", help="Dataset to learn from: ID or name.")],
     base_model: Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")],
     recipe: Annotated[str | None, typer.Option(help="Named starting point of the options.")] = None,
-    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it.")] = None,
+    set: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the job and of its adapter.")] = None,
     after: Annotated[str | None, typer.Option(metavar="JOB", help="Run only once this job has succeeded.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit 3 when it failed.")] = False,
@@ -46,15 +51,49 @@ def train(
 ) -> None:
     """Train an adapter: submit a job."""
     from jobs.config import parse_assignments
+
+    studio = open_studio()
+    job = studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=parse_assignments(set or []), name=name, after=after)
+    _launched(studio, job, wait, json)
+
+
+def sweep(
+    data: Annotated[str, typer.Option(metavar="ID", help="Dataset to learn from: ID or name.")],
+    base_model: Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")],
+    grid: Annotated[list[str], typer.Option(metavar="KEY=[V, V]", help="An option and its values, as JSON. Repeat it.")],
+    recipe: Annotated[str | None, typer.Option(help="Named starting point of the options.")] = None,
+    set: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; its jobs take it with a number.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="JOB", help="Run only once this job has succeeded.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until all have ended; exit 3 when one failed.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train once per combination of options: one job that stands for its children."""
+    from jobs.config import parse_assignments
+
+    studio = open_studio()
+    job = studio.jobs.sweep(
+        data=data,
+        base_model=base_model,
+        grid=parse_assignments(grid),
+        recipe=recipe,
+        options=parse_assignments(set or []),
+        name=name,
+        after=after,
+    )
+    _launched(studio, job, wait, json)
+
+
+def _launched(studio: Any, job: dict[str, Any], wait: bool, json: bool) -> None:
+    """Say what becomes of a job that was just queued, and see it through with `wait`."""
     from studio import supervisor
 
-    settings = load_settings()
-    studio = open_studio(settings)
-    job = studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=parse_assignments(set or []), name=name, after=after)
+    if studio.jobs.overview()["paused"]:
+        say(QUEUE_IS_PAUSED)
     if wait:
-        with supervisor.assistance(settings, say, queues=("gpu",)):
+        with supervisor.assistance(studio.settings, say, queues=("gpu",)):
             job = follow(studio, job["id"])
-    elif supervisor.running(settings) is None:
+    elif supervisor.running(studio.settings) is None:
         say(f"{job['name']} is queued. It runs when the studio does: `studio up`.")
     show(job, json, f"{job['name']}: {job['status']}. ID {job['id']}")
     leave_unless_succeeded(job)
@@ -62,10 +101,15 @@ def train(
 
 @app.command("list")
 def list_(
-    status: Annotated[str | None, typer.Option(help="Only jobs with this status, such as RUNNING.")] = None, json: JsonFlag = False
+    status: Annotated[str | None, typer.Option(help="Only jobs with this status, such as RUNNING.")] = None,
+    search: Annotated[str | None, typer.Option(help="Only jobs in whose name, model, data, tags or note these words occur.")] = None,
+    json: JsonFlag = False,
 ) -> None:
-    """All jobs, newest first."""
-    rows = open_studio().jobs.list(status.upper() if status else None)
+    """All jobs: what runs, what waits in its order, what has ended, newest first."""
+    studio = open_studio()
+    rows = studio.jobs.list(status.upper() if status else None, search)
+    if studio.jobs.overview()["paused"]:
+        say(QUEUE_IS_PAUSED)
     show(rows, json, table([_row(job) for job in rows], COLUMNS, "No job yet. Submit one with `studio train`."))
 
 
@@ -100,6 +144,160 @@ def cancel(
     show(cancelled, json, f"{cancelled['name']}: {cancelled['status'] if cancelled['status'] != 'RUNNING' else 'is being stopped'}.")
 
 
+@app.command()
+def pause(job: OrQueue = None, json: JsonFlag = False) -> None:
+    """Set a job aside, a running one at a checkpoint; without an ID, start nothing new."""
+    jobs = open_studio().jobs
+    if job is None:
+        show(jobs.pause_queue(), json, QUEUE_IS_PAUSED)
+        return
+    paused = jobs.pause(job)
+    show(paused, json, f"{paused['name']}: {'is being paused' if paused['status'] == 'RUNNING' else paused['status']}.")
+
+
+@app.command()
+def resume(job: OrQueue = None, json: JsonFlag = False) -> None:
+    """Let a paused job go on where it stopped; without an ID, let the queue run again."""
+    jobs = open_studio().jobs
+    if job is None:
+        show(jobs.resume_queue(), json, "The queue runs again.")
+        return
+    resumed = jobs.resume(job)
+    show(resumed, json, f"{resumed['name']}: {resumed['status']}.")
+
+
+@app.command()
+def retry(
+    job: Job,
+    fix: Annotated[bool, typer.Option("--fix", help="As a new job, with the change of options that its failure asks for.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Run a failed or cancelled job again, from its last checkpoint."""
+    jobs = open_studio().jobs
+    again = jobs.apply_remedy(job) if fix else jobs.retry(job)
+    show(again, json, f"{again['name']}: {again['status']}. ID {again['id']}")
+
+
+@app.command()
+def clone(
+    job: Job,
+    set: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new job and of its adapter.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Queue another job with the same data and options, some of them changed."""
+    from jobs.config import parse_assignments
+
+    made = open_studio().jobs.clone(job, options=parse_assignments(set or []), name=name)
+    show(made, json, f"{made['name']}: {made['status']}. ID {made['id']}")
+
+
+@app.command()
+def move(
+    job: Job,
+    priority: Annotated[int | None, typer.Option(min=-1000, max=1000, help="Higher runs first; 0 is usual.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="JOB", help="Run it right before this one.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Change the place of a waiting job."""
+    moved = open_studio().jobs.move(job, priority, before)
+    show(moved, json, f"{moved['name']}: priority {moved['priority']}.")
+
+
+@app.command()
+def tag(
+    job: Job,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Take this tag off. Repeat it.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Add tags to a job."""
+    tagged = open_studio().jobs.tag(job, tags or [], remove or [])
+    show(tagged, json, f"{tagged['name']}: {', '.join(tagged['tags']) or 'no tags'}.")
+
+
+@app.command()
+def note(job: Job, text: Annotated[str, typer.Argument(help="The note; empty removes it.")], json: JsonFlag = False) -> None:
+    """Write a note on a job."""
+    noted = open_studio().jobs.note(job, text)
+    show(noted, json, f"{noted['name']}: {noted['notes'] or 'no note'}")
+
+
+@app.command()
+def compare(jobs: Annotated[list[str], typer.Argument(metavar="ID ID...")], json: JsonFlag = False) -> None:
+    """Runs beside each other: what differs in their options, and what they reached."""
+    found = open_studio().jobs.compare(jobs)
+    rows = [
+        {"": key, **dict(zip((job["id"] for job in found["jobs"]), values, strict=True))} for key, values in found["differences"].items()
+    ]
+    figures = dict.fromkeys(key for result in found["results"].values() for key in result)
+    rows += [{"": key, **{job["id"]: found["results"][job["id"]].get(key) for job in found["jobs"]}} for key in figures]
+    names = {"": "", **{job["id"]: job["name"] for job in found["jobs"]}}
+    show(found, json, table([names, *rows], ["", *(job["id"] for job in found["jobs"])], ""))
+
+
+@app.command()
+def script(
+    job: Job, to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to a file.")] = None, json: JsonFlag = False
+) -> None:
+    """The training as a bare TRL script with the same settings."""
+    made = open_studio().jobs.script(job)
+    if to is not None:
+        to.write_text(made["script"], encoding="utf-8")
+    show(made, json, made["script"] if to is None else f"The script is in {to}.")
+
+
+@app.command()
+def bundle(job: Job, to: Annotated[Path, typer.Option(metavar="FILE", help="The .zip file to write.")], json: JsonFlag = False) -> None:
+    """Everything of a run in one file: options, rows, template, versions, figures, adapter."""
+    made = open_studio().bundles.bundle(job, to)
+    show(made, json, f"{made['name']} is in {made['path']} ({made['bytes'] / 1e6:.1f} MB).")
+
+
+@app.command()
+def rerun(
+    bundle: Bundle,
+    name: Annotated[str | None, typer.Option(help="Name of the new job and of its adapter.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit 3 when it failed.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train a bundle's run again."""
+    studio = open_studio()
+    _launched(studio, studio.bundles.rerun(bundle, name), wait, json)
+
+
+@app.command()
+def verify(bundle: Bundle, json: JsonFlag = False) -> None:
+    """Train a bundle's run again, unless that is done, and say whether the same adapter comes out."""
+    from studio import supervisor
+
+    studio = open_studio()
+    found = studio.bundles.verify(bundle)
+    if found["status"] not in ("SUCCEEDED", "FAILED", "CANCELLED"):
+        with supervisor.assistance(studio.settings, say, queues=("gpu",)):
+            follow(studio, found["job"])
+        found = studio.bundles.verify(bundle)
+    if found["reproduces"]:
+        show(found, json, f"The same adapter, to the bit ({found['actual']}).")
+        return
+    if found["reproduces"] is None:
+        show(found, json, f"{found['name']}: {found['status']}. {found['reason']} {found['fix']}")
+        raise typer.Exit(3)
+    differs = ", ".join(f"{key} {there} there, {here} here" for key, (there, here) in found["environment_differences"].items())
+    error = {
+        "message": f"Another adapter comes out: {found['actual']} instead of {found['expected']}.",
+        "fix": f"What differs: {differs}." if differs else "Versions, device and threads are the same; look at the log of both runs.",
+    }
+    show({**found, "error": error}, json, "It does not reproduce.")
+    say(f"{error['message']} {error['fix']}")
+    raise typer.Exit(1)
+
+
 def _row(job: dict[str, Any]) -> dict[str, Any]:
     progress = job["progress"]
-    return {**job, "step": f"{progress['step'] or 0}/{progress['max_steps']}" if progress["max_steps"] else None}
+    return {
+        **job,
+        "step": f"{progress['step'] or 0}/{progress['max_steps']}" if progress["max_steps"] else None,
+        "starts": f"in {job['starts_in_s']:.0f} s" if job["starts_in_s"] is not None else None,
+        "tags": ", ".join(job["tags"]) or None,
+    }

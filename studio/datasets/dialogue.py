@@ -160,6 +160,8 @@ class Dialogue:
         ends = [end for end in (self.end_of_turn, *self._added_texts) if end and bare.startswith(end)]
         mark = MARK.match(bare)
         end = max(ends, key=len, default=mark.group() if mark and mark.group() != self.next_header else "")
+        if end and end not in self._added_texts:  # a written end may be followed by a token that ends it again
+            end += max((token for token in self._added_texts if bare.startswith(token, len(end))), key=len, default="")
         return len(following) - len(bare) + len(end) if end else 0
 
     # what the template does, found out by asking it
@@ -174,9 +176,24 @@ class Dialogue:
     @cached_property
     def end_of_turn(self) -> str:
         """What closes an answer: an added token, else the mark that stands behind the last answer, such as `<|im_end|>`."""
-        closing = self._probe([_turn("user", "Hi"), _turn("assistant", PROBE_ANSWER)]).partition(PROBE_ANSWER)[2].strip()
+        closing = self._closing.strip()
         token = max((text for text in self._added_texts if closing.startswith(text)), key=len, default="")
-        return token or closing.partition("\n")[0].rstrip()
+        return token or self._before_tokens(closing.partition("\n")[0]).rstrip()
+
+    @cached_property
+    def closings(self) -> tuple[str, ...]:
+        """Texts by which a chat knows that the answer is over: the end of turn; a written one also with the white space before it."""
+        end = self.end_of_turn
+        space = self._closing[: len(self._closing) - len(self._closing.lstrip())]
+        return (space + end, end) if end and space and end not in self._added_texts else (end,)
+
+    @cached_property
+    def _closing(self) -> str:
+        return self._probe([_turn("user", "Hi"), _turn("assistant", PROBE_ANSWER)]).partition(PROBE_ANSWER)[2]
+
+    def _before_tokens(self, text: str) -> str:
+        """`text` up to the first added token in it, as in `### End</s>`."""
+        return text[: min((text.find(token) for token in self._added_texts if token in text), default=len(text))]
 
     @cached_property
     def next_header(self) -> str:

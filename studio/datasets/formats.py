@@ -272,7 +272,9 @@ def detect(columns: Columns, format: str | None = None, mapping: Mapping[str, st
     example = " ".join(f"--map {role}=COLUMN" for role in wanted[:3])
     which = f"not fit the format {format!r}" if format else "fit no known format"
     raise DatasetError(
-        f"the columns ({', '.join(list(columns)[:20])}) {'do ' * bool(format)}{which}.", f"Say which column is which: {example}."
+        f"the columns ({', '.join(list(columns)[:20])}) {'do ' * bool(format)}{which}.",
+        f"Say which column is which: {example}.",
+        columns=list(columns)[:100],
     )
 
 

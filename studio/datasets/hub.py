@@ -6,6 +6,7 @@ A child process of studio.services.datasets and the only file of this room that 
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,20 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m studio.datasets.hub NAME CONFIG SPLIT OUT", file=sys.stderr)
         return 2
     name, config, split, out = arguments
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
     try:
         download(name, config, split, Path(out))
     except Exception as exc:  # noqa: BLE001 - the edge of this process: one line for the parent
-        print(f"{type(exc).__name__}: {' '.join(str(exc).split())}"[:500], file=sys.stderr)
+        print(_without_token(f"{type(exc).__name__}: {' '.join(str(exc).split())}")[:500], file=sys.stderr)
         return 1
     return 0
+
+
+def _without_token(message: str) -> str:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return message.replace(token, "…") if token else message
 
 
 if __name__ == "__main__":

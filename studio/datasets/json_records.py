@@ -11,37 +11,81 @@ import orjson
 
 from studio.datasets import records
 from studio.datasets.json_stream import JsonStream, JsonStreamError
-from studio.datasets.records import Problem, Record, Row, lines_of
+from studio.datasets.records import MAX_COLUMNS, SAMPLE_BYTES, Problem, Record, Row, is_too_long, lines_of, skip_line, too_long
 from studio.errors import DatasetError
 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
+MAX_VALUES = 500_000  # of one row
 NESTED_KEYS = ("data", "rows", "train", "examples", "items", "records", "samples", "dataset")
 
 
-def jsonl_records(file: Any, _name: str, _sample: bytes) -> Iterator[Record]:
-    loads = orjson.loads
-    for number, line in lines_of(file):
-        if isinstance(line, Problem):
-            yield number, line
-            continue
-        try:
-            value = loads(line)
-        except orjson.JSONDecodeError as exc:
-            if line.strip():
-                yield number, Problem(number, _json_complaint(line, exc), "Put one JSON object on each line.")
-            continue
-        yield number, value if type(value) is dict else _as_row(number, value)
+class JsonLines:
+    """Rows of a file with one object on each line: one by one, or, from where that stopped, as blocks of whole lines."""
+
+    def __init__(self, file: Any, _name: str = "", _sample: bytes = b"") -> None:
+        self._file = file
+        self._number = 0  # of lines read
+
+    def __iter__(self) -> Iterator[Record]:
+        before = self._number
+        for number, line in lines_of(self._file):
+            self._number = before + number
+            record = Problem(self._number, line.problem, line.fix) if isinstance(line, Problem) else json_line(self._number, line)
+            if record is not None:
+                yield self._number, record
+
+    def blocks(self) -> Iterator[tuple[int, bytes | Problem]]:
+        """(number of the first line, whole lines of about BLOCK_BYTES), or a line that is too long."""
+        while block := self._file.read(records.BLOCK_BYTES):
+            first = self._number + 1
+            last_line = block.rfind(b"\n") + 1
+            if last_line < len(block):
+                block += self._file.readline(records.MAX_LINE_BYTES + 1)
+            long_line = block[last_line:] if len(block) - last_line > min(records.MAX_WIDE_BYTES, records.MAX_LINE_BYTES) else b""
+            if not is_too_long(long_line):
+                long_line = b""
+            if long_line:
+                if not block.endswith(b"\n"):
+                    skip_line(self._file)
+                block = block[:last_line]
+            self._number += block.count(b"\n") + (block != b"" and not block.endswith(b"\n"))
+            if block:
+                yield first, block
+            if long_line:
+                self._number += 1
+                yield self._number, too_long(self._number, long_line)
+
+
+def json_line(number: int, line: bytes) -> Row | Problem | None:
+    """The row of one line; None for a blank one."""
+    if len(line) > SAMPLE_BYTES and line.count(b",") > MAX_VALUES:  # each takes many times its bytes in memory
+        return Problem(number, f"The row has more than {MAX_VALUES:,} values.", "Keep the ones with text, or leave the row out.")
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _json_problem(number, line.strip(b" \t\r\n"))
+    return value if type(value) is dict else _as_row(number, value)
+
+
+def _json_problem(number: int, line: bytes) -> Problem | None:
+    if not line:
+        return None
+    try:
+        orjson.loads(line)
+        complaint = "Not valid JSON."
+    except orjson.JSONDecodeError as exc:
+        complaint = _json_complaint(line, exc)
+    return Problem(number, complaint, "Put one JSON object on each line.")
 
 
 def _json_complaint(line: bytes, exc: orjson.JSONDecodeError) -> str:
-    text = line.lstrip()
     if b"\x00" in line:
         return "The line holds a NUL byte."
     try:
-        text.decode("utf-8")
+        line.decode("utf-8")
     except UnicodeDecodeError as error:
         return f"The line is not UTF-8 (byte {error.start + 1})."
-    if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", text):
+    if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", line):
         return "NaN and Infinity are no JSON."
     return f"Not valid JSON: {exc.msg} (column {exc.colno})."
 
@@ -76,7 +120,9 @@ def json_records(file: Any, name: str, _sample: bytes) -> Iterator[Record]:
 
 def _list_records(stream: JsonStream) -> Iterator[Record]:
     for line, value in stream.items():
-        if stream.bad_constant:
+        if isinstance(value, JsonStreamError):
+            yield line, Problem(line, f"{value}.", "Correct it there, or leave the row out.")
+        elif stream.bad_constant:
             yield line, Problem(line, f"{stream.bad_constant} is no JSON.", "Write null or a number.")
         elif type(value) is dict and "row_idx" in value and isinstance(value.get("row"), dict):
             yield line, value["row"]  # as the hub's dataset viewer writes rows
@@ -89,12 +135,16 @@ def _object_records(stream: JsonStream, name: str) -> Iterator[Record]:
     first_line = stream.line
     row: Row = {}
     nested = False
+    columns = 0
     for key in stream.members():
         if key in NESTED_KEYS and stream.peek() == "[" and stream.peek_inside() == "{":
             nested = True
             yield from _list_records(stream)
         else:
-            row[key] = stream.value()
+            row[key] = value = stream.value()
+            columns += not isinstance(value, dict)  # objects may be rows of their own
+            if columns > MAX_COLUMNS:
+                raise DatasetError(f"{name} has more than {MAX_COLUMNS:,} columns.", "Keep the ones with text.")
     if nested:
         return
     for number, value in _rows_of_object(row, name):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 CHUNK_BYTES = 1024**2
+_LONGEST_START = 1000
 _SPACE = re.compile(r"[ \t\r\n]*")
+_FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\\n]|\\.){1,200}")\s*:')
 
 
 class JsonStreamError(ValueError):
@@ -59,26 +62,55 @@ class JsonStream:
             except RecursionError:
                 raise JsonStreamError("The value is nested too deeply", self.line) from None
             except ValueError as exc:
-                if self._ended or len(self._text) - self._position > self._max_chars:
+                if self._ended or self._is_full() or self._is_hopeless(exc):
                     raise self._error(exc) from None
             else:
                 if end < len(self._text) or self._ended:
                     self._advance(end)
                     return value
-            self._fill(double=True)
+            self._fill(grow=True)
 
     def items(self) -> Iterator[tuple[int, Any]]:
-        """(line, value) of each element of the list that starts here."""
+        """(line, value) of each element of the list that starts here; a broken one is a JsonStreamError.
+
+        After a broken element the next object that begins with the same key is looked for; raises where there is none.
+        """
         self._expect("[")
         if self.peek() == "]":
             return self._expect("]")
+        start = re.compile(r"\{")
         while True:
             self._skip_space()
             line = self.line
-            yield line, self.value()
-            if self.peek() != ",":
-                return self._expect("]")
-            self._expect(",")
+            start = self._row_start() or start
+            try:
+                value = self.value()
+            except JsonStreamError as exc:
+                self._advance(min(self._position + 1, len(self._text)))
+                yield from self._skipped_to(start, exc)
+                continue
+            yield line, value
+            try:
+                if self.peek() == "]":
+                    return self._expect("]")
+                self._expect(",")
+            except JsonStreamError as exc:
+                yield from self._skipped_to(start, exc)
+
+    def _skipped_to(self, start: re.Pattern[str], exc: JsonStreamError) -> Iterator[tuple[int, JsonStreamError]]:
+        """Move to the next place that looks like `start`, giving the error that made it necessary; raises it where there is none."""
+        while not (match := start.search(self._text, self._position)):
+            if self._ended:
+                raise exc
+            self._advance(max(self._position, len(self._text) - _LONGEST_START))
+            self._fill()
+        self._advance(match.start())
+        yield exc.line, exc
+
+    def _row_start(self) -> re.Pattern[str] | None:
+        """How the object that starts here begins."""
+        match = _FIRST_KEY.match(self._text, self._position)
+        return re.compile(r"\{\s*" + re.escape(match[1]) + r"\s*:") if match else None
 
     def members(self) -> Iterator[str]:
         """Each key of the object that starts here; the caller reads the value before asking for the next."""
@@ -117,20 +149,32 @@ class JsonStream:
         self.line += self._text.count("\n", self._position, end)
         self._position = end
 
-    def _fill(self, double: bool = False) -> None:
-        """Read on, dropping what is behind us; `double` keeps the retries on a long value few."""
+    def _fill(self, grow: bool = False) -> None:
+        """Read on, dropping what is behind us; `grow` keeps the retries on a long value few."""
         left = self._text[self._position :]
-        chunk = self._file.read(max(CHUNK_BYTES, len(left)) if double else CHUNK_BYTES)
+        chunk = self._file.read(max(CHUNK_BYTES, min(len(left), 4 * CHUNK_BYTES)) if grow else CHUNK_BYTES)
         self._ended = not chunk
         self._text = left + self._decoder.decode(chunk, final=not chunk)
         self._position = 0
+
+    def _is_full(self) -> bool:
+        """Whether no more of a value may be held; with one character outside of the basic plane, each takes four bytes."""
+        return sys.getsizeof(self._text) > self._max_chars
+
+    def _is_hopeless(self, exc: ValueError) -> bool:
+        """Whether reading on would not help: what is wrong stands well before the end of what is in memory."""
+        if not isinstance(exc, json.JSONDecodeError):
+            return True  # a number of thousands of digits
+        return not exc.msg.startswith("Unterminated") and exc.pos < len(self._text) - 16
 
     def _error(self, exc: ValueError) -> JsonStreamError:
         if not isinstance(exc, json.JSONDecodeError):
             return JsonStreamError("Not valid JSON: a number has too many digits", self.line)
         line = self.line + self._text.count("\n", self._position, exc.pos)
-        if not self._ended:
-            return JsonStreamError(f"A value is not valid JSON ({exc.msg}), or longer than {self._max_chars:,} characters", line)
+        if not self._ended and not self._is_hopeless(exc):
+            return JsonStreamError(
+                f"A value is longer than {self._max_chars // 1024**2} MB, or than a quarter of that with characters such as emoji", line
+            )
         if exc.pos >= len(self._text) or exc.msg.startswith("Unterminated"):
             return JsonStreamError("The file ends in the middle of a value", line)
         return JsonStreamError(f"Not valid JSON: {exc.msg}", line)

@@ -1,4 +1,4 @@
-"""A file as rows: jsonl, json, csv, tsv, parquet, txt, md, and gz of these. Streams, so memory stays flat.
+"""A file as rows: jsonl, json, csv, tsv, parquet, txt, md, and gz or zip of these. Streams, so memory stays flat.
 
 `open_source(path)` finds out what the file is; iterating over its records gives (line, row) or (line, Problem).
 Knows nothing of what a row means: that is formats.py and mapping.py.
@@ -7,12 +7,11 @@ Knows nothing of what a row means: that is formats.py and mapping.py.
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import re
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +20,17 @@ from typing import Any, BinaryIO
 import orjson
 
 from studio.datasets import records
-from studio.datasets.json_records import json_records, jsonl_records
+from studio.datasets.archives import GZIP, Allowance, data_entries, open_zip, unpacked_entry, unpacked_gzip
+from studio.datasets.json_records import JsonLines, json_records
 from studio.datasets.records import CHUNK_BYTES, SAMPLE_BYTES, Problem, Record, Row, lines_of
 from studio.datasets.tables import csv_records, looks_like_table, parquet_records
 from studio.errors import DatasetError
 
-MAX_UNPACKED_RATIO = 200  # text seldom packs better than 20 times; what does is a bomb
-ALWAYS_UNPACKED_BYTES = 256 * 1024**2
-
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # with entries, and without
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 MAGIC = {
     b"\x1f\x8b": ("an archive inside an archive", "Unpack it once."),
-    b"PK\x03\x04": ("a zip archive (or an Excel file)", "Unpack it, or save the sheet as CSV."),
+    b"PK\x03\x04": ("an archive inside an archive", "Unpack it once."),
     b"%PDF": ("a PDF", "Copy its text into a .txt file."),
     b"\x89PNG": ("an image", "Upload text, JSON, CSV or Parquet."),
     b"\xff\xd8\xff": ("an image", "Upload text, JSON, CSV or Parquet."),
@@ -54,7 +52,7 @@ class Source:
 
     name: str
     file_type: str  # jsonl, json, csv, parquet, text
-    records: Iterator[Record]
+    records: Iterable[Record]
     encoding: str = "utf-8"
     notes: list[str] = field(default_factory=list)
 
@@ -68,24 +66,80 @@ def open_source(path: Path, filename: str | None = None, scratch: Path | None = 
     name = filename or path.name
     with ExitStack() as stack:
         file = stack.enter_context(_open(path, name))
-        if file.peek(2)[:2] == b"\x1f\x8b":
-            file = stack.enter_context(_unpacked(file, name, scratch))
+        start = file.peek(4)
+        if start.startswith(GZIP):
+            file = stack.enter_context(unpacked_gzip(file, name, scratch))
             name = name.removesuffix(".gz")
-        sample = _sample(file)
-        if not sample.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
-            raise DatasetError(f"{name} is empty.", "Choose a file with at least one row.")
-        if sample[:4] == b"PAR1" or name.lower().endswith(".parquet"):
-            yield Source(name, "parquet", parquet_records(file, name))
+        elif start[:4] in ZIP_STARTS:
+            yield _zip_source(file, name, scratch, stack)
             return
-        encoding, notes = _encoding(sample, name)
-        if encoding != "utf-8" or (b"\r" in sample and b"\n" not in sample):
-            file = stack.enter_context(_recoded(file, name, encoding, scratch))
-            sample = _sample(file)
-        if sample.startswith(codecs.BOM_UTF8):
-            file.seek(len(codecs.BOM_UTF8))
-            sample = sample.removeprefix(codecs.BOM_UTF8)
-        file_type = _file_type(name, sample)
-        yield Source(name, file_type, READERS[file_type](file, name, sample), encoding, notes)
+        yield _source(file, name, scratch, stack)
+
+
+def _source(file: Any, name: str, scratch: Path | None, stack: ExitStack) -> Source:
+    """The records of an unpacked file, which `stack` keeps open."""
+    sample = _sample(file)
+    if not sample.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
+        raise DatasetError(f"{name} is empty.", "Choose a file with at least one row.")
+    if sample[:4] == b"PAR1" or name.lower().endswith(".parquet"):
+        return Source(name, "parquet", parquet_records(file, name))
+    encoding, notes = _encoding(sample, name)
+    if encoding != "utf-8" or (b"\r" in sample and b"\n" not in sample):
+        file = stack.enter_context(_recoded(file, name, encoding, scratch))
+        sample = _sample(file)
+    if sample.startswith(codecs.BOM_UTF8):
+        file.seek(len(codecs.BOM_UTF8))
+        sample = sample.removeprefix(codecs.BOM_UTF8)
+    file_type = _file_type(name, sample)
+    return Source(name, file_type, READERS[file_type](file, name, sample), encoding, notes)
+
+
+def _zip_source(packed: Any, name: str, scratch: Path | None, stack: ExitStack) -> Source:
+    """The data files of a zip, one after the other."""
+    archive = stack.enter_context(open_zip(packed, name))
+    entries, left_out = data_entries(archive, name, FILE_TYPES)
+    allowance = Allowance(name, sum(entry.compress_size for entry in entries))
+
+    def opened(entry: zipfile.ZipInfo, keep: ExitStack) -> Source:
+        return _source(keep.enter_context(unpacked_entry(archive, entry, allowance, scratch)), entry.filename, scratch, keep)
+
+    def all_records() -> Iterator[Record]:
+        columns = yield from _named_records(first)
+        for entry in entries[1:]:
+            with ExitStack() as keep:
+                source = opened(entry, keep)
+                others = yield from _named_records(source, first.file_type, columns)
+                columns = columns or others
+
+    first = opened(entries[0], stack)
+    notes = [*first.notes]
+    if left_out:
+        notes.append(f"Left out: {', '.join(left_out[:10])}{' …' if len(left_out) > 10 else ''}.")
+    if len(entries) == 1:
+        return Source(first.name, first.file_type, first.records, first.encoding, notes)
+    notes.append(f"Read one after the other: {', '.join(entry.filename for entry in entries[:10])}{' …' if len(entries) > 10 else ''}.")
+    return Source(name, first.file_type, all_records(), first.encoding, notes)
+
+
+def _named_records(source: Source, file_type: str = "", columns: frozenset[str] = frozenset()) -> Generator[Record, None, frozenset[str]]:
+    """Records of one file of several, its name in their problems; gives back the columns of its first row.
+
+    Raises DatasetError where the file is of another type than the first, or has none of its columns.
+    """
+    fix = "Pack one file, or files of one kind with the same columns."
+    if file_type and source.file_type != file_type:
+        raise DatasetError(f"{source.name} is of another type ({source.file_type}) than the first file ({file_type}).", fix)
+    own: frozenset[str] = frozenset()
+    for line, row in source.records:
+        if isinstance(row, Problem):
+            yield line, Problem(line, f"In {source.name}: {row.problem}", row.fix)
+            continue
+        if not own:
+            own = frozenset(row)
+            if columns and not own & columns:
+                raise DatasetError(f"{source.name} has none of the columns of the first file ({', '.join(sorted(columns)[:10])}).", fix)
+        yield line, row
+    return own
 
 
 # the file as a whole
@@ -94,7 +148,7 @@ def open_source(path: Path, filename: str | None = None, scratch: Path | None = 
 def _open(path: Path, name: str) -> io.BufferedReader:
     if path.exists() and not path.is_file():  # a pipe would hang
         what = "a folder" if path.is_dir() else "no regular file"
-        raise DatasetError(f"{name} is {what}.", f"Give one file: {', '.join(FILE_TYPES)}, or .gz of these.")
+        raise DatasetError(f"{name} is {what}.", f"Give one file: {', '.join(FILE_TYPES)}, or .gz or .zip of these.")
     try:
         return path.open("rb")
     except FileNotFoundError:
@@ -107,24 +161,6 @@ def _sample(file: Any) -> bytes:
     sample: bytes = file.read(SAMPLE_BYTES)
     file.seek(0)
     return sample
-
-
-@contextmanager
-def _unpacked(packed: io.BufferedReader, name: str, scratch: Path | None) -> Iterator[Any]:
-    """A temporary file with what the gz holds; a gz inside it is unpacked no further."""
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        try:
-            with gzip.GzipFile(fileobj=packed) as unpacked:
-                while chunk := unpacked.read(CHUNK_BYTES):
-                    file.write(chunk)
-                    if file.tell() > max(ALWAYS_UNPACKED_BYTES, MAX_UNPACKED_RATIO * packed.tell()):
-                        raise DatasetError(
-                            f"{name} unpacks to more than {MAX_UNPACKED_RATIO} times its size.", "Unpack it yourself if you trust it."
-                        )
-        except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-            raise DatasetError(f"{name} is damaged or cut off ({exc}).", "Pack or download it again.") from None
-        file.seek(0)
-        yield file
 
 
 @contextmanager
@@ -158,12 +194,12 @@ def _encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
         return wide, [f"Read as {wide}: every other byte is zero."]
     controls = sum(sample.count(bytes([byte])) for byte in range(32) if byte not in b"\t\n\r\f\v\x1b")
     if controls > len(sample) * 0.05:
-        raise DatasetError(f"{name} is binary, not text.", f"Upload one of {', '.join(FILE_TYPES)}, or .gz of these.")
+        raise DatasetError(f"{name} is binary, not text.", f"Upload one of {', '.join(FILE_TYPES)}, or .gz or .zip of these.")
     decoded = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
     broken = 0 if decoded.isascii() else len(LONE_BYTES.findall(decoded))
     if 2 * broken <= len(FOREIGN.findall(decoded)):  # a few bad bytes among good ones are problems of their rows
         return "utf-8", []
-    return _legacy_encoding(sample, name)
+    return _legacy_encoding(sample)
 
 
 def _wide_encoding(sample: bytes) -> str:
@@ -181,7 +217,7 @@ def _wide_encoding(sample: bytes) -> str:
     return ""
 
 
-def _legacy_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
+def _legacy_encoding(sample: bytes) -> tuple[str, list[str]]:
     """A guess, but only where it makes words: lone bytes in otherwise plain text stay problems of their rows."""
     import charset_normalizer
 
@@ -190,7 +226,7 @@ def _legacy_encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
     excerpt = sample[start : start + 64 * 1024]
     guess = charset_normalizer.from_bytes(excerpt).best()
     if guess is None:
-        raise DatasetError(f"{name} is in an unknown encoding.", "Save the file as UTF-8.")
+        return "utf-8", []
     encoding, text = guess.encoding, str(guess)
     if excerpt.decode("cp1252", "replace") == text:
         encoding = "cp1252"  # of the encodings that read it alike, the one most people have
@@ -210,7 +246,8 @@ def _file_type(name: str, sample: bytes) -> str:
         if whole and following in (b"{", b"["):
             return "jsonl"
         if suffix in (".jsonl", ".ndjson") and first[:1] == b"{":
-            return "jsonl" if whole or following == b"{" else "json"
+            is_long = b"\n" not in sample and len(sample) == SAMPLE_BYTES
+            return "jsonl" if whole or following == b"{" or is_long else "json"
         if whole or suffix in (".json", ".jsonl", ".ndjson", ""):
             return "json"
     if suffix in (".jsonl", ".ndjson", ".json"):
@@ -257,8 +294,8 @@ def _document(line: int, parts: list[bytes]) -> Row | Problem:
         return Problem(line, f"The text is not UTF-8 (byte {exc.start + 1}).", "Save the file as UTF-8.")
 
 
-READERS: dict[str, Callable[[Any, str, bytes], Iterator[Record]]] = {
-    "jsonl": jsonl_records,
+READERS: dict[str, Callable[[Any, str, bytes], Iterable[Record]]] = {
+    "jsonl": JsonLines,
     "json": json_records,
     "csv": csv_records,
     "text": _text_records,

@@ -21,7 +21,7 @@ from studio.errors import DatasetError
 from studio.types import Example, Message
 
 TEMPLATES = Path(__file__).parent / "templates"
-TEMPLATE_NAMES = ("chatml", "alpaca", "plain")
+TEMPLATE_NAMES = ("chatml", "alpaca", "alpaca-end", "plain")
 MAX_TEMPLATE_BYTES = 1024**2
 
 
@@ -60,7 +60,7 @@ class Renderer:
         self._vocabulary = vocabulary
         self.tokenizer = vocabulary.tokenizer
         self.template = template
-        self.template_name = template_name
+        self.template_name = template_name  # of TEMPLATE_NAMES, `model` for the model's own, `custom`, or a file's
         self.template_sha256 = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
         self.bos_token_id = vocabulary.bos_token_id
         self.eos_token_id = vocabulary.eos_token_id
@@ -84,7 +84,7 @@ class Renderer:
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end an answer: the template's end of turn, its next question's header, and what the model folder names."""
         eos = self.special_tokens.get("eos_token", "")
-        found = [eos, *self._vocabulary.stop_strings, self.dialogue.end_of_turn, self.dialogue.next_header]
+        found = [eos, *self._vocabulary.stop_strings, *self.dialogue.closings, self.dialogue.next_header]
         return tuple(dict.fromkeys(text for text in found if text))
 
     @cached_property
@@ -93,6 +93,15 @@ class Renderer:
         texts = (self.dialogue.end_of_turn, self.dialogue.next_header)
         ends = [self.tokenizer.token_to_id(text) for text in texts if text in self._added_texts]
         return tuple(dict.fromkeys([*self._vocabulary.stop_token_ids, *(i for i in ends if i is not None)]))
+
+    def card(self) -> dict[str, Any]:
+        """What is kept of the template with a run and an adapter, beside its text."""
+        return {
+            "name": self.template_name,
+            "sha256": self.template_sha256,
+            "special_tokens": {name: text for name, text in self.special_tokens.items() if text},
+            "stop_strings": list(self.stop_strings),
+        }
 
     def example(self, example: Example, max_length: int | None = None) -> Rendered:
         """One training row. Conversations learn the assistant's turns, prompt + completion the completion, text everything."""

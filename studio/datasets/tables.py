@@ -54,9 +54,11 @@ def csv_records(file: Any, name: str, sample: bytes) -> Iterator[Record]:
     too_long: list[Problem] = []
 
     def lines() -> Iterator[str]:
-        for _, line in lines_of(file):
+        for number, line in lines_of(file):
             if isinstance(line, Problem):
                 too_long.append(line)
+            elif number == 1 and line.count(options["delimiter"].encode()) > 10 * MAX_COLUMNS:  # a million fields take much memory
+                raise _too_many_columns(name, line.count(options["delimiter"].encode()) + 1)
             yield "" if isinstance(line, Problem) else line.decode("utf-8", "surrogateescape")
 
     reader = csv.reader(lines(), strict=True, **options)
@@ -90,12 +92,16 @@ def _header(reader: Any, name: str) -> list[str]:
     except csv.Error as exc:
         raise DatasetError(f"{name}, line 1: the header can't be read ({exc}).", "Write the column names in the first line.") from None
     if len(header) > MAX_COLUMNS:
-        raise DatasetError(f"{name} has {len(header):,} columns.", f"Keep the ones with text; at most {MAX_COLUMNS:,} are read.")
+        raise _too_many_columns(name, len(header))
     header = [column.strip() or f"column {number}" for number, column in enumerate(header, start=1)]
     twice = sorted({column for column in header if header.count(column) > 1}) if len(set(header)) < len(header) else []
     if twice:
         raise DatasetError(f"{name}, line 1: the column {twice[0]!r} is named twice.", "Give each column a name of its own.")
     return header
+
+
+def _too_many_columns(name: str, count: int) -> DatasetError:
+    return DatasetError(f"{name} has {count:,} columns.", f"Keep the ones with text; at most {MAX_COLUMNS:,} are read.")
 
 
 def looks_like_table(sample: bytes, suffix: str) -> bool:
@@ -114,9 +120,7 @@ def parquet_records(file: Any, name: str) -> Iterator[Record]:
     try:
         table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
         if table.metadata.num_columns > MAX_COLUMNS:
-            raise DatasetError(
-                f"{name} has {table.metadata.num_columns:,} columns.", f"Keep the ones with text; at most {MAX_COLUMNS:,} are read."
-            )
+            raise _too_many_columns(name, table.metadata.num_columns)
         number = 0
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():

@@ -1,14 +1,17 @@
-"""The life of a job: submit, claim, beat, ingest, requeue, finish, cancel.
+"""The life of a job: submit, claim, beat, ingest, requeue, finish; cancel, pause, resume, retry, move.
 
-The only code that writes status, attempt, owner, lease, slot and cancel. Every write of an attempt is fenced by
-(id, owner, attempt): a worker that has lost its claim changes nothing. All functions join the caller's transaction.
+The only code that writes status, attempt, owner, lease, slot, cancel and the order of the queue. Every write of an attempt
+is fenced by (id, owner, attempt): a worker that has lost its claim changes nothing. What a person asks of a sweep is done to
+its children; the status of a sweep follows theirs in the same transaction. All functions join the caller's transaction.
 Knows no files, no processes and no queue.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from studio.db.models import Job, JobEvent, Metric
+from studio.db.models import Job, JobEvent, Metric, QueueState
 from studio.errors import NotFoundError, StudioError
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+WAITING = ("QUEUED", "PAUSED")
+SWEEP = "sweep"  # the kind of a job that only stands for its children
 LEASE_S = 12.0  # a claim whose lease has not moved for this long may be taken away
 MAX_LOST = 20  # deaths from outside without a new checkpoint
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 10.0
@@ -42,16 +47,20 @@ class Claim:
 def submit(session: Session, job: Job) -> Job:
     """Queue a new job. It is safe from here on: workers find the row even when no bell rings."""
     job.status, job.attempt = "QUEUED", 0
+    # behind all that wait, also when the clock has been set back since
+    last = session.scalar(select(func.max(Job.rank)).where(Job.status.in_(WAITING))) or 0.0
+    job.rank = max(time.time(), math.nextafter(last, math.inf))
     session.add(job)
     session.flush()
     note(session, job.id, 0, "submitted")
+    _follow_children(session, job.parent_id)
     return job
 
 
 def claimable(session: Session, queue: str, limit: int = 8) -> list[str]:
     """IDs of jobs that may start now, in the order in which they should."""
-    query = select(Job.id).where(Job.queue == queue, Job.status == "QUEUED", _is_due(), _is_released())
-    return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)))
+    query = select(Job.id).where(Job.queue == queue, Job.status == "QUEUED", _is_due(), _is_released(), _is_open())
+    return list(session.scalars(query.order_by(*IN_ORDER).limit(limit)))
 
 
 def slot_is_free(session: Session, slot: str) -> bool:
@@ -63,7 +72,7 @@ def claim(session: Session, job_id: str, owner: str, slot: str | None) -> Claim 
     now = time.time()
     change = (
         update(Job)
-        .where(Job.id == job_id, Job.status == "QUEUED", _is_due(), _is_released())
+        .where(Job.id == job_id, Job.status == "QUEUED", Job.kind != SWEEP, _is_due(), _is_released(), _is_open())
         .values(
             status="RUNNING",
             attempt=Job.attempt + 1,
@@ -88,11 +97,12 @@ def claim(session: Session, job_id: str, owner: str, slot: str | None) -> Claim 
     attempt = session.scalar(select(Job.attempt).where(Job.id == job_id))
     assert attempt is not None
     note(session, job_id, attempt, "started", {"owner": owner})
+    _follow_parent(session, job_id)
     return Claim(job_id, owner, attempt)
 
 
 def beat(session: Session, held: Claim) -> str | None:
-    """Renew the lease; what a person asked for meanwhile: None, "cancel" or "keep". Raises LostClaimError."""
+    """Renew the lease; what a person asked for meanwhile: None, "cancel", "keep" or "pause". Raises LostClaimError."""
     now = time.time()
     _write(session, held, lease_until=now + LEASE_S, updated_at=now)
     return session.scalar(select(Job.cancel).where(Job.id == held.job_id))
@@ -133,8 +143,7 @@ def requeue(session: Session, held: Claim, reason: str) -> str:
     """The attempt died from outside: back into the queue after a pause, unless that has happened too often. The new status."""
     job = _held_job(session, held)
     if job.cancel:
-        finish(session, held, "CANCELLED")
-        return "CANCELLED"
+        return _as_wished(session, held, job.cancel)
     lost = job.lost + 1
     if lost > MAX_LOST:
         finish(
@@ -153,16 +162,35 @@ def requeue(session: Session, held: Claim, reason: str) -> str:
 
 def release(session: Session, held: Claim) -> str:
     """The worker ends in good order and hands the job back; that costs the job nothing. The new status."""
-    if _held_job(session, held).cancel:
-        finish(session, held, "CANCELLED")
-        return "CANCELLED"
+    if wish := _held_job(session, held).cancel:
+        return _as_wished(session, held, wish)
     _back_to_queue(session, held, not_before=0.0)
     note(session, held.job_id, held.attempt, "released")
     return "QUEUED"
 
 
-def finish(session: Session, held: Claim, status: str, reason: str = "", fix: str = "", result: dict[str, Any] | None = None) -> None:
-    """End the job for good."""
+def try_smaller(session: Session, held: Claim, config: dict[str, Any], text: str) -> str:
+    """Memory ran out: queue the job again with a smaller batch, this once. The new status."""
+    wish = _held_job(session, held).cancel
+    _write(session, held, config=config, is_halved=True)
+    note(session, held.job_id, held.attempt, "notice", {"text": text})
+    if wish:
+        return _as_wished(session, held, wish)
+    _back_to_queue(session, held, not_before=0.0)
+    return "QUEUED"
+
+
+def finish(
+    session: Session,
+    held: Claim,
+    status: str,
+    reason: str = "",
+    fix: str = "",
+    result: dict[str, Any] | None = None,
+    cause: str = "",
+    remedy: dict[str, Any] | None = None,
+) -> None:
+    """End the job for good; `cause` and `remedy` (options that would help) are what a program reads of a failure."""
     assert status in ENDED
     now = time.time()
     _write(
@@ -171,6 +199,8 @@ def finish(session: Session, held: Claim, status: str, reason: str = "", fix: st
         status=status,
         reason=reason,
         fix=fix,
+        cause=cause,
+        remedy=remedy or {},
         result=result or {},
         ended_at=now,
         updated_at=now,
@@ -178,23 +208,142 @@ def finish(session: Session, held: Claim, status: str, reason: str = "", fix: st
         **_FREE,
     )
     note(session, held.job_id, held.attempt, status.lower(), {"reason": reason, "fix": fix} if reason else {})
+    _follow_parent(session, held.job_id)
 
 
 def cancel(session: Session, job_id: str, keep: bool = False) -> str:
     """End a waiting job at once; ask a running one to end. The status afterwards. Raises StudioError for one that has ended."""
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFoundError(f"There is no job {job_id!r}.", "`studio jobs list` shows them.")
+    job = _job(session, job_id)
+    if job.kind == SWEEP:
+        return _to_children(session, job, lambda child: cancel(session, child, keep))
     now = time.time()
-    waiting = update(Job).where(Job.id == job_id, Job.status.in_(("QUEUED", "PAUSED")))
+    waiting = update(Job).where(Job.id == job_id, Job.status.in_(WAITING))
     ended = {**_FREE, "status": "CANCELLED", "ended_at": now, "updated_at": now, "cancel": "keep" if keep and job.checkpoint_step else None}
     if _changed(session, waiting.values(**ended)):
         note(session, job_id, job.attempt, "cancelled")
+        _follow_children(session, job.parent_id)
         return "CANCELLED"
     running = update(Job).where(Job.id == job_id, Job.status == "RUNNING")
     if _changed(session, running.values(cancel="keep" if keep else "cancel", updated_at=now)):
         return "RUNNING"
     raise StudioError(f"Job {job.name} has ended already ({job.status.lower()}).", "Only a job that waits or runs can be cancelled.")
+
+
+def pause(session: Session, job_id: str) -> str:
+    """Set a waiting job aside; ask a running one to stop at a checkpoint. The status afterwards. Raises StudioError."""
+    job = _job(session, job_id)
+    if job.kind == SWEEP:
+        return _to_children(session, job, lambda child: pause(session, child))
+    if job.status in ENDED:
+        raise StudioError(f"Job {job.name} has ended already ({job.status.lower()}).", "Only a job that waits or runs can be paused.")
+    if job.status == "RUNNING":
+        running = update(Job).where(Job.id == job_id, Job.status == "RUNNING", or_(Job.cancel.is_(None), Job.cancel == "pause"))
+        if not _changed(session, running.values(cancel="pause", updated_at=time.time())):
+            raise StudioError(f"Job {job.name} is being stopped.", "Wait until it has ended, then `studio jobs retry` it.")
+    elif _changed(session, update(Job).where(Job.id == job_id, Job.status == "QUEUED").values(status="PAUSED", updated_at=time.time())):
+        note(session, job_id, job.attempt, "paused")
+        _follow_children(session, job.parent_id)
+    return _status(session, job_id)
+
+
+def resume(session: Session, job_id: str) -> str:
+    """Put a paused job back in its place; it goes on from its checkpoint. The status afterwards. Raises StudioError."""
+    job = _job(session, job_id)
+    if job.kind == SWEEP:
+        return _to_children(session, job, lambda child: resume(session, child))
+    if job.status in ENDED:
+        raise StudioError(f"Job {job.name} has ended ({job.status.lower()}).", f"`studio jobs retry {job.name}` runs it again.")
+    back = update(Job).where(Job.id == job_id, Job.status == "PAUSED").values(status="QUEUED", not_before=0.0, updated_at=time.time())
+    if _changed(session, back):
+        note(session, job_id, job.attempt, "continued")
+        _follow_children(session, job.parent_id)
+    else:  # one that is on its way to a pause comes back by itself
+        _changed(session, update(Job).where(Job.id == job_id, Job.status == "RUNNING", Job.cancel == "pause").values(cancel=None))
+    return _status(session, job_id)
+
+
+def retry(session: Session, job_id: str) -> str:
+    """Queue a job that failed or was cancelled once more; it goes on from its last verified checkpoint. Raises StudioError."""
+    job = _job(session, job_id)
+    if job.kind == SWEEP:
+        return _to_children(session, job, lambda child: retry(session, child))
+    if job.status not in ("FAILED", "CANCELLED"):
+        raise StudioError(
+            f"Job {job.name} has not failed: it is {job.status.lower()}.", f"`studio jobs clone {job.name}` makes another one like it."
+        )
+    awaited = session.get(Job, job.after_id) if job.after_id else None
+    if awaited and awaited.status in ("FAILED", "CANCELLED"):
+        raise StudioError(
+            f"Job {job.name} runs after {awaited.name}, which ended {awaited.status.lower()}.", f"Retry {awaited.name} first."
+        )
+    anew: dict[str, Any] = {
+        "status": "QUEUED",
+        "reason": "",
+        "fix": "",
+        "cause": "",
+        "remedy": {},
+        "result": {},
+        "ended_at": None,
+        "cancel": None,
+    }
+    last = session.scalar(select(func.max(Job.rank)).where(Job.status.in_(WAITING))) or 0.0
+    place = {"lost": 0, "not_before": 0.0, "rank": max(time.time(), math.nextafter(last, math.inf)), "updated_at": time.time()}
+    if _changed(session, update(Job).where(Job.id == job_id, Job.status == job.status).values(**anew, **place)):
+        note(session, job_id, job.attempt, "retried")
+        _follow_children(session, job.parent_id)
+    return _status(session, job_id)
+
+
+def move(session: Session, job_id: str, priority: int | None = None, before: str | None = None) -> None:
+    """Give a waiting job another priority, or the place in front of another waiting job. Raises StudioError."""
+    job = _job(session, job_id)
+    moved = [job] if job.kind != SWEEP else [child for child in children(session, job) if child.status in WAITING]
+    if job.status not in WAITING and not (job.kind == SWEEP and moved):
+        raise StudioError(f"Job {job.name} does not wait: it is {job.status.lower()}.", "Only a job that waits can be moved.")
+    if before is not None:
+        _place_before(session, moved, _job(session, before))
+        return
+    if priority is None:
+        raise StudioError("Neither a priority nor a place is given.", "Name a priority, or the job before which this one shall run.")
+    _changed(session, update(Job).where(Job.id.in_([job_id, *(one.id for one in moved)])).values(priority=priority))
+
+
+def _place_before(session: Session, moved: Sequence[Job], other: Job) -> None:
+    """Take the other's priority, and number anew the ranks of all that wait with it: they stay times of their own."""
+    first = next((child for child in children(session, other) if child.status in WAITING), other) if other.kind == SWEEP else other
+    if first.status not in WAITING or first.queue != moved[0].queue:
+        raise StudioError(f"Job {other.name} does not wait in the same queue.", "Name a job that waits.")
+    ids = {one.id for one in moved}
+    if first.id in ids:
+        return
+    same = (Job.status.in_(WAITING), Job.queue == first.queue, Job.priority == first.priority)
+    rest = [waiting for waiting in session.scalars(select(Job).where(*same).order_by(*IN_ORDER)) if waiting.id not in ids]
+    place = next(index for index, waiting in enumerate(rest) if waiting.id == first.id)
+    order = [*rest[:place], *moved, *rest[place:]]
+    least = -math.inf
+    for waiting, rank in zip(order, sorted(one.rank for one in order), strict=True):
+        least = max(rank, math.nextafter(least, math.inf))
+        _changed(session, update(Job).where(Job.id == waiting.id).values(rank=least, priority=first.priority))
+
+
+def pause_queue(session: Session, queue: str) -> None:
+    """Start nothing more from this queue, until resumed; what runs goes on."""
+    if session.get(QueueState, queue) is None:
+        session.add(QueueState(name=queue, paused_at=time.time()))
+
+
+def resume_queue(session: Session, queue: str) -> None:
+    if (state := session.get(QueueState, queue)) is not None:
+        session.delete(state)
+
+
+def queue_is_paused(session: Session, queue: str) -> bool:
+    return session.get(QueueState, queue) is not None
+
+
+def children(session: Session, job: Job) -> list[Job]:
+    """The jobs of a sweep in the order of its grid."""
+    return list(session.scalars(select(Job).where(Job.parent_id == job.id).order_by(Job.created_at, Job.rank)))
 
 
 def has_unreachable(session: Session) -> bool:
@@ -219,7 +368,8 @@ def cancel_unreachable(session: Session) -> None:
 
 
 def running(session: Session) -> list[Job]:
-    return list(session.scalars(select(Job).where(Job.status == "RUNNING")))
+    """Claimed jobs; a sweep runs without being claimed."""
+    return list(session.scalars(select(Job).where(Job.status == "RUNNING", Job.kind != SWEEP)))
 
 
 def to_keep(session: Session) -> list[Job]:
@@ -252,6 +402,67 @@ def put_metric(session: Session, held: Claim, kind: str, step: int, event: dict[
 _FREE: dict[str, Any] = {"owner": None, "slot": None, "lease_until": None, "pid": None, "pid_born": None, "cancel": None}
 
 
+IN_ORDER = (Job.priority.desc(), Job.rank, Job.created_at, Job.id)
+
+
+def _job(session: Session, job_id: str) -> Job:
+    job = session.get(Job, job_id, populate_existing=True)
+    if job is None:
+        raise NotFoundError(f"There is no job {job_id!r}.", "`studio jobs list` shows them.")
+    return job
+
+
+def _status(session: Session, job_id: str) -> str:
+    return session.scalar(select(Job.status).where(Job.id == job_id)) or ""
+
+
+def _to_children(session: Session, sweep: Job, act: Callable[[str], object]) -> str:
+    """Do it to every child that it can be done to; the sweep's status afterwards. Raises StudioError when there is none."""
+    refused: list[StudioError] = []
+    members = children(session, sweep)
+    for child in members:
+        try:
+            act(child.id)
+        except StudioError as exc:
+            refused.append(exc)
+    if len(refused) == len(members):
+        raise refused[0] if refused else StudioError(f"Sweep {sweep.name} has no jobs.")
+    return _status(session, sweep.id)
+
+
+def _follow_parent(session: Session, job_id: str) -> None:
+    _follow_children(session, session.scalar(select(Job.parent_id).where(Job.id == job_id)))
+
+
+def _follow_children(session: Session, sweep_id: str | None) -> None:
+    """Give a sweep the status that its children add up to."""
+    if sweep_id is None:
+        return
+    session.flush()
+    counts = Counter(session.scalars(select(Job.status).where(Job.parent_id == sweep_id)))
+    status, total, now = _sum_of(counts), counts.total(), time.time()
+    values: dict[str, Any] = {"status": status, "step": sum(counts[s] for s in ENDED), "max_steps": total, "updated_at": now}
+    if status == "RUNNING":
+        values["started_at"] = func.coalesce(Job.started_at, now)
+    values["ended_at"] = now if status in ENDED else None
+    bad = [f"{counts[s]} {s.lower()}" for s in ("FAILED", "CANCELLED") if counts[s]]
+    values["reason"] = f"Of {total} runs {' and '.join(bad)}." if bad and status in ENDED else ""
+    values["fix"] = "Look at those; `studio jobs retry` on the sweep runs them again." if values["reason"] else ""
+    _changed(session, update(Job).where(Job.id == sweep_id, Job.kind == SWEEP).values(**values))
+
+
+def _sum_of(counts: Counter[str]) -> str:
+    """RUNNING as soon as one has begun and not all have ended; at the end the worst."""
+    if counts["RUNNING"] or (counts["QUEUED"] and any(counts[status] for status in ENDED)):
+        return "RUNNING"
+    order = ("QUEUED", "PAUSED", "FAILED", "CANCELLED", "SUCCEEDED")
+    return next((status for status in order if counts[status]), "QUEUED")
+
+
+def _is_open() -> ColumnElement[bool]:
+    return ~exists().where(QueueState.name == Job.queue)
+
+
 def _is_due() -> ColumnElement[bool]:
     now = time.time()
     # a time further away than any back-off was written by a clock that has been set back since
@@ -282,8 +493,19 @@ def _held_job(session: Session, held: Claim) -> Job:
     return job
 
 
-def _back_to_queue(session: Session, held: Claim, **values: Any) -> None:
-    _write(session, held, status="QUEUED", eta_s=None, updated_at=time.time(), **_FREE, **values)
+def _as_wished(session: Session, held: Claim, wish: str) -> str:
+    """The attempt is over, and a person had asked for that: set the job aside or end it. The new status."""
+    if wish == "pause":
+        _back_to_queue(session, held, status="PAUSED", not_before=0.0)
+        note(session, held.job_id, held.attempt, "paused")
+        return "PAUSED"
+    finish(session, held, "CANCELLED")
+    return "CANCELLED"
+
+
+def _back_to_queue(session: Session, held: Claim, status: str = "QUEUED", **values: Any) -> None:
+    _write(session, held, status=status, eta_s=None, updated_at=time.time(), **_FREE, **values)
+    _follow_parent(session, held.job_id)
 
 
 def _new_checkpoint(session: Session, held: Claim, step: int) -> None:

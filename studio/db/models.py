@@ -64,8 +64,8 @@ class Job(Base):
 
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
-    kind: Mapped[str]  # train, compare, ...
-    queue: Mapped[str] = mapped_column(default="gpu")  # which worker runs it: gpu, light
+    kind: Mapped[str]  # train, compare, sweep, ...
+    queue: Mapped[str] = mapped_column(default="gpu")  # which worker runs it: gpu, light; none for a sweep, whose children run
     name: Mapped[str] = mapped_column(unique=True)
     status: Mapped[str] = mapped_column(default="QUEUED")
     recipe: Mapped[str] = mapped_column(default="")
@@ -73,9 +73,10 @@ class Job(Base):
     run_dir: Mapped[str] = mapped_column(default="")  # absolute; "" for light jobs without files
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     base_model: Mapped[str] = mapped_column(default="")
-    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the sweep it belongs to
     after_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # run only once that job has SUCCEEDED
     priority: Mapped[int] = mapped_column(default=0)  # higher first
+    rank: Mapped[float] = mapped_column(default=time.time)  # lower first among equal priorities; a time, until somebody reorders
     attempt: Mapped[int] = mapped_column(default=0)  # counts claims
     lost: Mapped[int] = mapped_column(default=0)  # deaths from outside since the last new checkpoint
     checkpoint_step: Mapped[int] = mapped_column(default=0)
@@ -85,13 +86,17 @@ class Job(Base):
     lease_until: Mapped[float | None]  # moves with every beat; others watch whether it moves, not what time it says
     pid: Mapped[int | None]
     pid_born: Mapped[float | None]
-    cancel: Mapped[str | None]  # what a person asked of a running job: null, "cancel", "keep"
+    cancel: Mapped[str | None]  # what a person asked of a running job: null, "cancel", "keep", "pause"
     event_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of this attempt's events.jsonl already ingested
     step: Mapped[int | None]
     max_steps: Mapped[int | None]
+    planned_steps: Mapped[int | None]  # as computed at launch; null where only the trainer can know
     eta_s: Mapped[float | None]
     reason: Mapped[str] = mapped_column(default="")
     fix: Mapped[str] = mapped_column(default="")
+    cause: Mapped[str] = mapped_column(default="")  # of a failure, for programs: out_of_memory, diverged, disk_full, ...
+    remedy: Mapped[dict[str, Any]] = mapped_column(default=dict)  # options that would help, dotted keys
+    is_halved: Mapped[bool] = mapped_column(default=False)  # memory ran out once, and the batch was halved
     result: Mapped[dict[str, Any]] = mapped_column(default=dict)
     tags: Mapped[list[Any]] = mapped_column(default=list)
     notes: Mapped[str] = mapped_column(default="")
@@ -104,7 +109,16 @@ class Job(Base):
         # one running job per device slot, by the database itself
         Index("one_running_per_slot", "slot", unique=True, sqlite_where=IS_RUNNING, postgresql_where=IS_RUNNING),
         Index("jobs_by_status", "status", "priority", "created_at"),
+        Index("jobs_by_parent", "parent_id"),
     )
+
+
+class QueueState(Base):
+    """A queue that a person has paused: what runs goes on, nothing new starts."""
+
+    __tablename__ = "queue_states"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    paused_at: Mapped[float]
 
 
 class Metric(Base):

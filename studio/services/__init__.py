@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from studio.db import migrations
 from studio.db.session import Database, database
 from studio.services.adapters import AdapterService
+from studio.services.bundles import BundleService
 from studio.services.chat import ChatService
 from studio.services.comparisons import ComparisonService
+from studio.services.curation import CurationService
 from studio.services.datasets import DatasetService
 from studio.services.jobs import JobService
 from studio.services.keys import KeyService
@@ -24,8 +26,10 @@ class Studio:
     settings: Settings
     db: Database
     datasets: DatasetService
+    curation: CurationService
     models: ModelService
     jobs: JobService
+    bundles: BundleService
     adapters: AdapterService
     chat: ChatService
     comparisons: ComparisonService
@@ -45,8 +49,9 @@ class Studio:
         models = ModelService(settings, db, at_terminal=at_terminal)
         adapters = AdapterService(settings, db, models)
         datasets = DatasetService(settings, db, models)
+        curation = CurationService(settings, db, datasets, models)
         jobs = JobService(settings, db, datasets, models)
         chat = ChatService(settings, db, models, adapters)
         comparisons = ComparisonService(settings, db, datasets, adapters)
         system = SystemService(settings, db, models, jobs)
-        return cls(settings, db, datasets, models, jobs, adapters, chat, comparisons, KeyService(db), system)
+        return cls(settings, db, datasets, curation, models, jobs, BundleService(jobs), adapters, chat, comparisons, KeyService(db), system)

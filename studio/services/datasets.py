@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,12 +26,14 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs.rundir import RunDir, fsync_folder
+from studio.datasets import lengths as figures
+from studio.datasets import parity
 from studio.datasets.formats import FORMATS
 from studio.datasets.ingest import Ingest, Problems, open_ingest
 from studio.datasets.reading import FILE_TYPES
 from studio.datasets.records import Problem
-from studio.datasets.rendering import Rendered, Renderer
-from studio.datasets.splitting import split
+from studio.datasets.rendering import TEMPLATE_NAMES, Rendered, Renderer
+from studio.datasets.splitting import split_file
 from studio.db.models import Comparison, Dataset, Job, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError, NotFoundError, StudioError
@@ -43,6 +46,13 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # never a path
 HUB_SILENCE_S = 120.0  # a hub that sends nothing for so long is given up
 RENDER_SAMPLE = 500  # rows that the shares of `render` are counted on
 MAX_PAGE = 1000
+WRITE_BYTES = 2 * 1024**2
+MAX_KEPT_COLUMNS = 200
+SAMPLE = [
+    {"role": "system", "content": "Answer in one word."},
+    {"role": "user", "content": "What is the capital of Peru?"},
+    {"role": "assistant", "content": "Lima"},
+]
 
 
 Rows = list[dict[str, Any]]  # `list` itself names a method below
@@ -115,13 +125,12 @@ class DatasetService:
         problems, count = Problems(), 0
         preview: Rows = []
         with open_ingest(Path(path), filename, format, mapping, self._settings.cache) as ingest:
-            for _, result in ingest:
-                if isinstance(result, Problem):
-                    problems.add(result)
-                    continue
-                count += 1
+            for batch in ingest.batches():
+                for problem in batch.problems:
+                    problems.add(problem)
                 if len(preview) < rows:
-                    preview.append(json.loads(result))
+                    preview += [json.loads(line) for line in batch.lines.split(b"\n", rows)[: rows - len(preview)] if line]
+                count += batch.rows
             return {
                 "format": ingest.layout.format.name,
                 "kind": ingest.layout.format.kind,
@@ -143,6 +152,24 @@ class DatasetService:
         """What `add_text` would make of a text, without keeping anything."""
         with self._pasted(text) as path:
             return self.inspect(path, filename="pasted", format=format, mapping=mapping, rows=rows)
+
+    def formats(self) -> Rows:
+        """The known formats: `name`, `kind`, `roles` (the parts that a column can play) and `description`."""
+        return [
+            {"name": known.name, "kind": known.kind, "roles": known.role_names(), "description": known.description} for known in FORMATS
+        ]
+
+    def remembered(self, columns: Iterable[str]) -> dict[str, Any] | None:
+        """How a file with exactly these columns was read and mapped the last time: `name`, `format`, `mapping`; None for new ones."""
+        wanted = sorted(columns)
+        with self._db.read() as session:
+            kept = session.execute(
+                select(Dataset.name, Dataset.format, Dataset.mapping, Dataset.provenance).order_by(Dataset.created_at.desc())
+            )
+            for name, format, mapping, provenance in kept:
+                if wanted and sorted(provenance.get("columns") or []) == wanted:
+                    return {"name": name, "format": format, "mapping": mapping}
+        return None
 
     def list(self) -> Rows:
         """All datasets, the newest first."""
@@ -204,56 +231,89 @@ class DatasetService:
         *,
         base_model: str,
         rows: int = 3,
+        offset: int = 0,
         max_length: int = 1024,
         chat_template: str | None = None,
         allow_path: bool = False,
     ) -> dict[str, Any]:
-        """What a model will see and learn of the first rows; shares and percentiles over all rows, or an even sample of many."""
+        """What a model will see and learn of some rows from `offset` on (0 is the first).
+
+        Shares, percentiles and the histogram are over all rows, or an even sample of many. In each row `ids`, `tokens` and `learned`
+        end at max_length; `cut` and `cut_learned` are the tokens behind it that training never sees.
+        """
         renderer = Renderer.load(self._models.resolve(base_model, allow_path=allow_path).path, chat_template)
         checked = self.check_for_training(dataset, renderer, max_length, sample=RENDER_SAMPLE)
-        shown = [_rendered_json(_render(renderer, Example.model_validate(row), max_length)) for row in self.rows(dataset, limit=rows)]
-        keys = ("share_truncated", "share_without_learned_tokens", "p50", "p95", "p99", "problems")
+        examples = [Example.model_validate(row) for row in self.rows(dataset, offset=offset, limit=rows)]
         return {
-            "rows": shown,
-            **{key: checked[key] for key in keys},
-            "checked": checked["checked"],
+            **checked,
+            "total": checked["rows"],
+            "rows": [_rendered_json(_render(renderer, example), number, max_length) for number, example in enumerate(examples, offset + 1)],
             "template_name": renderer.template_name,
             "template_sha256": renderer.template_sha256,
         }
 
+    def templates(self, base_model: str, *, allow_path: bool = False) -> Rows:
+        """The chat templates that fit a model, the one it gets by default first, each with how it writes a short conversation."""
+        path = self._models.resolve(base_model, allow_path=allow_path).path
+        default = Renderer.load(path)
+        others = [Renderer.load(path, name) for name in TEMPLATE_NAMES if name != default.template_name]
+        return [
+            {**renderer.card(), "choice": name, "default": renderer is default, "preview": _preview(renderer)}
+            for name, renderer in [("", default), *((other.template_name, other) for other in others)]
+        ]
+
+    def parity(
+        self,
+        dataset: str,
+        *,
+        base_model: str,
+        rows: int = 20,
+        max_length: int = 1024,
+        chat_template: str | None = None,
+        allow_path: bool = False,
+    ) -> dict[str, Any]:
+        """Whether training sees the ids that chat sends with the answer behind them, for `rows` rows spread evenly; see parity.compare."""
+        renderer = Renderer.load(self._models.resolve(base_model, allow_path=allow_path).path, chat_template)
+        return parity.compare(renderer, self._spread(dataset, rows), max_length)
+
+    def _spread(self, dataset: str, rows: int) -> Iterator[tuple[int, Example]]:
+        """At most `rows` rows with their numbers from 1, spread evenly, the first among them."""
+        record = self.show(dataset)
+        total = record["rows"]
+        wanted = {n * total // rows + 1 for n in range(rows)} if 0 < rows < total else None
+        with self._rows_path(record["id"]).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if wanted is None or number in wanted:
+                    yield number, Example.model_validate_json(line)
+
     def check_for_training(self, dataset: str, renderer: Renderer, max_length: int, sample: int | None = None) -> dict[str, Any]:
         """Lengths and learned tokens of all rows, or of `sample` rows spread evenly; a row that can't be rendered learns nothing."""
         record = self.show(dataset)
-        step = max(1, -(-record["rows"] // sample)) if sample else 1
         problems, lengths, truncated, unlearned, checked = Problems(), [], 0, 0, 0
-        with self._rows_path(record["id"]).open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if (number - 1) % step:
-                    continue
-                checked += 1
-                rendered = _render(renderer, Example.model_validate_json(line), max_length)
-                if isinstance(rendered, DatasetError):
-                    problems.add(Problem(number, rendered.message, rendered.fix))
-                    unlearned += 1
-                    continue
-                lengths.append(rendered.length)
-                truncated += rendered.truncated
-                unlearned += not any(rendered.learned)
+        for number, example in self._spread(record["id"], sample or record["rows"]):
+            checked += 1
+            rendered = _render(renderer, example, max_length)
+            if isinstance(rendered, DatasetError):
+                problems.add(Problem(number, rendered.message, rendered.fix))
+                unlearned += 1
+                continue
+            lengths.append(rendered.length)
+            truncated += rendered.truncated
+            unlearned += not any(rendered.learned[1:])  # the first token is never predicted
         return {
             "rows": record["rows"],
             "checked": checked,
             "share_truncated": truncated / max(1, checked),
             "share_without_learned_tokens": unlearned / max(1, checked),
-            **_percentiles(lengths),
+            **figures.summary(lengths),
             "problems": problems.as_json(),
             "problem_count": problems.count,
         }
 
     def write_run_files(self, dataset: str, run_dir: RunDir, test_size: float, seed: int) -> dict[str, int]:
-        """Write train.jsonl and eval.jsonl of a run: a seeded split with exact duplicates on one side, rows in their order."""
+        """Write train.jsonl and eval.jsonl of a run: a seeded split with duplicates on one side (splitting.py), rows in their order."""
         source = self.path(dataset)
-        with source.open("rb") as file:
-            held_out = split(file, test_size, seed)
+        held_out = split_file(source, test_size, seed)
         run_dir.path.mkdir(parents=True, exist_ok=True)
         with (
             _disk_errors(run_dir.path),
@@ -285,7 +345,11 @@ class DatasetService:
         folder = self._folder(dataset_id)
         part = folder / f"{ROWS}.part"
         try:
-            with open_ingest(path, filename, format, mapping, self._settings.cache) as ingest, _disk_errors(self._settings.datasets):
+            with (
+                _disk_errors(self._settings.home),
+                open_ingest(path, filename, format, mapping, self._settings.cache) as ingest,
+                _disk_errors(self._settings.datasets),
+            ):
                 folder.mkdir(parents=True)
                 kept = _write_rows(ingest, part, filename, skip_bad)
                 record = Dataset(
@@ -298,7 +362,12 @@ class DatasetService:
                     source=source,
                     sha256=kept.sha256,
                     bytes=part.stat().st_size,
-                    provenance={"file_type": ingest.source.file_type, "encoding": ingest.source.encoding, "notes": ingest.source.notes},
+                    provenance={
+                        "file_type": ingest.source.file_type,
+                        "encoding": ingest.source.encoding,
+                        "notes": ingest.source.notes,
+                        "columns": ingest.columns[:MAX_KEPT_COLUMNS],
+                    },
                 )
             with self._db.write() as session:
                 record.name = _free_name(session, name, filename)
@@ -360,7 +429,7 @@ class DatasetService:
             if code != 0:
                 reason = "it sent nothing for two minutes" if code is None else (lines or ["no reason given"])[-1][:300]
                 raise DatasetError(
-                    f"{source} could not be read: {reason}.", "Check the name and the network, or download the file and add that."
+                    f"{source} could not be read: {reason}.", "Check the name, the network and HF_TOKEN, or download the file and add that."
                 )
             yield path
 
@@ -376,24 +445,64 @@ class _Kept:
 
 def _write_rows(ingest: Ingest, part: Path, filename: str, skip_bad: bool) -> _Kept:
     """Write every example to `part`. Raises DatasetError with all problems, unless they are to be skipped."""
-    kept, digest = _Kept(), hashlib.sha256()
-    with part.open("wb") as file:
-        for _, result in ingest:
-            if isinstance(result, Problem):
-                kept.problems.add(result)
-            elif skip_bad or not kept.problems.count:
-                line = result + b"\n"
-                digest.update(line)
-                file.write(line)
-                kept.rows += 1
-        file.flush()
-        os.fsync(file.fileno())
+    kept = _Kept()
+    with _HashedFile(part) as file:
+        for batch in ingest.batches():
+            for problem in batch.problems:
+                kept.problems.add(problem)
+            if batch.rows and (skip_bad or not kept.problems.count):
+                file.write(batch.lines)
+                kept.rows += batch.rows
+        kept.sha256 = file.close()
     if kept.problems.count and not skip_bad:
         raise kept.problems.error(filename, "Or skip the rows with problems.")
     if not kept.rows:
         raise kept.problems.error(filename) if kept.problems.count else DatasetError(f"{filename} has no rows.", "Choose another file.")
-    kept.sha256 = digest.hexdigest()
     return kept
+
+
+class _HashedFile:
+    """A new file, written and hashed by a thread of its own while the next rows are made."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] = self._thread.submit(self._append, b"")
+        self._pending: list[bytes] = []
+        self._size = 0
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def write(self, lines: bytes) -> None:
+        """Raises OSError of this or an earlier call."""
+        self._pending.append(lines)
+        self._size += len(lines)
+        if self._size >= WRITE_BYTES:
+            self._flush()
+
+    def close(self) -> str:
+        """The digest of what is on the disk now."""
+        self._flush()
+        self._written.result()
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        self._written.result()  # two blocks in memory at most
+        self._written = self._thread.submit(self._append, b"".join(self._pending))
+        self._pending, self._size = [], 0
+
+    def _append(self, block: bytes) -> None:
+        self._digest.update(block)
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
 
 
 def _watch(child: subprocess.Popen[bytes], path: Path) -> int | None:
@@ -469,7 +578,7 @@ def _as_json(dataset: Dataset) -> dict[str, Any]:
 
 def _stem(filename: str) -> str:
     name = Path(filename).name
-    for suffix in (".gz", *FILE_TYPES):
+    for suffix in (".gz", ".zip", *FILE_TYPES):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     return name
@@ -483,27 +592,35 @@ def _until(file: Any, stop: int) -> Iterator[bytes]:
         yield line
 
 
-def _render(renderer: Renderer, example: Example, max_length: int) -> Rendered | DatasetError:
+def _render(renderer: Renderer, example: Example, max_length: int | None = None) -> Rendered | DatasetError:
     try:
         return renderer.example(example, max_length)
     except DatasetError as exc:
         return exc
 
 
-def _rendered_json(rendered: Rendered | DatasetError) -> dict[str, Any]:
+def _rendered_json(rendered: Rendered | DatasetError, number: int, max_length: int) -> dict[str, Any]:
+    """A row that was rendered whole, as training cuts it."""
     if isinstance(rendered, DatasetError):
-        return {"text": "", "tokens": [], "ids": [], "learned": [], "truncated": False, "length": 0, "problem": str(rendered)}
+        nothing: dict[str, Any] = {"text": "", "tokens": [], "ids": [], "learned": [], "cut": [], "cut_learned": [], "truncated": False}
+        return {"row": number, **nothing, "length": 0, "problem": str(rendered)}
+    tokens = rendered.tokens()
     return {
+        "row": number,
         "text": rendered.text,
-        "tokens": rendered.tokens(),
-        "ids": rendered.ids,
-        "learned": rendered.learned,
-        "truncated": rendered.truncated,
+        "tokens": tokens[:max_length],
+        "ids": rendered.ids[:max_length],
+        "learned": rendered.learned[:max_length],
+        "cut": tokens[max_length:],
+        "cut_learned": rendered.learned[max_length:],
+        "truncated": rendered.length > max_length,
         "length": rendered.length,
     }
 
 
-def _percentiles(lengths: list[int]) -> dict[str, int]:
-    """Nearest-rank percentiles, in tokens; 0 where there are no rows."""
-    ordered = sorted(lengths)
-    return {f"p{p}": ordered[min(len(ordered) - 1, -(-len(ordered) * p // 100) - 1)] if ordered else 0 for p in (50, 95, 99)}
+def _preview(renderer: Renderer) -> dict[str, Any]:
+    """How a template writes SAMPLE; one that refuses system prompts gets it without."""
+    rendered = _render(renderer, Example.model_validate({"messages": SAMPLE}))
+    if isinstance(rendered, DatasetError):
+        rendered = _render(renderer, Example.model_validate({"messages": SAMPLE[1:]}))
+    return _rendered_json(rendered, 1, RENDER_SAMPLE)

@@ -211,6 +211,54 @@ def test_rendering_shows_tokens_and_counts_what_is_cut(service: DatasetService, 
     assert answer.strip().startswith("Janet sells 16 - 3 - 4") and answer.endswith("#### 18</s>")
 
 
+def test_a_page_of_rows_shows_what_is_cut_off(service: DatasetService, shared_data: Path, instructions: Path) -> None:
+    folder = str(shared_data / "models" / "mistral-v1-tokenizer")
+    service.add(instructions / "gsm8k_test.jsonl", name="gsm")
+    whole = service.render("gsm", base_model=folder, rows=2, offset=3, max_length=4096)
+    found = service.render("gsm", base_model=folder, rows=2, offset=3, max_length=60)
+    assert [row["row"] for row in found["rows"]] == [4, 5] and found["total"] == 1319
+    for row, uncut in zip(found["rows"], whole["rows"], strict=True):
+        assert uncut["cut"] == [] and len(row["tokens"]) == len(row["ids"]) == 60
+        assert row["tokens"] + row["cut"] == uncut["tokens"] and row["learned"] + row["cut_learned"] == uncut["learned"]
+        assert row["length"] == uncut["length"] == 60 + len(row["cut"])
+    assert sum(part["count"] for part in found["histogram"]) == found["checked"] and found["max"] >= found["p99"]
+
+
+def test_parity_compares_rows_from_everywhere(service: DatasetService, shared_data: Path, tmp_path: Path) -> None:
+    folder = str(shared_data / "models" / "mistral-v1-tokenizer")
+    rows = [{"prompt": f"Question {n}?", "completion": f"Answer {n}" + " " * (n == 36)} for n in range(40)]
+    service.add(write(tmp_path, "rows.jsonl", rows))
+    found = service.parity("rows", base_model=folder, rows=10)
+    assert (found["rows"], found["identical"], found["same"], found["template_name"]) == (10, 9, False, "model")
+    assert found["first_difference"]["row"] == 37 and "white space" in found["first_difference"]["reason"]
+    assert service.parity("rows", base_model=folder, rows=10, chat_template="chatml")["same"]
+
+
+def test_templates_come_with_a_preview(service: DatasetService, shared_data: Path) -> None:
+    chat = service.templates(str(shared_data / "models" / "mistral-v1-tokenizer"))
+    base = service.templates(str(shared_data / "models" / "stories260K"))
+    assert [each["name"] for each in chat] == ["model", "chatml", "alpaca", "alpaca-end", "plain"]
+    assert [(each["name"], each["choice"]) for each in base] == [
+        ("alpaca", ""),
+        *((name, name) for name in ("chatml", "alpaca-end", "plain")),
+    ]
+    for each in chat + base:
+        preview = each["preview"]
+        learned = "".join(token for token, own in zip(preview["tokens"], preview["learned"], strict=True) if own)
+        assert "Lima" in learned and "Peru" in preview["text"] and "Peru" not in learned
+    assert all("### End" in each["stop_strings"] for each in base if each["name"] == "alpaca-end")
+
+
+def test_a_mapping_is_remembered_for_the_same_columns(service: DatasetService, tmp_path: Path) -> None:
+    mapping = {"prompt": "wort", "completion": "sinn"}
+    service.add(write(tmp_path, "rows.jsonl", [{"wort": "Haus", "sinn": "house"}]), format="prompt-completion", mapping=mapping)
+    assert service.remembered(["sinn", "wort"]) == {"name": "rows", "format": "prompt-completion", "mapping": mapping}
+    assert service.remembered(["wort"]) is None and service.remembered([]) is None
+    with pytest.raises(DatasetError, match="fit no known format") as caught:
+        service.inspect_text("a1,b1\nx,y\n")
+    assert caught.value.details["columns"] == ["a1", "b1"]
+
+
 def test_rows_that_a_template_refuses_are_counted_and_named(service: DatasetService, shared_data: Path, tmp_path: Path) -> None:
     renderer = Renderer.load(shared_data / "models" / "mistral-v1-tokenizer")
     wrong = {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}

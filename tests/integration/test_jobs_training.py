@@ -18,12 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 # a wish at step n is met by a checkpoint at n + 1; at a step that is evaluated (4, 8, 12) by leaving at once
 STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end": [12]}
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
+# a rate so high that the loss on held-out rows soon rises
+WILD = {"learning_rate": 0.05, "eval_steps": 1, "save_steps": 3, "num_train_epochs": 6, "early_stopping_patience": 4}
 CASES: list[dict[str, Any]] = [
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
     *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
     {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
+    {"name": "wild", "recipe": "lora-sft", "options": WILD},
+    {"name": "wild stopped", "recipe": "lora-sft", "options": WILD, "stops": [2, 4]},
+    {"name": "wild over", "recipe": "lora-sft", "options": WILD, "stops": [5]},
+    {"name": "wild to the last", "recipe": "lora-sft", "options": {**WILD, "num_train_epochs": 1, "load_best_model_at_end": False}},
     {"name": "no model", "options": {"model_name_or_path": "/nowhere"}},
     {"name": "no such layer", "options": {"lora.target_modules": ["q_proj", "zz_proj"]}},
     {"name": "too short", "options": {"max_length": 8}},
@@ -53,6 +59,28 @@ def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, di
 def test_logging_now_and_then_and_packing_resume_exactly_too(trained: dict[str, dict[str, Any]]) -> None:
     assert trained["sparse stopped"]["curve"] == trained["sparse"]["curve"]
     assert trained["sparse stopped"]["sha256"] == trained["sparse"]["sha256"]
+
+
+def test_a_run_that_gets_worse_stops_early_and_its_best_checkpoint_is_the_adapter(trained: dict[str, dict[str, Any]]) -> None:
+    wild = trained["wild"]
+    losses = {int(key.split()[1]): point["loss"] for key, point in wild["curve"].items() if key.startswith("eval")}
+    best = min(losses, key=lambda step: losses[step])
+    assert max(losses) == best + WILD["early_stopping_patience"] < 36
+    notices = [event["text"] for event in wild["events"] if event["type"] == "notice"]
+    assert any(text.startswith(f"Stopped early at step {max(losses)}") for text in notices)
+    card = json.loads((Path(wild["folder"]) / "studio.json").read_text(encoding="utf-8"))
+    assert (card["metrics"]["best_step"], card["metrics"]["eval_loss"]) == (best, losses[best])
+    pinned = Path(wild["folder"]).parent / f"checkpoints/checkpoint-{best}"  # kept, though two newer ones are there
+    assert manifest_problems(pinned) == []
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (pinned / "adapter", Path(wild["folder"]))]
+    assert weights[0] == weights[1]
+    assert trained["wild to the last"]["sha256"] != wild["sha256"]
+
+
+@pytest.mark.parametrize("case", ["wild stopped", "wild over"])
+def test_stopping_early_and_the_best_checkpoint_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
+    assert trained[case]["curve"] == trained["wild"]["curve"]
+    assert trained[case]["sha256"] == trained["wild"]["sha256"]
 
 
 def test_training_learns(trained: dict[str, dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from studio.datasets import reading, records
+from studio.datasets import archives, records
 from studio.datasets.ingest import Problems, open_ingest
 from studio.datasets.reading import open_source
 from studio.datasets.records import Problem
@@ -167,7 +167,7 @@ WHOLE_FILE = {
     "only a mark": ("a.json", b"\xef\xbb\xbf", "is empty"),
     "zeros": ("a.jsonl", b"\0" * 999, "is empty"),
     "binary": ("a.jsonl", bytes(range(256)) * 20, "is binary"),
-    "zip": ("a.csv", b"PK\x03\x04xxxx", "zip archive"),
+    "zip": ("a.csv", b"PK\x03\x04xxxx", "damaged or cut off"),
     "pdf": ("a.txt", b"%PDF-1.4", "PDF"),
     "parquet cut off": ("a.parquet", b"PAR1xxxxPAR1", "no readable Parquet"),
     "parquet by name only": ("a.parquet", b"hello", "no readable Parquet"),
@@ -199,9 +199,12 @@ ROWS = {
     "deep list": ("a.json", b'[{"a": 1},\n' + b"[" * 100_000, 2, "too deeply", 1),
     "a number": ("a.jsonl", GOOD + b"5\n", 2, "is a number", 1),
     "null": ("a.json", b'[{"a": 1},\nnull]', 2, "is null", 1),
+    "broken value in a list": ("a.json", b'[{"a": 1},\n{"a": 2 "b": 3},\n{"a": {"a": 5}},\n{"a": 6}]', 2, "Not valid JSON", 3),
+    "quote missing in a list": ("a.json", b'{"data": [{"a": "x"}, {"a": "y}, {"a": "z"}, {"a": "w"}]}', 1, "Not valid JSON", 3),
+    "words in a list": ("a.json", b'[{"a": 1},\nsee below,\n{"a": 2}]', 2, "Not valid JSON", 2),
     "list cut off": ("a.json", b'[{"a": 1},\n{"a": "x', 2, "ends in the middle", 1),
     "comma at the end": ("a.json", b'[{"a": 1},\n]', 2, "Not valid JSON", 1),
-    "comma missing": ("a.json", b'[{"a": 1}\n{"a": 2}]', 2, "where ']' is expected", 1),
+    "comma missing": ("a.json", b'[{"a": 1}\n{"a": 2}]', 2, "where ',' is expected", 2),
     "text behind": ("a.json", b'[{"a": 1}]\nxyz', 2, "Not valid JSON", 1),
     "endless number": ("a.json", b'[{"a": 1},\n{"a": ' + b"9" * 5000 + b"}]", 2, "too many digits", 1),
     "too few fields": ("a.csv", b"a,b\n1,2\n3\n", 3, "1 fields where the header names 2", 1),
@@ -254,7 +257,7 @@ def test_half_a_surrogate_pair_and_stray_bytes_are_problems_of_their_rows(tmp_pa
 
 
 def test_a_packed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "ALWAYS_UNPACKED_BYTES", 1024**2)
+    monkeypatch.setattr(archives, "ALWAYS_UNPACKED_BYTES", 1024**2)
     with pytest.raises(DatasetError, match="unpacks to more than"):
         read(write(tmp_path, "a.jsonl.gz", gzip.compress(b"\0" * 20_000_000)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config import JobConfig
 from jobs.executor import Exit
 from jobs.outcome import judge
 from jobs.rundir import STOPPED, RunDir, write_json
@@ -59,3 +60,18 @@ def test_without_a_result_the_log_has_the_last_word(tmp_path: Path) -> None:
     attempt.path.mkdir(parents=True)
     attempt.log.write_text("loading\nImportError: no such thing\n", encoding="utf-8")
     assert "ImportError: no such thing" in judge(Exit(2), attempt, we_asked=False).reason
+
+
+def test_a_failure_carries_what_a_program_reads(tmp_path: Path) -> None:
+    attempt = RunDir(tmp_path).attempt(1)
+    write_json(attempt.result, {**FAILED, "cause": "diverged", "remedy": {"learning_rate": 1e-5}})
+    outcome = judge(Exit(1), attempt, we_asked=False)
+    assert (outcome.cause, outcome.remedy) == ("diverged", {"learning_rate": 1e-5})
+    write_json(attempt.result, {**FAILED, "remedy": "rubbish"})
+    assert judge(Exit(1), attempt, we_asked=False).remedy == {}
+
+
+def test_a_trainer_that_the_system_ended_for_memory_gets_a_smaller_batch(tmp_path: Path) -> None:
+    ended = Exit(-signal.SIGKILL, ran_out_of_memory=True)
+    outcome = judge(ended, RunDir(tmp_path).attempt(1), we_asked=False, config=JobConfig())
+    assert outcome.cause == "out_of_memory" and outcome.remedy["per_device_train_batch_size"] == 2

@@ -176,7 +176,7 @@ def test_own_templates_and_masks_agree_with_transformers(tmp_path: Path, name: s
 
 # what is learned
 
-END = {"chatml": "<|im_end|>", "alpaca": "<|eos|>", "plain": "<|eos|>"}
+END = {"chatml": "<|im_end|>", "alpaca": "<|eos|>", "alpaca-end": "\n\n### End<|eos|>", "plain": "<|eos|>"}
 words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=40).filter(lambda text: "<|" not in text)
 
 
@@ -322,6 +322,24 @@ def test_a_base_model_gets_the_short_alpaca_form(folder: Path) -> None:
     assert renderer.template_name == "alpaca"
     assert renderer.prompt([{"role": "user", "content": "Hi"}]).text == "<|bos|>### Instruction:\nHi\n\n### Response:\n"
     assert renderer.stop_strings == ("<|eos|>", "\n### Instruction:")
+
+
+def test_the_variant_with_a_written_end_stops_there(folder: Path) -> None:
+    renderer = Renderer.load(folder, "alpaca-end")
+    assert renderer.example(chat(TALK[:2])).text.endswith("### Response:\nHello 🎉 you!\n\n### End<|eos|>")
+    assert renderer.stop_strings == ("<|eos|>", "\n\n### End", "### End", "\n### Instruction:")
+    kept = renderer.card()
+    assert kept["name"] == "alpaca-end" and kept["sha256"] == renderer.template_sha256
+    assert kept["special_tokens"]["eos_token"] == "<|eos|>" and "### End" in kept["stop_strings"]
+
+
+def test_a_written_end_is_learned_with_the_token_behind_it(folder: Path) -> None:
+    # no generation tags and a prompt that is not how the row goes on: the answers are found by their words
+    source = (
+        "{% for m in messages %}{{ '> ' if m.role == 'user' else '' }}{{ m.content | trim }}{{ '\n### End<|eos|>' if m.role != 'user' }}\n"
+    )
+    source += "{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    assert learned_text(Renderer.load(folder, source), chat(TALK)) == "Hello 🎉 you!\n### End<|eos|>Ten,\n\nI think.\n### End<|eos|>"
 
 
 def test_stops_come_from_the_template_and_the_generation_config(tmp_path: Path) -> None:

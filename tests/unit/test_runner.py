@@ -7,17 +7,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from jobs import runner
+from jobs.config import JobConfig
+from jobs.outcome import Outcome
+from jobs.rundir import RunDir
 from jobs.runner import Pulse, Runner
 from studio.db import lifecycle
-from studio.db.lifecycle import LostClaimError
-from studio.db.models import Job
+from studio.db.lifecycle import Claim, LostClaimError
+from studio.db.models import Job, JobEvent
+from studio.db.session import Database
 from studio.settings import Settings
-from tests.runs import open_store
+from tests.runs import make_run, open_store, submit
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -88,4 +93,72 @@ def test_a_database_that_fails_for_a_moment_costs_a_beat_and_not_the_job(setting
     pulse._next = 0.0
     with pytest.raises(LostClaimError):
         pulse.beat(lambda _: None)
+    db.dispose()
+
+
+NO_MEMORY = Outcome("failed", "There is no memory.", "Take less.", "out_of_memory", {"per_device_train_batch_size": 1})
+
+
+def ended(db: Database, job_id: str, outcome: Outcome, wish: str = "") -> Job:
+    """The job after one more attempt that came to this."""
+    with db.write() as session:
+        held = lifecycle.claim(session, job_id, "us", None)
+        assert held
+        job = session.get_one(Job, job_id)
+        RunDir(Path(job.run_dir)).attempt(held.attempt).path.mkdir(parents=True)
+    if wish:
+        with db.write() as session:
+            lifecycle.pause(session, job_id) if wish == "pause" else lifecycle.cancel(session, job_id)
+    with db.write() as session:
+        runner.conclude(session, held, job, outcome)
+    with db.read() as session:
+        return session.get_one(Job, job_id)
+
+
+def test_memory_that_runs_out_halves_the_batch_once_and_never_twice(settings: Settings) -> None:
+    db = open_store(settings)
+    run = make_run(settings.runs / "run", per_device_train_batch_size=6, gradient_accumulation_steps=2)
+    job_id = submit(db, run)
+    job = ended(db, job_id, NO_MEMORY)
+    assert (job.status, job.lost, job.is_halved) == ("QUEUED", 0, True)
+    on_disk = JobConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+    assert on_disk == JobConfig.model_validate(job.config)  # the trainer reads the file, people the row
+    assert (on_disk.per_device_train_batch_size, on_disk.gradient_accumulation_steps) == (3, 4)
+    assert "once more with per_device_train_batch_size 3" in run.attempt(1).log.read_text(encoding="utf-8")
+    with db.read() as session:
+        (notice,) = session.scalars(select(JobEvent).where(JobEvent.kind == "notice"))
+    assert "Memory ran out" in notice.data["text"]
+    job = ended(db, job_id, NO_MEMORY)
+    assert (job.status, job.cause, job.remedy) == ("FAILED", NO_MEMORY.cause, NO_MEMORY.remedy)
+    with db.write() as session:  # a person who retries by hand asks for the same batch: it fails again, and is not halved again
+        lifecycle.retry(session, job_id)
+    assert ended(db, job_id, NO_MEMORY).status == "FAILED"
+    db.dispose()
+
+
+@pytest.mark.parametrize(("wish", "status"), [("pause", "PAUSED"), ("cancel", "CANCELLED")])
+def test_a_wish_goes_before_the_second_try(settings: Settings, wish: str, status: str) -> None:
+    db = open_store(settings)
+    job_id = submit(db, make_run(settings.runs / "run"))
+    assert ended(db, job_id, NO_MEMORY, wish).status == status
+    db.dispose()
+
+
+def test_a_batch_of_one_row_is_not_tried_again(settings: Settings) -> None:
+    db = open_store(settings)
+    job_id = submit(db, make_run(settings.runs / "run", per_device_train_batch_size=1))
+    job = ended(db, job_id, NO_MEMORY)
+    assert (job.status, job.reason, job.cause) == ("FAILED", NO_MEMORY.reason, "out_of_memory")
+    db.dispose()
+
+
+def test_a_stale_worker_does_not_change_the_options_of_a_run(settings: Settings) -> None:
+    db = open_store(settings)
+    run = make_run(settings.runs / "run")
+    job_id, before = submit(db, run), run.config.read_bytes()
+    with db.read() as session:
+        job = session.get_one(Job, job_id)
+    with pytest.raises(LostClaimError), db.write() as session:
+        runner.conclude(session, Claim(job_id, "somebody", 1), job, NO_MEMORY)
+    assert run.config.read_bytes() == before
     db.dispose()

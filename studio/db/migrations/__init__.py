@@ -15,7 +15,7 @@ from studio.db.session import Database
 from studio.errors import StudioError
 
 FOLDER = Path(__file__).resolve().parent
-HEAD = "0001"  # the last revision; a test holds it to `versions/`
+HEAD = "0002"  # the last revision; a test holds it to `versions/`
 POSTGRES_LOCK = 7_210_437  # any number that no other program uses for an advisory lock on this database
 
 
@@ -41,6 +41,11 @@ def current(db: Database) -> str | None:
         return _revision(connection)
 
 
+def known() -> set[str]:
+    """The revisions that this version can bring up to date."""
+    return {path.name.split("_")[0] for path in (FOLDER / "versions").glob("[0-9]*.py")}
+
+
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
@@ -48,8 +53,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _refuse_newer(found: str, url: str) -> None:
-    known = {path.name.split("_")[0] for path in (FOLDER / "versions").glob("[0-9]*.py")}
-    if found not in known:
+    if found not in known():
         raise StudioError(
             f"The database {url.rpartition('/')[2]} was written by a newer Adapter Studio (revision {found}, this one knows {HEAD}).",
             "Install the newer version again, or set STUDIO_HOME to another folder.",
@@ -75,11 +79,11 @@ def _copy(db: Database, found: str) -> None:
     os.replace(part, target)
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, to: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(FOLDER))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, to)

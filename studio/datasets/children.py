@@ -1,0 +1,79 @@
+"""Run a module of this room as a child process: work on many rows, outside the process that serves the page.
+
+Hands over OPTIONS and reads OUT as JSON files, passes progress on, and turns what the child says into a StudioError.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from studio.errors import DatasetError, StudioError
+
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS", "STUDIO_ENGINE_KEY", "STUDIO_DB_URL")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+
+log = logging.getLogger(__name__)
+
+
+def run_child(
+    module: str, options: Mapping[str, Any], scratch: Path, progress: Callable[[str, float], None] | None = None
+) -> dict[str, Any]:
+    """What the child wrote to OUT. Raises StudioError with its words, or one for a defect; a caller that is stopped stops it."""
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        given, out = folder / "options.json", folder / "out.json"
+        given.write_bytes(orjson.dumps(options))
+        with (folder / "complaint").open("w+b") as complaint:
+            command = [sys.executable, "-P", "-m", module, str(given), str(out)]
+            environment = {**os.environ, **ONE_THREAD}
+            for secret in SECRETS:
+                environment.pop(secret, None)
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaint, env=environment)
+            try:
+                _listen(child, progress)
+                code = child.wait()
+            finally:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+                for pipe in (child.stdin, child.stdout):
+                    if pipe:
+                        pipe.close()
+            if code != 0:
+                complaint.seek(0)
+                raise _complaint(module, code, complaint.read().decode("utf-8", "replace"))
+        answer: dict[str, Any] = orjson.loads(out.read_bytes())
+        return answer
+
+
+def _listen(child: subprocess.Popen[bytes], progress: Callable[[str, float], None] | None) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if progress is not None:
+            told = orjson.loads(line)
+            progress(told["stage"], told["share"])
+
+
+def _complaint(module: str, code: int, said: str) -> StudioError:
+    lines = said.strip().splitlines() or [""]
+    if code == 1:
+        try:
+            error = orjson.loads(lines[-1])
+            return DatasetError(error["message"], error["fix"])
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            pass
+    log.error("%s ended with %s:\n%s", module, code, said)
+    if code < 0:
+        return StudioError(
+            "The rows could not be checked: the process was killed, perhaps for want of memory.", "Try again with less running."
+        )
+    return StudioError(f"The rows could not be checked because of a defect in the studio ({lines[-1][:200]}).", "Report it, with the log.")

@@ -1,0 +1,153 @@
+"""What the report looks for: each check's name, how it is said to a person, and what would mend it. Knows no rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Action = Literal["drop", "deduplicate", "move", "mask", "clean"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """`action` is what `fix` does to the rows: take them out, or change their texts (mask, clean)."""
+
+    name: str
+    title: str
+    explanation: str
+    fix: str
+    action: Action
+    severity: Literal["bad", "check"]
+
+    @property
+    def changes_rows(self) -> bool:
+        return self.action in ("mask", "clean")
+
+
+CHECKS = (
+    Check(
+        "exact_duplicates",
+        "The same row again",
+        "Rows that are the same as an earlier one, letter by letter. Training sees them as often as they stand there.",
+        "Keep the first of each.",
+        "deduplicate",
+        "bad",
+    ),
+    Check(
+        "near_duplicates",
+        "Almost the same row again",
+        "Without case and punctuation, at least 80 % of their five-letter pieces are those of an earlier row (also without the phrases "
+        "that a tenth of all rows share), half of the answer's are, and their numbers are the same.",
+        "Keep the first of each.",
+        "deduplicate",
+        "check",
+    ),
+    Check(
+        "leakage",
+        "Rows that are in the other dataset too",
+        "The other side of the split, or a dataset you compare with, has the same row or almost the same: what is trained on it can't be "
+        "measured on it.",
+        "Leave them to the other dataset.",
+        "move",
+        "bad",
+    ),
+    Check(
+        "empty_answers",
+        "Empty answers",
+        "There is nothing to learn from them but to say nothing.",
+        "Drop these rows.",
+        "drop",
+        "bad",
+    ),
+    Check(
+        "one_token_answers",
+        "Answers of one word",
+        "A single word or sign where most rows answer at length, and neither a label nor a choice that the question offers.",
+        "Drop these rows, or edit their answers.",
+        "drop",
+        "check",
+    ),
+    Check(
+        "refusals",
+        "Refusals and boilerplate",
+        'Answers that refuse ("I\'m sorry, but I can\'t …") or say "as an AI language model". A model learns to refuse from few of them.',
+        "Drop these rows, unless refusing is what you teach.",
+        "drop",
+        "check",
+    ),
+    Check(
+        "role_order",
+        "Messages out of order",
+        "A conversation has at most one system message, first, then user and assistant by turns, and ends with the assistant.",
+        "Drop these rows, or edit them.",
+        "drop",
+        "bad",
+    ),
+    Check(
+        "truncation",
+        "Answers that are cut off",
+        "Longer than max_length, so that tokens to be learned are cut off at the end.",
+        "Raise max_length, or drop these rows.",
+        "drop",
+        "bad",
+    ),
+    Check(
+        "no_learned_tokens",
+        "Nothing to learn",
+        "No token of the row is learned: its answer begins behind max_length, or the chat template leaves it out.",
+        "Raise max_length, or drop these rows.",
+        "drop",
+        "bad",
+    ),
+    Check(
+        "language_mix",
+        "Another language",
+        "Rows that are surely in another language than most of the dataset.",
+        "Drop these rows, unless the mix is meant.",
+        "drop",
+        "check",
+    ),
+    Check(
+        "very_long",
+        "Very long rows",
+        "At least 6,000 characters, and more than ten times as long as the middle row.",
+        "Drop these rows, or split them by hand.",
+        "drop",
+        "check",
+    ),
+    Check(
+        "repeated_text",
+        "Text that repeats itself",
+        "Half of what an answer says (three quarters of a question), it has said before in the same words; or one letter stands twenty "
+        "times in a row.",
+        "Drop these rows.",
+        "drop",
+        "bad",
+    ),
+    Check(
+        "pii",
+        "Personal data and keys",
+        "E-mail addresses, phone numbers, card numbers with a right checksum, API keys and tokens. A model can repeat them word by word.",
+        "Put [EMAIL], [PHONE], [CARD] or [KEY] in their place.",
+        "mask",
+        "bad",
+    ),
+    Check(
+        "control_characters",
+        "Control characters",
+        "Invisible characters that no text needs, such as NUL, escape sequences of a terminal or marks that reverse the reading order.",
+        "Remove the characters.",
+        "clean",
+        "check",
+    ),
+    Check(
+        "replacement_characters",
+        "Broken characters",
+        "The sign � stands where a letter was lost when the file was read in a wrong encoding.",
+        "Drop these rows, or export the file again as UTF-8.",
+        "drop",
+        "bad",
+    ),
+)
+
+BY_NAME = {check.name: check for check in CHECKS}

@@ -1,0 +1,135 @@
+"""Faults around a worker, one by one: a frozen one beside another, a database that is locked, cancels that nobody hears."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from jobs.rundir import RunDir
+from studio.db import lifecycle
+from studio.db.models import JobEvent
+from studio.db.session import Database
+from studio.settings import Settings
+from tests.chaos import stand_in
+from tests.chaos.fast_worker import LEASE_S
+from tests.runs import open_store, submit
+from tests.workers import row, trainers, wait_for, wait_for_status, worker
+
+CANCELS = int(os.environ.get("STUDIO_CANCELS", "4"))
+FAST = "tests.chaos.fast_worker"
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    database = open_store(settings)
+    yield database
+    database.dispose()
+
+
+def check_adapter(db: Database, job_id: str, steps: int) -> None:
+    job = row(db, job_id)
+    assert (job.status, job.reason) == ("SUCCEEDED", "")
+    assert (RunDir(Path(job.run_dir)).adapter / stand_in.WEIGHTS).read_bytes() == stand_in.chain(steps)
+    assert not (Path(job.run_dir) / "doubled").exists()
+
+
+def kinds(db: Database, job_id: str) -> list[str]:
+    with db.read() as session:
+        return [event.kind for event in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id))]
+
+
+def test_a_second_worker_takes_over_from_a_frozen_one(settings: Settings, db: Database) -> None:
+    job_id = submit(db, stand_in.make(settings.runs / "run", steps=40, step_s=0.1))
+    with worker(module=FAST) as first:
+        wait_for(lambda: (row(db, job_id).step or 0) >= 3)
+        with worker(module=FAST):
+            first.send_signal(signal.SIGSTOP)
+            frozen, most = time.monotonic(), 0
+            while row(db, job_id).attempt == 1:
+                most = max(most, len(trainers(settings.runs)))
+                assert time.monotonic() - frozen < LEASE_S + 30
+                time.sleep(0.05)
+            assert most <= 1
+            first.send_signal(signal.SIGCONT)
+            wait_for_status(db, job_id, *lifecycle.ENDED)
+    check_adapter(db, job_id, 40)
+    assert kinds(db, job_id).count("started") == 2
+
+
+def test_a_database_that_is_locked_for_ten_seconds_costs_nothing(settings: Settings, db: Database) -> None:
+    running = submit(db, stand_in.make(settings.runs / "running", steps=40, step_s=0.1), "running")
+    waiting = submit(db, stand_in.make(settings.runs / "waiting", steps=4), "waiting")
+    with worker(module=FAST):
+        wait_for(lambda: (row(db, running).step or 0) >= 3)
+        assert db.path
+        other = sqlite3.connect(db.path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        time.sleep(10)
+        other.execute("COMMIT")
+        other.close()
+        for job_id in (running, waiting):
+            wait_for_status(db, job_id, *lifecycle.ENDED)
+    check_adapter(db, running, 40)
+    check_adapter(db, waiting, 4)
+    assert kinds(db, running).count("started") == kinds(db, waiting).count("started") == 1
+
+
+@pytest.mark.parametrize("number", range(CANCELS))
+def test_a_cancelled_trainer_is_gone_in_time(settings: Settings, db: Database, number: int) -> None:
+    """Every other one hangs. STUDIO_CANCELS=50 tries more of them."""
+    hangs = number % 2 == 1
+    job_id = submit(db, stand_in.make(settings.runs / "run", steps=1000, step_s=0.02))
+    with worker(module=FAST):
+        wait_for(lambda: row(db, job_id).checkpoint_step >= 2)
+        (trainer,) = trainers(settings.runs)
+        if hangs:
+            trainer.suspend()
+        with db.write() as session:
+            lifecycle.cancel(session, job_id, keep=True)
+        begun = time.monotonic()
+        wait_for(lambda: not trainers(settings.runs), timeout=30)
+        assert time.monotonic() - begun < (12 if hangs else 5)
+        job = wait_for_status(db, job_id, "CANCELLED", timeout=5)
+    kept = (RunDir(Path(job.run_dir)).adapter / stand_in.WEIGHTS).read_bytes()
+    # a checkpoint whose trainer was frozen before it could report it is one too
+    assert job.reason == "" and kept in {stand_in.chain(job.checkpoint_step), stand_in.chain(job.checkpoint_step + 2)}
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "stdin"])
+def test_a_trainer_that_is_kept_ready_ends_with_its_worker(settings: Settings, db: Database, end: str) -> None:
+    import psutil
+
+    with worker(module=FAST) as process:
+        ready = wait_for(lambda: psutil.Process(process.pid).children())
+        if end == "stdin":
+            assert process.stdin
+            process.stdin.close()
+        else:
+            process.send_signal(getattr(signal, end))
+        process.wait(timeout=15)
+        wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in ready), timeout=5)
+
+
+def test_a_trainer_that_is_kept_ready_trains_one_job_and_dies_of_a_kill_as_any_other(settings: Settings, db: Database) -> None:
+    import psutil
+
+    with worker(module=FAST) as process:
+        (ready,) = wait_for(lambda: psutil.Process(process.pid).children())
+        wait_for(lambda: ready.num_threads() == 1)  # waits; its imports are done
+        job_id = submit(db, stand_in.make(settings.runs / "run", steps=40, step_s=0.1))
+        assert wait_for(lambda: row(db, job_id).pid) == ready.pid
+        wait_for(lambda: (row(db, job_id).step or 0) >= 3)
+        (another,) = wait_for(lambda: [child for child in psutil.Process(process.pid).children() if child.pid != ready.pid])
+        ready.kill()
+        assert wait_for(lambda: row(db, job_id).pid not in (None, ready.pid) and row(db, job_id).pid) == another.pid
+        wait_for_status(db, job_id, *lifecycle.ENDED)
+    check_adapter(db, job_id, 40)
+    log = RunDir(settings.runs / "run").attempt(1).path
+    assert not (log / "ballast").exists() or row(db, job_id).attempt == 2

@@ -1,0 +1,139 @@
+"""A small Hugging Face Hub on this machine: datasets made of files, and a list of what was asked.
+
+`with Hub({"org/name": {"train.jsonl": b"…"}}) as hub:` serves at `hub.url`, which clients take as HF_ENDPOINT. It knows the few routes that
+`datasets` and `huggingface_hub` use to stream a dataset; anything else is a 404.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+Files = Mapping[str, bytes]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = r"([\w.-]+/[\w.-]+|[\w.-]+)"
+
+
+class Hub:
+    """Serves datasets; `gated` ones only to those who show `token`."""
+
+    def __init__(self, datasets: Mapping[str, Files], gated: tuple[str, ...] = (), token: str = "") -> None:
+        self.datasets = datasets
+        self.gated = gated
+        self.token = token
+        self.requests: list[tuple[str, str, str]] = []  # method, path, Authorization
+        hub = self
+
+        class Handler(_Handler):
+            owner = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer(self, body: bytes) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.owner.requests.append((self.command, self.path, self.headers.get("Authorization", "")))
+        if found := re.fullmatch(rf"/api/datasets/{REPO}(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?", path):
+            name, what, _, folder = found.groups()
+            if self._may_read(name):
+                self._api(name, what or "revision", (folder or "").strip("/"), body)
+        elif found := re.fullmatch(rf"/datasets/{REPO}/resolve/([^/]+)/(.+)", path):
+            name, _, file = found.groups()
+            if self._may_read(name):
+                self._file(self.owner.datasets[name].get(file))
+        else:
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def _may_read(self, name: str) -> bool:
+        if name not in self.owner.datasets:
+            self._send(
+                404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            )
+            return False
+        if name in self.owner.gated and self.headers.get("Authorization") != f"Bearer {self.owner.token}":
+            self._send(401, b'{"error": "Access is restricted"}', {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+            return False
+        return True
+
+    def _api(self, name: str, what: str, folder: str, body: bytes) -> None:
+        files = self.owner.datasets[name]
+        if what == "revision":
+            siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
+            facts = {"id": name, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+            self._send(200, json.dumps({**facts, "siblings": siblings}).encode())
+            return
+        wanted = json.loads(body).get("paths", []) if what == "paths-info" else list(files)
+        entries: list[dict[str, Any]] = []
+        for file in wanted:
+            if file in files:
+                entries.append({"type": "file", "path": file, "size": len(files[file]), "oid": hashlib.sha1(files[file]).hexdigest()})
+            elif any(known.startswith(f"{file}/") for known in files):
+                entries.append({"type": "directory", "path": file, "size": 0, "oid": "0" * 40})
+        if what == "tree":
+            below = f"{folder}/" if folder else ""
+            entries = [entry for entry in entries if entry["path"].startswith(below)]
+            if below and not entries:
+                self._send(404, b'{"error": "not found"}', {"X-Error-Code": "EntryNotFound"})
+                return
+            folders = {
+                below + entry["path"].removeprefix(below).split("/")[0] for entry in entries if "/" in entry["path"].removeprefix(below)
+            }
+            if "recursive=true" not in self.path.lower():
+                entries = [entry for entry in entries if "/" not in entry["path"].removeprefix(below)]
+            entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+        self._send(200, json.dumps(entries).encode())
+
+    def _file(self, content: bytes | None) -> None:
+        if content is None:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not asked:
+            self._send(200, content, headers)
+            return
+        start, end = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        if start >= len(content):
+            self._send(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
+            return
+        self._send(206, content[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(content)}"})
+
+    def _send(self, status: int, content: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
