@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test chaos check clean
+.PHONY: install run test chaos bench check clean
 
 install: $(STAMP)
 
@@ -28,11 +28,17 @@ run: $(STAMP)
 # Browser tests take a Chromium that is there, else Playwright's own installer, else they are left out in one visible line.
 test: $(STAMP)
 	@$(BIN)/python -m tests.browser
-	$(BIN)/python -m pytest -q tests/unit tests/integration tests/chaos tests/e2e
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration
+	$(BIN)/python -m pytest -q tests/chaos tests/e2e
 
-# the kill tests in their long form
+# fault injection in its long form, then a storm of kills over a real studio; about an hour and a half
 chaos: $(STAMP)
-	STUDIO_KILLS=10 $(BIN)/python -m pytest -q tests/chaos
+	STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
+	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
+
+# side by side with what people would use instead; TOPICS="reading report" for some of them
+bench: $(STAMP)
+	@$(BIN)/python -m tests.bench $(TOPICS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

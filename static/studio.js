@@ -2,7 +2,7 @@
 // Knows nothing of the services. Loaded from the head, before gradio draws anything.
 (() => {
   const started = new URLSearchParams(location.search);
-  const names = ["tab", "dataset", "job", "chat", "comparison"];
+  const names = ["tab", "dataset", "job", "runs", "chat", "comparison"];
 
   const remember = (name, value) => {
     const url = new URL(location.href);
@@ -35,8 +35,15 @@
   };
   document.addEventListener("pointermove", readCurve, { passive: true });
 
+  // the row that was asked for, once it is drawn
+  const showMarked = () => setTimeout(() => {
+    const row = document.querySelector(".examples .marked");
+    if (row) row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }, 60);
+
   window.studio = {
     remember,
+    showMarked,
     currentTab,
     start: () => names.map((name) => started.get(name) || ""),
   };

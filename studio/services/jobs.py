@@ -1,10 +1,14 @@
-"""Jobs: submit, list, watch, cancel. Reads and writes rows and run directories; starts no process and knows no queue but its bell."""
+"""Jobs: submit, sweep, clone; pause, resume, retry, move, cancel; list, watch, compare.
+
+Reads and writes rows and run directories; starts no process and knows no queue but its bell.
+"""
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +16,27 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs import config as job_config
-from jobs import executor, queue, recipes
-from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
-from jobs.rundir import RunDir, write_json
-from studio.catalogue import memory
+from jobs import executor, queue
+from jobs.config import JobConfig
+from jobs.rundir import RunDir
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import lifecycle
-from studio.db.models import Adapter, Job, JobEvent, Metric, new_id
+from studio.db.models import Adapter, Dataset, Job, JobEvent, Metric, new_id
 from studio.db.session import Database
-from studio.errors import ConfigError, NotFoundError, StudioError
+from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import naming
 from studio.services.datasets import DatasetService
+from studio.services.forecast import Span, forecast
+from studio.services.launching import Launcher, Plan, Problems, combinations, training, write_run
 from studio.services.models import ModelService
+from studio.services.scripts import script
 from studio.settings import Settings
 
 MAX_POINTS = 400  # of a curve, whatever the length of the run
-CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
-TRAINABLE_KINDS = {"sft": ("sft", "text")}  # objective -> kinds of datasets it can learn from
+MAX_TAGS, MAX_TAG_LENGTH, MAX_NOTE_LENGTH, MAX_COMPARED = 20, 40, 10_000, 20
+EVALUATIONS_PER_RUN = 10  # as the trainer chooses where eval_steps is empty
+HELD = "gpu"  # the queue that a person pauses: comparisons only ask the engine and go on
 
 Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
 Points = list[Metric]
@@ -43,6 +50,9 @@ class JobService:
         self.db = db
         self.datasets = datasets
         self.models = models
+        self.launcher = Launcher(settings, datasets, models)
+
+    # launching
 
     def submit(
         self,
@@ -58,112 +68,289 @@ class JobService:
 
         Raises StudioError with every reason at once when the launch can't work; then nothing is queued and no file stays.
         """
-        chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
-        problems: list[StudioError] = []
-        dataset = _gather(problems, lambda: self.datasets.show(data))
-        model = _gather(problems, lambda: self.models.resolve(base_model, loadable=True))
-        config = _gather(problems, lambda: job_config.build(chosen.options, options or {}))
-        awaited = _gather(problems, lambda: self.show(after)["id"]) if after else None
-        title = _gather(problems, lambda: self._free_name(name, dataset["name"] if dataset else "job"))
-        if dataset and config:
-            _gather(problems, lambda: _check_kind(dataset, config))
-        _raise_all(problems)
-        assert dataset and model and config and title
-        # a row longer than the model's context can't be learned, whatever the option says
-        context = inspect_folder(model.path).context or config.max_length
-        frozen = {"base_model": model.name, "model_name_or_path": str(model.path), "max_length": min(config.max_length, context)}
-        config = config.model_copy(update=frozen)
-        renderer = self._check_rows(dataset, model, config)
-        run = RunDir(self.settings.runs / new_id())
-        self._check_disk(config, model)
-        try:
-            self._write_run(run, dataset["id"], config, renderer)
-            job = Job(
-                id=run.path.name,
-                kind="train",
-                queue="gpu",
-                name=title,
-                recipe=chosen.name,
-                config=config.model_dump(mode="json"),
-                run_dir=str(run.path),
-                dataset_id=dataset["id"],
-                base_model=model.name,
-                after_id=awaited,
-            )
+        problems = Problems()
+        awaited = problems.gather(lambda: self.show(after)["id"]) if after else None
+        title = problems.gather(lambda: self._free_name(name, lambda: self.datasets.show(data)["name"]))
+        plans = self.launcher.plan(problems, data, base_model, recipe, [options or {}])
+        problems.tell()
+        assert title is not None
+        with self.launcher.jobs(plans) as (job,):
+            job.after_id = awaited
             with self.db.write() as session:
-                if _is_taken(session, title):  # somebody was quicker
-                    job.name = (
-                        naming.claim(title, lambda n: _is_taken(session, n))
-                        if name
-                        else naming.unique(title, lambda n: _is_taken(session, n))
-                    )
-                lifecycle.submit(session, job)
+                self._queue(session, job, title, is_given=bool(name))
+        queue.ring(self.settings.queue_path, "gpu", job.id)
+        return self.show(job.id)
+
+    def sweep(
+        self,
+        *,
+        data: str,
+        base_model: str,
+        grid: Mapping[str, Sequence[Any]],
+        recipe: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        after: str | None = None,
+    ) -> dict[str, Any]:
+        """Queue one training per combination of the grid's values (at most 64), and the job that stands for them all; returns that.
+
+        `grid`: dotted key -> list of values. Raises StudioError with every reason; then nothing is queued.
+        """
+        problems = Problems()
+        chosen = problems.gather(lambda: combinations(grid, options or {})) or []
+        awaited = problems.gather(lambda: self.show(after)["id"]) if after else None
+        title = problems.gather(lambda: self._free_name(name, lambda: f"sweep-{self.datasets.show(data)['name']}"))
+        plans = self.launcher.plan(problems, data, base_model, recipe, [{**(options or {}), **one} for one in chosen]) if chosen else []
+        problems.tell()
+        assert title is not None
+        first = plans[0]
+        parent = Job(
+            id=new_id(),
+            kind=lifecycle.SWEEP,
+            queue="",
+            recipe=first.recipe,
+            config={"grid": {key: list(values) for key, values in grid.items()}, "options": dict(options or {})},
+            dataset_id=first.dataset["id"],
+            base_model=first.config.base_model,
+        )
+        with self.launcher.jobs(plans) as children, self.db.write() as session:
+            self._queue(session, parent, title, is_given=bool(name))
+            for number, child in enumerate(children, 1):
+                child.parent_id, child.after_id = parent.id, awaited
+                self._queue(session, child, f"{parent.name[:60]}-{number}", is_given=False)
+        queue.ring(self.settings.queue_path, "gpu", parent.id)
+        return self.show(parent.id)
+
+    def clone(self, job_id: str, *, options: Mapping[str, Any] | None = None, name: str | None = None) -> dict[str, Any]:
+        """Queue another job with this one's data and options, some of them changed. Raises StudioError as `submit` does."""
+        with self.db.read() as session:
+            original = self._find(session, job_id)
+        if original.kind != "train":
+            raise StudioError(f"{original.name} is a {original.kind} job; only a training can be cloned.", "Name a training.")
+        changes = dict(options or {})
+        title = self._free_name(name, lambda: original.name)
+        config = job_config.build(original.config, changes)
+        if original.dataset_id is None:
+            return self._clone_files(original, config, changes, title, is_given=bool(name))
+        model = self._model_of(original, changes)
+        kept = RunDir(Path(original.run_dir)).chat_template
+        if "chat_template" not in changes and (config.chat_template or "").endswith(".jinja") and kept.is_file():
+            config = config.model_copy(update={"chat_template": str(kept)})  # the file it once came from may be gone
+        problems = Problems()
+        plans = self.launcher.plan(problems, original.dataset_id, model, original.recipe, [config.model_dump(mode="json")])
+        problems.tell()
+        with self.launcher.jobs(plans) as (job,), self.db.write() as session:
+            self._queue(session, job, title, is_given=bool(name))
+            lifecycle.note(session, job.id, 0, "cloned", {"from": original.id, "name": original.name, "changes": changes})
+        queue.ring(self.settings.queue_path, "gpu", job.id)
+        return self.show(job.id)
+
+    def _model_of(self, original: Job, changes: Mapping[str, Any]) -> str | ModelRef:
+        """The base model of a clone: the one it had, also where that was a folder somebody named at the terminal."""
+        if "base_model" in changes:
+            return str(changes["base_model"])
+        model = ModelRef(original.base_model, Path(original.config.get("model_name_or_path") or ""))
+        if not (facts := inspect_folder(model.path)).loadable:
+            raise ModelError(f"Model {model.name} can't be loaded: {facts.reason}", facts.fix)
+        return model
+
+    def _clone_files(self, original: Job, config: JobConfig, changes: Mapping[str, Any], title: str, *, is_given: bool) -> dict[str, Any]:
+        """A clone whose dataset is gone: from the copy of the rows that the run has kept."""
+        if unfit := {"test_size", "seed", "base_model"} & set(changes):
+            raise StudioError(
+                f"The dataset of {original.name} is gone, so its rows can't be divided anew ({', '.join(sorted(unfit))}).",
+                "Leave that option as it was, or add the data again.",
+            )
+        run = RunDir(Path(original.run_dir))
+        if not run.train.is_file():
+            raise NotFoundError(f"The rows of {original.name} are gone.", "Add the data again and train on it.")
+        job = self.launch_files(
+            run, config, original.recipe, title, is_given=is_given, note={"from": original.id, "changes": dict(changes)}
+        )
+        return self.show(job)
+
+    def launch_files(
+        self, source: RunDir, config: JobConfig, recipe: str, title: str, *, is_given: bool, note: dict[str, Any], kind: str = "cloned"
+    ) -> str:
+        """Queue a training on the rows and the template of another run directory; its ID."""
+        self.launcher.check_disk([config])
+        run = RunDir(self.settings.runs / new_id())
+        run.path.mkdir(parents=True)
+        try:
+            for old, new in ((source.train, run.train), (source.eval, run.eval)):
+                shutil.copyfile(old, new)
+            template = str(source.chat_template) if source.chat_template.exists() else config.chat_template
+            renderer = Renderer.load(Path(config.model_name_or_path), template)
+            write_run(run, config, renderer)
+            with run.train.open("rb") as file:
+                rows = sum(1 for _ in file)
+            job = training(run, Plan({}, recipe, config, renderer), rows, created_at=time.time())
+            with self.db.write() as session:
+                job.dataset_id = session.scalar(select(Dataset.id).where(Dataset.sha256 == note.get("dataset_sha256", "-")))
+                self._queue(session, job, title, is_given=is_given)
+                lifecycle.note(session, job.id, 0, kind, note)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
         queue.ring(self.settings.queue_path, "gpu", job.id)
-        return self.show(job.id)
+        return job.id
 
-    def _free_name(self, wanted: str | None, fallback: str) -> str:
+    def apply_remedy(self, job_id: str) -> dict[str, Any]:
+        """Clone a failed job with the options that would have helped; returns the new one."""
+        job = self.show(job_id)
+        if not job["remedy"]:
+            raise StudioError(
+                f"No change of options is known that would help {job['name']}.", job["fix"] or "Look at its reason: `studio jobs show`."
+            )
+        return self.clone(job["id"], options=job["remedy"])
+
+    def _queue(self, session: Session, job: Job, title: str, *, is_given: bool) -> None:
+        """Give it its name, unless somebody was quicker, and queue it."""
+        job.name = (
+            naming.claim(title, lambda n: _is_taken(session, n)) if is_given else naming.unique(title, lambda n: _is_taken(session, n))
+        )
+        lifecycle.submit(session, job)
+
+    def _free_name(self, wanted: str | None, fallback: Callable[[], str]) -> str:
         with self.db.read() as session:
             if wanted:
                 return naming.claim(wanted, lambda n: _is_taken(session, n))
-            return naming.unique(naming.from_stem(fallback), lambda n: _is_taken(session, n))
+            try:
+                stem = fallback()
+            except StudioError:  # whoever gathers problems hears of it from the data's own check
+                stem = "job"
+            return naming.unique(naming.from_stem(stem), lambda n: _is_taken(session, n))
 
-    def _check_rows(self, dataset: Mapping[str, Any], model: ModelRef, config: JobConfig) -> Renderer:
-        """The renderer of this run; refuses rows that would teach nothing."""
-        renderer = Renderer.load(model.path, config.chat_template)
-        found = self.datasets.check_for_training(dataset["id"], renderer, config.max_length, sample=CHECKED_ROWS)
-        share = found["share_without_learned_tokens"]
-        if not found["rows"]:
-            raise ConfigError(f"Dataset {dataset['name']} has no rows to train on.", "Choose another.")
-        if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
-            raise ConfigError(
-                f"{share:.0%} of the rows of {dataset['name']} hold no token to learn with max_length={config.max_length} "
-                f"(more than {MAX_ROWS_WITHOUT_LEARNED_TOKEN:.0%} is refused).",
-                f"Set max_length to {max(int(found['p99']), config.max_length)} or more, or mend rows without an answer.",
-            )
-        return renderer
+    # the queue
 
-    def _check_disk(self, config: JobConfig, model: ModelRef) -> None:
-        needed = memory.predict_disk_bytes(memory.model_config(model.path), config)
-        free = shutil.disk_usage(self.settings.runs).free
-        if needed > free:
-            raise ConfigError(
-                f"The run needs about {needed / 1e6:.0f} MB of disk for checkpoints; {self.settings.runs} has {free / 1e6:.0f} MB left.",
-                "Make room, lower save_total_limit or lora.r, or put STUDIO_HOME on a larger disk.",
-            )
+    def cancel(self, job_id: str, keep: bool = False) -> dict[str, Any]:
+        """Ask a job to end. With `keep`, the last verified checkpoint becomes its adapter."""
+        return self._do(job_id, lambda session, job: lifecycle.cancel(session, job.id, keep=keep))
 
-    def _write_run(self, run: RunDir, dataset_id: str, config: JobConfig, renderer: Renderer) -> None:
-        run.path.mkdir(parents=True)
-        self.datasets.write_run_files(dataset_id, run, test_size=config.test_size, seed=config.seed)
-        run.chat_template.write_text(renderer.template, encoding="utf-8")
-        write_json(run.config, config.model_dump(mode="json"))
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Set a waiting job aside, or ask a running one to stop at a checkpoint; it stays PAUSED until resumed."""
+        return self._do(job_id, lambda session, job: lifecycle.pause(session, job.id))
 
-    def list(self, status: str | None = None) -> Rows:
-        """What runs first, then what waits in the order it will start, then what has ended, newest first."""
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Queue a paused job in its old place; it goes on to the bit where it stopped."""
+        return self._do(job_id, lambda session, job: lifecycle.resume(session, job.id))
+
+    def retry(self, job_id: str) -> dict[str, Any]:
+        """Queue a failed or cancelled job once more; it goes on from its last verified checkpoint."""
+        return self._do(job_id, lambda session, job: lifecycle.retry(session, job.id))
+
+    def move(self, job_id: str, priority: int | None = None, before: str | None = None) -> dict[str, Any]:
+        """Another priority for a waiting job (higher runs first), or the place in front of another one."""
+
+        def act(session: Session, job: Job) -> None:
+            lifecycle.move(session, job.id, priority, self._find(session, before).id if before else None)
+
+        return self._do(job_id, act)
+
+    def _do(self, job_id: str, act: Callable[[Session, Job], object]) -> dict[str, Any]:
+        with self.db.write() as session:
+            job = self._find(session, job_id)
+            act(session, job)
+        queue.ring(self.settings.queue_path, job.queue or HELD, job.id)
+        return self.show(job.id)
+
+    def pause_queue(self) -> dict[str, Any]:
+        """Start no further training until resumed, also after a restart; what runs goes on. The overview."""
+        with self.db.write() as session:
+            lifecycle.pause_queue(session, HELD)
+        return self.overview()
+
+    def resume_queue(self) -> dict[str, Any]:
+        """Let the queue run again. The overview."""
+        with self.db.write() as session:
+            lifecycle.resume_queue(session, HELD)
+        queue.ring(self.settings.queue_path, HELD, "resume")
+        return self.overview()
+
+    def overview(self) -> dict[str, Any]:
+        """What runs, how many wait, whether the queue is paused, and when it will be empty (seconds from now, None while unknown)."""
         with self.db.read() as session:
-            query = select(Job, Adapter.id).outerjoin(Adapter, Adapter.job_id == Job.id)
+            spans = forecast(session)
+            running = sorted(lifecycle.running(session), key=lambda job: job.started_at or 0.0)
+            waiting = (Job.status == "QUEUED", Job.kind != lifecycle.SWEEP)
+            queued = session.scalar(select(func.count()).select_from(Job).where(*waiting)) or 0
+            is_paused = lifecycle.queue_is_paused(session, HELD)
+        ends = [span.ends_in_s for span in spans.values()]
+        known = [end for end in ends if end is not None]
+        is_known = bool(known) and len(known) == len(ends) == len(running) + queued  # a waiting comparison has no forecast
+        return {
+            "running": [_job(job, None, spans.get(job.id)) for job in running],
+            "queued": queued,
+            "paused": is_paused,
+            "queue_eta_s": max(known) if is_known else None,
+        }
+
+    # looking
+
+    def list(self, status: str | None = None, search: str | None = None) -> Rows:
+        """What runs first, then what waits in the order it will start, then what has ended, newest first.
+
+        `search`: words that all occur in a job's name, ID, kind, model, data, recipe, tags, notes or reason.
+        """
+        with self.db.read() as session:
+            query = select(Job, Adapter.id, Dataset.name).outerjoin(Adapter, Adapter.job_id == Job.id)
+            query = query.outerjoin(Dataset, Dataset.id == Job.dataset_id)
             if status:
                 query = query.where(Job.status == status.upper())
-            rows = [(job, adapter) for job, adapter in session.execute(query)]
+            rows = [(job, adapter, data) for job, adapter, data in session.execute(query)]
+            spans = forecast(session) if any(job.status in ("QUEUED", "RUNNING") for job, _, _ in rows) else {}
+        words = (search or "").casefold().split()
+        rows = [row for row in rows if all(word in _searched(row[0], row[2]) for word in words)]
         rows.sort(key=lambda row: _order(row[0]))
-        return [_job(job, adapter) for job, adapter in rows]
+        return [_job(job, adapter, spans.get(job.id)) for job, adapter, _ in rows]
 
     def show(self, job_id: str) -> dict[str, Any]:
-        """One job with its configuration and what happened to it."""
+        """One job with its configuration and what happened to it; a sweep with its children."""
         with self.db.read() as session:
             job = self._find(session, job_id)
             adapter = session.scalar(select(Adapter.id).where(Adapter.job_id == job.id))
             events = session.scalars(select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.id)).all()
-            return {
-                **_job(job, adapter),
+            spans = forecast(session) if job.status in ("QUEUED", "RUNNING") else {}
+            shown = {
+                **_job(job, adapter, spans.get(job.id)),
                 "config": job.config,
                 "result": job.result,
-                "notes": job.notes,
-                "tags": job.tags,
                 "events": [{"at": e.at, "attempt": e.attempt, "kind": e.kind, **e.data} for e in events],
             }
+            return {**shown, "children": _children(session, job)} if job.kind == lifecycle.SWEEP else shown
+
+    def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
+        """Runs beside each other: {"jobs", "differences": {option: [value per job]}, "curves": {id: …}, "results": {id: …}}.
+
+        `differences` holds the options in which they are not all equal, in the order of `jobs`; a sweep stands for its children.
+        """
+        with self.db.read() as session:
+            named = [self._find(session, job_id) for job_id in job_ids]
+            nested = [lifecycle.children(session, job) if job.kind == lifecycle.SWEEP else [job] for job in named]
+            jobs = [*{job.id: job for group in nested for job in group}.values()]
+            data = {dataset: name for dataset, name in session.execute(select(Dataset.id, Dataset.name))}
+            adapters = {job_id: adapter for job_id, adapter in session.execute(select(Adapter.job_id, Adapter.id))}
+        trainings = [job for job in jobs if job.kind == "train"]
+        if len(trainings) != len(jobs) or not 2 <= len(jobs) <= max(MAX_COMPARED, len(nested[0]) if nested else 0):
+            raise StudioError("Only trainings can be compared, two to twenty of them.", "Name two or more trainings, or a sweep.")
+        options = [{"data": data.get(job.dataset_id or "", ""), "recipe": job.recipe, **_flat(job.config)} for job in jobs]
+        return {
+            "jobs": [_job(job, adapters.get(job.id), None) for job in jobs],
+            "differences": _differences(options),
+            "curves": {job.id: self.curves(job.id) for job in jobs},
+            "results": {job.id: job.result for job in jobs},
+        }
+
+    def script(self, job_id: str) -> dict[str, Any]:
+        """The training as a bare TRL script with the same settings: {"id", "name", "script"}."""
+        with self.db.read() as session:
+            job = self._find(session, job_id)
+        if job.kind != "train":
+            raise StudioError(f"{job.name} is no training.", "Name a training.")
+        config = JobConfig.model_validate(job.config)
+        steps = job.max_steps or job.planned_steps
+        eval_steps = config.eval_steps or (max(math.ceil(steps / EVALUATIONS_PER_RUN), 1) if steps else None)
+        return {"id": job.id, "name": job.name, "script": script(job.name, config, Path(job.run_dir), eval_steps)}
 
     def logs(self, job_id: str, tail_lines: int = 200) -> str:
         """The end of the log of the latest attempt."""
@@ -195,15 +382,7 @@ class JobService:
     def _metrics(self, job_id: str) -> Points:
         with self.db.read() as session:
             job = self._find(session, job_id)
-            return list(session.scalars(select(Metric).where(Metric.job_id == job.id).order_by(Metric.step, Metric.kind)))
-
-    def cancel(self, job_id: str, keep: bool = False) -> dict[str, Any]:
-        """Ask a job to end. With `keep`, the last verified checkpoint becomes its adapter."""
-        with self.db.write() as session:
-            job = self._find(session, job_id)
-            lifecycle.cancel(session, job.id, keep=keep)
-        queue.ring(self.settings.queue_path, job.queue, job.id)
-        return self.show(job.id)
+            return [*session.scalars(select(Metric).where(Metric.job_id == job.id).order_by(Metric.step, Metric.kind))]
 
     def wait(self, job_id: str, timeout: float | None = None) -> dict[str, Any]:
         """Return the job once it has ended, or as it is when `timeout` seconds have passed."""
@@ -214,14 +393,29 @@ class JobService:
                 return job
             time.sleep(0.2)
 
-    def overview(self) -> dict[str, Any]:
-        """What runs, how many wait, and when the queue will be empty (seconds from now, None while unknown)."""
-        with self.db.read() as session:
-            running = [_job(job, None) for job in session.scalars(select(Job).where(Job.status == "RUNNING").order_by(Job.started_at))]
-            queued = session.scalar(select(func.count()).select_from(Job).where(Job.status == "QUEUED")) or 0
-        etas = [job["progress"]["eta_s"] for job in running]
-        known = not queued and all(eta is not None for eta in etas)
-        return {"running": running, "queued": queued, "queue_eta_s": max(etas, default=None) if known else None}
+    # what people write on jobs
+
+    def tag(self, job_id: str, tags: Sequence[str], remove: Sequence[str] = ()) -> dict[str, Any]:
+        """Add tags to a job, and take others off."""
+        added = [" ".join(tag.split()) for tag in tags]
+        if bad := [tag for tag in added if not tag or len(tag) > MAX_TAG_LENGTH or not tag.isprintable()]:
+            raise StudioError(f"{bad[0][:60]!r} can't be a tag.", f"A tag is one to {MAX_TAG_LENGTH} letters.")
+        with self.db.write() as session:
+            job = self._find(session, job_id)
+            kept = dict.fromkeys(tag for tag in [*job.tags, *added] if tag not in remove)
+            if len(kept) > MAX_TAGS:
+                raise StudioError(f"A job takes at most {MAX_TAGS} tags.", "Take one off first.")
+            job.tags = [*kept]
+        return self.show(job.id)
+
+    def note(self, job_id: str, text: str) -> dict[str, Any]:
+        """Replace a job's note; an empty text removes it."""
+        if len(text) > MAX_NOTE_LENGTH:
+            raise StudioError(f"The note has {len(text)} letters.", f"{MAX_NOTE_LENGTH} are possible.")
+        with self.db.write() as session:
+            job = self._find(session, job_id)
+            job.notes = text.strip()
+        return self.show(job.id)
 
     def _find(self, session: Session, job_id: str) -> Job:
         found = session.get(Job, job_id) or session.scalar(select(Job).where(Job.name == job_id))
@@ -229,31 +423,6 @@ class JobService:
             known = session.scalars(select(Job.name)).all()
             raise NotFoundError(f"There is no job {job_id!r}.", naming.suggest(job_id, known))
         return found
-
-
-def _gather(problems: list[StudioError], step: Any) -> Any:
-    """The step's value, or None with its problem kept: a form shows all its problems at once."""
-    try:
-        return step()
-    except StudioError as exc:
-        problems.append(exc)
-        return None
-
-
-def _raise_all(problems: list[StudioError]) -> None:
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise ConfigError(" ".join(str(p) for p in problems), problems=[str(p) for p in problems])
-
-
-def _check_kind(dataset: Mapping[str, Any], config: JobConfig) -> None:
-    wanted = TRAINABLE_KINDS[config.objective]
-    if dataset["kind"] not in wanted:
-        raise ConfigError(
-            f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows.",
-            "Choose a dataset of conversations, instructions or texts.",
-        )
 
 
 def _is_taken(session: Session, name: str) -> bool:
@@ -267,10 +436,16 @@ def _order(job: Job) -> tuple[int, float, float]:
         return (0, job.started_at or 0.0, 0.0)
     if job.status in lifecycle.ENDED:
         return (2, -(job.ended_at or job.created_at), 0.0)
-    return (1, -job.priority, job.created_at)
+    return (1, -job.priority, job.rank)
 
 
-def _job(job: Job, adapter: str | None) -> dict[str, Any]:
+def _searched(job: Job, data: str | None) -> str:
+    fields = (job.name, job.id, job.kind, job.status, job.base_model, data or "", job.recipe, *job.tags, job.notes, job.reason)
+    return "\n".join(str(field) for field in fields).casefold()
+
+
+def _job(job: Job, adapter: str | None, span: Span | None) -> dict[str, Any]:
+    ends_in = span.ends_in_s if span else None
     return {
         "id": job.id,
         "kind": job.kind,
@@ -280,19 +455,52 @@ def _job(job: Job, adapter: str | None) -> dict[str, Any]:
         "progress": {"step": job.step, "max_steps": job.max_steps, "eta_s": job.eta_s},
         "reason": job.reason,
         "fix": job.fix,
+        "cause": job.cause,
+        "remedy": job.remedy,
         "run_dir": job.run_dir,
         "adapter": adapter,
         "base_model": job.base_model,
         "recipe": job.recipe,
         "data": job.dataset_id,
+        "parent": job.parent_id,
+        "after": job.after_id,
+        "priority": job.priority,
+        "tags": job.tags,
+        "notes": job.notes,
         "stopping": job.cancel,
+        "starts_in_s": span.starts_in_s if span else None,
+        "ends_at": time.time() + ends_in if ends_in is not None else None,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
     }
 
 
-def _thinned(series: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
+def _children(session: Session, sweep: Job) -> Rows:
+    """Each with the values of the grid that are its own."""
+    keys = sweep.config["grid"]
+    return [
+        {**_job(child, None, None), "options": {key: _flat(child.config).get(key) for key in keys}, "result": child.result}
+        for child in lifecycle.children(session, sweep)
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"lora": {"r": 8}} -> {"lora.r": 8}"""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _differences(options: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
+    """The keys whose values are not all equal, with them."""
+    keys = dict.fromkeys(key for one in options for key in one if key != "model_name_or_path")
+    columns = {key: [one.get(key) for one in options] for key in keys}
+    return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
+
+
+def _thinned(series: Rows, points: int) -> Rows:
     if len(series) <= points:
         return series
     chosen = {round(i * (len(series) - 1) / (points - 1)) for i in range(points)}

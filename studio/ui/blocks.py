@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from studio.services import Studio
-from studio.ui import choices
+from studio.ui import choices, data_learned, pieces
 from studio.ui.chat import ChatTab
 from studio.ui.compare import BASE, CompareTab
 from studio.ui.data import DataTab
 from studio.ui.demo import Demo
-from studio.ui.handlers import QUIET, busy, tells
+from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.jobs import JobsTab
 from studio.ui.page import TABS, Page, Place, go
 from studio.ui.start import StartTab
@@ -58,13 +58,21 @@ class Links:
 
     def wire(self, data: DataTab, train: TrainTab, jobs: JobsTab, chat: ChatTab, compare: CompareTab) -> None:
         place, tabs = self._page.place, self._page.tabs
-        data.train.click(self.train_on, inputs=[place.dataset], outputs=[tabs, train.data], **QUIET)
-        data.rows.select(tells(data.notice)(self._adding_demo(data)), outputs=[data.notice, place.dataset], **busy(data.rows))
+        chosen = data.learned.choices
+        handed = [train.base_model, train.form.field("max_length"), train.form.field("chat_template")]
+        data.train.click(self._training_on(train), inputs=[place.dataset, *chosen], outputs=[tabs, train.data, *handed], **QUIET)
+        data.learned.panel.select(
+            tells(data.notice)(self._handing_length(data, train)), outputs=[data.notice, data.learned.max_length, handed[1]], **QUIET
+        ).then(steady(data.look), **data.looked)
+        data.blank.select(tells(data.notice)(self._adding_demo), outputs=[data.notice, place.dataset], **busy(data.rows))
         told_jobs, told_chat = tells(jobs.notice), tells(chat.notice)
         to_chat = [tabs, place.chat, chat.contestant, chat.message]
         jobs.chat.click(told_jobs(self._chatting(chat)), inputs=[place.job], outputs=[jobs.notice, *to_chat], **QUIET)
         jobs.again.click(
-            told_jobs(self._changing(train)), inputs=[place.job], outputs=[jobs.notice, tabs, train.data, train.base_model], **QUIET
+            told_jobs(self._changing(train)),
+            inputs=[place.job],
+            outputs=[jobs.notice, tabs, train.data, train.base_model, *train.form.fields],
+            **QUIET,
         )
         to_compare = [tabs, compare.base_model, compare.contestants, compare.prompt]
         jobs.compare.click(told_jobs(self._comparing(compare)), inputs=[place.job], outputs=[jobs.notice, *to_compare], **QUIET)
@@ -75,26 +83,46 @@ class Links:
             **busy(chat.live),
         )
 
-    def train_on(self, dataset_id: str) -> list[Any]:
-        return [go("train"), choices.update(choices.datasets(self._studio), dataset_id)]
+    def _training_on(self, train: TrainTab) -> Any:
+        def train_on(dataset_id: str, base_model: str | None, max_length: Any, template: str) -> dict[Any, Any]:
+            """The Train tab with the dataset, and with what was chosen beside its rows where that is not the usual."""
+            update = {
+                self._page.tabs: go("train"),
+                train.data: choices.update(choices.datasets(self._studio), dataset_id),
+                train.base_model: choices.update(choices.base_models(self._studio), base_model),
+            }
+            if (length := data_learned.length(max_length)) != data_learned.MAX_LENGTH:
+                update[train.form.field("max_length")] = length
+            if template:
+                update[train.form.field("chat_template")] = template
+            return update
+
+        return train_on
+
+    def _handing_length(self, data: DataTab, train: TrainTab) -> Any:
+        def hand(event: gr.EventData) -> dict[Any, Any]:
+            """The longest row that was offered, for the rows shown here and for the next training."""
+            length = data_learned.length(int(event._data["length"]))
+            said = pieces.said(f"max_length is {length:,} here and on the Train tab.")
+            return {data.notice: said, data.learned.max_length: length, train.form.field("max_length"): length}
+
+        return hand
 
     def _changing(self, train: TrainTab) -> Any:
         def set_up_again(job_id: str) -> dict[Any, Any]:
-            """The Train tab with the data and the base of a job that did not end well."""
+            """The Train tab with the data, the base and every option of a job that did not end well."""
             job = self._studio.jobs.show(job_id)
             return {
                 self._page.tabs: go("train"),
                 train.data: choices.update(choices.datasets(self._studio), job["data"]),
                 train.base_model: choices.update(choices.base_models(self._studio), job["base_model"]),
+                **train.form.filled(job["config"]),
             }
 
         return set_up_again
 
-    def _adding_demo(self, data: DataTab) -> Any:
-        def add() -> dict[Any, Any]:
-            return {self._page.place.dataset: Demo(self._studio).add()["id"]}
-
-        return add
+    def _adding_demo(self) -> dict[Any, Any]:
+        return {self._page.place.dataset: Demo(self._studio).add()["id"]}
 
     def _chatting(self, chat: ChatTab) -> Any:
         def open_chat(job_id: str) -> dict[Any, Any]:

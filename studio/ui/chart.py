@@ -1,17 +1,33 @@
-"""The loss curve as numbers for a drawing: points in the box, ticks, the best evaluation. Knows nothing of jobs or HTML."""
+"""Curves as numbers for a drawing: points in the box, ticks, the best evaluation. Knows nothing of jobs or HTML."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates; the page stretches them
+SMOOTHING = 0.9  # weight of what came before, as in the running mean of other tools
 Point = tuple[float, float]
 
 
-def loss(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
-    """Data of pieces/chart.html from `{"train": [{"step", "loss"}], "eval": [...]}`; None without a point."""
+@dataclass(frozen=True)
+class Series:
+    """One line: who it is, its class in the style sheet, its points in order of step."""
+
+    name: str
+    look: str
+    points: list[Point]
+
+
+def loss(curves: dict[str, list[dict[str, Any]]], *, smooth: bool = False) -> dict[str, Any] | None:
+    """Data of pieces/chart.html from `{"train": [{"step", "loss"}], "eval": [...]}`; None without a point.
+
+    With `smooth` the training line is its running mean, and the line as it was measured stays behind it, faint.
+    """
     train, held_out = _points(curves.get("train", [])), _points(curves.get("eval", []))
     if not train and not held_out:
         return None
@@ -21,11 +37,13 @@ def loss(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
     left, right = min(steps), max(max(steps), min(steps) + 1)
     bottom, top = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
     box = _Box(left, right, bottom, top if top > bottom else bottom + 1)
+    measured, train = train, smoothed(train) if smooth else train
     best = min(held_out, key=lambda point: point[1]) if held_out else None
     return {
         "width": WIDTH,
         "height": HEIGHT,
         "train": box.line(train),
+        "raw": box.line(measured) if smooth else "",
         "eval": box.line(held_out),
         "has_eval": bool(held_out),
         "points": json.dumps(_readings(box, train, held_out)),
@@ -34,6 +52,59 @@ def loss(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
         "best": {"x": box.x(best[0]) * 100, "y": box.y(best[1]) * 100} if best else None,
         "description": _description(train, held_out, best),
     }
+
+
+def lines(series: Sequence[Series], what: str) -> dict[str, Any] | None:
+    """Data of pieces/lines.html: several lines in one box, `what` they measure in words; None without a point."""
+    series = [one for one in series if one.points]
+    if not series:
+        return None
+    steps = [step for one in series for step, _ in one.points]
+    values = [value for one in series for _, value in one.points]
+    y_ticks = _ticks(min(values), max(values), 4)
+    bottom, top = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
+    box = _Box(min(steps), max(max(steps), min(steps) + 1), bottom, top if top > bottom else bottom + (abs(bottom) or 1))
+    texts: dict[float, list[str]] = {}
+    for one in series:
+        for step, value in one.points:
+            texts.setdefault(step, []).append(f"{one.name} {value:.4g}".strip())
+    ends = ", ".join(f"{one.name} {one.points[-1][1]:.4g} at step {one.points[-1][0]:.0f}".strip() for one in series)
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "lines": [{"look": one.look, "points": box.line(one.points)} for one in series],
+        "points": json.dumps([[round(box.x(step), 4), f"step {step:.0f}: " + ", ".join(told)] for step, told in sorted(texts.items())]),
+        "x_ticks": [{"share": box.x(tick) * 100, "label": f"{tick:.0f}"} for tick in _ticks(min(steps), max(steps), 3, whole=True)],
+        "y_ticks": [{"share": box.y(tick) * 100, "at": round(box.y(tick) * HEIGHT, 1), "label": f"{tick:g}"} for tick in y_ticks],
+        "what": what,
+        "description": f"{what}: {ends}.",
+    }
+
+
+def smoothed(points: list[Point]) -> list[Point]:
+    """The exponential running mean, without the bias that a start from nothing would give."""
+    found, mean, weight = [], 0.0, 0.0
+    for step, value in points:
+        mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * value, SMOOTHING * weight + 1 - SMOOTHING
+        found.append((step, mean / weight))
+    return found
+
+
+def values(rows: list[dict[str, Any]], key: str) -> list[Point]:
+    """The points of one measure."""
+    pairs = ((row.get("step"), row.get(key)) for row in rows)
+    return [(float(step), float(value)) for step, value in pairs if step is not None and value is not None and math.isfinite(value)]
+
+
+def speed(rows: list[dict[str, Any]]) -> list[Point]:
+    """Tokens per second between one point and the next, from what a run has read and how long it took so far."""
+    found = []
+    for before, after in itertools.pairwise(rows):
+        tokens = (after.get("tokens") or 0) - (before.get("tokens") or 0)
+        seconds = (after.get("seconds") or 0) - (before.get("seconds") or 0)
+        if tokens > 0 and seconds > 0:
+            found.append((float(after["step"]), tokens / seconds))
+    return found
 
 
 class _Box:

@@ -1,49 +1,74 @@
-"""Jobs: how is it going? The queue and its history, and one job whole: progress, curve, log, reason and fix, cancel.
+"""Jobs: how is it going? The queue and its history, one job whole with all that can be done to it, and runs beside each other.
 
 Everything is read from rows at each look, so a reload, a closed tab or a restart of the web process changes nothing.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
+from studio.errors import StudioError
 from studio.services import Studio
-from studio.ui import chart, pieces, words
+from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, go, opening, stamp, stamp_box
+from studio.ui.page import Page, go, hidden, opening, stamp, stamp_box
 
 LOG_LINES = 200
 LIVE_S, IDLE_S = 1.5, 6.0
-STAMPED = ("id", "status", "attempt", "progress", "adapter", "stopping", "reason")  # what can change of a job
-TOLD_EVENTS, MAX_EVENTS = ("notice", "lost"), 6
+# what can change of a job
+STAMPED = ("id", "status", "attempt", "progress", "adapter", "stopping", "reason", "priority", "tags", "notes")
 HIDDEN_KINDS = ("compare",)  # shown on their own tab; they end in seconds
+Update = dict[Any, Any]
 
 
 class JobsTab:
-    """Left: the queue. Right: the chosen job."""
+    """Left: the queue. Right: the chosen job, or the runs that are compared."""
 
     def __init__(self, studio: Studio, page: Page) -> None:
         self._studio = studio
         self._page = page
         with opening("jobs") as self.tab:
             self._stamp = stamp_box("jobs")
+            self._written = hidden("jobs-written")  # the job whose tags and note are in the fields
             self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=2, min_width=280):
-                    self.list = pieces.panel(elem_id="jobs-list")
+                    self._layout_queue()
                 with gr.Column(scale=3, min_width=320):
-                    self._layout_job()
+                    self.notice = pieces.panel(elem_id="jobs-notice", elem_classes="notice-place")
+                    self.runs = pieces.panel(elem_id="job-runs", visible=False)
+                    with gr.Column(elem_id="job-one") as self.one:
+                        self._layout_job()
         self._wire()
+
+    def _layout_queue(self) -> None:
+        self.queue = pieces.panel(elem_id="jobs-queue")
+        self.search = gr.Textbox(
+            "",
+            placeholder="Search names, data, tags, notes",
+            label="Search jobs",
+            info="By name, data, tag or note.",
+            show_label=False,
+            max_lines=1,
+            elem_id="jobs-search",
+        )
+        self.list = pieces.panel(elem_id="jobs-list")
 
     def _layout_job(self) -> None:
         self.head = pieces.panel(elem_id="job-head")
-        with gr.Row(visible=False, elem_classes="buttons") as self.stopping:
-            self.keep = gr.Button("Stop and keep what it learned", elem_id="job-keep", min_width=200)
-            self.cancel = gr.Button("Cancel", variant="stop", elem_id="job-cancel", min_width=110)
-        self.notice = pieces.panel(elem_id="jobs-notice", elem_classes="notice-place")
+        self.actions = pieces.panel(elem_id="job-actions")
         self.curve = pieces.panel(elem_id="job-curve")
+        self.smooth = gr.Checkbox(False, label="Smooth the curve", container=False, visible=False, elem_id="job-smooth")
+        with gr.Accordion("More curves: learning rate, gradient, speed", open=False, elem_id="job-more", visible=False) as self.more_place:
+            self.more = pieces.panel()
+        with gr.Accordion("Tags and note", open=False, elem_id="job-words", visible=False) as self.words_place:
+            self.tags = gr.Textbox("", label="Tags", info="Words to find it by, with commas between them.", max_lines=1, elem_id="job-tags")
+            self.note = gr.Textbox("", label="Note", info="What you want to remember of this run.", lines=2, elem_id="job-note")
+            self.save = gr.Button("Save tags and note", elem_id="job-save", min_width=160)
         with gr.Accordion("Log", open=False, elem_id="job-log", visible=False) as self.log_place:
             self.log = pieces.panel()
         with gr.Row(visible=False, elem_classes="next") as self.next:
@@ -53,140 +78,156 @@ class JobsTab:
             self.again = gr.Button("Next: change it and train again", elem_id="job-again", min_width=180)
 
     def _wire(self) -> None:
-        place = self._page.place
-        shown = [
-            place.job,
-            self.list,
-            self.head,
-            self.stopping,
-            self.keep,
-            self.curve,
-            self.log,
-            self.log_place,
-            self.next,
-            self.after_failure,
-            self._stamp,
-            self._timer,
-        ]
-        look = {"inputs": [place.job, self._stamp], "outputs": shown, **QUIET}
-        self.tab.select(steady(self.look), **look)
-        place.job.change(steady(self.look), **look)
-        self._timer.tick(steady(self.tick), inputs=[place.tab, place.job, self._stamp], outputs=shown, **QUIET)
-        self.list.select(self.open, outputs=[place.job, self._page.tabs], **QUIET)
-        for button, stop in ((self.cancel, self.stop), (self.keep, self.stop_and_keep)):
-            button.click(tells(self.notice)(stop), inputs=[place.job], outputs=[self.notice, *shown], **busy(self.head))
+        place, tabs = self._page.place, self._page.tabs
+        shown = [place.job, self.queue, self.list, self.runs, self.one, self.head, self.actions, self.curve, self.smooth]
+        shown += [self.more_place, self.more, self.words_place, self.tags, self.note, self.log_place, self.log]
+        shown += [self.next, self.after_failure, self._stamp, self._written, self._timer]
+        seen = [place.job, place.runs, self.search, self.smooth, self._stamp, self._written]
+        look: dict[str, Any] = {"inputs": seen, "outputs": shown, **QUIET}
+        gr.on([self.tab.select, place.job.change, place.runs.change, self.search.input, self.smooth.change], steady(self.look), **look)
+        self._timer.tick(steady(self.tick), inputs=[place.tab, *seen], outputs=shown, **QUIET)
+        moved = [self.notice, place.job, place.runs, tabs, self._stamp]
+        for panel, waiting in ((self.list, QUIET), (self.queue, QUIET), (self.actions, busy(self.head))):
+            done = panel.select(tells(self.notice)(self.act), inputs=[place.runs], outputs=moved, **waiting)
+            done.then(steady(self.look), **look)
+        saved = self.save.click(
+            tells(self.notice)(self.write), inputs=[self._written, self.tags, self.note], outputs=[self.notice, self._stamp], **QUIET
+        )
+        saved.then(steady(self.look), **look)
 
-    def open(self, event: gr.EventData) -> tuple[Any, Any]:
-        target = event._data
-        return (target["id"], gr.skip()) if target["act"] == "open" else (gr.skip(), go("train"))
+    # what is done
 
-    def tick(self, tab: str, job_id: str, shown: str) -> Any:
-        return self.look(job_id, shown) if tab == "jobs" else gr.skip()
+    def act(self, picked: str, event: gr.EventData) -> Update:
+        """Whatever was clicked in a list or under the head of a job; it carries the ID of its job, whatever is shown by now."""
+        target, jobs, place = event._data, self._studio.jobs, self._page.place
+        act, job_id = target["act"], target.get("id", "")
+        services = {
+            "cancel": jobs.cancel,
+            "keep": lambda one: jobs.cancel(one, keep=True),
+            "pause": jobs.pause,
+            "resume": jobs.resume,
+            "retry": jobs.retry,
+            "move": lambda one: jobs.move(one, before=target["before"]),
+            "pause-queue": lambda _: jobs.pause_queue(),
+            "resume-queue": lambda _: jobs.resume_queue(),
+        }
+        if act in services:
+            services[act](job_id)
+            return {self._stamp: ""}
+        if act == "remedy":
+            return {place.job: jobs.apply_remedy(job_id)["id"], self._stamp: ""}
+        moves: dict[str, Update] = {
+            "open": {place.job: job_id},
+            "pick": {place.runs: jobs_compare.toggled(picked, job_id)},
+            "children": {place.runs: f"{jobs_compare.MODE},{job_id}"},
+            "start-picking": {place.runs: jobs_compare.MODE},
+            "stop-picking": {place.runs: ""},
+        }
+        return moves.get(act) or {self._page.tabs: go("train")}
 
-    def look(self, job_id: str, shown: str) -> Any:
+    def write(self, job_id: str, tags: str, note: str) -> Update:
+        """Keep the tags and the note of the job that the fields belong to."""
+        wanted = [tag.strip() for tag in tags.split(",") if tag.strip()]
+        before = self._studio.jobs.show(job_id)["tags"]
+        self._studio.jobs.tag(job_id, wanted, remove=[tag for tag in before if tag not in wanted])
+        job = self._studio.jobs.note(job_id, note)
+        return {self.notice: pieces.said(f"Kept with {job['name']}."), self._stamp: ""}
+
+    # what is shown
+
+    def tick(self, tab: str, *seen: Any) -> Any:
+        return self.look(*seen) if tab == "jobs" else gr.skip()
+
+    def look(self, job_id: str, picked: str, search: str, smooth: bool, shown: str, written: str) -> Any:
         """Show the rows as they are now; nothing is sent when nothing moved."""
-        jobs = [job for job in self._studio.jobs.list() if job["kind"] not in HIDDEN_KINDS]
-        chosen = next((job for job in jobs if job_id in (job["id"], job["name"])), jobs[0] if jobs else None)
-        now = stamp(chosen and chosen["id"], [[job[key] for key in STAMPED] for job in jobs])
+        every = [job for job in self._studio.jobs.list() if job["kind"] not in HIDDEN_KINDS]
+        overview = self._studio.jobs.overview()
+        chosen = next((job for job in every if job_id in (job["id"], job["name"])), every[0] if every else None)
+        minutes = [int((job["ends_at"] or 0) // 60) for job in every if job["status"] == "QUEUED"]
+        parts = (chosen and chosen["id"], picked, search, smooth, minutes, overview["paused"])
+        now = stamp(*parts, [[job[key] for key in STAMPED] for job in every])
         if now == shown:
             return gr.skip()
-        live = any(job["status"] not in words.FINAL for job in jobs)
-        return {
-            self._page.place.job: chosen["id"] if chosen else "",
-            **self._show_list(jobs, chosen),
-            **self._show_job(chosen),
-            self._stamp: now,
-            self._timer: gr.Timer(LIVE_S if live else IDLE_S),
-        }
+        live = any(job["status"] not in words.FINAL for job in every)
+        update: Update = {self._stamp: now, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
+        if chosen and chosen["id"] != job_id:
+            update[self._page.place.job] = chosen["id"]
+        looks = self._show_runs(update, picked)
+        self._show_queue(update, every, overview, search, picked, looks, chosen)
+        if not jobs_compare.is_on(picked):
+            self._show_job(update, chosen, smooth, written)
+        return update
 
-    def stop(self, job_id: str) -> Any:
-        self._studio.jobs.cancel(job_id)
-        return self.look(job_id, "")
+    def _show_runs(self, update: Update, picked: str) -> dict[str, str]:
+        """The comparison in the place of the job, while runs are picked; returns the colour of each run."""
+        is_on = jobs_compare.is_on(picked)
+        update[self.one] = gr.Column(visible=not is_on)
+        update[self.runs] = gr.HTML("", visible=is_on)
+        if not is_on:
+            return {}
+        wanted = [job_id for job_id in jobs_compare.slots(picked) if job_id]
+        looks = jobs_compare.looks(picked, [])
+        data: Mapping[str, Any] = {"jobs": [], "sentence": jobs_compare.HINT}
+        drawn = ""
+        try:
+            if len(wanted) > 1 or (wanted and self._studio.jobs.show(wanted[0])["kind"] == "sweep"):
+                compared = self._studio.jobs.compare(wanted)
+                looks = jobs_compare.looks(picked, compared["jobs"])
+                data = jobs_compare.beside(compared, looks)
+        except StudioError as exc:
+            drawn = pieces.notice(exc)
+        update[self.runs] = gr.HTML(drawn or pieces.piece("runs", **data), visible=True)
+        return looks
 
-    def stop_and_keep(self, job_id: str) -> Any:
-        self._studio.jobs.cancel(job_id, keep=True)
-        return self.look(job_id, "")
+    def _show_queue(
+        self,
+        update: Update,
+        every: list[dict[str, Any]],
+        overview: Mapping[str, Any],
+        search: str,
+        picked: str,
+        looks: Mapping[str, str],
+        chosen: dict[str, Any] | None,
+    ) -> None:
+        if not every:
+            update[self.queue] = ""
+            update[self.list] = pieces.empty("Nothing has been trained yet.", "Set up a training", "train")
+            return
+        update[self.queue] = pieces.piece(
+            "queue",
+            sentence=jobs_queue.sentence(overview, time.time()),
+            paused=overview["paused"],
+            busy=bool(overview["queued"] or overview["running"]),
+            picking=jobs_compare.is_on(picked),
+            comparable=sum(job["kind"] in jobs_queue.COMPARABLE for job in every) > 1,
+        )
+        found = {job["id"] for job in self._studio.jobs.list(search=search)} if search.strip() else {job["id"] for job in every}
+        listed = [job for job in every if job["id"] in found]
+        update[self.list] = pieces.piece(
+            "jobs", groups=jobs_queue.groups(listed, looks), selected=chosen and chosen["id"], picking=jobs_compare.is_on(picked)
+        )
 
-    def _show_list(self, jobs: list[dict[str, Any]], chosen: dict[str, Any] | None) -> dict[Any, Any]:
-        if not jobs:
-            return {self.list: pieces.empty("Nothing has been trained yet.", "Set up a training", "train")}
-        rows = [{**job, "facts": _facts_in_list(job)} for job in jobs]
-        return {self.list: pieces.piece("jobs", jobs=rows, selected=chosen and chosen["id"])}
-
-    def _show_job(self, chosen: dict[str, Any] | None) -> dict[Any, Any]:
+    def _show_job(self, update: Update, chosen: dict[str, Any] | None, smooth: bool, written: str) -> None:
+        is_there = chosen is not None
+        update |= {self.words_place: gr.Accordion(visible=is_there), self.log_place: gr.Accordion(visible=is_there)}
         if chosen is None:
-            nothing = gr.Row(visible=False)
-            return {
-                self.head: "",
-                self.stopping: nothing,
-                self.curve: "",
-                self.log: "",
-                self.log_place: gr.Accordion(visible=False),
-                self.next: nothing,
-                self.after_failure: nothing,
-            }
+            update |= dict.fromkeys((self.head, self.actions, self.curve, self.more, self.log, self._written), "")
+            update |= {self.smooth: gr.Checkbox(visible=False), self.more_place: gr.Accordion(visible=False)}
+            update |= dict.fromkeys((self.next, self.after_failure), gr.Row(visible=False))
+            return
         job = self._studio.jobs.show(chosen["id"])
-        drawing = chart.loss(self._studio.jobs.curves(job["id"]))
-        return {
-            self.head: pieces.piece("job", **_head(job)),
-            self.stopping: gr.Row(visible=job["status"] not in words.FINAL and not job["stopping"]),
-            self.keep: gr.Button(visible=job["status"] == "RUNNING"),
+        curves = self._studio.jobs.curves(job["id"])
+        drawing, small = chart.loss(curves, smooth=smooth), jobs_head.small_charts(curves["train"])
+        update |= {
+            self.head: pieces.piece("job", **jobs_head.head(job)),
+            self.actions: pieces.piece("job_actions", **jobs_head.actions(job)),
             self.curve: pieces.piece("chart", **drawing) if drawing else "",
+            self.smooth: gr.Checkbox(visible=bool(drawing)),
+            self.more: pieces.piece("small_charts", charts=small),
+            self.more_place: gr.Accordion(visible=bool(small)),
             self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),
-            self.log_place: gr.Accordion(visible=True),
             self.next: gr.Row(visible=bool(job["adapter"])),
-            self.after_failure: gr.Row(visible=job["status"] in words.FINAL and not job["adapter"]),
+            self.after_failure: gr.Row(visible=job["kind"] == "train" and job["status"] in words.FINAL and not job["adapter"]),
         }
-
-
-def _facts_in_list(job: dict[str, Any]) -> str:
-    if job["status"] == "RUNNING":
-        return " · ".join(item for item in (_progress(job), words.left(job["progress"]["eta_s"])) if item)
-    if job["status"] in words.FINAL and job["started_at"]:
-        return f"{words.ago(job['ended_at'])} · took {words.elapsed(job['started_at'], job['ended_at'])}"
-    return f"added {words.ago(job['created_at'])}"
-
-
-def _head(job: dict[str, Any]) -> dict[str, Any]:
-    progress = job["progress"]
-    part = (progress["step"] or 0) / progress["max_steps"] if progress["max_steps"] else 0.0
-    text = " · ".join(item for item in (_progress(job), words.share(part) if part else "", words.left(progress["eta_s"])) if item)
-    waiting = "waiting for its turn" if job["status"] == "QUEUED" else "starting: the model is being loaded"
-    if job["stopping"]:
-        text = "stopping, and keeping what it learned" if job["stopping"] == "keep" else "stopping"
-    facts = [f"{job['kind']} on {job['base_model']}" if job.get("base_model") else job["kind"], f"added {words.ago(job['created_at'])}"]
-    if job["started_at"]:
-        facts.append(f"{'took' if job['ended_at'] else 'running for'} {words.elapsed(job['started_at'], job['ended_at'])}")
-    if job["attempt"] > 1:
-        facts.append(f"attempt {job['attempt']}")
-    return {
-        "job": job,
-        "facts": " · ".join(facts),
-        "part": part,
-        "progress": text or waiting,
-        "readings": _readings(job),
-        "events": _events(job),
-    }
-
-
-def _readings(job: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a run that ended has reached."""
-    result = job["result"]
-    labels = (("train_loss", "loss on training rows"), ("eval_loss", "loss on held-out rows"))
-    found = [(label, f"{result[key]:.3f}") for key, label in labels if isinstance(result.get(key), (int, float))]
-    if result.get("tokens"):
-        found.append(("tokens read", f"{result['tokens']:,}"))
-    return found
-
-
-def _events(job: dict[str, Any]) -> list[str]:
-    """What the trainer noticed, and each time the run was lost; newest last."""
-    found = [
-        event.get("text") if event["kind"] == "notice" else event.get("reason") for event in job["events"] if event["kind"] in TOLD_EVENTS
-    ]
-    return list(dict.fromkeys(text for text in found if text))[-MAX_EVENTS:]
-
-
-def _progress(job: dict[str, Any]) -> str:
-    progress = job["progress"]
-    return f"step {progress['step']} of {progress['max_steps']}" if progress["step"] is not None and progress["max_steps"] else ""
+        if written != job["id"]:  # what is being typed stays
+            update |= {self.tags: ", ".join(job["tags"]), self.note: job["notes"], self._written: job["id"]}

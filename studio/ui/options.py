@@ -41,6 +41,18 @@ class OptionsForm:
         chosen = recipes.get(recipe).options
         return [_shown(option, chosen.get(option.key, option.default)) for option in self.options]
 
+    def filled(self, config: Mapping[str, Any]) -> dict[Any, Any]:
+        """Each field with its value in the configuration of a job, which has sections."""
+        found = {}
+        for option, field in zip(self.options, self.fields, strict=True):
+            *sections, key = option.key.split(".")
+            section: Any = config
+            for name in sections:
+                section = section.get(name) or {}
+            if key in section and not (option.key in OFFERED and section[key] not in (None, *TEMPLATE_NAMES)):
+                found[field] = _shown(option, section[key])
+        return found
+
     def changed(self, recipe: str, shown: Sequence[Any]) -> dict[str, Any]:
         """Options whose field no longer says what the recipe says."""
         return {

@@ -21,13 +21,14 @@ class Place:
     tab: gr.Textbox
     dataset: gr.Textbox
     job: gr.Textbox
+    runs: gr.Textbox  # those that are compared on the Jobs tab
     chat: gr.Textbox
     comparison: gr.Textbox
 
     @classmethod
     def build(cls) -> Place:
         """Call inside the Blocks, before the tabs."""
-        return cls(**{field.name: _hidden(field.name) for field in fields(cls)})
+        return cls(**{field.name: hidden(field.name) for field in fields(cls)})
 
     def boxes(self) -> list[gr.Textbox]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -53,13 +54,14 @@ class Page:
     tabs: gr.Tabs
 
 
-def _hidden(name: str) -> gr.Textbox:
+def hidden(name: str) -> gr.Textbox:
+    """A field that only the page sees: what it shows now, or where the reader is."""
     return gr.Textbox(value="", visible="hidden", elem_id=f"place-{name}", label=name)
 
 
 def stamp_box(tab: str) -> gr.Textbox:
     """What the page shows now, as `stamp` of it. It is held by the page, since answers to two looks may overtake each other on the way."""
-    return _hidden(f"{tab}-shown")
+    return hidden(f"{tab}-shown")
 
 
 def stamp(*shown: Any) -> str:

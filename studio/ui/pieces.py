@@ -7,6 +7,8 @@ those with Handlebars and then evaluates the *result* as a JavaScript template, 
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-for _filter in (words.size, words.duration, words.left, words.ago, words.share, words.count, words.parameters):
+for _filter in (words.size, words.duration, words.left, words.ago, words.share, words.clock, words.count, words.parameters):
     _environment.filters[_filter.__name__ if _filter is not words.count else "counted"] = _filter
+_environment.filters["as_json"] = functools.partial(json.dumps, ensure_ascii=False)
 _environment.globals.update(elapsed=words.elapsed, STATUS_WORDS=words.STATUS_WORDS)
 
 

@@ -10,17 +10,15 @@ from typing import Any
 import gradio as gr
 
 from jobs import recipes
-from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.ui import choices, pieces, words
+from studio.ui import choices, pieces, tokens
+from studio.ui.data_learned import warnings
 from studio.ui.handlers import QUIET, busy, tells
 from studio.ui.options import OptionsForm
 from studio.ui.page import Page, go, opening
 
 PREVIEW_ROWS = 3
-MAX_WARNINGS = 3
-PREVIEW_CHARACTERS = 2_000  # of one row; a long one is cut on the page, not in the data
 
 
 class TrainTab:
@@ -108,7 +106,11 @@ class TrainTab:
         except StudioError as exc:
             return pieces.notice(exc)
         return pieces.piece(
-            "tokens", rendered=rendered, rows=[_coloured(row) for row in rendered["rows"]], warnings=_warnings(rendered), max_length=length
+            "tokens",
+            rendered=rendered,
+            rows=[tokens.coloured(row) for row in rendered["rows"]],
+            warnings=warnings(rendered),
+            max_length=length,
         )
 
     def submit(self, data: str | None, base_model: str | None, recipe: str, name: str, *fields: Any) -> dict[Any, Any]:
@@ -122,29 +124,3 @@ class TrainTab:
 
     def _about(self, recipe: str) -> str:
         return pieces.piece("sentence", text=recipes.get(recipe).description)
-
-
-def _warnings(rendered: dict[str, Any]) -> list[str]:
-    found = [str(problem["problem"]) for problem in rendered["problems"][:MAX_WARNINGS]]
-    if rendered["share_without_learned_tokens"] > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
-        allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
-        found.append(
-            f"More than {allowed} of the rows would teach nothing, so training will not start. Raise max length, or shorten the rows."
-        )
-    return found
-
-
-def _coloured(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as runs of `[text, learned]`, at most PREVIEW_CHARACTERS of it."""
-    runs: list[list[Any]] = []
-    room = PREVIEW_CHARACTERS
-    for text, learned in zip(row["tokens"], row["learned"], strict=True):
-        if room <= 0:
-            runs.append([" …", False])
-            break
-        if runs and runs[-1][1] == learned:
-            runs[-1][0] += text
-        else:
-            runs.append([text, learned])
-        room -= len(text)
-    return {"pieces": runs, "truncated": row["truncated"], "problem": row.get("problem", "")}

@@ -66,6 +66,14 @@ def elapsed(start: object, end: object, now: float | None = None) -> str:
     return duration((ended if ended is not None else time.time() if now is None else now) - begun)
 
 
+def clock(then: float | None, now: float | None = None) -> str:
+    """`03:40`, on this machine's clock; with the day of the week where that is not plain."""
+    if then is None:
+        return ""
+    is_far = then - (time.time() if now is None else now) > 20 * 3600
+    return time.strftime("%A %H:%M" if is_far else "%H:%M", time.localtime(then))
+
+
 def share(part: float | None) -> str:
     """0.034 -> `3.4 %`; whole percents from 10 on, and 100 only when it is all."""
     if part is None:

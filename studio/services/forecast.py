@@ -1,0 +1,132 @@
+"""When waiting jobs will start and end, from the measured pace of runs like them. Where nothing like it has run: unknown.
+
+Reads rows only. Figures are seconds from now.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from studio.db import lifecycle
+from studio.db.models import Job
+
+LOOKED_BACK = 100  # finished trainings that are looked at
+LIKE = 5  # of those like the job the latest so many count
+# what the time of a step depends on most, as dotted options
+SIMILAR = (
+    "base_model", "objective", "method", "device", "max_length", "packing", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "gradient_checkpointing", "quantization.load_in_4bit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of one run: seconds per step, and seconds around the steps (imports, loading, writing)."""
+
+    key: tuple[Any, ...]
+    dataset: str | None
+    step_s: float
+    around_s: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """`starts_in_s` and `ends_in_s`, each None where unknown."""
+
+    starts_in_s: float | None = None
+    ends_in_s: float | None = None
+
+
+def forecast(session: Session) -> dict[str, Span]:
+    """ID -> Span of every running and every queued training."""
+    now = time.time()
+    running = lifecycle.running(session)
+    query = select(Job).where(Job.status == "QUEUED", Job.queue == "gpu", Job.kind != lifecycle.SWEEP)
+    queued = list(session.scalars(query.order_by(*lifecycle.IN_ORDER)))
+    paces = _paces(session) if queued or any(job.eta_s is None for job in running) else []
+    spans = {job.id: Span(None, _left(job, paces, now)) for job in running}
+    on_device = [spans[job.id].ends_in_s for job in running if job.queue == "gpu"]
+    begins: float | None = None if None in on_device else max((left for left in on_device if left is not None), default=0.0)
+    if lifecycle.queue_is_paused(session, "gpu"):
+        begins = None
+    awaited = {job.after_id for job in queued if job.after_id}
+    done = set(session.scalars(select(Job.id).where(Job.id.in_(awaited), Job.status == "SUCCEEDED"))) if awaited else set()
+    return spans | _in_turn(queued, done | set(spans), begins, paces)
+
+
+def _in_turn(queued: Sequence[Job], before: set[str], begins: float | None, paces: Sequence[Pace]) -> dict[str, Span]:
+    """One after the other; a job after another one waits for it, and behind an unknown time everything is unknown."""
+    spans: dict[str, Span] = {}
+    left = list(queued)
+    while left:
+        ready = next((job for job in left if job.after_id is None or job.after_id in before or job.after_id in spans), None)
+        if ready is None:  # waits for something that is paused, or not in this queue
+            return spans | {job.id: Span() for job in left}
+        left.remove(ready)
+        takes = duration(ready, paces)
+        ends = begins + takes if begins is not None and takes is not None else None
+        spans[ready.id] = Span(begins, ends)
+        begins = ends
+    return spans
+
+
+def duration(job: Job, paces: Sequence[Pace]) -> float | None:
+    """Seconds that a waiting training will take from where it stands; None while nothing like it has run."""
+    steps = job.max_steps or job.planned_steps
+    pace = _pace_of(job, paces)
+    if steps is None or pace is None:
+        return None
+    return pace.around_s + pace.step_s * max(steps - job.checkpoint_step, 0)
+
+
+def _left(job: Job, paces: Sequence[Pace], now: float) -> float | None:
+    if job.eta_s is not None:
+        return max(job.eta_s - max(now - job.updated_at, 0.0), 0.0)
+    takes = duration(job, paces) if job.kind == "train" else None
+    return max(takes - (now - (job.started_at or now)), 0.0) if takes is not None and job.attempt == 1 else takes
+
+
+def _pace_of(job: Job, paces: Sequence[Pace]) -> Pace | None:
+    like = [pace for pace in paces if pace.key == _key(job.config)]
+    found = ([pace for pace in like if pace.dataset == job.dataset_id] or like)[:LIKE]
+    if not found:
+        return None
+    step_s, around_s = (statistics.median(getattr(pace, field) for pace in found) for field in ("step_s", "around_s"))
+    return Pace(found[0].key, job.dataset_id, step_s, around_s)
+
+
+def _paces(session: Session) -> list[Pace]:
+    """Latest first. What is running counts too, once it knows its own pace."""
+    running = session.scalars(select(Job).where(Job.kind == "train", Job.status == "RUNNING", Job.eta_s.is_not(None)))
+    query = select(Job).where(Job.kind == "train", Job.status == "SUCCEEDED").order_by(Job.ended_at.desc()).limit(LOOKED_BACK)
+    return [pace for job in (*running, *session.scalars(query)) if (pace := _measured(job)) is not None]
+
+
+def _measured(job: Job) -> Pace | None:
+    steps, seconds = job.result.get("steps"), job.result.get("seconds")
+    if job.status == "RUNNING":
+        if not job.step or not job.max_steps or job.step >= job.max_steps or not job.eta_s:
+            return None
+        step_s = job.eta_s / (job.max_steps - job.step)
+        spent = job.updated_at - (job.started_at or job.updated_at)
+        return Pace(_key(job.config), job.dataset_id, step_s, max(spent - job.step * step_s, 0.0) if job.attempt == 1 else 0.0)
+    if not steps or not seconds:
+        return None
+    took = (job.ended_at or 0.0) - (job.started_at or 0.0)
+    # of a run that was interrupted nobody knows how long it did not run
+    return Pace(_key(job.config), job.dataset_id, seconds / steps, max(took - seconds, 0.0) if job.attempt == 1 else 0.0)
+
+
+def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    found = []
+    for name in SIMILAR:
+        section, _, key = name.rpartition(".")
+        found.append((config.get(section) or {}).get(key) if section else config.get(key))
+    return tuple(str(value) for value in found)

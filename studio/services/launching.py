@@ -1,0 +1,233 @@
+"""What a launch needs before it is a job: every problem found at once, the files of the run, the steps it will take.
+
+Submit, clone, sweep and rerun all go through here. Makes run directories and unsaved Job records; queues nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs import config as job_config
+from jobs import recipes
+from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
+from jobs.rundir import RunDir, write_json
+from studio.catalogue import memory
+from studio.catalogue.models import ModelRef, inspect_folder
+from studio.datasets.rendering import Renderer
+from studio.db.models import Job, new_id
+from studio.errors import ConfigError, StudioError
+from studio.services.datasets import DatasetService
+from studio.services.models import ModelService
+from studio.settings import Settings
+
+CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
+MAX_CHILDREN = 64  # of a sweep
+TRAINABLE_KINDS = {"sft": ("sft", "text")}  # objective -> kinds of datasets it can learn from
+T = TypeVar("T")
+
+
+class Problems:
+    """A form shows all its problems at once: each step runs, and what went wrong is told together."""
+
+    def __init__(self) -> None:
+        self.found: list[StudioError] = []
+
+    def gather(self, step: Callable[[], T]) -> T | None:
+        """The step's value, or None with its problem kept."""
+        try:
+            return step()
+        except StudioError as exc:
+            self.found.append(exc)
+            return None
+
+    def tell(self) -> None:
+        """Raises what was found, if anything was."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            texts = list(dict.fromkeys(str(problem) for problem in self.found))
+            raise ConfigError(" ".join(texts), problems=texts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training that may be launched: everything is checked."""
+
+    dataset: Mapping[str, Any]
+    recipe: str
+    config: JobConfig
+    renderer: Renderer
+
+    @property
+    def split(self) -> tuple[float, int]:
+        """Runs of one dataset with the same split have the same rows."""
+        return self.config.test_size, self.config.seed
+
+
+class Launcher:
+    """Checks launches and writes run directories."""
+
+    def __init__(self, settings: Settings, datasets: DatasetService, models: ModelService) -> None:
+        self.settings = settings
+        self.datasets = datasets
+        self.models = models
+
+    def plan(
+        self, problems: Problems, data: str, base_model: str | ModelRef, recipe: str | None, layers: Sequence[Mapping[str, Any]]
+    ) -> list[Plan]:
+        """One plan per layer of options; what can't work is in `problems`. Raises NotFoundError for an unknown recipe."""
+        chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
+        dataset = problems.gather(lambda: self.datasets.show(data))
+        model = base_model if isinstance(base_model, ModelRef) else problems.gather(lambda: self.models.resolve(base_model, loadable=True))
+        configs = [problems.gather(lambda layer=layer: job_config.build(chosen.options, layer)) for layer in layers]  # type: ignore[misc]
+        whole = [config for config in configs if config is not None]
+        if dataset and whole:
+            problems.gather(lambda: check_kind(dataset, whole[0]))
+        if problems.found or dataset is None or model is None:
+            return []
+        # a row longer than the model's context can't be learned, whatever the option says
+        context = inspect_folder(model.path).context
+        renderers: dict[tuple[int, str | None], Renderer | None] = {}
+        plans = []
+        for config in whole:
+            frozen = {
+                "base_model": model.name,
+                "model_name_or_path": str(model.path),
+                "max_length": min(config.max_length, context or 10**9),
+            }
+            config = config.model_copy(update=frozen)
+            key = (config.max_length, config.chat_template)
+            if key not in renderers:
+                renderers[key] = problems.gather(lambda config=config: self._check_rows(dataset, model, config))  # type: ignore[misc]
+            if (renderer := renderers[key]) is not None:
+                plans.append(Plan(dataset, chosen.name, config, renderer))
+        if plans:
+            problems.gather(lambda: self.check_disk([plan.config for plan in plans]))
+        return plans
+
+    def _check_rows(self, dataset: Mapping[str, Any], model: ModelRef, config: JobConfig) -> Renderer:
+        """The renderer of this run; refuses rows that would teach nothing."""
+        renderer = Renderer.load(model.path, config.chat_template)
+        found = self.datasets.check_for_training(dataset["id"], renderer, config.max_length, sample=CHECKED_ROWS)
+        share = found["share_without_learned_tokens"]
+        if not found["rows"]:
+            raise ConfigError(f"Dataset {dataset['name']} has no rows to train on.", "Choose another.")
+        if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
+            raise ConfigError(
+                f"{share:.0%} of the rows of {dataset['name']} hold no token to learn with max_length={config.max_length} "
+                f"(more than {MAX_ROWS_WITHOUT_LEARNED_TOKEN:.0%} is refused).",
+                f"Set max_length to {max(int(found['p99']), config.max_length)} or more, or mend rows without an answer.",
+            )
+        return renderer
+
+    def check_disk(self, configs: Sequence[JobConfig]) -> None:
+        """Refuses runs whose checkpoints would not fit together. Raises ConfigError with both figures."""
+        needed = sum(memory.predict_disk_bytes(memory.model_config(Path(c.model_name_or_path)), c) for c in configs)
+        free = shutil.disk_usage(self.settings.runs).free
+        if needed > free:
+            raise ConfigError(
+                f"The run needs about {needed / 1e6:.0f} MB of disk for checkpoints; {self.settings.runs} has {free / 1e6:.0f} MB left.",
+                "Make room, lower save_total_limit or lora.r, or put STUDIO_HOME on a larger disk.",
+            )
+
+    @contextlib.contextmanager
+    def jobs(self, plans: Sequence[Plan]) -> Iterator[list[Job]]:
+        """Unsaved jobs with their run directories, which go again when the block does not end well."""
+        runs: list[RunDir] = []
+        try:
+            made, rows, splits = [], 0, dict[tuple[float, int], tuple[RunDir, int]]()
+            for number, plan in enumerate(plans):
+                runs.append(run := RunDir(self.settings.runs / new_id()))
+                run.path.mkdir(parents=True)
+                if plan.split in splits:
+                    source, rows = splits[plan.split]
+                    _link_rows(source, run)
+                else:
+                    rows = self.datasets.write_run_files(plan.dataset["id"], run, *plan.split)["train_rows"]
+                    splits[plan.split] = (run, rows)
+                write_run(run, plan.config, plan.renderer)
+                made.append(training(run, plan, rows, created_at=time.time() + number * 1e-4))
+            yield made
+        except BaseException:
+            for run in runs:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+
+
+def check_kind(dataset: Mapping[str, Any], config: JobConfig) -> None:
+    wanted = TRAINABLE_KINDS[config.objective]
+    if dataset["kind"] not in wanted:
+        raise ConfigError(
+            f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows.",
+            "Choose a dataset of conversations, instructions or texts.",
+        )
+
+
+def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:
+    """Template and options; the rows are there already."""
+    run.chat_template.write_text(renderer.template, encoding="utf-8")
+    write_json(run.template_card, renderer.card())
+    write_json(run.config, config.model_dump(mode="json"))
+
+
+def training(run: RunDir, plan: Plan, rows: int, created_at: float) -> Job:
+    """The unsaved, unnamed record of a run."""
+    return Job(
+        id=run.path.name,
+        kind="train",
+        queue="gpu",
+        recipe=plan.recipe,
+        config=plan.config.model_dump(mode="json"),
+        run_dir=str(run.path),
+        dataset_id=plan.dataset.get("id"),
+        base_model=plan.config.base_model,
+        planned_steps=planned_steps(plan.config, rows),
+        created_at=created_at,
+    )
+
+
+def planned_steps(config: JobConfig, rows: int) -> int | None:
+    """Steps of a run over `rows` rows, as the trainer will count them; None where packing decides."""
+    if config.max_steps > 0:
+        return config.max_steps
+    if config.packing or not rows:
+        return None
+    per_epoch = max(math.ceil(math.ceil(rows / config.per_device_train_batch_size) / config.gradient_accumulation_steps), 1)
+    return math.ceil(config.num_train_epochs * per_epoch)
+
+
+def combinations(grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every choice of one value per key, the last key changing fastest. Raises ConfigError naming every problem of the grid."""
+    known = {option.key for option in job_config.options()} - {"base_model"}
+    problems = [f"{key} is set and varied at once" for key in grid if key in fixed]
+    problems += [f"{key} can't be varied" if key == "base_model" else f"{key} is no option" for key in grid if key not in known]
+    problems += [f"{key} has no list of values" for key, values in grid.items() if not isinstance(values, (list, tuple)) or not values]
+    if not grid:
+        problems.append("a sweep varies at least one option")
+    if problems:
+        raise ConfigError("; ".join(problems) + ".", "Write --grid key=[value, value].", problems=problems)
+    count = math.prod(len(values) for values in grid.values())
+    if count > MAX_CHILDREN:
+        raise ConfigError(f"This grid has {count} combinations; a sweep holds at most {MAX_CHILDREN}.", "Leave out some values.")
+    found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if any(one == other for one, other in itertools.combinations(found, 2)):
+        raise ConfigError("The grid names a value twice.", "Leave out the second.")
+    return found
+
+
+def _link_rows(source: RunDir, target: RunDir) -> None:
+    """The same rows in another run: nobody writes to them, so one copy on disk will do."""
+    for old, new in ((source.train, target.train), (source.eval, target.eval)):
+        try:
+            os.link(old, new)
+        except OSError:  # a file system without links
+            shutil.copyfile(old, new)

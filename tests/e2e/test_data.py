@@ -1,0 +1,202 @@
+"""The Data tab by mouse: any columns in, every planted fault found and mended, what is learned, parity, and new versions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+TOPICS = ("bread", "rivers", "violins", "bicycles", "glaciers", "owls", "bridges", "clocks", "kites", "lanterns", "barrels", "orchards")
+SOUND = [
+    (
+        f"How were {topic} counted in {1700 + 13 * n}?",
+        f"In {1700 + 13 * n} the {topic} were counted by {TOPICS[-n]} makers, who wrote {n + 3} lines about {topic} in a book.",
+    )
+    for n, topic in enumerate(TOPICS)
+]
+FAULTY = {
+    "Empty answers": ("How should I store tools?", ""),
+    "Refusals and boilerplate": ("Tell me about locks.", "I'm sorry, but as an AI language model I can't help with that request."),
+    "Personal data and keys": ("Whom do I ask about the archive?", "Write to anna.berg@example.org and ask for the keeper of the archive."),
+    "Broken characters": (
+        "What about caf\ufffds?",
+        "The caf\ufffds near the harbour were opened by sailors who had come home from the sea.",
+    ),
+    "Control characters": ("What is in the margin?", "The margin holds a note\u0007 about the price of grain and the name of a miller."),
+    "Text that repeats itself": ("How do echoes go?", ("and on and on " * 30).strip()),
+    "Answers that are cut off": ("Describe the wall.", " ".join(f"Stone {n} came from quarry {n * 7}." for n in range(130))),
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sound rows, one row of each fault, and one of the sound rows twice."""
+    rows = [*SOUND[:6], *FAULTY.values(), *SOUND[6:], SOUND[2]]
+    path = tmp_path_factory.mktemp("data") / "planted.jsonl"
+    talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in rows]
+    path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks), encoding="utf-8")
+    return path
+
+
+def choose(page: Page, field: str, name: str) -> None:
+    """Take `name` in the dropdown `field`, as a hand would."""
+    expect(page.get_by_role("option")).to_have_count(0)  # the list that was open before is gone
+    page.locator(f"{field} input").first.click()
+    page.get_by_role("option", name=name, exact=True).click()
+
+
+def upload(page: Page, path: Path) -> None:
+    page.set_input_files("#data-file input[type=file]", path)
+
+
+def opened(page: Page, name: str | re.Pattern[str]) -> None:
+    """Wait until the dataset `name` is the chosen one."""
+    expect(page.locator("#data-head h2")).to_have_text(name)
+    expect(page.locator("#data-list [aria-current=true] .name")).to_have_text(name)
+
+
+def test_columns_of_any_name_are_mapped_by_hand_and_remembered(visit: Callable[..., Page], tmp_path: Path) -> None:
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("wort,sinn\nHaus,house\nBaum,tree\n")
+    second.write_text("wort,sinn\nBerg,mountain\n")
+    page = visit("data")
+    upload(page, first)
+    expect(page.locator("#data-notice")).to_contain_text("wort, sinn")
+    choose(page, "#data-role-0", "wort")
+    choose(page, "#data-role-1", "sinn")
+    expect(page.locator("#data-rows .examples li")).to_have_count(2)
+    expect(page.locator("#data-rows .examples li").nth(1)).to_contain_text("tree")
+    choose(page, "#data-role-0", "sinn")
+    expect(page.locator("#data-rows .turn.user").first).to_contain_text("house")
+    choose(page, "#data-role-0", "wort")
+    expect(page.locator("#data-rows .turn.user").first).to_contain_text("Haus")
+    page.get_by_role("button", name="Add dataset").click()
+    opened(page, "first")
+
+    upload(page, second)
+
+    expect(page.locator("#data-preview")).to_contain_text("Mapped as the last time for these columns (first).")
+    expect(page.locator("#data-preview .turn.assistant")).to_contain_text("mountain")
+    page.get_by_role("button", name="Discard").click()
+    opened(page, "first")
+
+
+def test_pasted_rows_and_a_hub_that_does_not_answer(visit: Callable[..., Page]) -> None:
+    page = visit("data")
+    page.get_by_role("button", name="Or paste them").click()
+    page.locator("#data-text textarea").fill("prompt,completion\nping,pong\n")
+    page.get_by_role("button", name="Read this text").click()
+    expect(page.locator("#data-preview .turn.assistant")).to_contain_text("pong")
+    page.get_by_role("button", name="Discard").click()
+    page.get_by_role("button", name="Or take a dataset of the Hugging Face Hub").click()
+    page.locator("#data-hub-name input, #data-hub-name textarea").first.fill("nobody/nothing")
+    page.get_by_role("button", name="Fetch and keep it").click()
+
+    expect(page.locator("#data-notice")).to_contain_text("hub:nobody/nothing")
+
+
+def test_every_planted_fault_is_found_shown_and_mended(visit: Callable[..., Page], planted: Path) -> None:
+    page = visit("data")
+    upload(page, planted)
+    page.get_by_role("button", name="Add dataset").click()
+    opened(page, "planted")
+    found = page.locator("#data-findings .findings > li")
+    expect(found).to_have_count(len(FAULTY) + 1)
+    for title in (*FAULTY, "The same row again"):
+        expect(found.filter(has_text=title)).to_contain_text("1 row")
+
+    masked = found.filter(has_text="Personal data and keys")
+    masked.locator("summary").click()
+    expect(masked.locator(".body")).to_contain_text("A model can repeat them")
+    masked.get_by_role("button", name="Show row 9", exact=True).click()
+    expect(page.locator("#data-kept .marked")).to_contain_text("anna.berg@example.org")
+    expect(page.locator("#data-kept .marked")).to_be_in_viewport()
+    masked.get_by_role("button", name=re.compile("Mask in 1 row")).click()
+    opened(page, "planted-v2")
+    expect(page.locator("#data-findings .findings > li")).to_have_count(len(FAULTY))
+    expect(page.locator("#data-head .versions li")).to_have_count(2)
+    page.get_by_role("button", name=re.compile(f"Fix all {len(FAULTY)}")).click()
+    opened(page, "planted-v3")
+
+    expect(page.locator("#data-findings")).to_contain_text("Nothing to mend")
+    expect(page.locator("#data-head .facts").first).to_contain_text("14 rows")
+    page.locator("#data-head .versions button").first.click()
+    opened(page, "planted")
+    expect(page.locator("#data-head .facts").first).to_contain_text("20 rows")
+    expect(page.locator("#data-findings .findings > li")).to_have_count(len(FAULTY) + 1)
+    page.reload()
+    opened(page, "planted")
+
+
+def test_what_is_learned_and_whether_chat_agrees(visit: Callable[..., Page], api: httpx.Client, planted: Path) -> None:
+    seen = api.post("/datasets", files={"file": ("planted.jsonl", planted.read_bytes())}, data={"name": "seen"}).raise_for_status().json()
+    page = visit("data", dataset=seen["id"])
+    opened(page, "seen")
+    page.get_by_role("tab", name="What is learned").click()
+    expect(page.locator("#data-learned .learned").nth(1)).to_contain_text("In 1700 the bread were counted")
+    expect(page.locator("#data-learned .histogram rect").first).to_be_visible()
+    expect(page.locator("#data-learned .render .cut")).to_have_count(0)
+    expect(page.locator("#data-parity")).to_contain_text("Training and chat are identical")
+
+    page.locator("#data-length input").fill("40")
+    page.locator("#data-length input").press("Enter")
+    expect(page.locator("#data-learned .render .cut")).to_have_count(4)
+    expect(page.locator("#data-learned .figures")).to_contain_text("are cut at 40 tokens")
+    page.locator("#data-learned-later").click()
+    expect(page.locator("#data-learned .tokens")).to_contain_text("row 5:")
+
+    choose(page, "#data-template", "Alpaca with ### End")
+    expect(page.locator("#data-written .learned")).to_contain_text("### End")
+    page.get_by_role("button", name=re.compile("Set max_length to P99")).click()
+    expect(page.locator("#data-notice")).to_contain_text("here and on the Train tab")
+    expect(page.locator("#data-learned .render .cut")).to_have_count(0)
+    chosen = page.locator("#data-length input").input_value()
+    page.get_by_role("button", name="Next: train on this").click()
+    page.get_by_role("button", name=re.compile("All options")).click()
+
+    expect(page.locator("#option-max_length input")).to_have_value(chosen)
+    expect(page.locator("#option-chat_template input")).to_have_value("alpaca-end")
+    expect(page.locator("#train-data input")).to_have_value(re.compile("seen"))
+
+
+def test_versions_are_made_by_mouse(visit: Callable[..., Page], api: httpx.Client, planted: Path) -> None:
+    source = (
+        api.post("/datasets", files={"file": ("planted.jsonl", planted.read_bytes())}, data={"name": "source"}).raise_for_status().json()
+    )
+    page = visit("data", dataset=source["id"])
+    opened(page, "source")
+    page.get_by_role("button", name="Edit row 2").click()
+    page.locator("#data-part-1 textarea").fill("They were counted twice.")
+    page.get_by_role("button", name="Save as a new version").click()
+    opened(page, "source-v2")
+    expect(page.locator("#data-kept .examples li").nth(1)).to_contain_text("They were counted twice.")
+    expect(page.locator("#data-editor")).to_be_hidden()
+    page.get_by_role("button", name="Remove row 1", exact=True).click()
+    opened(page, "source-v3")
+    expect(page.locator("#data-kept .examples li").first).to_contain_text("They were counted twice.")
+    expect(page.locator("#data-head .facts").first).to_contain_text("19 rows")
+
+    page.get_by_role("tab", name="Statistics").click()
+    expect(page.locator("#data-figures .histogram")).to_have_count(2)
+    expect(page.locator("#data-figures .shares")).to_contain_text("English")
+
+    page.get_by_role("tab", name="New version").click()
+    page.locator("#data-pick-count input").fill("5")
+    page.get_by_role("button", name="Pick them").click()
+    opened(page, re.compile("best-5"))
+    expect(page.locator("#data-head .facts").first).to_contain_text("5 rows")
+    choose(page, "#data-others", "source · 20 rows")
+    page.keyboard.press("Escape")
+    page.locator("#data-new-name input, #data-new-name textarea").first.fill("together")
+    page.get_by_role("button", name="Merge them").click()
+    opened(page, "together")
+    expect(page.locator("#data-head .facts").first).to_contain_text("25 rows")
+    page.locator("#data-test-size input").fill("0.2")
+    page.get_by_role("button", name="Split in two").click()
+    opened(page, "together-train")
+    expect(page.locator("#data-notice")).to_contain_text("together-eval has")
