@@ -131,8 +131,12 @@ class Child:
             os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Let go of a process that has ended."""
-        if self.exit_code is not None and self._process is not None and self._process.stdin is not None:
+        """Let go of a process that has ended, or is ending: its first thread may be gone some time before the others."""
+        if self._process is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=KILLED_WITHIN_S)
+        if self._process.returncode is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
 
