@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -174,6 +175,19 @@ class JobConfig(Config):
 
     lora: LoraSection = Field(default_factory=LoraSection, description="Low-rank adapter (LoRA)")
     quantization: QuantizationSection = Field(default_factory=QuantizationSection, description="Memory-saving base (quantisation)")
+
+    def cadence(self, steps: int) -> tuple[int, int]:
+        """Steps between two checkpoints and between two evaluations of a run of `steps` steps; about ten of each where left empty."""
+        tenth = max(math.ceil(steps / 10), 1)
+        return self.save_steps or tenth, self.eval_steps or tenth
+
+
+# options that trl's SFTConfig knows by the same name and that mean the same there
+PASSED_THROUGH = frozenset({
+    "max_length", "packing", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "max_grad_norm",
+    "optim", "neftune_noise_alpha", "logging_steps", "save_total_limit", "report_to", "seed",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

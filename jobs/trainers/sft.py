@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
+from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, PASSED_THROUGH, JobConfig
 from jobs.rundir import PROGRESS, RunDir, checkpoint_step, manifest_problems
 from jobs.trainers import adapters
 from jobs.trainers.adapters import AdapterCard
@@ -24,15 +24,6 @@ from jobs.trainers.rows import TokenRows, tokenize
 from jobs.trainers.stopping import Stopped, StopWish
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError, ModelError
-
-# options that SFTConfig knows by the same name and that mean the same there
-PASSED_THROUGH = {
-    "max_length", "packing", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "max_grad_norm",
-    "optim", "neftune_noise_alpha", "logging_steps", "save_total_limit", "report_to", "seed",
-}  # fmt: skip
-CHECKPOINTS_PER_RUN = 10
-EVALUATIONS_PER_RUN = 10
 
 
 @dataclass(frozen=True)
@@ -297,7 +288,7 @@ def _arguments(run: RunDir, config: JobConfig, device: Device, evaluates: bool) 
 
     return SFTConfig(
         output_dir=str(run.checkpoints),
-        **config.model_dump(include=PASSED_THROUGH),
+        **config.model_dump(include=set(PASSED_THROUGH)),
         activation_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing=config.gradient_checkpointing,
         bf16=device.dtype == "bfloat16",
@@ -318,6 +309,5 @@ def _set_cadence(trainer: Any, config: JobConfig) -> int:
     batches = math.ceil(len(trainer.train_dataset) / config.per_device_train_batch_size)
     steps_per_epoch = max(math.ceil(batches / config.gradient_accumulation_steps), 1)
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
-    trainer.args.save_steps = config.save_steps or max(math.ceil(steps / CHECKPOINTS_PER_RUN), 1)
-    trainer.args.eval_steps = config.eval_steps or max(math.ceil(steps / EVALUATIONS_PER_RUN), 1)
+    trainer.args.save_steps, trainer.args.eval_steps = config.cadence(steps)
     return steps

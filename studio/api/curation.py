@@ -7,8 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from studio.api.rest import Body, Here, Json
-from studio.api.rest import _no_file as no_file
+from studio.api.rest import Body, Here, Json, no_file
 
 router = APIRouter(prefix="/api")
 

@@ -190,7 +190,7 @@ def render_dataset(
     chat_template: str | None = None,
 ) -> Json:
     """What the model will see and learn, as text and tokens."""
-    template = _no_file(chat_template)
+    template = no_file(chat_template)
     return studio.datasets.render(dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=template)
 
 
@@ -204,7 +204,7 @@ def dataset_parity(
     chat_template: str | None = None,
 ) -> Json:
     """Whether training sees the tokens that a chat would send, with the answer behind them; else the first difference."""
-    template = _no_file(chat_template)
+    template = no_file(chat_template)
     return studio.datasets.parity(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=template)
 
 
@@ -280,7 +280,7 @@ def resume_queue(studio: Here) -> Json:
 def submit_job(studio: Here, body: NewJob) -> Json:
     """Queue a training job."""
     if "chat_template" in body.options:
-        _no_file(body.options["chat_template"])
+        no_file(body.options["chat_template"])
     return studio.jobs.submit(
         data=body.data, base_model=body.base_model, recipe=body.recipe, options=body.options, name=body.name, after=body.after
     )
@@ -290,7 +290,7 @@ def submit_job(studio: Here, body: NewJob) -> Json:
 def sweep(studio: Here, body: NewSweep) -> Json:
     """Queue one training per combination of options, and the job that stands for them."""
     for template in (body.options.get("chat_template"), *body.grid.get("chat_template", [])):
-        _no_file(template)
+        no_file(template)
     return studio.jobs.sweep(
         data=body.data,
         base_model=body.base_model,
@@ -364,7 +364,7 @@ def retry_job(studio: Here, job: str, body: Retry | None = None) -> Json:
 def clone_job(studio: Here, job: str, body: Clone | None = None) -> Json:
     """Queue another job with the same data and options, some of them changed."""
     body = body or Clone()
-    _no_file(body.options.get("chat_template"))
+    no_file(body.options.get("chat_template"))
     return studio.jobs.clone(job, options=body.options, name=body.name)
 
 
@@ -536,7 +536,7 @@ def _mapping(text: str | None) -> dict[str, str] | None:
     return value
 
 
-def _no_file(chat_template: Any) -> Any:
+def no_file(chat_template: Any) -> Any:
     if isinstance(chat_template, str) and chat_template.endswith(".jinja"):
         raise StudioError("Over HTTP a template is a name or its own text.", "Send the file's content as chat_template.")
     return chat_template

@@ -5,7 +5,6 @@ Reads and writes rows and run directories; starts no process and knows no queue 
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,6 @@ from studio.settings import Settings
 
 MAX_POINTS = 400  # of a curve, whatever the length of the run
 MAX_TAGS, MAX_TAG_LENGTH, MAX_NOTE_LENGTH, MAX_COMPARED = 20, 40, 10_000, 20
-EVALUATIONS_PER_RUN = 10  # as the trainer chooses where eval_steps is empty
 HELD = "gpu"  # the queue that a person pauses: comparisons only ask the engine and go on
 
 Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
@@ -349,7 +347,7 @@ class JobService:
             raise StudioError(f"{job.name} is no training.", "Name a training.")
         config = JobConfig.model_validate(job.config)
         steps = job.max_steps or job.planned_steps
-        eval_steps = config.eval_steps or (max(math.ceil(steps / EVALUATIONS_PER_RUN), 1) if steps else None)
+        eval_steps = config.cadence(steps)[1] if steps else config.eval_steps
         return {"id": job.id, "name": job.name, "script": script(job.name, config, Path(job.run_dir), eval_steps)}
 
     def logs(self, job_id: str, tail_lines: int = 200) -> str:

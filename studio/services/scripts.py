@@ -9,13 +9,9 @@ import pprint
 from pathlib import Path
 from typing import Any
 
-from jobs.config import JobConfig
+from jobs.config import PASSED_THROUGH, JobConfig
 
-PASSED = (
-    "max_length", "packing", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "max_grad_norm", "optim",
-    "neftune_noise_alpha", "logging_steps", "report_to", "seed", "gradient_checkpointing",
-)  # fmt: skip
+PASSED = (PASSED_THROUGH - {"save_total_limit"}) | {"gradient_checkpointing"}
 
 TEMPLATE = '''"""{title}: the training of an Adapter Studio job as a bare TRL script.
 
