@@ -28,8 +28,8 @@ run: $(STAMP)
 # Browser tests take a Chromium that is there, else Playwright's own installer, else they are left out in one visible line.
 test: $(STAMP)
 	@$(BIN)/python -m tests.browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration; first=$$?; \
-	$(BIN)/python -m pytest -q tests/chaos tests/e2e && exit $$first
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration tests/chaos; first=$$?; \
+	$(BIN)/python -m pytest -q tests/e2e && exit $$first
 
 # fault injection in its long form, then a storm of kills over a real studio; about an hour and a half
 chaos: $(STAMP)

@@ -34,7 +34,7 @@ from studio.settings import Settings
 
 GRACE_S, KILLED_WITHIN_S = 8.0, 1.5  # from TERM to KILL, and from there to the end of waiting
 QUICK_DEATH_S, MAX_QUICK_DEATHS, DEATHS_WINDOW_S = 10.0, 3, 600.0
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.25, 15.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.25, 5.0
 PAGE_FIRST_S = 5.0  # the page starts alone for so long at most: on two cores five imports at once make everyone late
 SLOW_START_S = 60.0
 MAX_LOG_BYTES = 5_000_000
@@ -95,7 +95,7 @@ class Child:
         return self._process.pid if self._process and self.exit_code is None else None
 
     def tend(self, say: Say) -> None:
-        """Restart the process when it has ended: at once the first time, later and later when it dies young, at last no more."""
+        """Restart the process when it has ended: at once the first time, later when it dies young, at last no more if it ends itself."""
         now = time.monotonic()
         code = self.exit_code
         if self._process is None or code is None or self.is_given_up:
@@ -116,7 +116,8 @@ class Child:
             self._quick_deaths.append(now)
         while self._quick_deaths and now - self._quick_deaths[0] > DEATHS_WINDOW_S:
             self._quick_deaths.popleft()
-        if len(self._quick_deaths) > MAX_QUICK_DEATHS:
+        is_own_fault = code > 0  # a signal came from outside (out of memory, a person): what is killed may always come back
+        if is_own_fault and len(self._quick_deaths) > MAX_QUICK_DEATHS:
             self.is_given_up = True
             say(f"The {self.name} process ends right after each start (exit {code}) and is left out. {self.log} says why.")
             return
@@ -204,6 +205,10 @@ def up(settings: Settings, say: Say) -> None:
             f"A studio of {settings.home} is running already{where}.", "Open that one, or set STUDIO_HOME to another folder."
         ) from None
     with lock:
+        if (settings.home / "restore.json").exists():
+            from studio.services import restoring
+
+            say(restoring.undo(settings))
         Supervisor(settings, say).run()
 
 

@@ -151,9 +151,14 @@ class Storm:
         begun = time.monotonic()
         while not what():
             if time.monotonic() - begun > limit_s:
-                raise TimeoutError(f"waited {limit_s:.0f} s in vain; {self.home} shows what happened")
+                raise TimeoutError(f"waited {limit_s:.0f} s in vain: {self.scene()}")
             time.sleep(0.1)
         return time.monotonic() - begun
+
+    def scene(self) -> str:
+        """What is there when something is not: the parts, and the jobs that have not ended."""
+        jobs = [f"{job.name} {job.status} attempt {job.attempt}" for job in map(self.row, self.jobs) if job.status not in lifecycle.ENDED]
+        return f"parts {sorted(self.members())}, jobs {jobs}, page answers {self._answers()}, kills {dict(self.kills)}; home {self.home}"
 
     def strike(self) -> None:
         """Kill one process at a random moment, and wait until all is there again."""

@@ -168,6 +168,16 @@ def test_what_dies_at_each_start_is_left_out_with_one_line(tmp_path: Path, monke
     assert len(said) == 1 and "exit 5" in said[0] and "stubborn.log" in said[0]
 
 
+def test_what_is_killed_is_started_again_however_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.0)
+    kept = supervisor.Children(print)
+    started = kept.start(child(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    seen: set[int] = set()
+    until(lambda: (kept.tend(), seen.add(started._process.pid), len(seen) > supervisor.MAX_QUICK_DEATHS + 2)[2])  # type: ignore[func-returns-value, union-attr]
+    assert not started.is_given_up
+    kept.stop()
+
+
 def test_what_can_not_work_is_not_tried_again(tmp_path: Path) -> None:
     said: list[str] = []
     kept = supervisor.Children(said.append)
