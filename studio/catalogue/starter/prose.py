@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import re
 import sysconfig
 from pathlib import Path
@@ -36,3 +37,15 @@ def _docstrings(path: Path) -> list[str]:
 def _is_prose(text: str) -> bool:
     letters = sum(character.isalpha() or character == " " for character in text)
     return 60 <= len(text) <= 700 and letters > 0.9 * len(text) and bool(SENTENCE.search(text)) and text.isascii()
+
+
+def sources(count: int, rng: random.Random, lines: int = 25) -> list[str]:
+    """Pieces of the standard library's code, drawn by `rng`."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = [path for path in sorted(root.glob("*.py")) if path.stat().st_size > 4000]
+    found = []
+    for path in rng.choices(paths, k=count):
+        text = path.read_text("utf-8", errors="replace").splitlines()
+        start = rng.randrange(max(1, len(text) - lines))
+        found.append("\n".join(text[start : start + lines]))
+    return found

@@ -1,0 +1,236 @@
+"""One compression whose rate is met: its parts, what must stay in them, the search, and what the caller should be told.
+
+Knows a loaded backend and one checked request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from studio.compress import budget, checks, methods, sections, spans
+from studio.compress.information import Information
+from studio.compress.llmlingua import Backend
+from studio.compress.request import Request
+from studio.compress.selection import Selection, Selector
+from studio.errors import StudioError
+
+MISS = 0.05  # of the rate: more is told
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of one context that is compressed, at `rate` or at the rate of the whole."""
+
+    context: int
+    start: int
+    end: int
+    rate: float | None = None
+
+
+class Calibration:
+    """One calibrated compression: its parts, what must stay in them, and the search."""
+
+    def __init__(self, backend: Backend, information: Information, asked: Request) -> None:
+        self.backend = backend
+        self.information = information
+        self.asked = asked
+        self.notes: list[str] = []
+        self.documents: dict[int, sections.Document] = {}
+        self.contexts = list(asked.contexts)  # as they are read: of a JSON text its long strings, one after the other
+        self.parts, self.fixed = self._parts()
+        whole = [self.documents[n].text if n in self.documents else text for n, text in enumerate(self.contexts)]
+        self.original = asked.joined(whole)  # without tags
+        self.selectors = {rate: self._selector(rate) for rate in dict.fromkeys(part.rate for part in self.parts)}
+
+    def _parts(self) -> tuple[list[Part], list[bytearray]]:
+        """Parts to compress, and per context a mask of what stays as it is."""
+        if self.asked.method.name == "structured":
+            return self._structured_parts()
+        fixed = [bytearray(len(text)) for text in self.contexts]
+        if self.asked.method.name != "longllmlingua":
+            return [Part(n, 0, len(text)) for n, text in enumerate(self.contexts)], fixed
+        room = self.backend.max_position_embeddings - self._count(self.asked.question) - 40
+        return [part for n, text in enumerate(self.contexts) for part in self._passages(n, text, max(32, room))], fixed
+
+    def _passages(self, context: int, text: str, room: int) -> list[Part]:
+        """A document that fits the model's window is ranked as a whole; a longer or a lone one by its paragraphs."""
+        is_lone = sum(bool(other.strip()) for other in self.contexts) == 1
+        tokens = self.backend.get_token_length(text)
+        if tokens <= room and not is_lone:
+            return [Part(context, 0, len(text))]
+        found: list[Part] = []
+        for start, end in spans.passages(text):
+            pieces = -(-self.backend.get_token_length(text[start:end]) // room)  # a paragraph longer than the window is cut
+            size = -(-(end - start) // pieces)
+            found += [Part(context, at, min(end, at + size)) for at in range(start, end, size)]
+        return found
+
+    def _structured_parts(self) -> tuple[list[Part], list[bytearray]]:
+        parts, fixed = [], []
+        for n, text in enumerate(self.contexts):
+            found, plain, mask = self._sections(n, text), "", bytearray()
+            for section in found:
+                start = len(plain)
+                plain += section.text
+                mask += spans.full(section.text) if not section.compress else bytearray(len(section.text))
+                if section.compress and section.text.strip():
+                    parts.append(Part(n, start, len(plain), section.rate))
+            self.contexts[n] = plain
+            fixed.append(mask)
+        if not parts:
+            raise StudioError("No section may be compressed.", "Take compress=False away from at least one.")
+        if all(part.rate is not None for part in parts):
+            self.notes.append("Every section names its own rate, so the requested rate changes nothing.")
+        return parts, fixed
+
+    def _sections(self, n: int, text: str) -> list[sections.Section]:
+        if not sections.is_json(text):
+            return sections.tagged(text)
+        self.documents[n] = document = sections.Document(text)
+        if document.doubled:
+            self.notes.append(f"The JSON has a key twice ({', '.join(document.doubled[:3])}); both stay.")
+        if not document.strings:
+            raise StudioError("The JSON holds no longer text.", "Keys, numbers and short values are kept as they are.")
+        between = sections.Section("\n", compress=False)
+        return [section for string in document.strings for section in (sections.Section(string), between)]
+
+    def _selector(self, rate: float | None) -> tuple[Selector, list[Part]]:
+        mine = [part for part in self.parts if part.rate == rate]
+        texts = [self.contexts[part.context][part.start : part.end] for part in mine]
+        method, backend = self.asked.method, self.backend
+        if method.name == "structured":
+            name = "llmlingua2" if backend.use_llmlingua2 else "self_information" if backend.facts.cuts_words else "llmlingua"
+            method = replace(methods.METHODS[name], calibrated={"use_context_level_filter": False})
+        return Selector(backend, self.information, method, texts, self.asked.question, self.asked.options), mine
+
+    def meet(self, wanted: int, total: int) -> tuple[str, list[bytearray], float | None]:
+        """Text, masks and inner rate closest to `wanted` tokens."""
+        masks = [bytearray(mask) for mask in self.fixed]
+        order = list(range(len(self.contexts)))
+        for rate, (selector, parts) in self.selectors.items():
+            if rate is not None:
+                self._meet_sections(selector, parts, rate, masks)
+        if None not in self.selectors:
+            return self.asked.joined(self._texts(masks, order)), masks, None
+        selector, parts = self.selectors[None]
+        compressible = sum(self._count(self.contexts[part.context][part.start : part.end]) for part in parts)
+        if self.asked.method.name == "structured" and self.asked.rate is not None:
+            wanted = round(total - compressible + self.asked.rate * compressible) if len(self.selectors) == 1 else wanted
+
+        def attempt(inner: float) -> tuple[int, tuple[str, list[bytearray]]]:
+            made, sequence = self._apply(selector.select(inner), parts, masks)
+            text = self.asked.joined(self._texts(made, sequence))
+            return self._count(text), (text, made)
+
+        first = max(0.01, (wanted - (total - compressible)) / max(1, compressible))
+        _, (text, made), inner = budget.meet(attempt, wanted, total, first=first, at_most=self.asked.target_token is not None)
+        return text, made, round(inner, 4)
+
+    def _meet_sections(self, selector: Selector, parts: list[Part], rate: float, masks: list[bytearray]) -> None:
+        """Sections with a rate of their own, met on their own tokens."""
+        texts = [self.contexts[part.context][part.start : part.end] for part in parts]
+        total = sum(self._count(text) for text in texts)
+
+        def attempt(inner: float) -> tuple[int, list[bytearray]]:
+            made, _ = self._apply(selector.select(inner), parts, masks)
+            short = [spans.assemble(text, made[part.context][part.start : part.end]) for text, part in zip(texts, parts, strict=True)]
+            return sum(self._count(text) for text in short), made
+
+        _, made, _ = budget.meet(attempt, round(rate * total), total, first=rate)
+        masks[:] = made
+
+    def _apply(self, selection: Selection, parts: list[Part], masks: list[bytearray]) -> tuple[list[bytearray], list[int]]:
+        """Masks of the contexts with a selection written into them and everything that must stay; and their order."""
+        made = [bytearray(mask) for mask in masks]
+        for part, mask in zip(parts, selection.masks, strict=True):
+            made[part.context][part.start : part.end] = mask
+        for text, mask in zip(self.contexts, made, strict=True):
+            spans.close_units(text, mask)
+            if any(mask) or not self._drops_documents():
+                self._force(text, mask)
+        is_whole = len(parts) == len(self.contexts)
+        order = [parts[n].context for n in selection.order] if is_whole else list(range(len(self.contexts)))
+        return made, order + [n for n in range(len(self.contexts)) if n not in order and any(made[n])]
+
+    def _drops_documents(self) -> bool:
+        """Whether whole documents may go: then what must stay in them goes too, with a warning."""
+        return self.asked.method.name == "longllmlingua"
+
+    def _force(self, text: str, mask: bytearray) -> None:
+        previous = ("", 0)
+        for start, end, what in self.asked.must_keep.spans(text):
+            is_doubled = self.asked.drop_consecutive and what == previous[0] and not any(mask[previous[1] : start])
+            spans.drop(mask, start, end) if is_doubled else spans.keep(mask, start, end)
+            previous = (what, end)
+
+    def _texts(self, masks: Sequence[bytearray], order: Sequence[int]) -> list[str]:
+        texts = []
+        for n in order:
+            if n in self.documents:
+                texts.append(self._json_text(n, masks[n]))
+            elif self.asked.method.name == "structured":
+                texts.append(self._section_text(n, masks[n]))
+            else:
+                texts.append(spans.assemble(self.contexts[n], masks[n]))
+        return texts
+
+    def _json_text(self, n: int, mask: bytearray) -> str:
+        mine = [part for part in self.parts if part.context == n]
+        return self.documents[n].rebuilt([spans.assemble(self.contexts[n][p.start : p.end], mask[p.start : p.end]) for p in mine])
+
+    def _section_text(self, n: int, mask: bytearray) -> str:
+        """Sections in order, with the white space around each as it was."""
+        out, cursor, text = "", 0, self.contexts[n]
+        for part in (part for part in self.parts if part.context == n):
+            inner = text[part.start : part.end]
+            left, right = len(inner) - len(inner.lstrip()), len(inner.rstrip())
+            out += text[cursor : part.start] + inner[:left] + spans.assemble(inner, mask[part.start : part.end]) + inner[right:]
+            cursor = part.end
+        return out + text[cursor:]
+
+    def achieved_compressible(self, after: int, before: int) -> float:
+        compressible = sum(self._count(self.contexts[part.context][part.start : part.end]) for part in self.parts)
+        return round(max(0.0, 1 - (before - after) / compressible), 4) if compressible else 1.0
+
+    def warnings(self, text: str, after: int, before: int, wanted: float) -> list[str]:
+        """What the caller should know: a rate that was missed, things that must not get lost and did, words that were never there."""
+        asked, found = self.asked, list(self.notes)
+        for selector, _ in self.selectors.values():
+            found += self._selector_notes(selector)
+        if (asked.method.name != "structured" and abs(after - wanted) / before > MISS) or (asked.target_token and after > wanted):
+            why = (
+                "what must stay leaves no more room"
+                if asked.must_keep.spans(self.original) and after > wanted
+                else "the text can't be cut closer"
+            )
+            found.append(f"Asked for {wanted / before:.0%} of the tokens, {after / before:.0%} came out: {why}.")
+        found += [f"{word!r} is not in the prompt, so it can't be kept." for word in asked.must_keep.absent(self.original)]
+        lost = checks.lost(self.original, text, tuple(checks.KINDS))
+        if self.documents:
+            lost.pop("quotes", None)  # every string of JSON is quoted
+        found += [checks.warning(kind, gone, checks.count(self.original, kind)) for kind, gone in lost.items()]
+        return found
+
+    def _selector_notes(self, selector: Selector) -> list[str]:
+        notes = []
+        facts = self.backend.facts
+        if selector.unknown:
+            notes.append(f"The compressor has no word for {selector.unknown:,} characters; they were kept.")
+        if facts.cuts_words and self.asked.method.name == "llmlingua":
+            notes.append(
+                f"This compressor has only {facts.vocabulary:,} pieces, so dropping tokens cuts inside words. "
+                "Use self_information or llmlingua2 instead."
+            )
+        if facts.cuts_words and self.asked.method.name == "longllmlingua" and "use_token_level_filter" not in self.asked.options:
+            notes.append("Whole passages and whole words were kept, because this compressor's vocabulary is too small to drop tokens.")
+        return notes
+
+    def _count(self, text: str) -> int:
+        return self.backend.oai_tokenizer.count(text)
+
+    def words(self, masks: Sequence[bytearray]) -> list[tuple[str, bool]]:
+        """Every word of the prompt in order, with whether it stayed."""
+        asked = self.asked
+        around = [(asked.instruction, spans.full(asked.instruction)), *zip(self.contexts, masks, strict=True)]
+        return [pair for text, mask in (*around, (asked.question, spans.full(asked.question))) for pair in spans.words(text, mask)]

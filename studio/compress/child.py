@@ -1,0 +1,86 @@
+"""`python -m studio.compress.child`: the process that holds compressors. Requests and answers are JSON lines.
+
+A request names folders; who may name which folder is decided by whoever asks. Ends with its parent, and after idling.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from studio.errors import StudioError, of_this_machine
+
+if TYPE_CHECKING:
+    from studio.compress.compressor import Compressor
+
+IDLE_S = 600.0
+HELD = 3  # compressors in memory
+
+log = logging.getLogger(__name__)
+
+
+class Shelf:
+    """Compressors that were asked for lately, by folder and options of loading."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[str, str], Compressor] = OrderedDict()
+
+    def take(self, folder: str, counter: str, dtype: str) -> Compressor:
+        from studio.compress import load
+
+        key = (folder, dtype)
+        if key not in self._held:
+            while len(self._held) >= HELD:
+                self._held.popitem(last=False)
+            self._held[key] = load(folder, counter, dtype=dtype)
+        self._held.move_to_end(key)
+        self._held[key].recount(counter)
+        return self._held[key]
+
+
+def answer(shelf: Shelf, request: dict[str, Any]) -> dict[str, Any]:
+    """The Compression as JSON, or the error."""
+    try:
+        compressor = shelf.take(request["compressor"], request["counter"], request.get("dtype", "float32"))
+        return {"result": compressor.compress(**request["arguments"]).as_json()}
+    except StudioError as exc:
+        return {"error": exc.as_json()}
+    except MemoryError:
+        return {"error": StudioError("There is not enough memory to compress this.", "Use a smaller compressor.").as_json()}
+    except Exception as exc:
+        log.exception("compressing failed")
+        defect = StudioError(f"This could not be compressed because of a defect in the studio ({type(exc).__name__}: {exc}).")
+        return {"error": (of_this_machine(exc) or defect).as_json()}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print; the pipe carries answers only
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    shelf, timer = Shelf(), _timer()
+    for line in sys.stdin.buffer:
+        timer.cancel()
+        out.write(json.dumps(answer(shelf, json.loads(line)), ensure_ascii=True, default=str) + "\n")
+        out.flush()
+        timer = _timer()
+    os._exit(0)
+
+
+def _timer() -> threading.Timer:
+    timer = threading.Timer(IDLE_S, os._exit, args=(0,))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+if __name__ == "__main__":
+    main()

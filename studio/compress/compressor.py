@@ -1,0 +1,179 @@
+"""A loaded compressor: a text and a rate in; shorter text, what was kept, and honest figures out.
+
+Knows folders and texts; no names of models, no database, no UI.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from studio.compress import checks, methods, models, spans
+from studio.compress.calibration import Calibration
+from studio.compress.checks import MustKeep
+from studio.compress.information import Information
+from studio.compress.llmlingua import Backend, Counter
+from studio.compress.request import Request
+from studio.errors import StudioError
+
+MOST_CAUSAL = 1_000_000  # characters: the causal methods copy the whole text at every window
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What came out. Token counts are those of `counter`; `requested` and `achieved` are shares of tokens_before.
+
+    `kept`: the words of the original in order, each with whether it is in `text`. `lost`: kinds of things that must not get lost
+    (see studio.compress.checks.KINDS) -> those that did. `achieved_compressible`: the share without what had to stay as it is.
+    """
+
+    text: str
+    tokens_before: int
+    tokens_after: int
+    requested: float
+    achieved: float
+    counter: str
+    method: str
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+    kept: list[tuple[str, bool]] = field(default_factory=list)
+    compressor: str = ""
+    original: str = ""
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    inner_rate: float | None = None
+    achieved_compressible: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "kept": [[word, is_kept] for word, is_kept in self.kept], "seconds": round(self.seconds, 3)}
+
+
+class Compressor:
+    """Made by `studio.compress.load`. Calls from several threads wait for each other."""
+
+    def __init__(self, backend: Backend, counter: Path) -> None:
+        self.backend = backend
+        self.counter = counter
+        self.name = str(backend.folder)
+        self.information = Information(backend)
+
+    @classmethod
+    def load(cls, compressor: str | Path, counter: str | Path | None = None, **options: Any) -> Compressor:
+        folder = Path(compressor).expanduser()
+        models.inspect(folder)
+        return cls(Backend(folder, Path(counter or folder).expanduser(), **options), Path(counter or folder))
+
+    def recount(self, counter: str | Path) -> None:
+        """Count with another model's tokenizer from now on."""
+        if Path(counter) != self.counter:
+            self.backend.oai_tokenizer, self.counter = Counter(Path(counter)), Path(counter)
+
+    def compress(
+        self,
+        contexts: str | Sequence[str],
+        *,
+        method: str | None = None,
+        rate: float | None = None,
+        target_token: float | None = None,
+        instruction: str = "",
+        question: str = "",
+        force_tokens: Sequence[str] = (),
+        force_digits: bool = False,
+        drop_consecutive: bool = False,
+        calibrate: bool = True,
+        must_keep: Sequence[str] = (),
+        keep_patterns: Sequence[str] = (),
+        **options: Any,
+    ) -> Compression:
+        """Shorten `contexts` to `rate` of their tokens (0 < rate <= 1), or to `target_token` tokens, instruction and question included.
+
+        With `calibrate` the rate is met by search, numbers stay whole, `must_keep` (kinds of studio.compress.checks.KINDS),
+        `keep_patterns` and force_tokens stay, and the result is never longer than the original. Without, it is llmlingua's own
+        result, bit for bit. `options` are llmlingua's, by its names. Raises StudioError for what can't be done.
+        """
+        started = time.monotonic()
+        chosen = methods.method(method or ("llmlingua2" if self.backend.use_llmlingua2 else "llmlingua"))
+        asked = Request(
+            contexts=[contexts] if isinstance(contexts, str) else list(contexts),
+            method=chosen,
+            rate=rate,
+            target_token=target_token,
+            instruction=instruction,
+            question=question,
+            force_tokens=list(force_tokens),
+            force_digits=force_digits or bool(options.pop("force_reserve_digit", False)),
+            drop_consecutive=drop_consecutive,
+            must_keep=MustKeep([*must_keep, *(["numbers"] if force_digits else [])], force_tokens, keep_patterns),
+            options=options,
+        )
+        asked.check(self.backend)
+        done = self._calibrated(asked) if calibrate else self._plain(asked)
+        return replace(done, compressor=self.name, counter=str(self.counter), seconds=time.monotonic() - started)
+
+    # the library as it is
+
+    def _plain(self, asked: Request) -> Compression:
+        arguments = {"context": asked.contexts, **asked.method.sets, **asked.options}
+        arguments |= {"rate": asked.rate} if asked.target_token is None else {"target_token": asked.target_token}
+        arguments |= {name: value for name, value in (("instruction", asked.instruction), ("question", asked.question)) if value}
+        if asked.method.kind == models.CLASSIFIER:
+            forced = {
+                "force_tokens": asked.force_tokens,
+                "force_reserve_digit": asked.force_digits,
+                "drop_consecutive": asked.drop_consecutive,
+            }
+            arguments |= {name: value for name, value in forced.items() if value}
+        out, trace = self.backend.run(asked.method.call, arguments)
+        before, after = int(out["origin_tokens"]), int(out["compressed_tokens"])
+        masks = None if asked.method.call != "compress_prompt" else trace.masks(asked.contexts)
+        kept = [pair for text, mask in zip(asked.contexts, masks or [], strict=False) for pair in spans.words(text, mask)]
+        warnings = [] if masks is not None else ["Which words were kept can't be told for this call of the library."]
+        return self._result(asked, out["compressed_prompt"], before, after, kept, warnings)
+
+    # the rate that was asked for
+
+    def _calibrated(self, asked: Request) -> Compression:
+        if asked.method.kind == models.CAUSAL and sum(map(len, asked.contexts)) > MOST_CAUSAL:
+            fix = "Use llmlingua2, or compress it in parts."
+            raise StudioError(f"{asked.method.name} takes at most {MOST_CAUSAL:,} characters.", fix)
+        job = Calibration(self.backend, self.information, asked)
+        before = self._count(job.original)
+        wanted = before * asked.rate if asked.rate is not None else float(asked.target_token or 0)
+        masks, inner, notes = [spans.full(text) for text in job.contexts], None, []
+        text, after = job.original, before
+        if asked.target_token is not None and wanted >= before:
+            notes = [f"The prompt has {before:,} tokens already, no more than the {wanted:,.0f} allowed."]
+        elif asked.rate != 1:
+            text, masks, inner = job.meet(round(wanted), before)
+            after = self._count(text)
+            notes = job.warnings(text, after, before, wanted)
+        keeps_nothing = not any(any(mask) for mask in masks)
+        if (after >= before or keeps_nothing) and text != job.original:
+            text, after, masks = job.original, before, [spans.full(context) for context in job.contexts]
+            notes.append("Nothing could be saved, so the original is returned.")
+        done = self._result(asked, text, before, after, job.words(masks), notes)
+        lost = checks.lost(job.original, text, tuple(checks.KINDS))
+        share = job.achieved_compressible(after, before)
+        return replace(done, original=job.original, lost=lost, inner_rate=inner, achieved_compressible=share)
+
+    def _result(self, asked: Request, text: str, before: int, after: int, kept: list[tuple[str, bool]], warnings: list[str]) -> Compression:
+        requested = asked.rate if asked.rate is not None else min(1.0, float(asked.target_token or 0) / max(1, before))
+        return Compression(
+            text=text,
+            tokens_before=before,
+            tokens_after=after,
+            requested=round(requested, 4),
+            achieved=round(after / before, 4) if before else 1.0,
+            counter=str(self.counter),
+            method=asked.method.name,
+            seconds=0.0,
+            warnings=warnings,
+            kept=kept,
+            original=asked.original(),
+        )
+
+    def _count(self, text: str) -> int:
+        return self.backend.oai_tokenizer.count(text)

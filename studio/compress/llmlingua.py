@@ -1,0 +1,273 @@
+"""The seam to llmlingua 0.2.2: its algorithms as published, on today's transformers, offline, without its side effects.
+
+What differs from the library: the model loads from safetensors only and runs no code of its own; tokens are counted with the
+tokenizer that the caller names; sentences are split here; key-value caches are converted; the rows of `[NEWi]` tokens are the
+mean of the embedding rows before resizing; nothing is reseeded and nothing grows from call to call. Classifier batches are
+trimmed to their text and remembered, rank perplexities too. No method of the library is copied.
+
+Knows folders and texts; nothing of rates that are met, of must-keep words or of names of models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import torch
+from llmlingua import prompt_compressor as library
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, DynamicCache
+
+from studio.compress import models
+from studio.compress.tracing import Trace
+from studio.errors import StudioError
+
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|(?<=[。！？])|\n+")
+BUDGET = re.compile(r"[+*]\d+(\.\d+)?")
+REMEMBERED_CHUNKS = 4096  # of classifier logits: about 4 KB each
+REMEMBERED_RANKS = 4096
+ROWS = 16  # of one classifier batch
+
+
+def sentences(text: str) -> list[str]:
+    """Exact, ordered substrings; what separates two belongs to neither. Stands in for nltk's, which needs a download."""
+    cuts = [match.end() for match in SENTENCE_END.finditer(text)]
+    pieces = [text[start:end].strip() for start, end in itertools.pairwise((0, *cuts, len(text)))]
+    pieces = [piece for piece in pieces if piece]
+    if not pieces:
+        return [text] if text else []
+    leading = text[: len(text) - len(text.lstrip())]  # the library asserts that the first piece begins the text
+    return [leading + pieces[0], *pieces[1:]]
+
+
+class Counter:
+    """Counts tokens as one model's tokenizer makes them, without special tokens. Stands in for tiktoken."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            fast = Tokenizer.from_file(str(file))
+            fast.no_truncation()
+            fast.no_padding()
+            self._ids = lambda text: fast.encode(text, add_special_tokens=False).ids
+        else:
+            slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            self._ids = lambda text: slow.encode(text, add_special_tokens=False)
+        self._short = lru_cache(maxsize=65536)(lambda text: self._ids(text))
+
+    def encode(self, text: str) -> list[int]:
+        return self._short(text) if len(text) < 32 else self._ids(text)
+
+    def count(self, text: str) -> int:
+        return len(self.encode(text))
+
+
+class CachedCausal:
+    """A causal model that takes and gives key-value caches as llmlingua knows them: a list of (keys, values)."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.is_ranking = False  # then nobody asks for the cache
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any = None, use_cache: bool = True) -> Any:
+        if self.is_ranking:
+            out = self.model(input_ids, attention_mask=attention_mask, use_cache=False)
+            return SimpleNamespace(logits=out.logits, past_key_values=None)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past_key_values or ()):
+            cache.update(keys, values, layer)
+        out = self.model(input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=use_cache)
+        legacy = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        return SimpleNamespace(logits=out.logits, past_key_values=legacy)
+
+
+class RememberingClassifier:
+    """A token classifier that reads no padding and no text twice."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        lengths = attention_mask.sum(dim=1).tolist()
+        keys = [row[:length].cpu().numpy().tobytes() for row, length in zip(input_ids, lengths, strict=True)]
+        fresh = {key: n for n, key in enumerate(keys) if key not in self._known}
+        order = sorted(fresh.values(), key=lambda n: lengths[n])
+        for first in range(0, len(order), ROWS):
+            self._read(input_ids, attention_mask, lengths, keys, order[first : first + ROWS])
+        logits = torch.zeros(*input_ids.shape, 2, dtype=torch.float32, device=input_ids.device)
+        for n, (key, length) in enumerate(zip(keys, lengths, strict=True)):
+            self._known.move_to_end(key)
+            logits[n, :length] = self._known[key]
+        while len(self._known) > REMEMBERED_CHUNKS:
+            self._known.popitem(last=False)
+        return SimpleNamespace(loss=None, logits=logits)
+
+    def _read(self, ids: Tensor, mask: Tensor, lengths: list[int], keys: list[bytes], rows: list[int]) -> None:
+        width = max(lengths[n] for n in rows)
+        out = self.model(input_ids=ids[rows, :width], attention_mask=mask[rows, :width].long()).logits.float()
+        for n, row in zip(rows, out, strict=True):
+            self._known[keys[n]] = row[: lengths[n]].clone()
+
+
+class Backend(library.PromptCompressor):
+    """One llmlingua compressor. `run` is the only way in; calls wait for each other."""
+
+    def __init__(self, folder: Path, counter: Path, *, device: str | None = None, dtype: str = "float32") -> None:
+        self.facts = models.inspect(folder)
+        self.folder = folder
+        self.use_llmlingua2 = self.facts.kind == models.CLASSIFIER
+        self.retrieval_model = self.retrieval_model_name = None
+        self.open_api_config: dict[str, Any] = {}
+        self.cache_bos_num, self.prefix_bos_num = 10, 100
+        self.oai_tokenizer = Counter(counter)
+        self.lock = threading.Lock()
+        self.trace: Trace | None = None
+        self._ranks: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self._load(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+        self.model_name = self.facts.word_rule or str(folder)
+        if self.use_llmlingua2:
+            self.init_llmlingua2()
+
+    def _load(self, device: str, dtype: str) -> None:
+        place, safe = str(self.folder), {"local_files_only": True, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(place, **safe)
+        self.tokenizer = AutoTokenizer.from_pretrained(place, **safe)
+        self.tokenizer.padding_side = "left"
+        if (pad := config.pad_token_id or self.tokenizer.eos_token_id) is not None:
+            self.tokenizer.pad_token_id = pad
+        family = AutoModelForTokenClassification if self.use_llmlingua2 else AutoModelForCausalLM
+        model = family.from_pretrained(place, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **safe)
+        model = model.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.raw_model = model
+        self.model = model if self.use_llmlingua2 else CachedCausal(model)
+        self.context_idxs: list[list[int]] = []
+        self.max_position_embeddings = config.max_position_embeddings
+
+    def init_llmlingua2(self, max_batch_size: int = 50, max_force_token: int = 100) -> None:
+        """As the library's, but the new rows are the mean of the old ones, and no random state is touched."""
+        self.max_batch_size, self.max_seq_len, self.max_force_token = max_batch_size, 512, max_force_token
+        self.special_tokens = {v for v in self.tokenizer.special_tokens_map.values() if isinstance(v, str)}
+        self.added_tokens = [f"[NEW{i}]" for i in range(max_force_token)]
+        known = self.tokenizer.get_vocab()
+        self.tokenizer.add_tokens(self.added_tokens, special_tokens=True)
+        mean = self.raw_model.get_input_embeddings().weight.mean(dim=0)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            self.raw_model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            rows = self.tokenizer.convert_tokens_to_ids([token for token in self.added_tokens if token not in known])
+            self.raw_model.get_input_embeddings().weight[rows] = mean
+        self.raw_model.requires_grad_(False)
+        self.model = RememberingClassifier(self.raw_model)
+
+    def run(self, call: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], Trace]:
+        """The library's own result of `compress_prompt` or `structured_compress_prompt`, and what it kept. Raises StudioError."""
+        arguments = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in arguments.items()}
+        with self.lock, torch.inference_mode():
+            self.trace = trace = Trace()
+            try:
+                return getattr(self, call)(**arguments), trace
+            except (AssertionError, IndexError, KeyError, ModuleNotFoundError, TypeError, ValueError, ZeroDivisionError) as exc:
+                what = f"{type(exc).__name__}: {exc}".rstrip(": ")
+                raise StudioError(
+                    f"llmlingua can't compress this with these options ({what}).", "Change the text, method or options."
+                ) from exc
+            finally:
+                self.trace = None
+                self.context_idxs.clear()
+
+    # seams of the library's steps, so that it can be told which characters were kept
+
+    def _PromptCompressor__get_context_prob(self, context_list: list[Any], **kwargs: Any) -> Any:
+        if self.trace is not None:
+            self.trace.chunks = list(context_list)
+        return super()._PromptCompressor__get_context_prob(context_list, **kwargs)
+
+    def _PromptCompressor__compress(self, context_list: list[Any], **kwargs: Any) -> Any:
+        if self.trace is not None:
+            self.trace.choose_chunks(context_list)
+        out = super()._PromptCompressor__compress(context_list, **kwargs)
+        if self.trace is not None:
+            self.trace.words = [list(zip(words, labels, strict=True)) for words, labels in zip(out[1], out[2], strict=True)]
+        return out
+
+    def control_context_budget(self, *args: Any, **kwargs: Any) -> Any:
+        budget = kwargs.get("context_budget", "+100")
+        if not BUDGET.fullmatch(str(budget)):  # the library evaluates it as code
+            raise StudioError(f"context_budget {budget!r} is not + or * and a number.", "Write +100 or *1.5.")
+        out = super().control_context_budget(*args, **kwargs)
+        if self.trace is not None:
+            self.trace.contexts = list(out[2])
+        return out
+
+    def control_sentence_budget(self, context: list[str], *args: Any, **kwargs: Any) -> Any:
+        out = super().control_sentence_budget(context, *args, **kwargs)
+        if self.trace is not None:
+            self.trace.keep_sentences(context, out[0], sentences)
+        return out
+
+    def iterative_compress_prompt(self, context: list[str], target_token: float, *args: Any, **kwargs: Any) -> Any:
+        if self.trace is not None:
+            self.trace.begin(context)
+        ids, mask = super().iterative_compress_prompt(context, target_token, *args, **kwargs)
+        if self.trace is not None:
+            self.trace.end(self.tokenizer, kwargs.get("start", 0), len(context))
+        return ids, mask
+
+    def get_compressed_input(self, loss: Tensor, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Each id carries its place through the library's filter, except where that looks at the ids themselves."""
+        trace = self.trace
+        if trace is None or kwargs.get("keep_flag") is not None:
+            if trace is not None:
+                trace.is_lost = True
+            return super().get_compressed_input(loss, input_ids, *args, **kwargs)
+        places = torch.tensor([trace.follow(input_ids.shape[1])], device=input_ids.device)
+        base = int(input_ids.max()) + 1
+        out = super().get_compressed_input(loss, input_ids + base * places, *args, **kwargs)
+        trace.places = (out[0][0] // base).tolist()
+        return (out[0] % base, *out[1:])
+
+    def get_ppl(self, text: str, granularity: str = "sentence", input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the library's; the perplexity of a whole text is remembered, because every rate ranks the same texts."""
+        if input_ids is not None or granularity != "sentence" or args or kwargs.get("return_kv"):
+            return super().get_ppl(text, granularity, input_ids, *args, **kwargs)
+        key = (text, *sorted(kwargs.items()))
+        if key not in self._ranks:
+            self.model.is_ranking = True
+            try:
+                self._ranks[key] = super().get_ppl(text, granularity, **kwargs)
+            finally:
+                self.model.is_ranking = False
+            if len(self._ranks) > REMEMBERED_RANKS:
+                self._ranks.popitem(last=False)
+        return self._ranks[key]
+
+
+class _Numpy:
+    """numpy for the library's code, which takes percentiles of chunks in which the tokenizer knew no word."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+    def percentile(self, values: Any, share: float) -> Any:
+        return numpy.percentile(values, share) if len(values) else 1.0
+
+
+library.nltk = SimpleNamespace(sent_tokenize=sentences)
+library.np = _Numpy()
+
+
+def rank(backend: Backend, contexts: Sequence[str], question: str) -> list[int]:
+    """LongLLMLingua's order of documents, the likeliest to hold the answer first."""
+    with backend.lock, torch.inference_mode():
+        found = backend.get_rank_results(list(contexts), question, "longllmlingua", "after", [0] * len(contexts))
+    return [index for index, _ in found]

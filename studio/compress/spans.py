@@ -1,0 +1,86 @@
+"""Kept characters to text and words. A mask is a bytearray, one byte per character; only those that are no white space count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+# what is whole or gone: numbers, contractions, addresses
+UNIT = re.compile(r"https?://\S+|[\w.+-]+@[\w-]+(?:\.\w+)+|\d+(?:[.,:/]\d+)+%?|\d+%?|\w+['’]\w+")
+CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
+WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’.,:][^\W{CJK}]+)*|[^\w\s]|_")
+
+
+def close_units(text: str, mask: bytearray) -> None:
+    """Keep all of a number, a contraction or an address of which something is kept."""
+    for match in UNIT.finditer(text):
+        if any(mask[match.start() : match.end()]):
+            keep(mask, match.start(), match.end())
+
+
+def keep(mask: bytearray, start: int, end: int) -> None:
+    mask[start:end] = b"\1" * (end - start)
+
+
+def drop(mask: bytearray, start: int, end: int) -> None:
+    mask[start:end] = bytes(end - start)
+
+
+def full(text: str) -> bytearray:
+    return bytearray(b"\1" * len(text))
+
+
+def assemble(text: str, mask: Sequence[int]) -> str:
+    """The kept characters. Where nothing is missing the white space stays as it was; a cut leaves a line break or a space."""
+    parts: list[str] = []
+    end = -1  # behind the last kept character
+    for start, stop in _runs(text, mask):
+        if end >= 0:
+            parts.append(_seam(text, end, start))
+        parts.append(text[start:stop])
+        end = stop
+    return "".join(parts)
+
+
+def _runs(text: str, mask: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Stretches of kept characters that are no white space."""
+    start = None
+    for place, character in enumerate(text):
+        is_kept = bool(mask[place]) and not character.isspace()
+        if is_kept and start is None:
+            start = place
+        elif not is_kept and start is not None:
+            yield start, place
+            start = None
+    if start is not None:
+        yield start, len(text)
+
+
+def _seam(text: str, end: int, start: int) -> str:
+    gap = text[end:start]
+    if gap.isspace():
+        return gap
+    if "\n" in gap:
+        return "\n"
+    has_space = any(character.isspace() for character in gap)
+    splits_words = text[end - 1].isalnum() and text[start].isalnum() and not gap.isalnum() and text[start].isascii()
+    return " " if has_space or splits_words else ""
+
+
+def words(text: str, mask: Sequence[int]) -> list[tuple[str, bool]]:
+    """(word, kept) in order; a word of which a part was kept comes in pieces."""
+    found: list[tuple[str, bool]] = []
+    for match in re.finditer(r"\S+", text):
+        start = match.start()
+        for place in range(match.start(), match.end()):
+            if place + 1 == match.end() or bool(mask[place + 1]) != bool(mask[place]):
+                found.append((text[start : place + 1], bool(mask[place])))
+                start = place + 1
+    return found
+
+
+def passages(text: str) -> list[tuple[int, int]]:
+    """Lines and paragraphs as (start, end) that together are the whole text; each ends with the line breaks behind it."""
+    edges = [0, *(match.end() for match in re.finditer(r"\n+\s*", text) if match.end() < len(text)), len(text)]
+    return [(start, end) for start, end in pairwise(edges) if end > start]

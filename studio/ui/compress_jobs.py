@@ -1,0 +1,103 @@
+"""The part of the Compress tab that works on many prompts: the curve of quality against rate, and a dataset made shorter. Both are jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.ui import choices, compress_shown, pieces, words
+from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.page import Page, go, stamp, stamp_box
+
+LIVE_S, IDLE_S = 1.5, 10.0
+METRICS = [("exact match", "exact_match"), ("number right", "number_match"), ("ROUGE-L", "rougeL")]
+
+
+class CompressJobs:
+    """Call inside the tab's left column."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+        self._shown = stamp_box("compress")
+        self._timer = gr.Timer(IDLE_S)
+        with gr.Accordion("Many prompts: quality against rate, or a shorter dataset", open=False, elem_id="compress-many"):
+            self.dataset = gr.Dropdown(
+                label="Dataset", info="Its questions are compressed; its answers are the references.", elem_id="compress-dataset"
+            )
+            with gr.Row(elem_classes="fields"):
+                self.metric = gr.Dropdown(METRICS, value="exact_match", label="Measure", info="Of the answers.", elem_id="compress-metric")
+                self.limit = gr.Number(
+                    20, label="Prompts", info="The first of the dataset.", precision=0, minimum=1, elem_id="compress-limit"
+                )
+                self.tolerance = gr.Number(
+                    5, label="Tolerance in %", info="What may be lost.", minimum=0, maximum=100, elem_id="compress-tolerance"
+                )
+            with gr.Row(elem_classes="buttons"):
+                self.sweep = gr.Button("Draw the curve", elem_id="compress-sweep", min_width=130)
+                self.shorten = gr.Button("Make a shorter version", elem_id="compress-shorten", min_width=170)
+            self.notice = pieces.panel(elem_id="compress-jobs-notice", elem_classes="notice-place")
+
+    def wire(self, tab: gr.Tab, curve: gr.HTML, method: gr.Dropdown, compressor: gr.Dropdown, reader: gr.Dropdown, rate: gr.Slider) -> None:
+        """`curve` is where the latest sweep is drawn; the others are what the tab has chosen."""
+        place, told = self._page.place, tells(self.notice)
+        looks = [curve, self._shown, self._timer]
+        look = steady(self._looking(curve))
+        tab.select(steady(self.enter), inputs=[self.dataset], outputs=[self.dataset], **QUIET)
+        with tab:  # between two tabs they would count as a tab, and the page would draw the next one twice
+            entering, ticking = gr.State(True), gr.State(False)
+        tab.select(look, inputs=[place.tab, self._shown, entering], outputs=looks, **QUIET)
+        self._timer.tick(look, inputs=[place.tab, self._shown, ticking], outputs=looks, **QUIET)
+        given = [self.dataset, self.metric, self.limit, self.tolerance, method, compressor, reader]
+        self.sweep.click(told(self.start_sweep), inputs=given, outputs=[self.notice, self._timer], **busy(self.notice))
+        self.shorten.click(
+            told(self.start_shortening),
+            inputs=[self.dataset, method, compressor, rate],
+            outputs=[self.notice, self._page.tabs, place.job],
+            **busy(self.notice),
+        )
+
+    def enter(self, chosen: str | None) -> Any:
+        return choices.update(choices.datasets(self._studio), chosen)
+
+    def _looking(self, curve: gr.HTML) -> Any:
+        def look(tab: str, shown: str, has_entered: bool) -> Any:
+            if tab != "compress" and not has_entered:
+                return gr.skip()
+            job = self._studio.compression.latest_sweep()
+            now = stamp(job and (job["id"], job["status"], job["step"]))
+            if now == shown:
+                return gr.skip()
+            live = job is not None and job["status"] not in words.FINAL
+            drawing = pieces.piece("compression_curve", **compress_shown.curve(job)) if job else ""
+            return {curve: drawing, self._shown: now, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
+
+        return look
+
+    def start_sweep(
+        self, dataset: str | None, metric: str, limit: float, tolerance: float, method: str, compressor: str | None, reader: str | None
+    ) -> dict[Any, Any]:
+        if not dataset:
+            raise StudioError("No dataset is chosen.", "Add rows with answers on the Data tab.")
+        if method == "longllmlingua":
+            raise StudioError("LongLLMLingua needs a question of its own for every row.", "Choose another method.")
+        job = self._studio.compression.sweep(
+            contestant=reader or choices.STARTER,
+            data=dataset,
+            method=method,
+            compressor=compressor,
+            metric=metric,
+            tolerance=(tolerance or 0) / 100,
+            limit=max(1, int(limit or 20)),
+        )
+        said = pieces.said(f"{job['name']} is queued. You may leave; the curve appears here and on the Jobs tab.", "info")
+        return {self.notice: said, self._timer: gr.Timer(LIVE_S)}
+
+    def start_shortening(self, dataset: str | None, method: str, compressor: str | None, rate: float) -> dict[Any, Any]:
+        if not dataset:
+            raise StudioError("No dataset is chosen.", "Choose the one whose prompts shall be shorter.")
+        job = self._studio.compression.compress_data(dataset, rate / 100, method=method, compressor=compressor)
+        return {self._page.tabs: go("jobs"), self._page.place.job: job["id"]}

@@ -1,0 +1,108 @@
+"""The parts of compression that need no model: searching a rate, whole units, tags and JSON, what was lost, what the page shows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.compress import recommend
+from studio.compress import budget, checks, sections, spans
+from studio.compress.tracing import sentence_mask, token_mask, word_mask
+from studio.errors import StudioError
+from studio.services.savings import predict
+from studio.ui import compress_shown
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
+def test_the_search_meets_a_budget_on_curves_that_bend(power: float) -> None:
+    tokens, _, _ = budget.meet(lambda inner: (round(1000 * inner**power), None), 400, 1000, first=0.4)
+    assert abs(tokens - 400) <= 20
+
+
+def test_a_target_is_not_exceeded_where_something_below_it_was_met() -> None:
+    tokens, _, _ = budget.meet(lambda inner: (round(inner * 10) * 100, None), 450, 1000, first=0.45, at_most=True)
+    assert tokens == 400
+
+
+def test_a_number_is_whole_or_gone_and_spaces_stay_between_neighbours() -> None:
+    text = "pay  80,000 dollars, today"
+    mask = bytearray(len(text))
+    spans.keep(mask, 0, 3)
+    spans.keep(mask, 5, 6)  # the 8 alone
+    spans.close_units(text, mask)
+    assert spans.assemble(text, mask) == "pay  80,000"
+
+
+def test_a_cut_leaves_a_space_between_words_and_none_in_chinese() -> None:
+    text = "one, two 今天很好"
+    mask = bytearray(b"\1" * len(text))
+    for dropped in (",", "天"):
+        spans.drop(mask, text.index(dropped), text.index(dropped) + 1)
+    assert spans.assemble(text, mask) == "one two 今很好"
+
+
+def test_words_of_the_original_carry_their_fate() -> None:
+    assert spans.words("ab cd", bytearray([1, 0, 0, 1, 1])) == [("a", True), ("b", False), ("cd", True)]
+
+
+def test_a_character_of_several_pieces_is_kept_only_whole() -> None:
+    offsets = [(0, 1), (1, 2), (1, 2), (3, 4)]  # the second character is two byte pieces
+    assert list(token_mask("a好 b", offsets, {0, 1, 3})) == [1, 0, 1, 1]
+
+
+def test_sentences_that_begin_alike_are_told_apart() -> None:
+    pieces = ["Yes. ", "Yes. And more."]
+    text = "".join(pieces)
+    mask = sentence_mask(text, "Yes. And more.", ["Yes.", "Yes. And more."])
+    assert bytes(mask) == b"\0" * 5 + b"\1" * 14
+
+
+def test_labelled_words_are_found_again_past_letters_without_a_word() -> None:
+    kept, known = word_mask("aé ☃☃ b", [("a", 1), ("b", 0)])
+    assert list(kept) == [1, 0, 0, 0, 0, 0, 0] and known[6] == 1
+
+
+def test_what_is_lost_is_counted_not_only_missed() -> None:
+    assert checks.lost("2 and 2 and not 80,000", "2 and 80", ("numbers", "negations")) == {"numbers": ["2", "80,000"], "negations": ["not"]}
+
+
+def test_a_pattern_that_would_take_for_ever_is_stopped() -> None:
+    with pytest.raises(StudioError, match="too long"):
+        checks.PATIENCE_S, before = 0.2, checks.PATIENCE_S
+        try:
+            checks.MustKeep(patterns=[r"(a|a)*b|(a+)+$|(.*a){30}x"]).spans("a" * 60 + "!")
+        finally:
+            checks.PATIENCE_S = before
+
+
+def test_json_keeps_its_layout_and_replaces_only_long_strings() -> None:
+    text = '{"short": "a b",  "long": "it is a \\"quoted\\" and long text", "long": 1}'
+    document = sections.Document(text)
+    assert document.strings == ['it is a "quoted" and long text'] and document.doubled == ["long"]
+    rebuilt = document.rebuilt(['a "quoted" text'])
+    assert rebuilt == '{"short": "a b",  "long": "a \\"quoted\\" text", "long": 1}' and json.loads(rebuilt)
+
+
+def test_tags_become_sections_and_text_outside_is_one_too() -> None:
+    found = sections.tagged("x<llmlingua, rate=0.3>y < z</llmlingua><llmlingua, compress=False>w</llmlingua>")
+    assert [(s.text, s.rate, s.compress) for s in found] == [("x", None, True), ("y < z", 0.3, True), ("w", None, False)]
+
+
+def test_the_lowest_good_rate_is_recommended_and_none_where_nothing_is_right() -> None:
+    points = [{"rate": r, "exact_match": s} for r, s in ((1.0, 0.8), (0.6, 0.78), (0.4, 0.5), (0.25, 0.8))]
+    assert recommend(points, "exact_match", 0.05)["recommended"] == 0.6
+    assert recommend([{"rate": 1.0, "exact_match": 0.0}], "exact_match", 0.05)["recommended"] is None
+
+
+def test_break_even_needs_reading_to_cost_more_than_compressing() -> None:
+    slow = predict((4000, 4.0), (2000, 2.0), 0.5)
+    assert slow["saved_s"] == pytest.approx(1.5) and 0 < slow["break_even_tokens"] < 4000
+    assert predict((4000, 0.04), (2000, 0.02), 0.5)["break_even_tokens"] is None
+
+
+def test_the_page_shows_the_original_with_its_spaces() -> None:
+    original = "pay  80,000\n\nnow, John"
+    segments = compress_shown.segments(original, [("pay", False), ("80,000", True), ("now", True), (",", False), ("John", True)])
+    assert "".join(text for text, _ in segments) == original
+    assert [is_kept for _, is_kept in segments] == [False, True, False, True]
