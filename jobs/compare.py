@@ -31,7 +31,7 @@ def run(context: LightContext) -> dict[str, Any]:
     tasks = [(p, c) for p, c in itertools.product(comparison.prompts, contestants) if (p["id"], c.name) not in done]
     total = len(done) + len(tasks)
     context.progress(len(done), total)
-    client = EngineClient.from_settings(context.settings)
+    client = EngineClient.from_settings(context.settings, lane="batch")
     count = _answer_all(context, client, comparison.id, tasks, params, already=len(done), total=total)
     return {"comparison": comparison.id, "answers": len(done) + count}
 

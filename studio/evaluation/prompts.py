@@ -89,7 +89,10 @@ def from_row(row: Any, default_id: str) -> Prompt:
         raise DatasetError("the last message is the assistant's", 'End with the user\'s message; put the answer into "reference".')
     reference = row.get("reference")
     if reference is not None and reference != []:
-        prompt["reference"] = reference if isinstance(reference, str) else str(reference[-1] if isinstance(reference, list) else reference)
+        every = [str(text) for text in reference] if isinstance(reference, list) else [str(reference)]
+        prompt["reference"] = every[-1]
+        if len(every) > 1:  # one per turn, as MT-bench has them
+            prompt["references"] = every
     if isinstance(row.get("category"), str):
         prompt["category"] = row["category"]
     return prompt

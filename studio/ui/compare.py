@@ -13,6 +13,10 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, words
+from studio.ui.compare_board import BoardPart
+from studio.ui.compare_judge import JudgePart
+from studio.ui.compare_vote import VotePart
+from studio.ui.compare_worst import WorstPart
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Page, go, opening, stamp, stamp_box
 
@@ -48,6 +52,9 @@ class CompareTab:
             self.data = gr.Dropdown(label="Dataset", info="Its questions become prompts, its answers references.", elem_id="compare-data")
         self.base_model = gr.Dropdown(label="Base model", info="Whose adapters take part.", elem_id="compare-base")
         self.contestants = gr.CheckboxGroup(label="Who answers", info="The base shows what training changed.", elem_id="compare-who")
+        with gr.Accordion("Others: a server, or answers made elsewhere", open=False):
+            self.servers = gr.Textbox("", label="Servers", info="URL#MODEL, separated by commas: any server of the OpenAI protocol.")
+            self.made = gr.File(label="Answers: .jsonl with prompt_id, answer", file_types=[".jsonl"], file_count="multiple", height=150)
         self.max_new_tokens = gr.Number(
             128,
             label="Longest answer · max_new_tokens",
@@ -65,6 +72,10 @@ class CompareTab:
             self.earlier = gr.Button("Earlier prompts", min_width=130)
             self.later = gr.Button("Later prompts", min_width=130)
         self._first = gr.State(0)
+        self.judging = JudgePart(self._studio, self._page)
+        self.voting = VotePart(self._studio, self._page)
+        self.board = BoardPart(self._studio, self._page)
+        self.worst = WorstPart(self._studio, self._page)
         with gr.Row(elem_classes="next"):
             self.next = gr.Button("Next: train on more or better data", elem_id="compare-next", visible=False)
 
@@ -83,7 +94,8 @@ class CompareTab:
         self._timer.tick(steady(self.tick), inputs=[place.tab, *looked], outputs=shown, **QUIET)
         self.base_model.input(self.offer, inputs=[self.base_model, self.contestants], outputs=[self.contestants], **QUIET)
         self.list.select(self.open, outputs=[place.comparison], **QUIET)
-        asked = [self.prompt, self.file, self.data, self.base_model, self.contestants, self.max_new_tokens, self.name]
+        who = [self.base_model, self.contestants, self.servers, self.made]
+        asked = [self.prompt, self.file, self.data, *who, self.max_new_tokens, self.name]
         self.start.click(
             tells(self.notice)(self.compare), inputs=asked, outputs=[self.notice, self.name, self._first, *shown], **busy(self.answers)
         )
@@ -92,6 +104,10 @@ class CompareTab:
             button.click(steady(turn), inputs=[place.comparison, self._first], outputs=[self._first, *shown], **QUIET)
         self.next.click(lambda: go("data"), outputs=[self._page.tabs], **QUIET)
         self.answers.select(self.suggest, inputs=[self.contestants], outputs=[self.prompt], **QUIET)
+        self.judging.wire(self.tab, self._timer)
+        self.voting.wire()
+        self.board.wire()
+        self.worst.wire(self.tab)
 
     # what is offered
 
@@ -174,19 +190,23 @@ class CompareTab:
         data: str | None,
         base_model: str | None,
         contestants: list[str],
+        servers: str,
+        made: list[str] | None,
         max_new_tokens: Any,
         name: str,
     ) -> dict[Any, Any]:
         if not base_model:
             raise StudioError("No base model is chosen.", "Choose one above.")
-        if not contestants:
+        files = {f"file:{Path(path).stem}": Path(path) for path in made or []}
+        everybody = [*contestants, *(part.strip() for part in servers.split(",") if part.strip()), *files]
+        if not everybody:
             raise StudioError("Nobody is chosen to answer.", "Tick at least one under Who answers.")
         source = self._prompts(prompt, file, data)
         params = {"max_new_tokens": int(max_new_tokens or 128)}
-        made = self._studio.comparisons.create(
-            **source, base_model=base_model, contestants=contestants, name=name.strip() or None, params=params
+        created = self._studio.comparisons.create(
+            **source, base_model=base_model, contestants=everybody, name=name.strip() or None, params=params, files=files
         )
-        return {self.name: "", self._first: 0, **self.look(made["id"], 0, "")}
+        return {self.name: "", self._first: 0, **self.look(created["id"], 0, "")}
 
     def _prompts(self, prompt: str, file: str | None, data: str | None) -> dict[str, Any]:
         """Exactly one source of prompts; to guess between several would compare something nobody asked for."""
@@ -244,7 +264,7 @@ def _called(name: str, comparison: dict[str, Any]) -> str:
 
 
 def _cell(name: str, answer: dict[str, Any] | None, reference: str | None, comparison: dict[str, Any]) -> dict[str, Any]:
-    toy = choices.is_toy(comparison["base_model"]) and "#" not in name
+    toy = choices.is_toy(comparison["base_model"]) and "#" not in name and not name.startswith("file:")
     shown = {"contestant": _called(name, comparison), "toy": toy, "text": None, "error": "", "match": None, "seconds": None}
     if answer is None:
         return shown

@@ -1,0 +1,215 @@
+"""The light job `judge`: one judge looks at every pair of answers in both orders; verdicts are kept as they land.
+
+A restart goes on where it ended, and a question that this judge has answered before is taken from the rows. Knows the tables and the
+engine's client; what is asked and how replies are read is studio.evaluation's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.light import LightContext, Stopped
+from jobs.panel import Case, Likelihood, Question, Rule, identity_of, panelist
+from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
+from studio.errors import StudioError
+from studio.evaluation import judging, readings
+from studio.evaluation.verdicts import Verdict
+
+CONCURRENCY = 16  # questions that wait together; the engine batches them and reads what they share once
+PROBES = 10  # prompts on which a constant answer plays against a contestant
+CONSTANT_TEXT = "I am sorry, I can't say anything about that."
+
+log = logging.getLogger(__name__)
+
+
+def run(context: LightContext) -> dict[str, Any]:
+    """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, Stopped when asked."""
+    judgement_id = str(context.config["judgement"])
+    bench = Bench(context, judgement_id, context.config)
+    spent = bench.judge()
+    found = {**bench.read(), "is_cut_by_budget": spent}
+    with context.db.write() as session:
+        session.get_one(Judgement, judgement_id).readings = found
+    return {"judgement": judgement_id, "verdicts": found["verdicts"], "cached": found["cached"]}
+
+
+class Bench:
+    """What one judgement needs: the comparison, its answers, the judge, and what was said already."""
+
+    def __init__(self, context: LightContext, judgement_id: str, config: dict[str, Any]) -> None:
+        self.context = context
+        self.config = config
+        with context.db.read() as session:
+            self.judgement = session.get_one(Judgement, judgement_id)
+            self.comparison = session.get_one(Comparison, self.judgement.comparison_id)
+            answers = session.scalars(select(Answer).where(Answer.comparison_id == self.comparison.id, Answer.error == "")).all()
+            self.contestants = _resolved(session, self.comparison)
+        self.prompts = {prompt["id"]: prompt for prompt in self.comparison.prompts}
+        self.answers = {(answer.prompt_id, answer.contestant): answer.turns or [answer.text] for answer in answers}
+        self.panelist = panelist(self.judgement, config, context)
+
+    # what to look at
+
+    def cases(self) -> Iterator[Case]:
+        """Both orders of every pair of answers to one prompt, prompt by prompt; then those against a constant answer."""
+        for prompt_id, prompt in self.prompts.items():
+            present = [name for name in self.comparison.contestants if (prompt_id, name) in self.answers]
+            for a, b in itertools.permutations(present, 2):
+                yield Case(prompt, a, b, self.answers[prompt_id, a], self.answers[prompt_id, b])
+        if self.config.get("probes", True) and not isinstance(self.panelist, Rule | Likelihood):
+            yield from self._probes()
+
+    def _probes(self) -> Iterator[Case]:
+        name = next((name for name in reversed(self.comparison.contestants)), "")
+        for prompt_id in [key for key in self.prompts if (key, name) in self.answers][:PROBES]:
+            prompt, own = self.prompts[prompt_id], self.answers[prompt_id, name]
+            constant = [CONSTANT_TEXT] * len(own)
+            yield Case(prompt, name, readings.CONSTANT, own, constant, is_probe=True)
+            yield Case(prompt, readings.CONSTANT, name, constant, own, is_probe=True)
+
+    def judge(self) -> bool:
+        """Whether the budget ended it. Raises StudioError, Stopped."""
+        done = self._done()
+        cases = list(self.cases())
+        if not cases:
+            raise StudioError("There is no pair of answers to judge.", "Compare at least two contestants that answered.")
+        open_cases = [case for case in cases if (case.prompt["id"], case.a, case.b) not in done]
+        self.context.progress(len(cases) - len(open_cases), len(cases))
+        questions = self.panelist.questions(open_cases)
+        known = self._known({question.key for question in questions})
+        return self._ask_all(questions, known, len(cases))
+
+    def _done(self) -> set[tuple[str, str, str]]:
+        query = select(VerdictRow.prompt_id, VerdictRow.a, VerdictRow.b).where(VerdictRow.judgement_id == self.judgement.id)
+        with self.context.db.read() as session:
+            return {(prompt_id, a, b) for prompt_id, a, b in session.execute(query)}
+
+    def _known(self, keys: Iterable[str]) -> dict[str, VerdictRow]:
+        """Earlier verdicts of equal judges on equal questions."""
+        wanted = sorted(keys)
+        found: dict[str, VerdictRow] = {}
+        with self.context.db.read() as session:
+            for begin in range(0, len(wanted), 500):
+                part = wanted[begin : begin + 500]
+                rows = session.scalars(select(VerdictRow).where(VerdictRow.key.in_(part), VerdictRow.winner != "invalid"))
+                found |= {row.key: row for row in rows}
+        return found
+
+    def _ask_all(self, questions: Sequence[Question], known: dict[str, VerdictRow], total: int) -> bool:
+        budget = int(self.config.get("budget_tokens") or 0)
+        concurrency = int(self.config.get("concurrency") or CONCURRENCY)
+        count, spent = total - len(questions), 0
+        remaining = iter(questions)
+        with ThreadPoolExecutor(concurrency) as pool:
+            waiting: set[Future[VerdictRow | None]] = set()
+            try:
+                while True:
+                    is_cut = bool(budget) and spent >= budget
+                    for question in [] if is_cut else itertools.islice(remaining, concurrency - len(waiting)):
+                        waiting.add(pool.submit(self._verdict, question, known))
+                    if not waiting:
+                        return is_cut and next(remaining, None) is not None
+                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    rows = [row for future in finished if (row := future.result()) is not None]
+                    count += len(finished)
+                    spent += sum(row.prompt_tokens + row.completion_tokens for row in rows)
+                    self._keep(rows, count, total)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _keep(self, rows: Sequence[VerdictRow], count: int, total: int) -> None:
+        if rows:
+            with self.context.db.write() as session:
+                session.add_all(rows)
+            self.context.progress(count, total)
+        if self.context.stop_requested():
+            raise Stopped
+
+    def _verdict(self, question: Question, known: dict[str, VerdictRow]) -> VerdictRow | None:
+        case = question.case
+        row = VerdictRow(
+            comparison_id=self.comparison.id,
+            judgement_id=self.judgement.id,
+            rater=self.judgement.judge,
+            prompt_id=case.prompt["id"],
+            a=case.a,
+            b=case.b,
+            is_probe=case.is_probe,
+            asked=question.asked,
+            key=question.key,
+            is_cached=False,
+            prompt_tokens=0,
+            completion_tokens=0,
+            seconds=0.0,
+        )
+        earlier = known.get(question.key)
+        if earlier is not None:
+            row.winner, row.reply, row.is_cached = earlier.winner, earlier.reply, True
+            return row
+        try:
+            said = question.ask()
+        except StudioError as exc:
+            if case.is_probe:
+                log.info("A probe of the judge was left out: %s", exc)
+                return None
+            raise
+        row.winner, row.reply, row.seconds = said.winner, said.reply, said.seconds
+        row.prompt_tokens, row.completion_tokens = said.prompt_tokens, said.completion_tokens
+        return row
+
+    # what it says
+
+    def read(self) -> dict[str, Any]:
+        """The readings of all verdicts so far, and what they took."""
+        with self.context.db.read() as session:
+            rows = session.scalars(select(VerdictRow).where(VerdictRow.judgement_id == self.judgement.id).order_by(VerdictRow.id)).all()
+        own = [as_verdict(row) for row in rows if not row.is_probe]
+        given = readings.Given(
+            verdicts=own,
+            lengths={key: len("".join(turns)) for key, turns in self.answers.items()},
+            contestants=self.comparison.contestants,
+            categories={key: prompt["category"] for key, prompt in self.prompts.items() if prompt.get("category")},
+            references=list(self._by_reference()),
+            probes=[as_verdict(row) for row in rows if row.is_probe],
+            is_rule=isinstance(self.panelist, Rule),
+            is_contestant=self._own_name(),
+        )
+        taken = {
+            "verdicts": len(rows),
+            "cached": sum(row.is_cached for row in rows),
+            "prompt_tokens": sum(row.prompt_tokens for row in rows),
+            "completion_tokens": sum(row.completion_tokens for row in rows),
+            "seconds": round(sum(row.seconds for row in rows), 2),
+        }
+        return {**readings.read(given), **taken}
+
+    def _by_reference(self) -> Iterator[Verdict]:
+        """What the rule says of the same pairs, where there are references."""
+        for prompt_id, prompt in self.prompts.items():
+            if prompt.get("reference"):
+                present = [name for name in self.comparison.contestants if (prompt_id, name) in self.answers]
+                for a, b in itertools.combinations(present, 2):
+                    texts = self.answers[prompt_id, a][-1], self.answers[prompt_id, b][-1]
+                    yield Verdict(prompt_id, a, b, judging.by_reference(*texts, prompt["reference"]))
+
+    def _own_name(self) -> str:
+        """The contestant that the judge is, if any."""
+        identity = self.panelist.identity
+        return next((name for name, value in self.contestants.items() if identity and identity_of(value) == identity), "")
+
+
+def as_verdict(row: VerdictRow) -> Verdict:
+    return Verdict(row.prompt_id, row.a, row.b, row.winner, row.rater)
+
+
+def _resolved(session: Session, comparison: Comparison) -> dict[str, dict[str, Any]]:
+    job = session.get(Job, comparison.job_id) if comparison.job_id else None
+    return {value["name"]: value for value in (job.config.get("contestants", []) if job else [])}

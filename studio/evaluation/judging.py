@@ -1,0 +1,193 @@
+"""Judges as data: what a judge is asked about two answers, and how its reply is read. Templates stand in judges.toml.
+
+Texts in, messages and verdicts out; knows no model and no table. What it puts between the markers is text to be judged: markers,
+verdicts and hidden characters inside it are defanged, so that an answer can't speak as the frame around it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from studio.errors import NotFoundError
+from studio.evaluation.metrics import exact_match, rouge
+from studio.evaluation.prompts import Prompt
+
+LETTERS = {"A": "a", "B": "b", "C": "tie", "TIE": "tie"}
+GRAMMARS = {
+    ("pairwise", "letter"): 'root ::= "A" | "B" | "C"',
+    ("single", "number"): 'root ::= "10" | [1-9]',
+    ("pairwise", "brackets"): 'root ::= [^\\[]* "[[" [ABC] "]]"',
+    ("single", "brackets"): 'root ::= [^\\[]* "[[" ("10" | [1-9]) "]]"',
+}
+_PLACE = re.compile(r"\{(\w+)\}")
+_MARKERS = re.compile(
+    r"\[(?=\s*(?:the\s+(?:start|end)\s+of|user\s+question|question\s*\]|instruction\s*\]|\[))|<(?=\s*/?\s*\|)|#(?=##\s*(?:user|assistant|reference))",
+    re.IGNORECASE,
+)
+_BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie|\d+(?:\.\d+)?)\s*\]\]", re.IGNORECASE)
+_BARE = re.compile(r"[\W_]*(?:assistant\s+|answer\s+|verdict\s*:?\s*|winner\s*:?\s*)?(A|B|C|tie)[\W_]*", re.IGNORECASE)
+_NUMBER = re.compile(r"[\W_]*(?:rating\s*:?\s*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\W_]*", re.IGNORECASE)
+JSON_KEYS = ("winner", "verdict", "choice", "better", "answer", "rating", "score")
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A family of templates and the form of its replies."""
+
+    name: str
+    title: str
+    kind: Literal["pairwise", "single"]
+    reply: Literal["letter", "number", "brackets"]
+    max_new_tokens: int
+    templates: Mapping[str, Mapping[str, str]]  # plain, reference, turns, turns_reference -> system, user
+
+    @property
+    def grammar(self) -> str:
+        """GBNF of a reply, for engines that can hold a model to it."""
+        return GRAMMARS[self.kind, self.reply]
+
+    def template(self, prompt: Prompt) -> Mapping[str, str]:
+        names = [*(["turns"] if len(prompt["turns"]) > 1 else []), *(["reference"] if prompt.get("reference") else [])]
+        return self.templates["_".join(names) or "plain"]
+
+
+@lru_cache(maxsize=1)
+def judges() -> dict[str, Judge]:
+    """All judges by name."""
+    raw = tomllib.loads((Path(__file__).parent / "judges.toml").read_text(encoding="utf-8"))
+    return {
+        name: Judge(name=name, **{**fields, "templates": {role: raw["templates"][key] for role, key in fields["templates"].items()}})
+        for name, fields in raw["judges"].items()
+    }
+
+
+def get(name: str) -> Judge:
+    if name not in judges():
+        raise NotFoundError(f"There is no judge template {name!r}.", f"Choose one of {', '.join(judges())}.")
+    return judges()[name]
+
+
+def question(judge: Judge, prompt: Prompt, a: Sequence[str], b: Sequence[str], criteria: str = "") -> list[Message]:
+    """What a pairwise judge is asked: `a` and `b` are the answers, turn by turn, `a` shown first."""
+    texts = {**_asked(prompt, criteria), **_answered(prompt, a, "a"), **_answered(prompt, b, "b")}
+    return _messages(judge.template(prompt), texts)
+
+
+def rating_question(judge: Judge, prompt: Prompt, answers: Sequence[str], criteria: str = "") -> list[Message]:
+    """What a judge of single answers is asked."""
+    own = _answered(prompt, answers, "a")
+    single = {"answer": own["answer_a"], "conversation": own["conversation_a"]}
+    turns = {f"answer_{n}": defanged(text) for n, text in enumerate(answers, 1)}
+    return _messages(judge.template(prompt), {**_asked(prompt, criteria), **single, **turns})
+
+
+def _asked(prompt: Prompt, criteria: str) -> dict[str, str]:
+    turns = [_text(turn) for turn in prompt["turns"]]
+    references = prompt.get("references") or [prompt.get("reference") or ""]
+    return {
+        "question": "\n\n".join(turns),
+        "reference": defanged(references[-1]),
+        "criteria": f" Judge by this: {defanged(criteria.strip())}" if criteria.strip() else "",
+        **{f"question_{n}": text for n, text in enumerate(turns, 1)},
+        **{f"ref_answer_{n}": defanged(text) for n, text in enumerate(references, 1)},
+    }
+
+
+def _answered(prompt: Prompt, answers: Sequence[str], side: str) -> dict[str, str]:
+    shown = [defanged(text) for text in answers]
+    pairs = zip((_text(turn) for turn in prompt["turns"]), shown, strict=False)
+    return {
+        f"answer_{side}": shown[-1] if shown else "",
+        f"conversation_{side}": "\n\n".join(f"User: {asked}\n\nAssistant: {text}" for asked, text in pairs),
+        **{f"answer_{side}_{n}": text for n, text in enumerate(shown, 1)},
+    }
+
+
+def _text(turn: Sequence[Mapping[str, Any]]) -> str:
+    """The messages of one turn; a lone question stands without its role."""
+    if len(turn) == 1:
+        return defanged(str(turn[0]["content"]))
+    return "\n".join(f"{message['role']}: {defanged(str(message['content']))}" for message in turn)
+
+
+def _messages(template: Mapping[str, str], texts: Mapping[str, str]) -> list[Message]:
+    # one pass: a placeholder inside an answer stays what it is
+    filled = {role: _PLACE.sub(lambda found: texts.get(found[1], ""), template.get(role, "")) for role in ("system", "user")}
+    return [{"role": role, "content": text} for role, text in filled.items() if text]
+
+
+def defanged(text: str) -> str:
+    """`text` without hidden characters, and with the markers of our frames, of verdicts and of chat templates broken up."""
+    seen = "".join(character for character in text if character in "\n\t" or not _is_hidden(character))
+    return _MARKERS.sub(lambda found: found[0] + " " if found[0] != "[" else "(", seen)
+
+
+def _is_hidden(character: str) -> bool:
+    kind = unicodedata.category(character)
+    # joiners shape scripts and emoji, so they stay; the variation selectors of plane 14 carry nothing but messages
+    return kind in ("Cc", "Co", "Cs") or (kind == "Cf" and character not in "‌‍") or "\U000e0100" <= character <= "\U000e01ef"
+
+
+def verdict(reply: str) -> str:
+    """What a reply says: a, b, tie, or invalid. The whole reply must be the verdict, or hold it in double brackets."""
+    said = _said(reply, _BARE)
+    return LETTERS.get(said.upper(), "invalid")
+
+
+def rating(reply: str) -> float | None:
+    """A score from 1 to 10, or None."""
+    said = _said(reply, _NUMBER)
+    try:
+        value = float(said)
+    except ValueError:
+        return None
+    return value if 1 <= value <= 10 else None
+
+
+def _said(reply: str, bare: re.Pattern[str]) -> str:
+    text = reply.strip()
+    marked = _BRACKETS.findall(text)
+    if marked:
+        return str(marked[-1])
+    if len(text) <= 200 and (found := bare.fullmatch(text)):
+        return found[1]
+    return _from_json(text)
+
+
+def _from_json(text: str) -> str:
+    try:
+        value = orjson.loads(text.removeprefix("```json").strip("`\n "))
+    except orjson.JSONDecodeError:
+        return ""
+    if not isinstance(value, dict):
+        return ""
+    found = next((value[key] for key in JSON_KEYS if isinstance(value.get(key), str | int | float)), "")
+    return str(found)
+
+
+def by_reference(a: str, b: str, reference: str) -> str:
+    """The rule of the reference judge: who equals the reference wins; where neither or both do, the higher ROUGE-L; else a tie."""
+    equal = exact_match(a, [reference]), exact_match(b, [reference])
+    if equal[0] != equal[1]:
+        return "a" if equal[0] else "b"
+    if equal[0]:
+        return "tie"
+    one, other = (rouge(text, [reference], ("rougeL",))["rougeL"] for text in (a, b))
+    return "tie" if one == other else "a" if one > other else "b"
+
+
+def by_rating(a: float | None, b: float | None) -> str:
+    """Who has the higher score."""
+    if a is None or b is None:
+        return "invalid"
+    return "tie" if a == b else "a" if a > b else "b"

@@ -1,0 +1,84 @@
+"""`python -m studio.evaluation.likelihood OPTIONS OUT`: the summed log-probability a model gives to the answers of conversations.
+
+A process of its own, so that torch and the model end with it. OPTIONS: `studio` (the folders, as requests to the engine name them) and
+`conversations` (lists of messages); OUT: `scores`, one `{"logprob", "tokens", "prompt_tokens", "seconds"}` each. Knows no judge.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from studio.datasets.rendering import Rendered, Renderer
+from studio.datasets.report.child import Progress, run
+from studio.engine.protocol import read_folders
+from studio.types import Example, Message
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS = 4096
+
+
+def scores(options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Natural log-probabilities, summed over the tokens that training would learn: the answers and the ends of their turns."""
+    base, adapter, template = read_folders(options["studio"])
+    own = adapter.path / "chat_template.jinja" if adapter else None
+    renderer = Renderer.load(base.path, template or (str(own) if own and own.is_file() else None))
+    rows = [renderer.example(Example(messages=[Message(**message) for message in messages])) for messages in options["conversations"]]
+    model = _load(base.path, adapter.path if adapter else None)
+    found: list[dict[str, Any]] = [{}] * len(rows)
+    done = 0
+    for batch in _batches(rows):
+        for number, value in zip(batch, _score(model, [rows[number] for number in batch]), strict=True):
+            found[number] = value
+        done += len(batch)
+        progress("reading", done / len(rows))
+    return {"scores": found}
+
+
+def _load(base: Any, adapter: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _batches(rows: Sequence[Rendered]) -> list[list[int]]:
+    """Row numbers by length, so that a batch pads little; about BATCH_TOKENS each."""
+    batches: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda n: len(rows[n].ids)):
+        if not batches or (len(batches[-1]) + 1) * len(rows[number].ids) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(number)
+    return batches
+
+
+def _score(model: Any, rows: Sequence[Rendered]) -> list[dict[str, Any]]:
+    import torch
+
+    started = time.monotonic()
+    length = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row.ids) + [0] * (length - len(row.ids)) for row in rows], device=model.device)
+    learned = torch.tensor([row.learned + [False] * (length - len(row.ids)) for row in rows], device=model.device)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        chosen = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+        sums = (chosen * learned[:, 1:]).sum(dim=1).tolist()
+    seconds = (time.monotonic() - started) / len(rows)
+    return [
+        {"logprob": total, "tokens": sum(row.learned), "prompt_tokens": len(row.ids), "seconds": seconds}
+        for total, row in zip(sums, rows, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:], scores))

@@ -1,0 +1,196 @@
+"""What the verdicts of one judge say, how sure that is, and what speaks against the judge: its biases, its baselines, its limits.
+
+Verdicts and texts in, plain values out. Knows no judge and no table. scikit-learn on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from studio.evaluation import intervals, ratings, verdicts
+from studio.evaluation.verdicts import Game, Verdict
+
+ABLE = 0.70  # agreement with the references below which a judge is called not able
+MOST_NEEDED = 97  # prompts for +- 10 points when nothing is known
+LONGER_LIMIT = 0.75  # the longer answer wins that often: said aloud. People's own rate is about 0.65
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was judged. `lengths` in characters by (prompt, contestant); `references`: the rule's verdicts where there are references."""
+
+    verdicts: Sequence[Verdict]
+    lengths: Mapping[tuple[str, str], int]
+    contestants: Sequence[str]
+    categories: Mapping[str, str] = field(default_factory=dict)
+    references: Sequence[Verdict] = ()
+    probes: Sequence[Verdict] = ()  # against a constant answer
+    is_rule: bool = False  # the judge is the reference rule itself
+    is_contestant: str = ""  # the contestant that the judge is
+
+
+def read(given: Given) -> dict[str, Any]:
+    """All readings, shares 0-1; None where nothing can be said."""
+    games = verdicts.games(given.verdicts)
+    place = verdicts.position(given.verdicts)
+    win_rate, ci95 = _win_rates(games, given.contestants)
+    prompts = len({game.prompt_id for game in games})
+    widest = max((interval for interval in ci95.values() if interval), key=lambda pair: pair[1] - pair[0], default=None)
+    more = intervals.more_needed(widest, prompts) if widest else MOST_NEEDED
+    found: dict[str, Any] = {
+        "pairs": len({(v.prompt_id, frozenset((v.a, v.b))) for v in given.verdicts}),
+        "win_rate": win_rate,
+        "ci95": ci95,
+        "swap_consistency": place.swap_consistency,
+        "first_win_rate": place.first_win_rate,
+        "longer_win_rate": longer_win_rate(given.verdicts, given.lengths),
+        "length_controlled_win_rate": length_controlled(games, given.lengths, given.contestants),
+        "invalid": place.invalid,
+        "missing_orders": place.missing_orders,
+        "enough": more == 0,
+        "more_needed": more,
+        "categories": _by_category(games, given),
+        "baselines": {"longest": _longest(games, given), "constant_answer": _constant(given.probes)},
+        "reference_agreement": None if given.is_rule else _agreement(games, verdicts.games(given.references)),
+        "pairwise": ratings.pairs(ratings.Table.of(games)) if games else [],
+    }
+    found["able"] = _able(found)
+    return {**found, "warnings": _warnings(found, given)}
+
+
+def _win_rates(games: Sequence[Game], contestants: Iterable[str]) -> tuple[dict[str, float | None], dict[str, list[float] | None]]:
+    if not games:
+        return {name: None for name in contestants}, {name: None for name in contestants}
+    table = ratings.Table.of(games)
+    shares: dict[str, float | None] = {}
+    ci95: dict[str, list[float] | None] = {}
+    for name in contestants:
+        scores, prompts = ratings.of_contestant(table, table.names.index(name)) if name in table.names else (np.array([]), np.array([]))
+        shares[name] = float(scores.mean()) if scores.size else None
+        ci95[name] = intervals.of_mean(scores.tolist(), prompts.tolist()) if scores.size else None
+    return shares, ci95
+
+
+def longer_win_rate(given: Iterable[Verdict], lengths: Mapping[tuple[str, str], int]) -> float | None:
+    """Among decisive verdicts on answers of unequal length, how often the longer one won."""
+    won = []
+    for verdict in given:
+        gap = lengths.get((verdict.prompt_id, verdict.a), 0) - lengths.get((verdict.prompt_id, verdict.b), 0)
+        if gap and verdict.winner in ("a", "b"):
+            won.append((gap > 0) == (verdict.winner == "a"))
+    return sum(won) / len(won) if won else None
+
+
+def length_controlled(games: Sequence[Game], lengths: Mapping[tuple[str, str], int], contestants: Iterable[str]) -> dict[str, float | None]:
+    """Each contestant's win rate as if all answers were equally long.
+
+    A logistic regression of the score on the contestant and on tanh of the standardised length difference, read at difference 0:
+    AlpacaEval's length-controlled win rate (Dubois et al. 2024) without its term for the prompt's difficulty.
+    """
+    return {name: _controlled(games, lengths, name) for name in contestants}
+
+
+def _controlled(games: Sequence[Game], lengths: Mapping[tuple[str, str], int], name: str) -> float | None:
+    from sklearn.linear_model import LogisticRegression
+
+    own = [game if game.a == name else Game(game.prompt_id, game.b, game.a, 1 - game.score) for game in games if name in (game.a, game.b)]
+    if not own:
+        return None
+    gaps = np.array([float(lengths.get((g.prompt_id, g.a), 0) - lengths.get((g.prompt_id, g.b), 0)) for g in own])
+    scores = np.array([game.score for game in own])
+    spread = float(np.sqrt((gaps**2).mean()))
+    if spread == 0 or scores.min() == scores.max():
+        return float(scores.mean())
+    features = np.column_stack([np.ones_like(gaps), np.tanh(gaps / spread)])
+    # a score between 0 and 1 is so much of a win and so much of a loss
+    model = LogisticRegression(fit_intercept=False, C=100.0)
+    model.fit(np.vstack([features, features]), np.repeat([1, 0], len(own)), sample_weight=np.concatenate([scores, 1 - scores]))
+    return float(model.predict_proba(np.array([[1.0, 0.0]]))[0, 1])
+
+
+def _by_category(games: Sequence[Game], given: Given) -> dict[str, Any]:
+    named = sorted(set(given.categories.values()))
+    found = {}
+    for category in named:
+        own = [game for game in games if given.categories.get(game.prompt_id) == category]
+        if own:
+            win_rate, ci95 = _win_rates(own, given.contestants)
+            found[category] = {"win_rate": win_rate, "ci95": ci95, "games": len(own)}
+    return found
+
+
+def _outcome(score: float) -> str:
+    return "tie" if score == 0.5 else "a" if score > 0.5 else "b"
+
+
+def _agreement(games: Sequence[Game], truth: Sequence[Game]) -> dict[str, Any] | None:
+    """How often the judge names the one that the references name, over the pairs where the references name one."""
+    right = {(game.prompt_id, frozenset((game.a, game.b))): game for game in truth if game.score != 0.5}
+    hits = []
+    for game in games:
+        other = right.get((game.prompt_id, frozenset((game.a, game.b))))
+        if other is not None:
+            score = other.score if other.a == game.a else 1 - other.score
+            hits.append(float(_outcome(game.score) == _outcome(score)))
+    if not hits:
+        return None
+    return {"agreement": sum(hits) / len(hits), "ci95": intervals.of_mean(hits), "n": len(hits)}
+
+
+def _longest(games: Sequence[Game], given: Given) -> dict[str, Any] | None:
+    """A judge that always takes the longer answer: how often it says what this judge says, and what the references say."""
+    longest = []
+    for game in games:
+        gap = given.lengths.get((game.prompt_id, game.a), 0) - given.lengths.get((game.prompt_id, game.b), 0)
+        longest.append(Game(game.prompt_id, game.a, game.b, 0.5 if gap == 0 else float(gap > 0)))
+    return {"judge": _agreement(longest, games), "references": _agreement(longest, verdicts.games(given.references))}
+
+
+def _constant(probes: Sequence[Verdict]) -> dict[str, Any] | None:
+    """A constant answer that answers nothing; `b` of each game by name. What it wins, the judge gives away."""
+    games = verdicts.games(probes)
+    if not games:
+        return None
+    scores = [game.score if game.a == CONSTANT else 1 - game.score for game in games]
+    return {"win_rate": sum(scores) / len(scores), "ci95": intervals.of_mean(scores), "n": len(scores)}
+
+
+CONSTANT = "constant-answer"
+
+
+def _able(found: Mapping[str, Any]) -> bool | None:
+    agreement = found["reference_agreement"]
+    return None if agreement is None else agreement["agreement"] >= ABLE
+
+
+def _warnings(found: Mapping[str, Any], given: Given) -> list[str]:
+    said = []
+    agreement, first, swap = found["reference_agreement"], found["first_win_rate"], found["swap_consistency"]
+    if found["able"] is False:
+        low, high = agreement["ci95"]
+        said.append(
+            f"This judge is not able: it agrees with the references in {agreement['agreement']:.0%} ({low:.0%} to {high:.0%}) "
+            f"of {agreement['n']} pairs."
+        )
+    if given.is_contestant:
+        said.append(f"The judge is itself a contestant ({given.is_contestant}): models favour their own answers.")
+    if first is not None and abs(first - 0.5) > 0.15:
+        said.append(f"The answer shown {'first' if first > 0.5 else 'second'} wins {max(first, 1 - first):.0%} of the decisive verdicts.")
+    if swap is not None and swap < 0.7:
+        said.append(f"Only {swap:.0%} of the pairs get the same verdict in both orders; the others count as ties.")
+    longer = found["longer_win_rate"]
+    if longer is not None and longer > LONGER_LIMIT:
+        said.append(f"The longer answer wins {longer:.0%} of the time: this judge may be counting words.")
+    probe = found["baselines"]["constant_answer"]
+    if probe and probe["win_rate"] > 0.2:
+        said.append(f"A constant answer that answers nothing wins {probe['win_rate']:.0%} of its {probe['n']} pairs.")
+    if found["invalid"]:
+        every, so = ("All ", ": this judge can't be used so.") if found["invalid"] == len(given.verdicts) else ("", ".")
+        said.append(f"{every}{found['invalid']} replies held no verdict{so}")
+    if not found["enough"]:
+        said.append(f"Not enough evidence: about {found['more_needed']} more prompts for ± 10 points.")
+    return said

@@ -1,0 +1,200 @@
+"""From verdicts to the next model: pairs that people or judges decided become a preference dataset that knows where it comes from."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from studio.db.models import Answer, Comparison, VerdictRow
+from studio.db.session import Database
+from studio.errors import StudioError
+from studio.services import naming
+from studio.services.comparisons import ComparisonService
+from studio.services.datasets import DatasetService
+from studio.services.ratings import newest_judgement
+from studio.services.versions import Draft, VersionShelf
+from studio.settings import Settings
+from studio.types import Example, Message
+
+Source = Literal["judge", "human", "both"]
+MIN_MARGIN = 0.5
+
+
+class PreferenceService:
+    """What a person can do with decided pairs."""
+
+    def __init__(self, settings: Settings, db: Database, datasets: DatasetService, comparisons: ComparisonService) -> None:
+        self.db = db
+        self.datasets = datasets
+        self.comparisons = comparisons
+        self._shelf = VersionShelf(settings, db)
+
+    def make(
+        self, comparisons: Sequence[str], *, name: str | None = None, min_margin: float = MIN_MARGIN, source: Source = "both"
+    ) -> dict[str, Any]:
+        """A preference dataset of the pairs of `comparisons` that were decided by at least `min_margin`.
+
+        The margin of a pair is |2 score - 1|: 1 when both orders (or all voters) name the same answer, 0 when they split. People's votes
+        go before judges' where both spoke, unless `source` names one. Raises StudioError when no pair is left.
+        """
+        if not 0 <= min_margin <= 1:
+            raise StudioError(f"A margin of {min_margin} is impossible.", "Give a number from 0 (any difference) to 1 (no doubt).")
+        if not comparisons:
+            raise StudioError("No comparison is named.", "Name one or more.")
+        self._shelf.claim(name)
+        left_out: Counter[str] = Counter()
+        with self.db.read() as session:
+            found = [self.comparisons.find(session, each) for each in dict.fromkeys(comparisons)]
+            pairs = [pair for row in found for pair in _pairs(session, row, min_margin, source, left_out)]
+        if not pairs:
+            why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "nobody has judged or voted"
+            raise StudioError(f"No pair was decided clearly enough ({why}).", "Judge or vote more, or lower the margin.")
+        return self._keep(found, pairs, name, {"min_margin": min_margin, "source": source, "left_out": dict(left_out)})
+
+    def worst(self, comparison: str, contestant: str, limit: int = 10) -> list[dict[str, Any]]:
+        """Prompts of one turn where `contestant` lost, the clearest first: `prompt_id`, `question`, `answer`, `better` (a proposal).
+
+        The proposal is the reference where there is one, else the answer that won.
+        """
+        with self.db.read() as session:
+            row = self.comparisons.find(session, comparison)
+            texts = _texts(session, row)
+            lost: dict[str, tuple[float, str]] = {}
+            for (prompt_id, a, b), said in _decisions(session, row, "both").items():
+                score = sum(value for value, _ in said.values()) / len(said)
+                own = score if a == contestant else 1 - score
+                if contestant in (a, b) and own < 0.5:
+                    lost[prompt_id] = min(lost.get(prompt_id, (1.0, "")), (own, b if a == contestant else a))
+        prompts = {prompt["id"]: prompt for prompt in row.prompts if len(prompt["turns"]) == 1}
+        ordered = sorted((score, prompt_id, winner) for prompt_id, (score, winner) in lost.items() if prompt_id in prompts)
+        return [
+            {
+                "prompt_id": prompt_id,
+                "question": str(prompts[prompt_id]["turns"][0][-1]["content"]),
+                "answer": texts.get((prompt_id, contestant), ""),
+                "better": prompts[prompt_id].get("reference") or texts.get((prompt_id, winner), ""),
+            }
+            for _, prompt_id, winner in ordered[:limit]
+        ]
+
+    def correct(self, comparison: str, answers: Mapping[str, str], *, name: str | None = None) -> dict[str, Any]:
+        """A dataset of prompts of `comparison` (by their IDs) with these answers, to learn from. Raises StudioError without any."""
+        with self.db.read() as session:
+            row = self.comparisons.find(session, comparison)
+        prompts = {prompt["id"]: prompt for prompt in row.prompts}
+        rows = [
+            {"messages": [*prompts[prompt_id]["turns"][0], {"role": "assistant", "content": text.strip()}]}
+            for prompt_id, text in answers.items()
+            if prompt_id in prompts and text.strip()
+        ]
+        if not rows:
+            raise StudioError("No answer is given.", "Show the worst prompts, and write what would have been right.")
+        taken = {each["name"] for each in self.datasets.list()}
+        free = naming.unique(f"{row.name[:50]}-corrections", lambda wanted: wanted in taken)
+        return self.datasets.add_text("\n".join(orjson.dumps(each).decode() for each in rows), name=name or free)
+
+    def _keep(self, rows: Sequence[Comparison], pairs: Sequence[dict[str, Any]], name: str | None, how: dict[str, Any]) -> dict[str, Any]:
+        origin: dict[str, Any] = {
+            "id": None,
+            "kind": "preference",
+            "format": "preference",
+            "mapping": {},
+            "source": ", ".join(row.name for row in rows),
+        }
+        provenance = {
+            "made_by": "preferences",
+            **how,
+            "comparisons": [{"id": row.id, "name": row.name, "base_model": row.base_model, "sampling": row.params} for row in rows],
+            "rows": [pair["provenance"] for pair in pairs],
+        }
+        draft = Draft(origin=origin, provenance=provenance, name=name, default_name=f"{rows[0].name[:50]}-preferences")
+        with self._shelf.drafting() as drafts:
+            drafts.append(draft)
+            self._shelf.write(draft, (orjson.dumps(pair["example"].as_json()) + b"\n" for pair in pairs))
+            self._shelf.keep([draft])
+        return self.datasets.show(draft.id)
+
+
+def _pairs(session: Session, row: Comparison, min_margin: float, source: Source, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    texts = _texts(session, row)
+    prompts = {prompt["id"]: prompt for prompt in row.prompts}
+    for (prompt_id, a, b), said in _decisions(session, row, source).items():
+        score = sum(value for value, _ in said.values()) / len(said)
+        margin = abs(2 * score - 1)
+        chosen, rejected = (a, b) if score > 0.5 else (b, a)
+        reason = _reason_against(
+            prompts.get(prompt_id), texts.get((prompt_id, chosen)), texts.get((prompt_id, rejected)), margin, min_margin
+        )
+        if reason:
+            left_out[reason] += 1
+            continue
+        yield {
+            "example": _example(prompts[prompt_id], texts[prompt_id, chosen], texts[prompt_id, rejected]),
+            "provenance": {
+                "comparison": row.id,
+                "prompt_id": prompt_id,
+                "chosen": chosen,
+                "rejected": rejected,
+                "margin": margin,
+                "decided_by": {
+                    rater: [{"first": first, "winner": winner} for first, winner in lines] for rater, (_, lines) in said.items()
+                },
+            },
+        }
+
+
+def _texts(session: Session, row: Comparison) -> dict[tuple[str, str], str]:
+    answers = session.scalars(select(Answer).where(Answer.comparison_id == row.id, Answer.error == ""))
+    return {(answer.prompt_id, answer.contestant): answer.text for answer in answers}
+
+
+def _decisions(session: Session, row: Comparison, source: Source) -> dict[tuple[str, str, str], dict[str, tuple[float, list[Any]]]]:
+    """By (prompt, a, b): of each rater the score of a over its valid orders, and its lines. A judge must have shown both orders."""
+    counts = VerdictRow.judgement_id.is_(None) | (VerdictRow.judgement_id == newest_judgement(session, row))
+    query = select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.is_probe.is_(False), counts).order_by(VerdictRow.id)
+    lines: dict[tuple[str, str, str], dict[tuple[bool, str], dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for verdict in session.scalars(query):
+        a, b = sorted((verdict.a, verdict.b))
+        is_person = verdict.judgement_id is None
+        lines[verdict.prompt_id, a, b][is_person, verdict.rater][verdict.a] = verdict.winner
+    found: dict[tuple[str, str, str], dict[str, tuple[float, list[Any]]]] = {}
+    for (prompt_id, a, b), raters in lines.items():
+        people = {key: said for key, said in raters.items() if key[0]}
+        judges = {key: said for key, said in raters.items() if not key[0] and len(said) == 2}
+        wanted = people if source == "human" else judges if source == "judge" else people or judges
+        scored = {rater: _scored(said, a) for (_, rater), said in wanted.items() if "invalid" not in said.values()}
+        if scored:
+            found[prompt_id, a, b] = scored
+    return found
+
+
+def _scored(said: Mapping[str, str], a: str) -> tuple[float, list[tuple[str, str]]]:
+    scores = {"a": 1.0, "b": 0.0, "tie": 0.5}
+    values = [scores[winner] if first == a else 1 - scores[winner] for first, winner in said.items()]
+    return sum(values) / len(values), list(said.items())
+
+
+def _reason_against(prompt: Any, chosen: str | None, rejected: str | None, margin: float, min_margin: float) -> str:
+    if prompt is None or chosen is None or rejected is None:
+        return "without an answer"
+    if len(prompt["turns"]) > 1:
+        return "with several turns, whose earlier answers differ"
+    if margin == 0 or margin < min_margin:
+        return "undecided"
+    if chosen.strip() == rejected.strip():
+        return "with equal answers"
+    return "" if chosen.strip() else "won by an empty answer"
+
+
+def _example(prompt: dict[str, Any], chosen: str, rejected: str) -> Example:
+    messages = [Message(**message) for message in prompt["turns"][0]]
+    return Example(
+        prompt=messages,
+        chosen=[Message(role="assistant", content=chosen)],
+        rejected=[Message(role="assistant", content=rejected)],
+    )

@@ -1,0 +1,115 @@
+"""What the verdicts come to: leaderboard, agreement of people and judges, and the preference set that trains the next adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.ui import pieces, words
+from studio.ui.handlers import busy, tells
+from studio.ui.page import Page
+
+HERE, EVERYWHERE = "this comparison", "all comparisons"
+WHO = {"both": "People, and judges where nobody voted", "human": "People only", "judge": "Judges only"}
+
+
+class BoardPart:
+    """Ratings on request, since they are computed; then the way on to training."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+        with gr.Accordion("Leaderboard and agreement", open=False, elem_id="compare-board"):
+            with gr.Row():
+                self.scope = gr.Radio([HERE, EVERYWHERE], value=HERE, label="Of", elem_id="board-scope")
+                self.human_only = gr.Checkbox(False, label="People's votes only")
+            self.rate = gr.Button("Show the leaderboard", elem_id="board-show")
+            self.notice = pieces.panel(elem_id="board-notice", elem_classes="notice-place")
+            self.board = pieces.panel(elem_id="board")
+        with gr.Accordion("Make preferences, and train on them", open=False, elem_id="compare-preferences"):
+            self.source = gr.Radio([(text, key) for key, text in WHO.items()], value="both", label="Whose word counts")
+            self.margin = gr.Slider(
+                0,
+                1,
+                value=0.5,
+                step=0.25,
+                label="How decided a pair must be",
+                info="1 takes only pairs with the same winner in both orders; 0.5 also those where one order was a tie.",
+            )
+            self.name = gr.Textbox("", label="Name of the dataset", info="Empty makes one.", max_lines=1, elem_id="preferences-name")
+            self.make = gr.Button("Make preferences", elem_id="preferences-make")
+            self.made_notice = pieces.panel(elem_id="preferences-notice", elem_classes="notice-place")
+            self.made = gr.State("")
+            with gr.Row(elem_classes="next"):
+                self.train = gr.Button("Next: train on these preferences (DPO)", elem_id="preferences-train", visible=False)
+
+    def wire(self) -> None:
+        comparison = self._page.place.comparison
+        self.rate.click(
+            tells(self.notice)(self.show),
+            inputs=[comparison, self.scope, self.human_only],
+            outputs=[self.notice, self.board],
+            **busy(self.board),
+        )
+        self.make.click(
+            tells(self.made_notice)(self.make_preferences),
+            inputs=[comparison, self.source, self.margin, self.name],
+            outputs=[self.made_notice, self.made, self.train, self.name],
+            **busy(self.made_notice),
+        )
+
+    def show(self, comparison: str, scope: str, human_only: bool) -> dict[Any, Any]:
+        if not comparison:
+            raise StudioError("There is nothing to rate yet.", "Compare first, then judge or vote.")
+        chosen = [comparison] if scope == HERE else []
+        found = self._studio.ratings.leaderboard(chosen, human_only=human_only, with_facts=True)
+        raters = self._studio.ratings.agreement(comparison)["pairs"]
+        return {self.board: pieces.piece("board", **_board(found), raters=[_raters(row) for row in raters])}
+
+    def make_preferences(self, comparison: str, source: Any, margin: float, name: str) -> dict[Any, Any]:
+        if not comparison:
+            raise StudioError("There is nothing to learn from yet.", "Compare first, then judge or vote.")
+        made = self._studio.preferences.make([comparison], name=name.strip() or None, min_margin=float(margin), source=source)
+        left_out = ", ".join(f"{count} {reason}" for reason, count in made["provenance"]["left_out"].items())
+        said = f"{made['name']}: {words.count(made['rows'], 'pair')}." + (f" Left out: {left_out}." if left_out else "")
+        return {self.made_notice: pieces.said(said), self.made: made["id"], self.train: gr.Button(visible=True), self.name: ""}
+
+
+def _board(found: dict[str, Any]) -> dict[str, Any]:
+    place = found["position"]
+    return {
+        "rows": [_row(row) for row in found["contestants"]],
+        "warnings": found["warnings"],
+        "pairs": [_pair(row) for row in found["pairs"]] if len(found["contestants"]) > 2 else [],
+        "first": words.share(place["first_win_rate"]),
+        "swap": words.share(place["swap_consistency"]),
+    }
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    low, high = row["ci95"]
+    rating = row["bradley_terry_ci95"]
+    return {
+        "name": row["name"].rpartition("/")[2] if row["name"].startswith(("file:", "http")) else row["name"],
+        "rating": f"{row['bradley_terry']:.0f}" + (f" ({rating[0]:.0f} to {rating[1]:.0f})" if rating else ""),
+        "elo": f"{row['elo']:.0f}",
+        "win_rate": f"{words.share(row['win_rate'])} ({words.share(low)} to {words.share(high)})",
+        "games": row["games"],
+        "match": words.share(row.get("exact_match")) or "–",
+        "size": words.size(row["bytes"]) if row.get("bytes") else "–",
+        "seconds": words.duration(row["seconds_per_answer"]) if row.get("seconds_per_answer") else "–",
+        "training": words.duration(row["training_seconds"]) if row.get("training_seconds") else "–",
+    }
+
+
+def _pair(row: dict[str, Any]) -> str:
+    verdict = "differ" if row["differs"] else "can't be told apart"
+    return f"{row['a']} and {row['b']} {verdict} (p {row['p_corrected']:.3f} after correction, {row['games']} games)"
+
+
+def _raters(row: dict[str, Any]) -> dict[str, Any]:
+    kappa = "–" if row["kappa"] is None else f"{row['kappa']:.2f}"
+    return {"one": row["a"], "other": row["b"], "kappa": kappa, "agreement": words.share(row["agreement"]) or "–", "n": row["n"]}

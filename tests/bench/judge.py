@@ -1,0 +1,154 @@
+"""Judging 200 pairs in batches beside one by one, a repeated judgement, and 100,000 verdicts to a leaderboard.
+
+The judge is the starter behind a real engine: what is measured is the asking, not the judge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import update
+
+from studio import settings as studio_settings
+from studio import supervisor
+from studio.db.models import VerdictRow
+from studio.evaluation import ratings
+from studio.evaluation.verdicts import Verdict
+from studio.services import Studio
+from tests.attacks import ATTACKS
+
+PAIRS = 200
+VERDICTS = 100_000
+LIMIT_S = 10.0
+FACTS = (("France", "Paris"), ("Italy", "Rome"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Spain", "Madrid"))
+
+
+def run() -> list[dict[str, Any]]:
+    """Entries with measure, value, unit, against, ratio."""
+    return [*_judging(), *_rating()]
+
+
+def _rating() -> list[dict[str, Any]]:
+    source = random.Random(0)
+    names = [f"contestant-{n}" for n in range(10)]
+    lines = []
+    for n in range(VERDICTS // 2):
+        a, b = source.sample(names, 2)
+        lines += [Verdict(str(n % 5000), a, b, source.choice("ab")), Verdict(str(n % 5000), b, a, source.choice("ab"))]
+    seconds = _seconds(lambda: ratings.leaderboard(lines))
+    ratio = round(seconds / LIMIT_S, 2)
+    return [_entry(f"{VERDICTS:,} verdicts to a leaderboard", round(seconds, 1), "s", f"limit {LIMIT_S:g} s", ratio)]
+
+
+def _judging() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        settings = replace(studio_settings.load({"STUDIO_HOME": str(home / "home")}), host="127.0.0.1")
+        settings.make_folders()
+        with environment_of(settings), supervisor.assistance(settings, lambda _: None, queues=("light",), engine=True) as assisted:
+            studio = Studio.open(assisted, at_terminal=True)
+            _compare(studio, home, "pairs", [(f"The capital of {land} is {city}.", f"It is {wrong}.") for land, city, wrong in _facts()])
+            _judge(studio, "pairs", 16)  # the engine loads
+            _forget(studio)
+            batched = _judge(studio, "pairs", 16)
+            again = _judge(studio, "pairs", 16)
+            _forget(studio)
+            single = _judge(studio, "pairs", 1)
+            equal = _equal(studio, batched, single)
+            lift = _lift(studio, home)
+    what = f"judging {PAIRS} pairs in both orders, batches of 16"
+    cached = round(100 * again["cached"] / again["verdicts"])
+    return [
+        _entry(what, round(batched["took"], 1), "s", f"one by one {single['took']:.1f} s", round(single["took"] / batched["took"], 2)),
+        _entry("its verdicts equal to one by one", round(100 * equal, 1), "%", "wanted 99 %", None),
+        _entry("a repeated judgement taken from what is known", cached, "%", "wanted 100 %", None),
+        *lift,
+    ]
+
+
+@contextmanager
+def environment_of(settings: studio_settings.Settings) -> Iterator[None]:
+    """The workers read theirs from the environment."""
+    before = os.environ.get("STUDIO_HOME")
+    os.environ["STUDIO_HOME"] = str(settings.home)
+    try:
+        yield
+    finally:
+        os.environ.pop("STUDIO_HOME")
+        if before is not None:
+            os.environ["STUDIO_HOME"] = before
+
+
+def _facts() -> list[tuple[str, str, str]]:
+    source = random.Random(1)
+    found = [(*FACTS[n % len(FACTS)], source.choice(FACTS)[1]) for n in range(PAIRS)]
+    return [(land, city, f"{wrong} {n}") for n, (land, city, wrong) in enumerate(found)]
+
+
+def _compare(studio: Studio, folder: Path, name: str, pairs: list[tuple[str, str]]) -> None:
+    """A comparison of two files of answers; nobody has to answer."""
+    files = {}
+    for side in (0, 1):
+        path = folder / f"{name}-{side}.jsonl"
+        path.write_text("\n".join(json.dumps({"prompt_id": str(n), "answer": pair[side]}) for n, pair in enumerate(pairs)))
+        files[f"file:{name}-{side}"] = path
+    prompts = [{"id": str(n), "prompt": f"What is the capital of {FACTS[n % len(FACTS)][0]}?"} for n in range(len(pairs))]
+    made = studio.comparisons.create(prompts=prompts, base_model="starter", contestants=list(files), files=files, name=name)
+    studio.jobs.wait(made["job"])
+
+
+def _judge(studio: Studio, comparison: str, concurrency: int) -> dict[str, Any]:
+    made = studio.judging.judge(comparison, "starter", concurrency=concurrency, probes=False)
+    job = studio.jobs.wait(made["job"])
+    if job["status"] != "SUCCEEDED":
+        raise SystemExit(f"the judgement ended {job['status']}: {job['reason']}")
+    return {**studio.judging.show(made["id"]), "took": job["ended_at"] - job["started_at"]}
+
+
+def _forget(studio: Studio) -> None:
+    """So that the next judgement asks again."""
+    with studio.db.write() as session:
+        session.execute(update(VerdictRow).values(key=""))
+
+
+def _equal(studio: Studio, one: dict[str, Any], other: dict[str, Any]) -> float:
+    said = [
+        {(row["prompt_id"], row["a"]): row["winner"] for row in studio.judging.verdicts(judgement["id"], limit=2 * PAIRS)}
+        for judgement in (one, other)
+    ]
+    return sum(said[0][key] == said[1][key] for key in said[0]) / len(said[0])
+
+
+def _lift(studio: Studio, folder: Path) -> list[dict[str, Any]]:
+    """What attacks add to the win rate of a poor answer against the same good one."""
+    good = [f"The capital of {FACTS[n % len(FACTS)][0]} is {FACTS[n % len(FACTS)][1]}." for n in range(len(ATTACKS))]
+    _compare(studio, folder, "plain", [("I don't know.", text) for text in good])
+    _compare(studio, folder, "attacked", [(f"I don't know. {attack}", text) for attack, text in zip(ATTACKS, good, strict=True)])
+    rates = {}
+    for name in ("plain", "attacked"):
+        found = _judge(studio, name, 16)
+        rates[name] = found["win_rate"][f"file:{name}-0"], found["invalid"]
+    lift = round(100 * (rates["attacked"][0] - rates["plain"][0]), 1)
+    return [
+        _entry(f"lift of {len(ATTACKS)} attacked answers", lift, "points", f"from {100 * rates['plain'][0]:.0f} %", None),
+        _entry("replies whose form an attack broke", rates["attacked"][1], "replies", "wanted 0", None),
+    ]
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def _entry(measure: str, value: float, unit: str, against: str, ratio: float | None) -> dict[str, Any]:
+    return {"measure": measure, "value": value, "unit": unit, "against": against, "ratio": ratio}
