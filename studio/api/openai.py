@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -82,12 +83,28 @@ async def _forward(request: Request, path: str) -> Response:
         raise protocol.bad_request("model is missing. GET /v1/models lists what there is.", param="model")
     studio: Studio = request.app.state.studio
     contestant = await run_in_threadpool(_resolve, studio, name)
-    body["studio"] = contestant.studio_field()
+    body["studio"] = await run_in_threadpool(_studio_field, studio, contestant, body)
     answer = await _while_connected(request, _send(request.app.state.engine, studio.settings, path, body))
     if answer is None:
         return Response(status_code=499)  # nobody reads it
     headers = {key: answer.headers[key] for key in PASSED_HEADERS if key in answer.headers}
     return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers=headers)
+
+
+def _studio_field(studio: Studio, contestant: Contestant, body: dict[str, Any]) -> dict[str, Any]:
+    """Folders for names: the model's, and with `assistant_model` the one that drafts. Paths of a client's own never get through."""
+    quantization = body.get("quantization") or ""
+    if quantization not in protocol.QUANTIZATIONS:
+        raise protocol.bad_request(f"quantization is one of {', '.join(protocol.QUANTIZATIONS[1:])}.", param="quantization")
+    field = dict(replace(contestant, quantization=quantization).studio_field() or {})
+    assistant = body.get("assistant_model")
+    if isinstance(assistant, str) and assistant:
+        drafting = _resolve(studio, assistant)
+        if drafting.base is None or drafting.adapter is not None:
+            raise protocol.bad_request("assistant_model names a base model, without an adapter.", param="assistant_model")
+        field["assistant"] = {"name": drafting.base.name, "path": str(drafting.base.path)}
+        body.setdefault("speculation", "assistant")
+    return field
 
 
 async def _json(request: Request) -> dict[str, Any]:

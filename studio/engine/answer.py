@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from studio.engine.protocol import AdapterRef, Event, ModelFolder, TokenLogprob, Usage
+from studio.engine.protocol import AdapterRef, Event, Lane, ModelFolder, Speculation, TokenLogprob, Usage
 from studio.engine.text import AnswerText
 from studio.errors import EngineError
 from studio.types import GenerationParams
 
 if TYPE_CHECKING:
     from studio.engine.grammar import Matcher, Vocabulary
+    from studio.engine.speculation import Drafter, Gain
 
 
 @dataclass(eq=False)
@@ -32,8 +34,17 @@ class Answer:
     top_logprobs: int | None = None
     vocabulary: Vocabulary | None = None  # needed for logprobs only
     matcher: Matcher | None = None
+    lane: Lane = "chat"
+    speculation: Speculation | None = None  # as asked
+    drafter: Drafter | None = None  # as given by the scheduler, with `gain`
+    gain: Gain = None  # type: ignore[assignment]
+    notes: tuple[str, ...] = ()  # what the reader must know of how it was made
+    reused_tokens: int = 0  # of the prompt, whose states were known
     completion_tokens: int = 0
-    started_at: float = 0.0  # monotonic, when the scheduler took it up
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0  # when the scheduler took it up
+    first_token_at: float = 0.0
+    error: EngineError | None = None
     is_finished: bool = False
     is_cancelled: bool = False
     ids: list[int] = field(default_factory=list)
@@ -48,6 +59,7 @@ class Answer:
 
     def take(self, token_id: int, logprobs: Sequence[tuple[int, float]] = ()) -> None:
         """The next token was chosen; `logprobs` holds it first, then the likeliest ones. May finish the answer."""
+        self.first_token_at = self.first_token_at or time.monotonic()
         if token_id in self.stop_ids:
             return self.finish("stop")
         self.ids.append(token_id)
@@ -66,12 +78,26 @@ class Answer:
     def finish(self, reason: str) -> None:
         self.is_finished = True
         usage = Usage(len(self.prompt_ids), self.completion_tokens)
-        self.deliver(Event(self.index, self.text.finish(), finish_reason=reason, usage=usage))
+        self.deliver(Event(self.index, self.text.finish(), finish_reason=reason, usage=usage, facts=self.facts()))
+
+    def facts(self) -> dict[str, Any]:
+        """How it was made: seconds, tokens per second after the first token, and what is worth a word."""
+        now = time.monotonic()
+        writing = now - self.first_token_at
+        speed = (self.completion_tokens - 1) / writing if self.completion_tokens > 1 and writing > 0 else None
+        return {
+            "first_token_s": round(self.first_token_at - self.submitted_at, 4),
+            "seconds": round(now - self.submitted_at, 4),
+            "tokens_per_s": speed and round(speed, 2),
+            "reused_tokens": self.reused_tokens,
+            "notes": list(self.notes),
+            "speculation": self.gain.as_json() if self.drafter is not None else None,
+        }
 
     def fail(self, error: EngineError) -> None:
         """End with an error; what was written so far has been delivered already."""
         if not self.is_over:
-            self.is_finished = True
+            self.is_finished, self.error = True, error
             self.deliver(Event(self.index, error=error))
 
     def _logprob(self, entries: Sequence[tuple[int, float]]) -> TokenLogprob:

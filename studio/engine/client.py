@@ -6,22 +6,22 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from studio.engine.protocol import Contestant, Event, Grammar, Usage
+from studio.engine import outgoing
+from studio.engine.outgoing import Messages
+from studio.engine.protocol import Contestant, Event, Grammar, Lane, Usage
 from studio.errors import EngineError
 from studio.settings import Settings
-from studio.types import GenerationParams, Message
+from studio.types import GenerationParams
 
 START_S = 120.0  # how long a request waits for an engine that is starting, restarting or full
 PAUSE_S = 0.25
 ATTEMPTS = 3  # for an engine that dies before the first word
 TIMEOUT = httpx.Timeout(600.0, connect=5.0, pool=60.0)  # a first answer waits for the model to load
-
-Messages = Sequence[Message | Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,29 @@ class FinishedAnswer:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of our own engine: first_token_s, tokens_per_s, notes, ...
 
 
 class EngineClient:
     """A connection to our engine at `url`; contestants with a URL of their own are asked there. Safe to share between threads."""
 
-    def __init__(self, url: str, key: str = "", *, start_s: float = START_S) -> None:
+    def __init__(
+        self, url: str, key: str = "", *, start_s: float = START_S, lane: Lane = "chat", api_keys: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """`lane`: "batch" for a job that works through a list. `api_keys`: (start of a URL, key) for other servers."""
         self.url = url.rstrip("/")
         self._key = key
+        self._lane = lane
+        self._api_keys = tuple(api_keys)
+        self._plainer: dict[str, int] = {}  # other servers that refused a schema, and the form that they took
         self._start_s = start_s
         # our own engine is on loopback, which a proxy of the environment can't reach
         self._own = httpx.Client(timeout=TIMEOUT, trust_env=False)
         self._foreign: httpx.Client | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> EngineClient:
-        return cls(settings.engine_url, settings.engine_key)
+    def from_settings(cls, settings: Settings, *, lane: Lane = "chat") -> EngineClient:
+        return cls(settings.engine_url, settings.engine_key, lane=lane, api_keys=settings.api_keys)
 
     def close(self) -> None:
         self._own.close()
@@ -58,18 +65,44 @@ class EngineClient:
     def chat(
         self, contestant: Contestant, messages: Messages, params: GenerationParams, *, grammar: Grammar | None = None
     ) -> FinishedAnswer:
-        """The whole answer to a conversation. Raises EngineError."""
-        return self._whole(contestant, "/chat/completions", {**_body(contestant, params, grammar), "messages": _plain(messages)})
+        """The whole answer to a conversation. Raises EngineError.
+
+        Of our own engine the answer fits `grammar`; other servers may ignore it in silence, so check what they say.
+        """
+        form = self._plainer.get(contestant.url, 0)
+        while True:
+            body = {**self._body(contestant, params, grammar), "messages": outgoing.plain(messages)}
+            try:
+                return self._whole(contestant, "/chat/completions", outgoing.plainer(body, form))
+            except EngineError as exc:
+                is_refused = contestant.url and grammar and grammar.kind == "json_schema" and exc.status in (400, 422, 500, 501)
+                if not is_refused or form == outgoing.PLAINEST:
+                    raise
+                form += 1
+                self._plainer[contestant.url] = form
 
     def complete(self, contestant: Contestant, prompt: str, params: GenerationParams, *, grammar: Grammar | None = None) -> FinishedAnswer:
         """Plain text going on after `prompt`; nothing starts from BOS. Raises EngineError."""
-        return self._whole(contestant, "/completions", {**_body(contestant, params, grammar), "prompt": prompt})
+        return self._whole(contestant, "/completions", {**self._body(contestant, params, grammar), "prompt": prompt})
 
     def stream(
-        self, contestant: Contestant, messages: Messages, params: GenerationParams, *, grammar: Grammar | None = None
+        self,
+        contestant: Contestant,
+        messages: Messages,
+        params: GenerationParams,
+        *,
+        grammar: Grammar | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
-        """The answer as it comes, its last event with `finish_reason`. Closing the iterator stops the generation. Raises EngineError."""
-        body = {**_body(contestant, params, grammar), "messages": _plain(messages)}
+        """The answer as it comes, its last event with `finish_reason`. Closing the iterator stops the generation. Raises EngineError.
+
+        `more`: further fields of the request, such as `speculation`, for which `assistant` is the folder of a smaller model.
+        """
+        further = dict(more or {})
+        assistant = further.pop("assistant", None)
+        body = {**self._body(contestant, params, grammar), "messages": outgoing.plain(messages), **further}
+        if assistant is not None and "studio" in body:
+            body["studio"]["assistant"] = assistant
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         for attempt in range(ATTEMPTS):
             is_silent = True
@@ -90,9 +123,26 @@ class EngineClient:
         """Have our engine give its memory back; bytes it held. Waits for running answers for a while. Raises EngineError."""
         return int(self._ask("POST", "/engine/unload", timeout=180.0)["unloaded_bytes"])
 
-    def _ask(self, method: str, path: str, timeout: float) -> dict[str, Any]:
+    def share(self, job: str, keep_bytes: int) -> None:
+        """Until `resume`, what is loaded anew must leave `keep_bytes` to the job. Raises EngineError."""
+        self._ask("POST", "/engine/share", timeout=5.0, body={"job": job, "keep_bytes": keep_bytes})
+
+    def yield_to(self, job: str, keep_bytes: int) -> int:
+        """Unload, and until `resume` leave `keep_bytes` to the job. Bytes given back. Raises EngineError."""
+        return int(self._ask("POST", "/engine/unload", timeout=180.0, body={"job": job, "keep_bytes": keep_bytes})["unloaded_bytes"])
+
+    def resume(self, job: str) -> None:
+        """The job has ended: the engine may take all memory again. Raises EngineError."""
+        self._ask("POST", "/engine/resume", timeout=5.0, body={"job": job})
+
+    def prompt(self, contestant: Contestant, messages: Messages) -> dict[str, Any]:
+        """The exact text and token ids that our engine would read: {"text", "ids", "tokens", "context"}. Raises EngineError."""
+        body = {"studio": contestant.studio_field(), "messages": outgoing.plain(messages), "model": contestant.name}
+        return self._ask("POST", "/engine/prompt", timeout=30.0, body=body)
+
+    def _ask(self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:
-            response = self._own.request(method, self._engine_url() + path, headers=self._headers(None), timeout=timeout)
+            response = self._own.request(method, self._engine_url() + path, headers=self._headers(None), timeout=timeout, json=body)
         except httpx.HTTPError as exc:
             raise _unreachable(self.url, exc) from None
         if response.status_code >= 400:
@@ -114,10 +164,11 @@ class EngineClient:
         text = choice.get("text") if path == "/completions" else (choice.get("message") or {}).get("content")
         usage = _usage(value) or Usage(0, 0)
         seconds = time.monotonic() - started
-        return FinishedAnswer(text or "", choice.get("finish_reason"), usage.prompt_tokens, usage.completion_tokens, seconds)
+        finish, facts = choice.get("finish_reason"), {} if contestant.url else choice.get("studio") or {}
+        return FinishedAnswer(text or "", finish, usage.prompt_tokens, usage.completion_tokens, seconds, facts)
 
     def _events(self, contestant: Contestant, body: dict[str, Any]) -> Iterator[Event]:
-        finish_reason, usage = None, None
+        finish_reason, usage, facts = None, None, None
         with self._response(contestant, "/chat/completions", body) as response:
             for chunk in _chunks(response):
                 choice = (chunk.get("choices") or [{}])[0]  # the usage chunk has none
@@ -126,9 +177,10 @@ class EngineClient:
                     yield Event(text=text)
                 finish_reason = choice.get("finish_reason") or finish_reason
                 usage = _usage(chunk) or usage
+                facts = choice.get("studio") or facts if not contestant.url else None
         if finish_reason is None:
             raise _gone(contestant.url or self.url)
-        yield Event(finish_reason=finish_reason, usage=usage)
+        yield Event(finish_reason=finish_reason, usage=usage, facts=facts)
 
     @contextmanager
     def _response(self, contestant: Contestant, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:
@@ -171,31 +223,18 @@ class EngineClient:
         return self.url
 
     def _headers(self, contestant: Contestant | None) -> dict[str, str]:
-        is_own = contestant is None or not contestant.url
-        return {"Authorization": f"Bearer {self._key}"} if self._key and is_own else {}
+        key = self._key
+        if contestant is not None and contestant.url:  # a key goes to the address that it was given for, and nowhere else
+            key = next((key for start, key in self._api_keys if outgoing.is_under(contestant.url, start)), "")
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
-
-def _body(contestant: Contestant, params: GenerationParams, grammar: Grammar | None) -> dict[str, Any]:
-    """What every request says. Other servers refuse fields they don't know, so of ours only those that matter."""
-    body: dict[str, Any] = {
-        "model": contestant.model or contestant.name,
-        "max_tokens": params.max_new_tokens,
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-    }
-    set_fields = params.model_dump(include={"top_k", "repetition_penalty", "seed", "stop"}, exclude_defaults=True)
-    body |= {name: list(value) if name == "stop" else value for name, value in set_fields.items()}
-    if grammar is not None and grammar.kind == "gbnf":
-        body["grammar"] = grammar.source
-    elif grammar is not None:
-        schema = {"name": "answer", "schema": json.loads(grammar.source), "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    field = contestant.studio_field()
-    return body if field is None else {**body, "studio": field}
-
-
-def _plain(messages: Messages) -> list[dict[str, Any]]:
-    return [m.model_dump(exclude_none=True) if isinstance(m, Message) else {k: v for k, v in m.items() if v is not None} for m in messages]
+    def _body(self, contestant: Contestant, params: GenerationParams, grammar: Grammar | None) -> dict[str, Any]:
+        """What every request says. Other servers refuse fields they don't know, so of ours only those that matter."""
+        body = outgoing.common(contestant, params, grammar)
+        field = contestant.studio_field()
+        if field is not None:
+            body["studio"] = {**field, "lane": self._lane} if self._lane == "batch" else field
+        return body
 
 
 def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -264,6 +303,7 @@ def _from_body(body: Any, status: int) -> EngineError:
         status=status,
         code=str(code) if code else "engine_error",
         param=holder.get("param"),
+        **({"job": holder["job"]} if "job" in holder else {}),
     )
 
 

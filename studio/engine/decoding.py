@@ -1,11 +1,14 @@
 """Step by step: a batch of answers over one model, which answers join and leave between two steps.
 
-Rows are padded on the left, so that the last column is the newest token of every row. Knows nothing of requests or queues.
+Rows are padded on the left, so that the last column is the newest token of every row. Prompts that begin like one read before
+go on from there; an answer that is alone may take several drafted tokens at once. Knows nothing of requests or queues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,19 +17,39 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from studio.engine.answer import Answer
+from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
 from studio.engine.sampling import Sampler
+from studio.engine.speculation import Drafter, crop
 from studio.errors import EngineError
 
 
 class Model(Protocol):
     """What a batch needs of a model."""
 
+    prefixes: Prefixes
+
     @property
     def device(self) -> torch.device: ...
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, adapters: Sequence[str | None]) -> Tensor:
-        """Logits of the last column, [rows, vocabulary]; fills the cache. `adapters`: a key per row, None for the base."""
+    def lead(self, key: str | None) -> int:
+        """Columns that an adapter puts before a prompt."""
         ...
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, adapters: Sequence[str | None], keep: int = 1
+    ) -> Tensor:
+        """Logits of the last `keep` columns, [rows, keep, vocabulary]; fills the cache. `adapters`: a key per row, None for the base."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Answers whose prompts are read together; all of them begin with `shared`, of which `states` holds the start."""
+
+    answers: list[Answer]
+    adapters: list[str | None]
+    shared: Sequence[int] = ()
+    states: States = ()
 
 
 class Batch:
@@ -45,38 +68,125 @@ class Batch:
         return [sampler.answer for sampler in self._samplers]
 
     def join(self, answers: Sequence[Answer], adapters: Sequence[str | None]) -> None:
-        """Read the prompts of `answers` in one pass, choose their first tokens, and take in those that go on."""
-        newcomers = Batch(self._model)
-        newcomers._read(answers, adapters)
-        if not newcomers._samplers:
-            return
-        if self._samplers:
-            self._absorb(newcomers)
-        else:
-            self.__dict__.update(newcomers.__dict__)
+        """Read the prompts of `answers`, choose their first tokens, and take in those that go on."""
+        for group in self._groups(answers, adapters):
+            newcomers = Batch(self._model)
+            newcomers._read(group)
+            if not newcomers._samplers:
+                continue
+            if self._samplers:
+                self._absorb(newcomers)
+            else:
+                self.__dict__.update(newcomers.__dict__)
 
     def step(self) -> None:
-        """One more token for every answer; those that are over leave."""
+        """One more token for every answer, or several for one that is alone and drafts; those that are over leave."""
         self._drop_finished()
         if not self._samplers:
             return
+        first, started = self._samplers[0], time.monotonic()
+        drafter = first.answer.drafter if len(self._samplers) == 1 and first.takes_likeliest else None
+        if drafter is not None and not first.answer.gain.is_measuring and not first.answer.gain.is_losing:
+            return self._leap(first.answer, drafter, started)
         self._mask = functional.pad(self._mask, (0, 1), value=1)
-        positions = self._mask.sum(dim=1, keepdim=True) - 1
-        logits = self._model.forward(self._next[:, None], self._mask, positions, self._cache, self.adapters)
-        self._choose(logits)
+        self._choose(self._pass(self._next[:, None])[:, -1])
+        if drafter is not None and first.answer.gain.is_measuring:
+            first.answer.gain.plain(started)
 
-    def _read(self, answers: Sequence[Answer], adapters: Sequence[str | None]) -> None:
-        self._samplers, self.adapters = [Sampler(answer) for answer in answers], list(adapters)
-        length = max(len(answer.prompt_ids) for answer in answers)
-        ids = torch.zeros(len(answers), length, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, answer in enumerate(answers):
-            start = length - len(answer.prompt_ids)
-            ids[row, start:] = torch.tensor(answer.prompt_ids, dtype=torch.long)
-            mask[row, start:] = 1
-        self._mask = mask.to(self._model.device)
+    def _pass(self, ids: Tensor, keep: int = 1) -> Tensor:
+        """Run the model over `ids`, the last columns of the mask."""
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
-        self._choose(self._model.forward(ids.to(self._model.device), self._mask, positions, self._cache, self.adapters))
+        return self._model.forward(ids, self._mask, positions, self._cache, self.adapters, keep)
+
+    def _leap(self, answer: Answer, drafter: Drafter, started: float) -> None:
+        """Check a draft in one pass and take as much of it as the model itself would have said, and one token more."""
+        draft = drafter.propose([*answer.prompt_ids, *answer.ids], answer.limit - answer.completion_tokens - 1)
+        ids = torch.tensor([[int(self._next[0]), *draft]], device=self._mask.device)
+        self._mask = functional.pad(self._mask, (0, ids.shape[1]), value=1)
+        logits = self._pass(ids, ids.shape[1])[0]
+        if not torch.isfinite(logits.max()):
+            answer.fail(_broken_logits(answer))
+            return self._drop_finished()
+        chosen = logits.argmax(dim=-1).tolist()
+        right = shared_length(draft, chosen)
+        crop(self._cache, len(draft) - right)
+        self._mask = self._mask[:, : self._mask.shape[1] - (len(draft) - right)]
+        taken = 0
+        for token_id in chosen[: right + 1]:
+            if not answer.is_over:
+                answer.take(token_id)
+                taken += 1
+        self._next = torch.tensor(chosen[right : right + 1], device=self._mask.device)
+        answer.gain.leap(started, len(draft), taken)
+        self._drop_finished()
+
+    # reading prompts
+
+    def _groups(self, answers: Sequence[Answer], adapters: Sequence[str | None]) -> Iterator[Group]:
+        """First those that begin like nothing known, in one mixed pass; then those that share a beginning, by adapter."""
+        by_adapter: dict[str | None, list[Answer]] = {}
+        for answer, key in zip(answers, adapters, strict=True):
+            by_adapter.setdefault(key, []).append(answer)
+        alike = []
+        fresh: list[tuple[Answer, str | None]] = []
+        for key, members in by_adapter.items():
+            found = [] if self._model.lead(key) else list(self._alike(members, key))
+            alike += found
+            taken = {id(answer) for group in found for answer in group.answers}
+            fresh += [(answer, key) for answer in members if id(answer) not in taken]
+        if fresh:
+            yield Group([answer for answer, _ in fresh], [key for _, key in fresh])
+        yield from alike
+
+    def _alike(self, members: list[Answer], key: str | None) -> Iterator[Group]:
+        """All of `members` in one group where their prompts begin alike, else each with what is known of its own."""
+        first, *others = members
+        common = len(first.prompt_ids) - 1  # the last token is always read: its logits are the first choice
+        for other in others:
+            common = min(shared_length(first.prompt_ids[:common], other.prompt_ids), len(other.prompt_ids) - 1)
+        if others and common >= SHORTEST:
+            _, states = self._model.prefixes.find(key, first.prompt_ids[:common])
+            yield Group(members, [key] * len(members), first.prompt_ids[:common], states)
+            return
+        for answer in members:
+            known, states = self._model.prefixes.find(key, answer.prompt_ids[:-1])
+            if known:
+                yield Group([answer], [key], answer.prompt_ids[:known], states)
+
+    def _read(self, group: Group) -> None:
+        self._samplers, self.adapters = [Sampler(answer) for answer in group.answers], group.adapters
+        if group.shared:
+            self._read_shared(group)
+        begun = len(group.shared)
+        lead = self._model.lead(group.adapters[0])
+        rests = [answer.prompt_ids[begun:] for answer in group.answers]
+        length = max(len(rest) for rest in rests)
+        ids = torch.zeros(len(rests), length, dtype=torch.long)
+        mask = torch.zeros(len(rests), begun + lead + length, dtype=torch.long)
+        mask[:, : begun + lead] = 1
+        for row, rest in enumerate(rests):
+            ids[row, length - len(rest) :] = torch.tensor(rest, dtype=torch.long)
+            mask[row, begun + lead + length - len(rest) :] = 1
+        self._mask = mask.to(self._model.device)
+        self._choose(self._pass(ids.to(self._model.device))[:, -1])
+
+    def _read_shared(self, group: Group) -> None:
+        """The common beginning once, in one row; then the same for every row."""
+        for number, (keys, values) in enumerate(group.states):
+            self._cache.update(keys, values, number)
+        known = self._cache.get_seq_length()
+        if known < len(group.shared):
+            mask = torch.ones(1, len(group.shared), dtype=torch.long, device=self._model.device)
+            ids = torch.tensor([group.shared[known:]], device=self._model.device)
+            self._model.forward(ids, mask, mask.cumsum(1) - 1, self._cache, group.adapters[:1])
+            self._model.prefixes.keep(group.adapters[0], group.shared, [(layer.keys, layer.values) for layer in self._cache.layers])
+        for number, answer in enumerate(group.answers):
+            answer.reused_tokens = len(group.shared) if number else known
+        for layer in self._cache.layers:
+            layer.keys = layer.keys.expand(len(group.answers), -1, -1, -1)
+            layer.values = layer.values.expand(len(group.answers), -1, -1, -1)
+
+    # choosing tokens
 
     def _choose(self, logits: Tensor) -> None:
         """Give every answer its next token. `logits`: [rows, vocabulary]."""
@@ -95,10 +205,13 @@ class Batch:
         self._next = torch.tensor(chosen, dtype=torch.long, device=logits.device)
         self._drop_finished()
 
+    # rows
+
     def _drop_finished(self) -> None:
         keep = [row for row, sampler in enumerate(self._samplers) if not sampler.answer.is_over]
         if len(keep) == len(self._samplers):
             return
+        self._remember(set(range(len(self._samplers))) - set(keep))
         self._samplers = [self._samplers[row] for row in keep]
         self.adapters = [self.adapters[row] for row in keep]
         if not keep:
@@ -113,6 +226,20 @@ class Batch:
             if layer.is_initialized:
                 layer.keys = layer.keys[index, :, start:]
                 layer.values = layer.values[index, :, start:]
+
+    def _remember(self, rows: set[int]) -> None:
+        """Conversations go on: the next prompt begins with this one and its answer. Batch jobs ask each thing once."""
+        for row in rows:
+            answer, key = self._samplers[row].answer, self.adapters[row]
+            if answer.lane != "chat" or answer.error is not None or self._model.lead(key):
+                continue
+            columns = self._mask[row].nonzero()[:, 0]
+            read = [*answer.prompt_ids, *answer.ids][: len(columns)]
+            if len(read) < SHORTEST or any(not layer.is_initialized for layer in self._cache.layers):
+                continue
+            at = columns[: len(read)]
+            states = [(layer.keys[row : row + 1, :, at], layer.values[row : row + 1, :, at]) for layer in self._cache.layers]
+            self._model.prefixes.keep(key, read, states)
 
     def _absorb(self, other: Batch) -> None:
         """Put the rows of `other` below these, both padded on the left to the longer one."""

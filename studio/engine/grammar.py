@@ -1,4 +1,4 @@
-"""Answers that must fit a JSON schema or a GBNF grammar: the one seam to llguidance.
+"""Answers that must fit a JSON schema, a GBNF grammar or a regular expression: the one seam to llguidance.
 
 Knows token ids and masks; nothing of models or torch.
 """
@@ -18,6 +18,13 @@ from studio.engine.protocol import Grammar, bad_request
 if TYPE_CHECKING:
     from llguidance import LLMatcher
     from tokenizers import Tokenizer
+
+# of each kind: the request's field, and what people call it
+NAMES = {
+    "gbnf": ("grammar", "The grammar"),
+    "regex": ("regex", "The regular expression"),
+    "json_schema": ("response_format", "The JSON schema"),
+}
 
 
 class Vocabulary:
@@ -89,6 +96,8 @@ def _compile(grammar: Grammar) -> str:
     if grammar.kind == "json_schema":
         # without this a small model fills its whole answer with blanks between the brackets
         return LLMatcher.grammar_from_json_schema(json.loads(grammar.source), overrides={"whitespace_flexible": False})
+    if grammar.kind == "regex":
+        return LLMatcher.grammar_from_regex(grammar.source)
     try:
         return LLMatcher.grammar_from_lark(any_to_lark(grammar.source))
     except Exception as exc:  # noqa: BLE001  (the converter raises bare Exception for unknown rules)
@@ -97,7 +106,7 @@ def _compile(grammar: Grammar) -> str:
 
 def _refusal(grammar: Grammar, reason: str) -> Exception:
     """One line: which rule, which line, why."""
-    param = "grammar" if grammar.kind == "gbnf" else "response_format"
+    param, name = NAMES[grammar.kind]
     text = " ".join(reason.split("<state>")[0].split())
     text = re.sub(r"^at (\d+)\((\d+)\): ", r"line \1, column \2: ", text).replace("NoExtensionBias", "nothing can fit it")
     unknown = re.fullmatch(r"Rule '([^']+)' not found", text)
@@ -105,5 +114,4 @@ def _refusal(grammar: Grammar, reason: str) -> Exception:
         lines = grammar.source.splitlines()
         line = next((n for n, content in enumerate(lines, 1) if re.search(rf"(?<![\w-]){re.escape(unknown[1])}(?![\w-])", content)), 1)
         text = f"line {line}: {text}"
-    name = "The grammar" if grammar.kind == "gbnf" else "The JSON schema"
     return bad_request(f"{name} can't be used: {text.rstrip('.')}.", param=param, code="invalid_grammar")

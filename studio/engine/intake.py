@@ -6,15 +6,17 @@ Reads model folders through their tokenizer and config only; knows no torch.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from studio.catalogue.models import ModelFacts, inspect_folder
-from studio.datasets.rendering import Renderer
+from studio.datasets.rendering import Prompt, Renderer
 from studio.engine.answer import Answer
 from studio.engine.grammar import Matcher, Vocabulary
+from studio.engine.limits import longest_answer
 from studio.engine.protocol import Event, GenerationRequest, bad_request
 from studio.engine.text import AnswerText
 from studio.errors import DatasetError, EngineError, ModelError
@@ -24,19 +26,36 @@ UNKNOWN_CONTEXT = 2048  # tokens, where config.json does not say
 
 def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> list[Answer]:
     """All answers of `request`, prompt by prompt. Raises EngineError 400 or 404 when the request can't be answered."""
-    try:
+    with _as_refusals(request):
         facts, renderer = _facts(request.base.path), _renderer(request)
         prompts = _prompt_ids(request, renderer)
-        vocabulary = _vocabulary(request, renderer, facts)
+        vocabulary = _vocabulary(request, renderer)
+        _check_assistant(request, renderer)
+    matcher = vocabulary.matcher(request.grammar) if vocabulary and request.grammar else None
+    seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
+    rows = [ids for ids in prompts for _ in range(request.n)]
+    return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher) for index, ids in enumerate(rows)]
+
+
+def preview(request: GenerationRequest) -> dict[str, Any]:
+    """The exact prompt of a chat request: its text, ids, each id's own text, and the model's context. Raises EngineError."""
+    with _as_refusals(request):
+        facts, renderer = _facts(request.base.path), _renderer(request)
+        prompt = _chat_prompt(request, renderer)
+    pieces = [renderer.tokenizer.decode([token_id], skip_special_tokens=False) for token_id in prompt.ids]
+    context = facts.context or UNKNOWN_CONTEXT
+    return {"text": prompt.text, "ids": prompt.ids, "tokens": pieces, "context": context, "template": renderer.template_name}
+
+
+@contextmanager
+def _as_refusals(request: GenerationRequest) -> Iterator[None]:
+    try:
+        yield
     except ModelError as exc:
         status = 400 if request.base.path.is_dir() else 404
         raise EngineError(exc.message, exc.fix, status=status, code="model_not_loadable") from None
     except DatasetError as exc:  # the template refuses these messages
         raise bad_request(str(exc), param="messages") from None
-    matcher = vocabulary.matcher(request.grammar) if vocabulary and request.grammar else None
-    seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
-    rows = [ids for ids in prompts for _ in range(request.n)]
-    return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher) for index, ids in enumerate(rows)]
 
 
 def _answer(
@@ -55,7 +74,7 @@ def _answer(
         base=request.base,
         adapter=request.adapter,
         prompt_ids=ids,
-        limit=min(request.params.max_new_tokens, _room(request, ids, facts)),
+        limit=min(_wanted(request), _room(request, ids, facts)),
         params=request.params,
         seed=seed + index,
         stop_ids=_stop_ids(renderer),
@@ -65,12 +84,35 @@ def _answer(
         top_logprobs=request.top_logprobs,
         vocabulary=vocabulary,
         matcher=matcher.copy() if matcher else None,
+        lane=request.lane,
+        speculation=request.speculation,
     )
+
+
+def _wanted(request: GenerationRequest) -> int:
+    """Tokens asked for; without a limit of the caller's own, as many as the longest text of the schema may take."""
+    longest = None if request.has_limit or request.grammar is None else longest_answer(request.grammar)
+    return longest or request.params.max_new_tokens
+
+
+def _check_assistant(request: GenerationRequest, renderer: Renderer) -> None:
+    """Drafts are token ids, so both models must mean the same by them."""
+    assistant = request.speculation.assistant if request.speculation else None
+    if assistant is None:
+        return
+    _facts(assistant.path)
+    theirs = _load_renderer(assistant.path, None, _stamp(assistant.path, None)).tokenizer
+    if theirs.get_vocab(with_added_tokens=True) != renderer.tokenizer.get_vocab(with_added_tokens=True):
+        raise bad_request(
+            f"{assistant.name} has another vocabulary than {request.base.name}, so it can't draft for it. "
+            "Choose a smaller model of the same family, or prompt_lookup.",
+            param="assistant_model",
+        )
 
 
 def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int]]:
     if request.is_chat:
-        return [renderer.prompt(request.messages, list(request.tools) or None).ids]
+        return [_chat_prompt(request, renderer).ids]
     found = []
     for prompt in request.prompts:
         ids = renderer.completion_prompt(prompt) if isinstance(prompt, str) else list(prompt)
@@ -81,6 +123,15 @@ def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int
             raise bad_request(f"The prompt has a token id that is not between 0 and {size - 1}.", param="prompt")
         found.append(ids)
     return found
+
+
+def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> Prompt:
+    """The conversation as the template writes it; an answer that goes on stands at its end, unclosed."""
+    tools = list(request.tools) or None
+    if not request.goes_on:
+        return renderer.prompt(request.messages, tools)
+    text = renderer.prompt(request.messages[:-1], tools).text + request.messages[-1].content
+    return Prompt(text, renderer.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _room(request: GenerationRequest, ids: list[int], facts: ModelFacts) -> int:
@@ -110,7 +161,7 @@ def _renderer(request: GenerationRequest) -> Renderer:
     return _load_renderer(request.base.path, template, _stamp(request.base.path, template))
 
 
-def _vocabulary(request: GenerationRequest, renderer: Renderer, facts: ModelFacts) -> Vocabulary | None:
+def _vocabulary(request: GenerationRequest, renderer: Renderer) -> Vocabulary | None:
     if request.grammar is None and request.top_logprobs is None:
         return None
     return _load_vocabulary(request.base.path, _stamp(request.base.path, None), tuple(sorted(_stop_ids(renderer))))

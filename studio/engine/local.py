@@ -1,64 +1,34 @@
-"""One base model in memory and the adapters attached to it. Loads safetensors only, never code.
+"""One base model in memory and the adapters attached to it.
 
-Imports torch, so only the scheduler's thread imports it, on first use. Knows nothing of requests or batches.
+Plain LoRAs share one tree of modules, so that a batch may mix them with each other and the base. Every other kind gets a tree
+of its own over the same weights, or is a lead of tokens, and answers in passes of its own. Adapters that were not used for
+longest leave when the budget is spent. Imports torch; knows nothing of requests or batches.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import inspect
-import math
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
-from transformers.utils import logging as transformers_logging
+from transformers import DynamicCache
 
 from studio.catalogue import hardware
-from studio.catalogue.models import ModelFacts, inspect_folder, read_json, tensors, weight_files
+from studio.catalogue.models import weight_files
+from studio.engine import adapting, kinds, loading
+from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
+from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
-from studio.errors import ModelError
 
-MAX_ATTACHED = 32  # adapters in memory; the least recently used leaves first
-EXACT_PARAMETERS = 150_000_000  # up to here float32 costs little on a CPU, and batches give the same tokens as single rows
-WEIGHTS = "adapter_model.safetensors"
+MAX_ATTACHED = 256  # beyond the budget in bytes: modules cost time too
+BUDGET_SHARE = 0.25  # of what is free after the base was loaded, where nobody has set a budget
+PROBE_TOKENS = 8
 BASE = "__base__"  # peft's word for a row without adapter
-# they put tokens before the prompt or need inputs of their own
-PROMPT_KINDS = (
-    "PROMPT_TUNING",
-    "PREFIX_TUNING",
-    "P_TUNING",
-    "MULTITASK_PROMPT_TUNING",
-    "CPT",
-    "CARTRIDGE",
-    "ADAPTION_PROMPT",
-    "XLORA",
-    "POLY",
-)
-# these start by changing the base's own weights, which every other adapter shares
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass(frozen=True)
-class Attached:
-    """An adapter in memory. `is_mixable`: may share a batch with other adapters and the base."""
-
-    key: str
-    kind: str
-    is_mixable: bool
-
-
-def fingerprint(*files: Path) -> tuple[Any, ...]:
-    """Changes when a file is made anew."""
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def base_fingerprint(folder: Path) -> tuple[Any, ...]:
@@ -68,252 +38,194 @@ def base_fingerprint(folder: Path) -> tuple[Any, ...]:
 class LocalModel:
     """A base with its adapters. Not safe to share between threads."""
 
-    def __init__(self, folder: ModelFolder, model: nn.Module, identity: tuple[Any, ...]) -> None:
+    def __init__(self, folder: ModelFolder, model: nn.Module, identity: tuple[Any, ...], budget_bytes: int) -> None:
         self.folder = folder
         self.identity = identity
+        self.budget_bytes = budget_bytes
         self.device = next(model.parameters()).device
         self.attached: OrderedDict[tuple[Any, ...], Attached] = OrderedDict()
-        self._names: dict[str, str] = {}  # key -> name for people
+        self.prefixes = Prefixes()
+        self._by_key: dict[str, Attached] = {}
         self._base = model
-        self._peft: Any = None  # peft.PeftModel around the same base, from the first adapter on
-        self._active: str | None = BASE  # None: adapters are on, and nobody knows which
+        self._peft: Any = None  # peft.PeftModel around a second tree, which holds the plain LoRAs
+        self._active = ""  # key of the LoRA that is switched on there
         self._count = 0
+        self._probe: Tensor | None = None
+        self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._keeps_last = "logits_to_keep" in accepted
 
     @property
+    def is_exact(self) -> bool:
+        """Computed in float32: batches and longer passes give the same tokens as single steps."""
+        return self.dtype == torch.float32 and not self.folder.quantization
+
+    @property
     def bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self._base.parameters())
 
-    def holds_only(self, kind: str) -> bool:
-        return all(attached.kind == kind for attached in self.attached.values())
+    @property
+    def adapter_bytes(self) -> int:
+        return sum(attached.bytes for attached in self.attached.values())
 
     @property
     def adapter_names(self) -> list[str]:
-        return [self._names[attached.key] for attached in self.attached.values()]
+        return [attached.name for attached in self.attached.values()]
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, adapters: Sequence[str | None]) -> Tensor:
-        """Logits of the last column, [rows, vocabulary]. `adapters`: an attached key per row, None for the base."""
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    def lead(self, key: str | None) -> int:
+        """Columns that the adapter puts before a prompt."""
+        attached = self._by_key.get(key or "")
+        return attached.lead.count if attached and attached.lead else 0
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, adapters: Sequence[str | None], keep: int = 1
+    ) -> Tensor:
+        """Logits of the last `keep` columns, [rows, keep, vocabulary]. `adapters`: an attached key per row, None for the base.
+
+        `ids` are the columns that the cache lacks; `mask` and `positions` have all of them, also those before.
+        """
+        inputs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        model, chosen = self._model_for(adapters)
+        inputs |= chosen | self._tokens(ids, cache, adapters)
         if self._takes_positions:
-            inputs["position_ids"] = positions
+            inputs["position_ids"] = positions[:, -inputs.get("inputs_embeds", ids).shape[1] :]
         if self._keeps_last:
-            inputs["logits_to_keep"] = 1
-        inputs.update(self._activate([key or BASE for key in adapters]))
-        with torch.inference_mode():
-            logits: Tensor = (self._peft or self._base)(**inputs).logits[:, -1]
+            inputs["logits_to_keep"] = keep
+        with torch.inference_mode(), self._casting(adapters[0]):
+            logits: Tensor = model(**inputs).logits[:, -keep:]
         return logits
 
-    def _activate(self, keys: list[str]) -> dict[str, Any]:
-        """Switch to the one adapter that all rows use, else say per row which one."""
-        if self._peft is None:
-            return {}
-        wanted = keys[0] if len(set(keys)) == 1 else None
-        if wanted is None or wanted != self._active:
-            if wanted == BASE:
-                self._peft.base_model.disable_adapter_layers()
-            elif self._active == BASE:
-                self._peft.base_model.enable_adapter_layers()
-            if wanted not in (None, BASE):
-                self._peft.set_adapter(wanted)
-            self._active = wanted
-        return {} if wanted else {"adapter_names": keys}
+    def _casting(self, key: str | None) -> Any:
+        """Kinds other than plain LoRA keep float32 weights, which a base of 16 bit does not take as they are."""
+        attached = self._by_key.get(key or "")
+        is_needed = attached is not None and not attached.is_mixable and self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.dtype) if is_needed else contextlib.nullcontext()
+
+    def _tokens(self, ids: Tensor, cache: DynamicCache, adapters: Sequence[str | None]) -> dict[str, Any]:
+        attached = self._by_key.get(adapters[0] or "")
+        if attached is None or attached.lead is None or cache.get_seq_length():
+            return {"input_ids": ids}
+        if attached.lead.embeddings is None:
+            attached.lead.fill(cache, len(ids))
+            return {"input_ids": ids}
+        embedded = self._base.get_input_embeddings()(ids)
+        return {"inputs_embeds": torch.cat([attached.lead.embeddings.expand(len(ids), -1, -1).to(embedded.dtype), embedded], dim=1)}
+
+    def _model_for(self, adapters: Sequence[str | None]) -> tuple[Any, dict[str, Any]]:
+        """The tree to run, and what to tell it: one LoRA that all rows use is switched on, several are named per row."""
+        chosen = set(adapters)
+        if chosen == {None}:
+            return self._base, {}
+        if len(chosen) > 1:
+            return self._peft, {"adapter_names": [key or BASE for key in adapters]}
+        attached = self._by_key[str(adapters[0])]
+        if not attached.is_mixable:
+            return (attached.tree or self._base), {}
+        if attached.key != self._active:
+            self._peft.set_adapter(attached.key)
+            self._active = attached.key
+        return self._peft, {}
+
+    def has_room(self, adapter: AdapterRef, in_use: Sequence[str]) -> bool:
+        """Whether `adapter` fits the budget beside those that must stay."""
+        _, identity = adapter_facts(adapter)
+        if identity in self.attached or not in_use:
+            return True
+        return adapting.weight_bytes(adapter) + sum(self._by_key[key].bytes for key in set(in_use)) <= self.budget_bytes
 
     def attach(self, adapter: AdapterRef, in_use: Sequence[str] = ()) -> Attached:
         """Have `adapter` in memory; loads it unless it is there. Raises ModelError when it does not belong to this base.
 
-        `in_use`: keys that must stay. An adapter of another kind than those attached replaces them all.
+        `in_use`: keys that must stay.
         """
         config, identity = adapter_facts(adapter)
         if identity in self.attached:
             self.attached.move_to_end(identity)
             return self.attached[identity]
-        _check_adapter(adapter, config, self._base)
-        kind = str(config["peft_type"])
-        if any(attached.kind != kind for attached in self.attached.values()):
-            self._detach_all()
-        self._make_room(in_use)
-        attached = Attached(self._load_adapter(adapter), kind, is_mixable(config))
-        self.attached[identity] = attached
-        self._names[attached.key] = adapter.name
-        return attached
-
-    def _load_adapter(self, adapter: AdapterRef) -> str:
-        from peft import PeftModel  # takes seconds: only when there is an adapter
-
+        adapting.check(adapter, config, self._base)
+        size = adapting.weight_bytes(adapter)
+        self._make_room(size, in_use)
         self._count += 1
         key = f"adapter_{self._count}"  # module names can't hold the dots a name may have
-        path, device = str(adapter.path), str(self.device)
-        if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self._base, path, adapter_name=key, torch_device=device)
+        attached = Attached(key, adapter.name, kinds.kind_of(config), kinds.is_mixable(config), size)
+        if attached.is_mixable:
+            self._load_lora(adapter, key)
+        elif config["peft_type"] in kinds.LEADING_KINDS:
+            attached.lead = adapting.lead_of(adapter, self._base, self.device)
         else:
-            result = self._peft.load_adapter(path, adapter_name=key, torch_device=device)
-            if result.unexpected_keys:
-                self._peft.delete_adapter(key)
-                raise _foreign(adapter, self.folder, f"it has weights for {result.unexpected_keys[0]}, which this base lacks")
+            attached.tree = adapting.attach_alone(adapter, self._base, self.device)
+        self._by_key[key] = attached
+        try:
+            attached.effect = self._effect(key)
+        except (RuntimeError, ValueError) as exc:  # shapes that only meet in a forward pass
+            self._forget(attached)
+            raise foreign(adapter, self.folder, " ".join(str(exc).split())[:200]) from None
+        self.attached[identity] = attached
+        return attached
+
+    def _load_lora(self, adapter: AdapterRef, key: str) -> None:
+        from peft import PeftModel  # takes seconds: only when there is an adapter
+
+        path, device = str(adapter.path), str(self.device)
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(adapting.share_weights(self._base), path, adapter_name=key, torch_device=device)
+                unexpected = []
+            else:
+                unexpected = self._peft.load_adapter(path, adapter_name=key, torch_device=device).unexpected_keys
+        except (RuntimeError, ValueError) as exc:
+            self._drop_lora(key)
+            raise foreign(adapter, self.folder, " ".join(str(exc).split())[:200]) from None
+        if unexpected:
+            self._drop_lora(key)
+            raise foreign(adapter, self.folder, f"it has weights for {unexpected[0]}, which this base lacks")
         self._peft.eval()
-        self._forget_active()
-        return key
+        self._active = ""
 
-    def _forget_active(self) -> None:
-        """peft chose an adapter itself, and layers that are new are switched on even while the others are off."""
-        self._peft.base_model.enable_adapter_layers()
-        self._active = None
+    def _effect(self, key: str) -> float:
+        """How far the adapter moves the base's logits on a few tokens; NaN counts as far."""
+        if self._probe is None:
+            self._probe = self._probe_logits(None)
+        moved = (self._probe_logits(key) - self._probe).abs().max()
+        return float(moved) if torch.isfinite(moved) else float("inf")
 
-    def _make_room(self, in_use: Sequence[str]) -> None:
-        while len(self.attached) >= MAX_ATTACHED:
+    def _probe_logits(self, key: str | None) -> Tensor:
+        size = self._base.get_input_embeddings().num_embeddings
+        ids = torch.tensor([[number % size for number in range(1, PROBE_TOKENS + 1)]], device=self.device)
+        mask = torch.ones(1, PROBE_TOKENS + self.lead(key), dtype=torch.long, device=self.device)
+        return self.forward(ids, mask, mask.cumsum(1) - 1, DynamicCache(), [key]).float()
+
+    def _make_room(self, needed: int, in_use: Sequence[str]) -> None:
+        while self.attached and (len(self.attached) >= MAX_ATTACHED or self.adapter_bytes + needed > self.budget_bytes):
             oldest = next((i for i, attached in self.attached.items() if attached.key not in in_use), None)
             if oldest is None:
                 return
-            gone = self.attached.pop(oldest)
-            self._names.pop(gone.key)
-            self._peft.delete_adapter(gone.key)
-            self._forget_active()
+            self._forget(self.attached.pop(oldest))
 
-    def _detach_all(self) -> None:
-        self._base = self._peft.unload()
-        self._peft, self._active = None, BASE
-        self.attached.clear()
-        self._names.clear()
+    def _forget(self, gone: Attached) -> None:
+        del self._by_key[gone.key]
+        self.prefixes.forget(gone.key)
+        if gone.is_mixable:
+            self._drop_lora(gone.key)
+
+    def _drop_lora(self, key: str) -> None:
+        self._active = ""
+        if self._peft is None or key not in self._peft.peft_config:
+            return
+        if len(self._peft.peft_config) == 1:
+            self._peft = None  # peft keeps no model without adapters
+        else:
+            self._peft.delete_adapter(key)
 
 
-def load(folder: ModelFolder) -> LocalModel:
-    """Load a base on the GPU in its own precision, or on the CPU. Raises ModelError naming what is wrong and what would fit."""
-    facts = inspect_folder(folder.path)
-    if not facts.loadable:
-        raise ModelError(f"{folder.name} can't be loaded: {facts.reason}", facts.fix)
+def load(folder: ModelFolder, *, budget_bytes: int = 0, most: int | None = None, on_cpu: bool = False) -> LocalModel:
+    """Load a base. `budget_bytes`: memory for adapters, 0 for a share of what is free. The rest is as in `loading.load`."""
     identity = base_fingerprint(folder.path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = _config(folder.path)
-    dtype = choose_dtype(_stored_dtype(folder.path), facts.parameters, device)
-    _check_memory(folder, facts, dtype, device)
-    transformers_logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(
-        str(folder.path),
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would make them up
-        raise ModelError(f"{folder.name} lacks weights: {missing[0]} and {len(missing) - 1} more.", "Download the model again.")
-    return LocalModel(folder, model.eval().requires_grad_(False).to(device), identity)
+    model = loading.load(folder, most=most, on_cpu=on_cpu)
+    return LocalModel(folder, model, identity, budget_bytes or _budget(next(model.parameters()).device))
 
 
-def limit_threads() -> None:
-    """The engine's share of the cores, unless OMP_NUM_THREADS has said so already."""
-    if torch.get_num_threads() >= hardware.cores():
-        torch.set_num_threads(hardware.thread_budget("engine"))
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library keeps the pages for later
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def choose_dtype(stored: torch.dtype, parameters: int, device: torch.device) -> torch.dtype:
-    """The checkpoint's own on a GPU. On a CPU float32 where that is no burden, else bfloat16."""
-    if device.type == "cuda" or stored == torch.float32:
-        return stored
-    if parameters <= EXACT_PARAMETERS:
-        return torch.float32
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    fits = 4 * parameters < hardware.memory().free_bytes / 2
-    return torch.float32 if fits and not has_bfloat16 else torch.bfloat16
-
-
-def adapter_facts(adapter: AdapterRef) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """adapter_config.json, and an identity that changes when the adapter is made anew. Raises ModelError."""
-    weights = adapter.path / WEIGHTS
-    if not weights.is_file():
-        raise ModelError(f"Adapter {adapter.name} has no {WEIGHTS} in {adapter.path}.", "Train or import it again.")
-    config = read_json(adapter.path / "adapter_config.json")
-    if not isinstance(config.get("peft_type"), str):
-        raise ModelError(f"{adapter.path / 'adapter_config.json'} names no peft_type.", "Import an adapter that peft saved.")
-    return config, (adapter.sha256, *fingerprint(weights, adapter.path / "adapter_config.json"))
-
-
-def is_mixable(config: dict[str, Any]) -> bool:
-    """Plain LoRA: peft refuses `adapter_names` for DoRA and silently ignores it for other kinds."""
-    own_way = ("use_dora", "alora_invocation_tokens", "trainable_token_indices", "modules_to_save", "target_parameters", "use_bdlora")
-    return config["peft_type"] == "LORA" and not any(config.get(name) for name in own_way)
-
-
-def _check_adapter(adapter: AdapterRef, config: dict[str, Any], base: nn.Module) -> None:
-    init = config.get("init_lora_weights")
-    if config["peft_type"] in PROMPT_KINDS:
-        raise ModelError(f"Adapter {adapter.name} is of kind {config['peft_type']}, which can't answer here yet.", "Train a LoRA adapter.")
-    if config.get("bias", "none") != "none" or (isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS)):
-        raise ModelError(
-            f"Adapter {adapter.name} changes the base's own weights (bias or init_lora_weights={init!r}), which other adapters share.",
-            "Convert it to a plain LoRA when saving (path_initial_model_for_weight_conversion of peft).",
-        )
-    for name, _, shape in tensors(adapter.path / WEIGHTS):
-        problem = _misfit(name, shape, base)
-        if problem:
-            raise _foreign(adapter, None, problem)
-
-
-def _misfit(name: str, shape: list[int], base: nn.Module) -> str:
-    """Why a LoRA matrix can't belong to `base`; "" where it can, or where this can't tell."""
-    module_name, found, _ = name.removeprefix("base_model.model.").rpartition(".lora_")
-    if not found:
-        return ""
-    try:
-        module = base.get_submodule(module_name)
-    except AttributeError:
-        return f"this base has no layer {module_name}"
-    width = {"lora_A": getattr(module, "in_features", None), "lora_B": getattr(module, "out_features", None)}
-    part = name.removesuffix(".weight").rpartition(".")[2]
-    axis = 1 if part == "lora_A" else 0
-    expected = width.get(part)
-    if expected is None or len(shape) != 2 or shape[axis] == expected:
-        return ""
-    return f"its {part} of {module_name} is {shape[axis]} wide, the base's layer {expected}"
-
-
-def _foreign(adapter: AdapterRef, base: ModelFolder | None, reason: str) -> ModelError:
-    where = f" {base.name}" if base else ""
-    return ModelError(f"Adapter {adapter.name} was made for another base model{where}: {reason}.", "Choose the base it was trained on.")
-
-
-def _config(folder: Path) -> PreTrainedConfig:
-    """config.json without anything that chooses code."""
-    values = _without_code(read_json(folder / "config.json"))
-    kind = values.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{folder} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
-    return CONFIG_MAPPING[kind].from_dict(values)
-
-
-def _without_code(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_code(inner) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    code = ("attn_implementation", "experts_implementation")
-    return {k: _without_code(v) for k, v in value.items() if k != "auto_map" and not k.lstrip("_").startswith(code)}
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """Of the largest tensor: norms are sometimes kept in higher precision than the rest."""
-    names = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    _, dtype, _ = max(tensors(weight_files(folder)[0]), key=lambda entry: math.prod(entry[2]))
-    return names.get(dtype, torch.float32)
-
-
-def _check_memory(folder: ModelFolder, facts: ModelFacts, dtype: torch.dtype, device: torch.device) -> None:
-    """Linux would kill the engine rather than refuse memory, so ask first."""
-    needed = facts.parameters * dtype.itemsize
+def _budget(device: torch.device) -> int:
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else hardware.memory().free_bytes
-    if needed > free:
-        raise MemoryError(f"{folder.name} needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on the {device.type.upper()}")
+    return int(BUDGET_SHARE * free)

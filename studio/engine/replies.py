@@ -1,4 +1,7 @@
-"""OpenAI's shapes of answers: whole and in chunks. Knows events, not how they came about."""
+"""OpenAI's shapes of answers: whole and in chunks, each choice with a field `studio` that says how it was made.
+
+Knows events, not how they came about.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,14 @@ class Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         self.text += event.text
         self.logprobs += event.logprobs
         if event.finish_reason:
             self.finish_reason, self.usage = event.finish_reason, event.usage or self.usage
+            self.facts = dict(event.facts or {})
 
 
 class Reply:
@@ -48,8 +53,9 @@ class Reply:
     @property
     def usage(self) -> Usage:
         """Each prompt counts once, however many answers it gets."""
-        prompt_tokens = sum(choice.usage.prompt_tokens for choice in self.choices[:: self._request.n])
-        return Usage(prompt_tokens, sum(choice.usage.completion_tokens for choice in self.choices))
+        asked = [choice.usage for choice in self.choices[:: self._request.n]]
+        written = sum(choice.usage.completion_tokens for choice in self.choices)
+        return Usage(sum(usage.prompt_tokens for usage in asked), written)
 
     def body(self) -> dict[str, Any]:
         return {**self._head, "choices": [self._whole(i, choice) for i, choice in enumerate(self.choices)], "usage": self.usage.as_json()}
@@ -68,7 +74,8 @@ class Reply:
             yield self._chunk(self._delta(event, offset))
         if event.finish_reason:
             empty: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
-            yield self._chunk({"index": event.index, **empty, "logprobs": None, "finish_reason": event.finish_reason})
+            end = {"index": event.index, **empty, "logprobs": None, "finish_reason": event.finish_reason}
+            yield self._chunk({**end, "studio": self.choices[event.index].facts})
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._chunk(None), "usage": self.usage.as_json()}
@@ -85,7 +92,8 @@ class Reply:
     def _whole(self, index: int, choice: Choice) -> dict[str, Any]:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         content: dict[str, Any] = {"message": message} if self._is_chat else {"text": choice.text}
-        return {"index": index, **content, "logprobs": self._logprobs(choice.logprobs, 0), "finish_reason": choice.finish_reason}
+        said = {"index": index, **content, "logprobs": self._logprobs(choice.logprobs, 0), "finish_reason": choice.finish_reason}
+        return {**said, "studio": choice.facts}
 
     def _logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
         if self._request.top_logprobs is None or not entries:

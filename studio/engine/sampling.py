@@ -24,6 +24,8 @@ class Sampler:
         return (
             answer.params.temperature == 0
             and answer.params.repetition_penalty == 1
+            and answer.params.presence_penalty == 0
+            and answer.params.frequency_penalty == 0
             and answer.matcher is None
             and answer.top_logprobs is None
         )
@@ -31,7 +33,7 @@ class Sampler:
     def choose(self, logits: Tensor) -> tuple[int, Sequence[tuple[int, float]]]:
         """`logits`: float32 [vocabulary] on the CPU. Gives the token, and log-probabilities (it first, then the likeliest)."""
         params = self.answer.params
-        scores = self._allowed(self._penalised(logits))
+        scores = self._allowed(self._used(self._penalised(logits)))
         if params.temperature == 0:
             chosen = int(scores.argmax())
         else:
@@ -48,6 +50,14 @@ class Sampler:
         seen = torch.tensor(sorted({*self.answer.prompt_ids, *self.answer.ids}), dtype=torch.long)
         values = logits[seen]
         return logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))
+
+    def _used(self, scores: Tensor) -> Tensor:
+        """OpenAI's penalties: minus presence once and frequency per use, over the answer's own tokens."""
+        params, ids = self.answer.params, self.answer.ids
+        if not ids or (params.presence_penalty == 0 and params.frequency_penalty == 0):
+            return scores
+        uses = torch.bincount(torch.tensor(ids), minlength=scores.shape[-1])
+        return scores - params.frequency_penalty * uses - params.presence_penalty * (uses > 0)
 
     def _allowed(self, scores: Tensor) -> Tensor:
         if self.answer.matcher is None:

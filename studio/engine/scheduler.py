@@ -1,29 +1,32 @@
 """One thread owns the model: it takes waiting answers, loads what they need and makes them together, step by step.
 
-Answers for the same base join the running batch between two steps, in the order they came; the first one that can't join
+Answers for the same base join the running batch between two steps, chat before batch jobs; the first one that can't join
 (another base, an adapter that can't be mixed) lets the batch run out and goes next. Imports torch on first use only.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.engine.answer import Answer
+from studio.engine.failures import as_engine_error, stopping, yielded
+from studio.engine.lanes import Lanes
+from studio.engine.leases import Lease, LoadTimes
 from studio.engine.protocol import ModelFolder
 from studio.errors import EngineError, ModelError
 
 if TYPE_CHECKING:
+    from studio.engine.adapting import Attached
     from studio.engine.decoding import Batch
-    from studio.engine.local import Attached, LocalModel
+    from studio.engine.local import LocalModel
 
 MAX_ROWS = 16  # answers made together
+CHAT_ROWS = 4  # of these, kept free of batch jobs: who chats joins at the next step
 MAX_WAITING = 64  # answers that wait; more are refused with 429
 IDLE_S = 600.0
 LONGEST_STEP_S = 120.0  # a load or a step can't be interrupted
@@ -35,22 +38,31 @@ class Scheduler:
     """The queue and the thread. `start` once, `close` once; every other method may be called from any thread."""
 
     def __init__(
-        self, *, max_rows: int = MAX_ROWS, max_waiting: int = MAX_WAITING, idle_s: float = IDLE_S, times_path: Path | None = None
+        self,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_waiting: int = MAX_WAITING,
+        idle_s: float = IDLE_S,
+        times_path: Path | None = None,
+        adapter_bytes: int = 0,
     ) -> None:
         self._max_rows = max_rows
-        self._max_waiting = max_waiting
         self._idle_s = idle_s
+        self._adapter_bytes = adapter_bytes
         self._load_times = LoadTimes(times_path)
         self._changed = threading.Condition()
-        self._waiting: deque[Answer] = deque()
+        self._waiting = Lanes(max_waiting)
         self._running: list[Answer] = []
         self._model: LocalModel | None = None
+        self._assistant: LocalModel | None = None
+        self._lease: Lease | None = None
         self._loading: dict[str, Any] | None = None
         self._loaded: dict[str, Any] | None = None
         self._last_used = time.monotonic()
         self._answer_s = 2.0  # how long an answer took lately, for Retry-After
         self._unload_by: float | None = None  # asked to unload; what still runs then is ended
         self._is_closing = False
+        self._is_moved = False  # to the CPU, because of a lease
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -60,21 +72,16 @@ class Scheduler:
         """Queue `answers`. Raises EngineError 429 when the queue is full, 503 when the engine is stopping."""
         with self._changed:
             if self._is_closing:
-                raise _stopping()
-            waiting = sum(not answer.is_over for answer in self._waiting)
-            if waiting and waiting + len(answers) > self._max_waiting:
-                after = max(1, round(self._answer_s * waiting / self._max_rows))
-                raise EngineError(
-                    f"{waiting} answers are waiting already.", f"Ask again in {after} s.", status=429, code="queue_full", retry_after=after
-                )
-            self._waiting.extend(answers)
+                raise stopping()
+            self._waiting.add(answers, self._answer_s / self._max_rows)
             self._changed.notify_all()
 
     def status(self) -> dict[str, Any]:
-        """What is loaded, what is loading since when, how many answers are made and how many wait."""
-        waiting = sum(not answer.is_over for answer in list(self._waiting))
+        """What is loaded, what is loading since when, how many answers are made and wait, and to which job memory was given."""
         active = sum(not answer.is_over for answer in self._running)
-        return {"loaded": self._loaded, "loading": self._loading, "active": active, "waiting": waiting}
+        lease = self._lease_now()
+        yielded = lease.as_json() if lease else None
+        return {"loaded": self._loaded, "loading": self._loading, "active": active, "waiting": len(self._waiting), "yielded": yielded}
 
     def unload(self, wait_s: float = 20.0) -> int:
         """Give the model's memory back once running answers are done, at the latest after `wait_s`. Bytes given back."""
@@ -85,12 +92,21 @@ class Scheduler:
             self._changed.wait_for(lambda: self._unload_by is None or self._is_closing, timeout=wait_s + LONGEST_STEP_S)
         return held
 
+    def share(self, job: str, keep_bytes: int) -> None:
+        """Until `resume`, what is loaded anew must leave `keep_bytes` of what is free now to the job."""
+        self._lease = Lease.begin(job, keep_bytes)
+
+    def resume(self, job: str) -> None:
+        """`job` has ended; harmless for another one."""
+        if self._lease and self._lease.job == job:
+            self._lease = None
+
     def close(self) -> None:
         """End every answer with an error at once. Safe to call from a signal handler."""
         with self._changed:
             self._is_closing = True
             for answer in [*self._running, *self._waiting]:
-                answer.fail(_stopping())
+                answer.fail(stopping())
             self._changed.notify_all()
 
     # from here on: the engine's own thread
@@ -103,22 +119,17 @@ class Scheduler:
 
     def _next_answer(self) -> Answer | None:
         """The answer to go on with; None after a nap, so that the caller looks at the world again."""
-        is_idle = self._model is not None and not self._waiting and time.monotonic() - self._last_used > self._idle_s
+        is_idle = self._model is not None and not len(self._waiting) and time.monotonic() - self._last_used > self._idle_s
         if is_idle or self._unload_by is not None:
             self._drop_model()
         with self._changed:
             if self._model is None:
                 self._unload_by = None
                 self._changed.notify_all()
-            self._forget_finished()
-            if self._waiting:
-                return self._waiting[0]
-            self._changed.wait(timeout=min(5.0, self._idle_s))
-            return None
-
-    def _forget_finished(self) -> None:
-        while self._waiting and self._waiting[0].is_over:
-            self._waiting.popleft()
+            first = self._waiting.first()
+            if first is None:
+                self._changed.wait(timeout=min(5.0, self._idle_s))
+            return first
 
     def _serve(self, first: Answer) -> None:
         """Make `first` and whatever may join it. The edge of the engine: whatever fails becomes an error of its answers."""
@@ -158,40 +169,70 @@ class Scheduler:
         admitted: list[tuple[Answer, Attached | None]] = []
         by_key = {attached.key: attached for attached in model.attached.values()}
         lanes = [by_key.get(key or "") for key in batch.adapters]
+        batch_rows = sum(answer.lane == "batch" for answer in batch.answers)
         while len(lanes) < self._max_rows:
             with self._changed:
-                self._forget_finished()
-                if not self._waiting or self._unload_by is not None:
+                answer = self._waiting.first(takes_batch=batch_rows < max(1, self._max_rows - CHAT_ROWS))
+                if answer is None or self._unload_by is not None or not self._fits(answer, model, lanes):
                     return admitted
-                answer = self._waiting[0]
-                if not self._fits(answer, model, lanes):
-                    return admitted
-                self._waiting.popleft()
+                self._waiting.take(answer)
             attached = self._attach(answer, model, lanes)
-            answer.started_at = time.monotonic()
+            self._equip(answer, model, attached)
             if not answer.is_over:
+                batch_rows += answer.lane == "batch"
                 admitted.append((answer, attached))
                 lanes.append(attached)
         return admitted
 
-    def _fits(self, answer: Answer, model: LocalModel, lanes: Sequence[Attached | None]) -> bool:
-        """Whether `answer` can be made beside those in `lanes`."""
+    def _equip(self, answer: Answer, model: LocalModel, attached: Attached | None) -> None:
+        """What the answer needs beside its adapter: a drafter, and words for the reader."""
+        from studio.engine.speculation import Assistant, Gain, PromptLookup
+
+        answer.started_at = time.monotonic()
+        answer.notes = (*(attached.notes if attached else ()), *self._note_place(model))
+        answer.gain = Gain()
+        if answer.speculation is None or answer.is_over:
+            return
+        if not model.is_exact:
+            answer.notes += ("Drafts are checked in 16 bit, where a near tie may fall the other way.",)
+        try:
+            assistant = answer.speculation.assistant
+            answer.drafter = PromptLookup() if assistant is None else Assistant(self._assistant_for(assistant))
+        except Exception as exc:  # noqa: BLE001  (a folder from outside)
+            answer.fail(as_engine_error(exc, f"{answer.speculation.assistant.name if answer.speculation.assistant else 'It'} can't assist"))
+
+    def _assistant_for(self, folder: ModelFolder) -> LocalModel:
         from studio.engine import local
 
-        if answer.base.path != model.folder.path:
+        if self._assistant is None or self._assistant.identity != local.base_fingerprint(folder.path):
+            self._assistant = None
+            lease = self._lease_now()
+            self._assistant = local.load(folder, most=lease.room_bytes if lease else None)
+        return self._assistant
+
+    def _note_place(self, model: LocalModel) -> tuple[str, ...]:
+        lease = self._lease_now()
+        return (f"Answered on the CPU while {lease.job} trains on the GPU.",) if lease and self._is_moved else ()
+
+    def _fits(self, answer: Answer, model: LocalModel, lanes: Sequence[Attached | None]) -> bool:
+        """Whether `answer` can be made beside those in `lanes`."""
+        from studio.engine import adapting, kinds
+
+        if (answer.base.path, answer.base.quantization) != (model.folder.path, model.folder.quantization):
             return False
         if not lanes:
             return True
         if answer.adapter is None:
             return all(lane is None or lane.is_mixable for lane in lanes)
         try:
-            config, identity = local.adapter_facts(answer.adapter)
+            config, identity = adapting.adapter_facts(answer.adapter)
+            known = model.attached.get(identity)
+            if known is not None and all(lane == known for lane in lanes):
+                return True
+            mixable = kinds.is_mixable(config) and all(lane is None or lane.is_mixable for lane in lanes)
+            return mixable and model.has_room(answer.adapter, [lane.key for lane in lanes if lane])
         except (ModelError, OSError):
             return True  # it will be refused when it is attached
-        known = model.attached.get(identity)
-        if known is not None and all(lane == known for lane in lanes):
-            return True
-        return local.is_mixable(config) and all(lane is None or lane.is_mixable for lane in lanes) and model.holds_only("LORA")
 
     def _attach(self, answer: Answer, model: LocalModel, lanes: Sequence[Attached | None]) -> Attached | None:
         """The adapter of `answer` in memory; on failure the answer alone fails."""
@@ -212,16 +253,17 @@ class Scheduler:
         """The base in memory, loaded when it is not there or was made anew."""
         self._loading = {"name": folder.name, "since": time.time(), "expected_s": self._load_times.expected(folder)}
         try:
-            from studio.engine import local
+            from studio.engine import loading, local
 
             model = self._model
-            if model is not None and model.folder.path == folder.path and model.identity == local.base_fingerprint(folder.path):
-                self._loading = None
+            is_asked = model is not None and (model.folder.path, model.folder.quantization) == (folder.path, folder.quantization)
+            is_back = self._is_moved and self._lease_now() is None
+            if model is not None and is_asked and not is_back and model.identity == local.base_fingerprint(folder.path):
                 return model
             self._drop_model()
-            local.limit_threads()
+            loading.limit_threads()
             started = time.monotonic()
-            self._model = local.load(folder)
+            self._model = self._load(folder)
             self._load_times.record(folder, time.monotonic() - started)
             self._note_loaded(self._model)
             log.info("%s loaded in %.1f s", folder.name, time.monotonic() - started)
@@ -229,17 +271,50 @@ class Scheduler:
         finally:
             self._loading = None
 
+    def _load(self, folder: ModelFolder) -> LocalModel:
+        """Beside a training: in the memory it was left, else on the CPU, else not before the training has ended."""
+        from studio.engine import local
+
+        lease = self._lease_now()
+        self._is_moved = False
+        if lease is None:
+            return local.load(folder, budget_bytes=self._adapter_bytes)
+        try:
+            return local.load(folder, budget_bytes=self._adapter_bytes, most=lease.room_bytes)
+        except MemoryError as exc:
+            try:
+                model = local.load(folder, budget_bytes=self._adapter_bytes, on_cpu=True) if is_on_gpu() else None
+            except MemoryError:
+                model = None
+            if model is None:
+                raise yielded(lease, str(exc)) from None
+        self._is_moved = True
+        return model
+
+    def _lease_now(self) -> Lease | None:
+        if self._lease and self._lease.is_over:
+            self._lease = None
+        return self._lease
+
     def _note_loaded(self, model: LocalModel) -> None:
-        self._loaded = {"base": model.folder.name, "adapters": model.adapter_names, "bytes": model.bytes}
+        self._loaded = {
+            "base": model.folder.name,
+            "quantization": model.folder.quantization,
+            "device": model.device.type,
+            "adapters": model.adapter_names,
+            "bytes": model.bytes + model.adapter_bytes,
+            "adapter_bytes": model.adapter_bytes,
+            "adapter_budget_bytes": model.budget_bytes,
+        }
 
     def _drop_model(self) -> None:
         if self._model is None:
             return
-        from studio.engine import local
+        from studio.engine import loading
 
         log.info("%s unloaded", self._model.folder.name)
-        self._model, self._loaded = None, None
-        local.give_back_memory()
+        self._model, self._assistant, self._loaded = None, None, None
+        loading.give_back_memory()
 
     def _give_up(self, answers: Sequence[Answer], exc: Exception) -> None:
         log.error("%s", exc, exc_info=not isinstance(exc, (ModelError, EngineError)))
@@ -255,44 +330,7 @@ class Scheduler:
                 answer.fail(error)
 
 
-class LoadTimes:
-    """How long each base took to load last time; kept in a file so that the first load after a start is foretold too."""
+def is_on_gpu() -> bool:
+    import torch
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        try:
-            known = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        except (OSError, ValueError):
-            known = {}
-        self._known: dict[str, float] = known if isinstance(known, dict) else {}
-
-    def expected(self, folder: ModelFolder) -> float | None:
-        return self._known.get(str(folder.path))
-
-    def record(self, folder: ModelFolder, seconds: float) -> None:
-        self._known[str(folder.path)] = round(seconds, 1)
-        if self._path is None:
-            return
-        try:
-            self._path.write_text(json.dumps(self._known), encoding="utf-8")
-        except OSError as exc:
-            log.warning("%s: %s", self._path, exc)  # a full disk must not cost an answer
-
-
-def as_engine_error(exc: Exception, what: str) -> EngineError:
-    """Any failure as one clear error of the protocol."""
-    if isinstance(exc, EngineError):
-        return exc
-    if isinstance(exc, ModelError):
-        return EngineError(exc.message, exc.fix, status=400, code="model_not_loadable")
-    text = " ".join(str(exc).split())[:300]
-    if type(exc).__name__ == "OutOfMemoryError" or isinstance(exc, MemoryError) or "not enough memory" in text:
-        reason = text if type(exc) is MemoryError and text else "there is not enough memory"
-        fix = "Choose a smaller model, shorten the prompt, or wait for the running job to end."
-        return EngineError(f"{what}: {reason}.", fix, status=503, code="out_of_memory")
-    fix = "See the engine's log; another model may work."
-    return EngineError(f"{what}: {type(exc).__name__}: {text}.", fix, status=500, code="engine_error")
-
-
-def _stopping() -> EngineError:
-    return EngineError("The engine is stopping.", "Ask again in a few seconds.", status=503, code="engine_stopping")
+    return torch.cuda.is_available()

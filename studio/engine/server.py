@@ -25,7 +25,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from studio import __version__, lifeline, settings
 from studio.engine.answer import Answer
-from studio.engine.protocol import Event, GenerationRequest, bad_request, error_body, parse_chat, parse_completion
+from studio.engine.bodies import parse_chat, parse_completion
+from studio.engine.protocol import Event, GenerationRequest, bad_request, error_body
 from studio.engine.replies import Reply
 from studio.engine.scheduler import IDLE_S, Scheduler
 from studio.errors import EngineError
@@ -83,6 +84,9 @@ class Routes:
         app.add_api_route("/v1/completions", self.complete, methods=["POST"], dependencies=with_key)
         app.add_api_route("/engine/status", self.status, methods=["GET"], dependencies=with_key)
         app.add_api_route("/engine/unload", self.unload, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/engine/prompt", self.prompt, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/engine/share", self.share, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/engine/resume", self.resume, methods=["POST"], dependencies=with_key)
         app.add_api_route("/health", self.health, methods=["GET"])
         app.exception_handler(EngineError)(_refuse)
 
@@ -95,8 +99,27 @@ class Routes:
     async def status(self) -> Response:
         return JSONResponse(self._scheduler.status())
 
-    async def unload(self) -> Response:
-        return JSONResponse({"unloaded_bytes": await run_in_threadpool(self._scheduler.unload)})
+    async def unload(self, request: Request) -> Response:
+        """With `{"job", "keep_bytes"}` the engine leaves that much to the job until `resume`."""
+        held = await run_in_threadpool(self._scheduler.unload)
+        if await request.body():
+            self._scheduler.share(*_job(await _read_json(request)))
+        return JSONResponse({"unloaded_bytes": held})
+
+    async def share(self, request: Request) -> Response:
+        self._scheduler.share(*_job(await _read_json(request)))
+        return JSONResponse({"yielded": self._scheduler.status()["yielded"]})
+
+    async def prompt(self, request: Request) -> Response:
+        """What a chat request would be read as: the rendered template and its tokens."""
+        from studio.engine import intake
+
+        return JSONResponse(await run_in_threadpool(intake.preview, parse_chat(await _read_json(request))))
+
+    async def resume(self, request: Request) -> Response:
+        asked = await _read_json(request)
+        self._scheduler.resume(_job({"keep_bytes": 0, **asked})[0])
+        return JSONResponse({"yielded": self._scheduler.status()["yielded"]})
 
     async def health(self) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})
@@ -123,6 +146,13 @@ class Routes:
             raise
         finally:
             disconnected.cancel()
+
+
+def _job(asked: Any) -> tuple[str, int]:
+    try:
+        return str(asked["job"]), int(asked["keep_bytes"])
+    except (KeyError, TypeError, ValueError):
+        raise bad_request('Say which job needs how much: {"job": name, "keep_bytes": bytes}.') from None
 
 
 async def _read_json(request: Request) -> Any:
@@ -216,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
     # models come from outside: no token within reach, nothing fetched
     os.environ.pop("HF_TOKEN", None)
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-    # peft would import it and torch's compiler with it: 3 s and 50 MB, for bases that are never quantised here
+    # peft would import it and torch's compiler with it: 3 s and 50 MB, until a quantised base is asked for (studio.engine.loading)
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     chosen = settings.load()
     listener = socket.socket()
@@ -226,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as exc:
         sys.exit(f"Port {options.port} can't be used ({exc.strerror}). Choose another with --port.")
     times = chosen.cache / "load_times.json" if chosen.cache.is_dir() else None
-    scheduler = Scheduler(idle_s=options.idle_minutes * 60, times_path=times)
+    scheduler = Scheduler(idle_s=options.idle_minutes * 60, times_path=times, adapter_bytes=chosen.adapter_memory_bytes)
     scheduler.start()
     config = uvicorn.Config(build_app(scheduler, chosen.engine_key), log_level="warning", timeout_graceful_shutdown=GRACE_S, lifespan="off")
     server = Server(config, scheduler)

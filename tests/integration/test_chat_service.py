@@ -12,14 +12,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import select
 
 from studio import settings as studio_settings
 from studio.db import migrations
+from studio.db.models import CachedAnswer
 from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.errors import EngineError, NotFoundError, StudioError
 from studio.services.adapters import AdapterService
 from studio.services.chat import ChatService
+from studio.services.datasets import DatasetService
+from studio.services.harvest import HarvestService
 from studio.services.models import ModelService
 from studio.types import GenerationParams
 from tests.engines import KEY, RunningEngine, engine, make_adapter
@@ -103,6 +107,35 @@ def test_an_answer_follows_a_schema_given_as_text_or_as_an_object(chat: ChatServ
         chat.answer(["stories"], MESSAGES, GREEDY, json_schema="{")
 
 
+def test_an_equal_question_is_recalled_until_its_conversation_is_deleted(chat: ChatService) -> None:
+    talk = chat.create()["id"]
+
+    def ask(params: GenerationParams) -> tuple[str, bool]:
+        events = list(chat.stream("stories:teller", MESSAGES, params, conversation=talk))
+        return "".join(event.text for event in events), bool((events[-1].facts or {}).get("recalled"))
+
+    def rows() -> int:
+        with chat.db.read() as session:
+            return len(session.scalars(select(CachedAnswer)).all())
+
+    first = ask(GREEDY)
+    assert not first[1] and ask(GREEDY) == (first[0], True)
+    sampled = GREEDY.model_copy(update={"temperature": 1.0})
+    seeded = sampled.model_copy(update={"seed": 4})
+    assert [ask(params)[1] for params in (sampled, sampled, seeded, seeded)] == [False, False, False, True]
+    assert rows() == 2
+    chat.delete(talk)
+    assert rows() == 0
+
+
+def test_an_answer_goes_on_where_it_was_cut(chat: ChatService) -> None:
+    short = chat.answer(["stories"], MESSAGES, GREEDY.model_copy(update={"max_new_tokens": 8}))[0]["text"]
+    begun = [*MESSAGES, {"role": "assistant", "content": short}]
+    events = list(chat.stream("stories", begun, GREEDY.model_copy(update={"max_new_tokens": 8}), goes_on=True))
+    rest = "".join(event.text for event in events)
+    assert rest and not rest.startswith(short[:6]) and events[-1].usage is not None  # on, not from the start
+
+
 def test_unknown_contestants_and_engine_refusals_are_errors_with_a_fix(chat: ChatService) -> None:
     with pytest.raises(NotFoundError, match="storie"):
         chat.answer(["storie"], MESSAGES, GREEDY)
@@ -161,6 +194,36 @@ def test_a_conversation_is_kept_changed_and_deleted(notes: ChatService) -> None:
     assert notes.rename(second["id"], "two")["title"] == "two"
     notes.delete(first["id"])
     assert [c["title"] for c in notes.conversations()] == ["two"]
+
+
+def test_conversations_are_found_exported_and_teach(notes: ChatService) -> None:
+    talk, other = notes.create(title="Rivers", system="be brief")["id"], notes.create(title="50% off")["id"]
+    notes.append(talk, role="user", content="Which is longest?")
+    for who, said in (("stories", "The Nile."), ("stories:teller", "The Amazon")):
+        notes.append(talk, role="assistant", content=said, contestant=who)
+    notes.append(talk, role="user", content="And then?")
+    notes.append(talk, role="assistant", content="Who knows", contestant="stories:teller")
+    assert [[row["id"] for row in notes.conversations(text)] for text in ("amazon", "%", "rivers", "sea")] == [[talk], [other], [talk], []]
+
+    notes.update(talk, 1, mark="good")
+    notes.correct(talk, 4, "The Yangtze.")
+    notes.correct(talk, 4, "The Yangtze")
+    exported = notes.export(talk)
+    assert exported["messages"][4]["original"] == "Who knows" and exported["messages"][1]["mark"] == "good"
+
+    harvest = HarvestService(notes, DatasetService(notes.settings, notes.db, notes.models))
+    assert harvest.counts() == {"answers": 1, "preferences": 1}
+    good, pairs = harvest.make("answers"), harvest.make("preferences")
+    row = harvest.datasets.rows(good["id"])[0]
+    assert [(turn["role"], turn["content"]) for turn in row["messages"]] == [
+        ("system", "be brief"),
+        ("user", "Which is longest?"),
+        ("assistant", "The Nile."),
+    ]
+    pair = harvest.datasets.rows(pairs["id"])[0]
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("The Yangtze", "Who knows")
+    assert [turn["content"] for turn in pair["prompt"]] == ["be brief", "Which is longest?", "The Amazon", "And then?"]  # its own answer
+    assert harvest.make("answers")["name"] == "chat-answers-2"
 
 
 def test_what_is_not_there_is_said_to_be_missing(notes: ChatService) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -78,7 +79,7 @@ def until_idle(running: RunningEngine, limit_s: float) -> float:
 
 
 def test_an_idle_engine_holds_no_torch(running: RunningEngine) -> None:
-    assert status(running) == {"loaded": None, "loading": None, "active": 0, "waiting": 0}
+    assert status(running) == {"loaded": None, "loading": None, "active": 0, "waiting": 0, "yielded": None}
     assert not any("libtorch" in mapped.path for mapped in psutil.Process(running.process.pid).memory_maps())
 
 
@@ -88,6 +89,50 @@ def test_an_empty_prompt_gives_the_published_story(client: openai.OpenAI, base: 
     assert done.choices[0].text == published
     assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.choices[0].finish_reason) == (1, 256, "length")
     assert text_of(client, base, prompt="", max_tokens=255) == published[:-1]  # its last token is the full stop
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_drafts_give_the_very_same_story(client: openai.OpenAI, base: Path, adapters: list[Path], adapted: bool) -> None:
+    published = (base / "published_greedy_output.txt").read_text().rstrip("\n")
+    adapter = adapters[0] if adapted else None
+    expected = text_of(client, base, adapter, prompt="", max_tokens=256)
+    field = {**studio_field(base, adapter), "assistant": {"name": "itself", "path": str(base)}}
+    for draft in ("prompt_lookup", "assistant"):
+        body = {"speculation": draft, "studio": field}
+        done = client.completions.create(model="m", prompt="", temperature=0, max_tokens=256, extra_body=body)
+        assert done.choices[0].text == expected and (adapted or expected == published)
+        assert done.choices[0].studio["speculation"]["tokens_per_pass"] >= 1  # type: ignore[attr-defined]
+
+
+def test_an_assistant_of_another_vocabulary_is_refused(client: openai.OpenAI, base: Path) -> None:
+    field = {**studio_field(base), "assistant": {"name": "starter", "path": str(STATIC / "starter")}}
+    with pytest.raises(openai.BadRequestError, match="another vocabulary"):
+        client.completions.create(model="m", prompt="x", temperature=0, extra_body={"speculation": "assistant", "studio": field})
+
+
+def test_a_regular_expression_and_penalties_shape_the_answer(client: openai.OpenAI, base: Path) -> None:
+    body = {"studio": studio_field(base), "regex": "[a-c]{3}-[0-9]"}
+    assert re.fullmatch("[a-c]{3}-[0-9]", client.completions.create(model="m", prompt=PROMPT, extra_body=body).choices[0].text)
+    plain = complete(client, base, max_tokens=60).choices[0].text
+    bent = complete(client, base, max_tokens=60, presence_penalty=2, frequency_penalty=2).choices[0].text
+    assert len(set(bent.split())) / len(bent.split()) > len(set(plain.split())) / len(plain.split())
+
+
+def test_a_bounded_schema_needs_no_limit_of_its_own(client: openai.OpenAI, base: Path) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True}}
+    more: Any = {"n": 8, "temperature": 2, "response_format": form, "extra_body": {"studio": studio_field(base)}}
+    answer = client.chat.completions.create(model="m", messages=MESSAGES, **more)
+    assert all(json.loads(choice.message.content)["winner"] in ("a", "b", "tie") for choice in answer.choices)
+
+
+def test_the_engine_leaves_a_training_what_it_was_promised(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:
+    with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as engine_client:
+        engine_client.post("/engine/unload", json={"job": "night", "keep_bytes": 10**15}).raise_for_status()
+        with pytest.raises(openai.InternalServerError, match="night until that job ends") as refused:
+            complete(client, base)
+        assert refused.value.code == "engine_yielded" and status(running)["yielded"]["job"] == "night"
+        engine_client.post("/engine/resume", json={"job": "night"}).raise_for_status()
+    assert text_of(client, base)
 
 
 def test_streaming_gives_the_same_text_and_its_usage(client: openai.OpenAI, base: Path) -> None:
@@ -233,6 +278,19 @@ def test_refusals_have_openais_shape(
     with pytest.raises(openai.BadRequestError, match="logit_bias"):
         complete(client, base, logit_bias={"1": 5})
     assert text_of(client, base)  # alive after all of it
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}", "{{ ''.__class__ }}{{ x.y.z }}"]
+)
+def test_a_hostile_template_is_refused_and_costs_nobody_else_an_answer(
+    client: openai.OpenAI, base: Path, adapters: list[Path], tmp_path: Path, template: str
+) -> None:
+    hostile = shutil.copytree(adapters[0], tmp_path / "hostile")
+    (hostile / "chat_template.jinja").write_text(template)
+    with pytest.raises(openai.BadRequestError, match="template"):
+        client.chat.completions.create(model="m", messages=MESSAGES, extra_body={"studio": studio_field(base, hostile)})
+    assert text_of(client, base)
 
 
 def test_an_adapter_of_broken_numbers_fails_alone(client: openai.OpenAI, base: Path, tmp_path: Path) -> None:

@@ -174,3 +174,24 @@ def test_nobody_there_is_one_clear_error(server: Server) -> None:
     with pytest.raises(EngineError, match="No engine is running"):
         nowhere.chat(OURS, MESSAGES, PARAMS)
     nowhere.close()
+
+
+def test_a_key_goes_to_the_address_it_was_given_for_and_nowhere_else(server: Server) -> None:
+    with_key = EngineClient("", api_keys=[(f"{server.url}/v1", "theirs"), ("https://elsewhere.example", "other")])
+    server.script((200, {}, WHOLE), (200, {}, WHOLE))
+    with_key.chat(foreign(server), MESSAGES, PARAMS)
+    with_key.close()
+    assert server.asked[0][1]["authorization"] == "Bearer theirs"
+    without = EngineClient("", api_keys=[(f"{server.url}/v1/deeper", "theirs")])
+    without.chat(foreign(server), MESSAGES, PARAMS)
+    without.close()
+    assert "authorization" not in server.asked[1][1]
+
+
+def test_a_server_that_refuses_a_schema_is_asked_in_plainer_forms_and_remembered(server: Server, client: EngineClient) -> None:
+    schema = Grammar("json_schema", '{"type": "object"}')
+    server.script((500, {}, "{}"), (400, {}, "{}"), (200, {}, WHOLE), (200, {}, WHOLE))
+    for _ in range(2):
+        client.chat(foreign(server), MESSAGES, PARAMS, grammar=schema)
+    forms = [body.get("response_format", {}).get("type") for _, _, body in server.asked]
+    assert forms == ["json_schema", "json_object", None, None]

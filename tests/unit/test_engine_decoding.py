@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from studio.engine import intake, local
+from studio.engine import adapting, intake, kinds, loading, local
 from studio.engine.answer import Answer
 from studio.engine.decoding import Batch
+from studio.engine.leases import LoadTimes
 from studio.engine.protocol import AdapterRef, Event, GenerationRequest, ModelFolder
 from studio.engine.sampling import Sampler, _nucleus
-from studio.engine.scheduler import LoadTimes
 from studio.engine.text import AnswerText
 from studio.errors import ModelError
 from studio.types import GenerationParams
@@ -128,14 +128,14 @@ def test_config_keys_that_choose_code_are_dropped(folder: ModelFolder, tmp_path:
         _attn_implementation_internal="evil/kernel",
         _attn_implementation="evil/kernel",
     )
-    config = local._config(hostile)
+    config = loading._config(hostile)
     assert config._attn_implementation is None and not hasattr(config, "auto_map")
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
+        ({"peft_type": "XLORA"}, "XLORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "own weights"),
         ({"bias": "lora_only"}, "own weights"),
         ({"peft_type": None}, "peft_type"),
@@ -151,15 +151,14 @@ def test_adapters_that_would_spoil_the_base_are_refused(
 
 
 def test_only_plain_lora_shares_a_batch() -> None:
-    assert local.is_mixable({"peft_type": "LORA", "use_dora": False, "modules_to_save": None})
+    assert kinds.is_mixable({"peft_type": "LORA", "use_dora": False, "modules_to_save": None})
     for config in ({"peft_type": "LORA", "use_dora": True}, {"peft_type": "LORA", "modules_to_save": ["lm_head"]}, {"peft_type": "IA3"}):
-        assert not local.is_mixable(config)
+        assert not kinds.is_mixable(config)
 
 
-def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "MAX_ATTACHED", 2)
-    model = local.load(folder)
+def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: Path) -> None:
     refs = [AdapterRef(f"a{seed}", make_adapter(folder.path, tmp_path / f"a{seed}", seed)) for seed in range(3)]
+    model = local.load(folder, budget_bytes=2 * adapting.weight_bytes(refs[0]))
     first = model.attach(refs[0])
     second = model.attach(refs[1])
     spoken = alone(model, PROMPTS[1], first.key)
@@ -171,10 +170,10 @@ def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: P
 
 def test_precision_follows_the_device_and_the_size() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert local.choose_dtype(torch.bfloat16, 10**9, cuda) == torch.bfloat16
-    assert local.choose_dtype(torch.bfloat16, 10**6, cpu) == torch.float32
-    assert local.choose_dtype(torch.float16, 10**12, cpu) == torch.bfloat16  # no machine has room for it in float32
-    assert local.choose_dtype(torch.float32, 10**12, cpu) == torch.float32
+    assert loading.choose_dtype(torch.bfloat16, 10**9, cuda) == torch.bfloat16
+    assert loading.choose_dtype(torch.bfloat16, 10**6, cpu) == torch.float32
+    assert loading.choose_dtype(torch.float16, 10**12, cpu) == torch.bfloat16  # no machine has room for it in float32
+    assert loading.choose_dtype(torch.float32, 10**12, cpu) == torch.float32
 
 
 def test_load_times_are_remembered_and_a_broken_file_is_forgotten(folder: ModelFolder, tmp_path: Path) -> None:

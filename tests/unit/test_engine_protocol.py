@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from studio.engine.protocol import AdapterRef, Contestant, Grammar, ModelFolder, error_body, parse_chat, parse_completion
+from studio.engine.bodies import parse_chat, parse_completion
+from studio.engine.protocol import AdapterRef, Contestant, Grammar, ModelFolder, error_body
 from studio.errors import EngineError
 
 STUDIO = {"base": {"name": "b", "path": "/models/b"}, "adapter": None}
@@ -57,7 +58,10 @@ def test_prompts_are_texts_or_token_ids(prompt: Any, expected: Any) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 65}, "n"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"speculation": "prompt_lookup", "temperature": 1}, "speculation"),
+        ({"speculation": "assistant", "temperature": 0}, "assistant_model"),
+        ({"grammar": 'root ::= "a"', "regex": "a"}, "grammar"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),

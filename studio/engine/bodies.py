@@ -1,0 +1,216 @@
+"""Reading OpenAI request bodies: every field checked, every refusal naming it.
+
+Knows no torch, no HTTP and no names; what a request becomes is in studio.engine.protocol.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from studio.engine.protocol import GenerationRequest, Grammar, Speculation, bad_request, folder_of, read_folders
+from studio.types import GenerationParams, Message
+
+COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's default of /v1/completions
+MAX_ANSWERS = 64  # answers of one request: prompts x n
+MAX_TOP_LOGPROBS = 20
+
+
+class _Body(BaseModel):
+    """Fields that both routes share. Unknown fields are ignored, as OpenAI's servers and SDKs expect of each other."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str = ""
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=5)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
+    max_tokens: int | None = Field(default=None, ge=1)
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    speculation: Literal["prompt_lookup", "assistant"] | None = None
+    studio: dict[str, Any] | None = None
+
+
+BodyT = TypeVar("BodyT", bound=_Body)
+
+
+class _ChatBody(_Body):
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    continue_final_message: bool | None = None  # as vLLM calls it
+
+
+class _CompletionBody(_Body):
+    prompt: str | list[int] | list[str] | list[list[int]] = ""
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+
+# fields that would change the answer if they were honoured, and their harmless values
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "functions": ([],),
+}
+
+
+def parse_chat(body: Any) -> GenerationRequest:
+    """Check a body of /v1/chat/completions. Raises EngineError 400 naming the field."""
+    checked = _validate(_ChatBody, body)
+    if not checked.logprobs and checked.top_logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    if checked.continue_final_message and checked.messages[-1].get("role") != "assistant":
+        raise bad_request("continue_final_message needs an assistant's message at the end.", param="continue_final_message")
+    return GenerationRequest(
+        goes_on=bool(checked.continue_final_message),
+        **_shared(checked, checked.max_completion_tokens or checked.max_tokens, None),
+        messages=tuple(_message(number, message) for number, message in enumerate(checked.messages)),
+        tools=tuple(checked.tools or ()),
+        top_logprobs=(checked.top_logprobs or 0) if checked.logprobs else None,
+    )
+
+
+def parse_completion(body: Any) -> GenerationRequest:
+    """Check a body of /v1/completions. An empty prompt starts from BOS. Raises EngineError 400 naming the field."""
+    checked = _validate(_CompletionBody, body)
+    prompts = _prompts(checked.prompt)
+    request = GenerationRequest(
+        **_shared(checked, checked.max_tokens, COMPLETION_DEFAULT_TOKENS),
+        prompts=prompts,
+        top_logprobs=checked.logprobs,
+    )
+    if len(prompts) * request.n > MAX_ANSWERS:
+        raise bad_request(f"{len(prompts)} prompts x n={request.n} are more than {MAX_ANSWERS} answers. Send them in parts.", param="n")
+    return request
+
+
+def _validate(kind: type[BodyT], body: Any) -> BodyT:
+    if not isinstance(body, dict):
+        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    for name, harmless in _UNSUPPORTED.items():
+        if body.get(name) is not None and body[name] not in harmless:
+            raise bad_request(f"{name} is not supported here. Leave it out.", param=name, code="unsupported_parameter")
+    try:
+        return kind.model_validate(body)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        place = ".".join(str(part) for part in error["loc"])
+        raise bad_request(f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}.", param=place) from None
+
+
+def _shared(body: _Body, limit: int | None, default_limit: int | None) -> dict[str, Any]:
+    base, adapter, template = read_folders(body.studio)
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    highest = next(m.le for m in GenerationParams.model_fields["max_new_tokens"].metadata if hasattr(m, "le"))
+    params = GenerationParams(
+        max_new_tokens=min(limit or default_limit or highest, highest),  # without a limit the answer may fill the context
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        seed=body.seed,
+        stop=tuple(text for text in stop if text),
+    )
+    return {
+        "model": body.model or base.name,
+        "base": base,
+        "adapter": adapter,
+        "chat_template": template,
+        "params": params,
+        "n": body.n or 1,
+        "grammar": _grammar(body),
+        "has_limit": limit is not None,
+        "lane": "batch" if (body.studio or {}).get("lane") == "batch" else "chat",
+        "speculation": _speculation(body, params),
+        "is_streaming": bool(body.stream),
+        "include_usage": bool((body.stream_options or {}).get("include_usage")),
+    }
+
+
+def _speculation(body: _Body, params: GenerationParams) -> Speculation | None:
+    """Only the likeliest token can be drafted and checked; a sampled one would not be the same."""
+    if body.speculation is None:
+        return None
+    bends = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+    if params.temperature != 0 or bends or body.grammar or body.regex or (body.response_format or {}).get("type", "text") != "text":
+        said = "speculation keeps the answer only at temperature 0 without penalties, grammar or schema."
+        raise bad_request(f"{said} Leave it out, or set temperature to 0.", param="speculation")
+    if body.speculation == "prompt_lookup":
+        return Speculation()
+    assistant = (body.studio or {}).get("assistant")
+    if not isinstance(assistant, Mapping):
+        raise bad_request("speculation by an assistant needs assistant_model, a smaller model.", param="assistant_model")
+    return Speculation(folder_of(assistant))
+
+
+def _grammar(body: _Body) -> Grammar | None:
+    """`response_format`, `grammar` or `regex`, at most one of them."""
+    found = _response_format(body.response_format) if body.response_format else None
+    if len([form for form in (found, body.grammar, body.regex) if form]) > 1:
+        raise bad_request("Give only one of response_format, grammar and regex.", param="grammar")
+    if body.regex:
+        return Grammar("regex", body.regex)
+    return Grammar("gbnf", body.grammar) if body.grammar else found
+
+
+def _response_format(value: Mapping[str, Any]) -> Grammar | None:
+    kind = value.get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":  # llama.cpp's server takes a schema here too
+        schema = value.get("schema", {"type": "object"})
+    elif kind == "json_schema":
+        holder = value.get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, Mapping) else None
+    else:
+        raise bad_request(f"response_format.type is {kind!r}; it must be text, json_object or json_schema.", param="response_format")
+    if not isinstance(schema, Mapping):
+        raise bad_request("response_format.json_schema.schema must be a JSON schema (an object).", param="response_format")
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def _prompts(prompt: Any) -> tuple[str | tuple[int, ...], ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
+    if not prompt:
+        return ("",)
+    if isinstance(prompt[0], int):
+        return (tuple(prompt),)
+    return tuple(item if isinstance(item, str) else tuple(item) for item in prompt)
+
+
+def _message(number: int, value: Mapping[str, Any]) -> Message:
+    """One chat message; text parts are joined, other parts (images, audio) are refused."""
+    place = f"messages.{number}"
+    content = value.get("content")
+    if isinstance(content, list):
+        if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
+            raise bad_request(f"{place}.content has a part that is no text. Only text can be read here.", param=f"{place}.content")
+        content = "".join(str(part.get("text", "")) for part in content)
+    role = "system" if value.get("role") == "developer" else value.get("role")
+    fields = {"role": role, "content": content or "", "tool_calls": value.get("tool_calls"), "name": value.get("name")}
+    try:
+        return Message.model_validate(fields)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        where = f"{place}.{'.'.join(str(part) for part in error['loc'])}"
+        raise bad_request(f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}.", param=where) from None

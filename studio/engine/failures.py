@@ -1,0 +1,37 @@
+"""What went wrong, as errors of the protocol: one line that says what happened and what would help. Knows no torch."""
+
+from __future__ import annotations
+
+from studio.engine.leases import Lease
+from studio.errors import EngineError, ModelError
+
+
+def as_engine_error(exc: Exception, what: str) -> EngineError:
+    """Any failure as one clear error of the protocol."""
+    if isinstance(exc, EngineError):
+        return exc
+    if isinstance(exc, ModelError):
+        return EngineError(exc.message, exc.fix, status=400, code="model_not_loadable")
+    text = " ".join(str(exc).split())[:300]
+    if type(exc).__name__ == "OutOfMemoryError" or isinstance(exc, MemoryError) or "not enough memory" in text:
+        reason = text if type(exc) is MemoryError and text else "there is not enough memory"
+        fix = "Choose a smaller model, shorten the prompt, or wait for the running job to end."
+        return EngineError(f"{what}: {reason}.", fix, status=503, code="out_of_memory")
+    fix = "See the engine's log; another model may work."
+    return EngineError(f"{what}: {type(exc).__name__}: {text}.", fix, status=500, code="engine_error")
+
+
+def stopping() -> EngineError:
+    return EngineError("The engine is stopping.", "Ask again in a few seconds.", status=503, code="engine_stopping")
+
+
+def yielded(lease: Lease, why: str) -> EngineError:
+    """Says whom the memory was given to, so that the page can say until when."""
+    return EngineError(
+        f"The engine has left its memory to {lease.job} until that job ends: {why}.",
+        "Ask again then, choose a smaller model, or pause the job.",
+        status=503,
+        code="engine_yielded",
+        job=lease.job,
+        retry_after=60,
+    )

@@ -1,0 +1,168 @@
+"""A base model from its folder into memory: 16-bit as it is, or 8-bit or NF4 by bitsandbytes. Safetensors only, never code.
+
+Imports torch, so only the scheduler's thread imports it, on first use. Knows nothing of adapters or requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from studio.catalogue import hardware
+from studio.catalogue.models import ModelFacts, inspect_folder, read_json, tensors, weight_files
+from studio.engine.protocol import ModelFolder
+from studio.errors import ModelError
+
+EXACT_PARAMETERS = 150_000_000  # up to here float32 costs little on a CPU, and batches give the same tokens as single rows
+BYTES = {"nf4": 0.6, "int8": 1.1}  # per parameter, with scales and what stays in 16 bit
+
+
+def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) -> nn.Module:
+    """The base on the GPU, or on the CPU, for inference.
+
+    `most`: bytes it may take where somebody else was promised the rest. Raises ModelError naming what is wrong, and MemoryError
+    naming what would fit.
+    """
+    facts = inspect_folder(folder.path)
+    if not facts.loadable:
+        raise ModelError(f"{folder.name} can't be loaded: {facts.reason}", facts.fix)
+    device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
+    config = _config(folder.path)
+    dtype = choose_dtype(_stored_dtype(folder.path), facts.parameters, device)
+    if folder.quantization:
+        dtype = torch.bfloat16
+    check_memory(folder, facts, dtype, device, most)
+    transformers_logging.disable_progress_bar()
+    model, report = AutoModelForCausalLM.from_pretrained(
+        str(folder.path),
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **_quantized(folder, device),
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would make them up
+        raise ModelError(f"{folder.name} lacks weights: {missing[0]} and {len(missing) - 1} more.", "Download the model again.")
+    model = model.eval().requires_grad_(False)
+    return _unpacked(model) if folder.quantization else model.to(device)
+
+
+def check_memory(folder: ModelFolder, facts: ModelFacts, dtype: torch.dtype, device: torch.device, most: int | None = None) -> None:
+    """Linux would kill the engine rather than refuse memory, so ask first. Raises MemoryError saying what would fit."""
+    each = BYTES.get(folder.quantization, dtype.itemsize)
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else hardware.memory().free_bytes
+    free = free if most is None else min(free, most)
+    if facts.parameters * each <= free:
+        return
+    smaller = [name for name, size in BYTES.items() if size < each and facts.parameters * size <= free]
+    largest = f"a model of at most {free / 2e9:.1f} billion parameters in 16 bit would fit"
+    would = f"in {'4-bit (NF4)' if 'nf4' in smaller else '8-bit'} it would fit" if smaller else largest
+    raise MemoryError(
+        f"{folder.name} needs {facts.parameters * each / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on the "
+        f"{device.type.upper()}; {would}"
+    )
+
+
+def choose_dtype(stored: torch.dtype, parameters: int, device: torch.device) -> torch.dtype:
+    """The checkpoint's own on a GPU. On a CPU float32 where that is no burden, else bfloat16."""
+    if device.type == "cuda" or stored == torch.float32:
+        return stored
+    if parameters <= EXACT_PARAMETERS:
+        return torch.float32
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fits = 4 * parameters < hardware.memory().free_bytes / 2
+    return torch.float32 if fits and not has_bfloat16 else torch.bfloat16
+
+
+def limit_threads() -> None:
+    """The engine's share of the cores, unless OMP_NUM_THREADS has said so already."""
+    if torch.get_num_threads() >= hardware.cores():
+        torch.set_num_threads(hardware.thread_budget("engine"))
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library keeps the pages for later
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _quantized(folder: ModelFolder, device: torch.device) -> dict[str, Any]:
+    if not folder.quantization:
+        return {}
+    _admit_bitsandbytes()
+    from transformers import BitsAndBytesConfig
+
+    in_4bit = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    }
+    chosen = in_4bit if folder.quantization == "nf4" else {"load_in_8bit": True}
+    return {"quantization_config": BitsAndBytesConfig(**chosen), "device_map": {"": str(device)}}
+
+
+def _admit_bitsandbytes() -> None:
+    """The engine keeps it out until a quantised base is asked for (see studio.engine.server)."""
+    if sys.modules.get("bitsandbytes", ...) is None:
+        del sys.modules["bitsandbytes"]
+        for name in ("peft.import_utils", "transformers.utils.import_utils"):
+            for check in ("is_bnb_available", "is_bnb_4bit_available", "is_bitsandbytes_available"):
+                asked = getattr(sys.modules.get(name), check, None)
+                if asked is not None:
+                    asked.cache_clear()
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as exc:  # noqa: BLE001  (it loads compiled code of its own)
+        raise ModelError(f"bitsandbytes can't be used here ({type(exc).__name__}).", "Answer in 16 bit instead.") from None
+
+
+def _unpacked(model: nn.Module) -> nn.Module:
+    """On a CPU bitsandbytes repacks 4-bit weights in place at the first forward, which shapes of 64 alone survive."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    """config.json without anything that chooses code."""
+    values = _without_code(read_json(folder / "config.json"))
+    kind = values.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(f"{folder} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
+    return CONFIG_MAPPING[kind].from_dict(values)
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_code(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    code = ("attn_implementation", "experts_implementation")
+    return {k: _without_code(v) for k, v in value.items() if k != "auto_map" and not k.lstrip("_").startswith(code)}
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Of the largest tensor: norms are sometimes kept in higher precision than the rest."""
+    names = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    _, dtype, _ = max(tensors(weight_files(folder)[0]), key=lambda entry: math.prod(entry[2]))
+    return names.get(dtype, torch.float32)

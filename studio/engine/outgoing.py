@@ -1,0 +1,55 @@
+"""Bodies of the requests that we send, to our own engine and to any server of the OpenAI protocol. Knows no HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from studio.engine.protocol import Contestant, Grammar
+from studio.types import GenerationParams, Message
+
+PLAINEST = 2  # the last form in which a schema is asked of another server: not at all
+
+Messages = Sequence[Message | Mapping[str, Any]]
+
+
+def is_under(url: str, start: str) -> bool:
+    mine, theirs = httpx.URL(url), httpx.URL(start)
+    same = (mine.scheme, mine.host, mine.port) == (theirs.scheme, theirs.host, theirs.port)
+    return same and (mine.path.rstrip("/") + "/").startswith(theirs.path.rstrip("/") + "/")
+
+
+def plainer(body: dict[str, Any], form: int) -> dict[str, Any]:
+    """The same request for a server that refuses a schema: as an object with a schema (1), then without any (PLAINEST)."""
+    given = body.get("response_format")
+    if form == 0 or not given:
+        return body
+    rest = {name: value for name, value in body.items() if name != "response_format"}
+    return rest if form == PLAINEST else {**rest, "response_format": {"type": "json_object", "schema": given["json_schema"]["schema"]}}
+
+
+def common(contestant: Contestant, params: GenerationParams, grammar: Grammar | None) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": contestant.model or contestant.name,
+        "max_tokens": params.max_new_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+    }
+    if grammar is not None and not contestant.url and "max_new_tokens" not in params.model_fields_set:
+        del body["max_tokens"]  # the schema says how long it may get
+    optional = {"top_k", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop"}
+    set_fields = params.model_dump(include=optional, exclude_defaults=True)
+    body |= {name: list(value) if name == "stop" else value for name, value in set_fields.items()}
+    if grammar is not None and grammar.kind in ("gbnf", "regex"):
+        body["grammar" if grammar.kind == "gbnf" else "regex"] = grammar.source
+    elif grammar is not None:
+        schema = {"name": "answer", "schema": json.loads(grammar.source), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def plain(messages: Messages) -> list[dict[str, Any]]:
+    return [m.model_dump(exclude_none=True) if isinstance(m, Message) else {k: v for k, v in m.items() if v is not None} for m in messages]

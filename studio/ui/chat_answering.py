@@ -1,0 +1,116 @@
+"""Answers while they are written: one thread per contestant reads its stream, the page shows all of them as they grow.
+
+Knows the chat service and nothing of gradio.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from studio.engine.protocol import Event
+from studio.errors import StudioError
+
+JOIN_S = 0.04  # tokens of this long become one update of the page
+LOOK_S = 0.8  # between two looks at what the engine is loading
+
+log = logging.getLogger(__name__)
+Opens = Callable[[str], Iterator[Event]]
+
+
+@dataclass
+class Answer:
+    """One answer while it is written. Read by its own thread, shown by the handler, stopped by a button."""
+
+    contestant: str
+    before: str = ""  # what it said before it was continued
+    text: str = ""
+    usage: dict[str, Any] = field(default_factory=dict)
+    error: StudioError | None = None
+    state: str = "stopped"  # until its end has come: done or failed
+    ended: bool = False
+
+    def take(self, event: Event) -> None:
+        self.text += event.text
+        if event.error:
+            self.error, self.state = event.error, "failed"
+        if event.usage:
+            self.usage |= event.usage.as_json()
+        if event.finish_reason:
+            self.state = "done"
+            self.usage |= {"finish_reason": event.finish_reason, **_plain(event.facts or {})}
+
+
+class Answering:
+    """All answers to one message. `opens` starts the stream of a contestant; closing it stops the generation."""
+
+    def __init__(self, answers: list[Answer], opens: Opens) -> None:
+        self.answers = answers
+        self.stop = threading.Event()
+        self._opens = opens
+        self._events: queue.Queue[tuple[Answer, Event | None]] = queue.Queue()
+
+    def updates(self) -> Iterator[bool]:
+        """True when some text grew, False now and then while nothing comes; ends with the last answer, or when stopped."""
+        for answer in self.answers:
+            threading.Thread(target=self._read, args=(answer,), daemon=True).start()
+        looked = time.monotonic()
+        while not self.stop.is_set() and not all(answer.ended for answer in self.answers):
+            grown = self._take()
+            if grown or time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                yield grown
+
+    def _take(self) -> bool:
+        """Wait for an event, then gather what comes within JOIN_S."""
+        until = time.monotonic() + JOIN_S
+        grown = False
+        while (wait := until - time.monotonic()) > 0:
+            try:
+                answer, event = self._events.get(timeout=wait)
+            except queue.Empty:
+                break
+            if event is None:
+                answer.ended = True
+                return True
+            answer.take(event)
+            grown = grown or bool(event.text)
+        return grown
+
+    def _read(self, answer: Answer) -> None:
+        """In a thread of its own, so that a silent engine can be stopped too. None marks the end."""
+        try:
+            stream: Any = self._opens(answer.contestant)
+            try:
+                for event in stream:
+                    self._events.put((answer, event))
+                    if self.stop.is_set():
+                        break
+            finally:
+                stream.close()
+        except StudioError as exc:
+            answer.error, answer.state = exc, "failed"
+        except Exception as exc:
+            log.exception("A chat answer broke off.")
+            answer.state = "failed"
+            answer.error = StudioError("The answer broke off.", f"Try again; the log says more ({type(exc).__name__}).")
+        finally:
+            self._events.put((answer, None))
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of how an answer was made, of the types that it should have: an engine that was named may send anything."""
+    kept = {name: facts[name] for name in ("first_token_s", "tokens_per_s", "reused_tokens", "recalled") if _is_figure(facts.get(name))}
+    notes = [note for note in facts.get("notes") or () if isinstance(note, str)]
+    gain = facts.get("speculation")
+    drafts = {name: value for name, value in gain.items() if _is_figure(value)} if isinstance(gain, Mapping) else {}
+    return kept | ({"notes": notes} if notes else {}) | ({"speculation": drafts} if drafts else {})
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and bool(value)
