@@ -1,0 +1,148 @@
+"""Write one export and prove it: `python -m jobs.export RUN_DIR`. Knows nothing of the UI, the queue or the database.
+
+It writes beside the target, reads back what it wrote, and renames: the target is whole or absent. Exit codes as jobs.train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.exporters.config import PROMPTS, PROOF, ExportConfig, check_space, expected_bytes, unfinished
+from jobs.rundir import Attempt, RunDir, fsync_folder, move_into_place, write_json, write_manifest
+from jobs.trainers.events import EventLog
+from jobs.trainers.failures import explain
+from jobs.trainers.stopping import StopWish
+from studio.catalogue.models import count_parameters
+from studio.datasets.rendering import Renderer
+from studio.errors import StudioError
+
+STEPS = ("load the base and ask the adapter", "write", "read back and ask", "put into place")
+UNPROVED = "unproved"  # cause of a failure: the file is there, and did not pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description="Write and prove the export of a run directory.")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, help="number of this attempt; the next one where it is left out")
+    parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends: whoever started this is gone")
+    arguments = parser.parse_args(argv)
+    faulthandler.enable()
+    StopWish().listen(arguments.watch_stdin)  # there is nothing to keep: it leaves at once
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    run = RunDir(arguments.run_dir.absolute())
+    return _attempt(run, run.attempt(arguments.attempt or run.next_attempt()))
+
+
+def _attempt(run: RunDir, attempt: Attempt) -> int:
+    log = EventLog(attempt.events)
+    try:
+        config = ExportConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+        result = export(run, config, log)
+    except BaseException as exc:  # noqa: BLE001 - the edge of the process: record and leave
+        failure = explain(exc)
+        with contextlib.suppress(OSError):
+            write_json(attempt.result, {"status": "failed", **failure.as_json()})
+        traceback.print_exception(exc)
+        print(f"{failure.reason} {failure.fix}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        log.close()
+    if result["verified"]["passed"]:
+        write_json(attempt.result, {"status": "succeeded", "metrics": result})
+        return 0
+    reason = f"The export is written, and its proof failed: {result['verified']['reason']}"
+    fix = f"Look at {result['path']} before you use it; another format or a longer training may pass."
+    write_json(attempt.result, {"status": "failed", "reason": reason, "fix": fix, "cause": UNPROVED, "remedy": {}, "metrics": result})
+    print(f"{reason} {fix}", file=sys.stderr, flush=True)
+    return 1
+
+
+def export(run: RunDir, config: ExportConfig, log: EventLog) -> dict[str, Any]:
+    """Write, prove, and move into place: {"path", "bytes", "format", "files", "verified"}. Raises StudioError."""
+    to = Path(config.to)
+    if to.is_dir() and any(to.iterdir()) and not (to / PROOF).is_file():  # something else has come to lie there since the launch
+        raise StudioError(f"{to} holds other files.", "Export again to a new or an empty folder.")
+    folder = unfinished(to, run)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        _check_space(config, folder.parent)
+        folder.mkdir(parents=True)
+        verified = _write_and_prove(run, config, folder, log)
+        _tell(log, 4)
+        write_manifest(folder)
+        move_into_place(folder, to)
+        fsync_folder(to.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    files = sorted(file.name for file in to.iterdir() if file.is_file())
+    size = sum((to / name).stat().st_size for name in files)
+    return {"path": str(to), "bytes": size, "format": config.format, "files": files, "verified": verified}
+
+
+def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> dict[str, Any]:
+    from jobs.exporters import cards, proof, reading
+
+    _tell(log, 1)
+    base = Path(config.base_path)
+    template = Path(config.adapter_path) / "chat_template.jinja"
+    renderer = Renderer.load(base, str(template) if template.is_file() else None)
+    questions = [json.loads(line) for line in (run.path / PROMPTS).read_text(encoding="utf-8").splitlines()]
+    reference = write(config, folder, renderer, questions, log)
+    gc.collect()
+    _tell(log, 3)
+    model = reading.model(config, folder)
+    found = proof.observe(model, reference.prompts, renderer.stop_token_ids, reference.behaviour.answers)
+    verified = proof.judge(reference, found, reading.same_ids(config, folder, renderer, questions))
+    log.notice(f"Proof {cards.proof_sentence(verified)[0].lower()}{cards.proof_sentence(verified)[1:]}")
+    cards.write(folder, config, verified)
+    return verified
+
+
+def write(config: ExportConfig, folder: Path, renderer: Renderer, questions: Sequence[Any], log: EventLog) -> Any:
+    """Ask the adapter on a fresh base, then write the export into `folder`; the reference that it must match."""
+    from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading
+
+    base, adapter = Path(config.base_path), Path(config.adapter_path)
+    limit = models.context(base) - proof.NEW_TOKENS
+    model = models.attach(models.load_base(base), adapter)
+    prompts = [reading.ids(renderer, question)[-limit:] for question in questions]
+    reference = proof.refer(model, models.detached(model), prompts, renderer.stop_token_ids)
+    _tell(log, 2)
+    if config.format == "adapter":
+        folders.write_adapter(folder, adapter, renderer, config.base_model)
+    elif config.format == "gguf-lora":
+        gguf_lora.write(folder / config.file_name, model, base, config.adapter)
+    elif config.format == "merged":
+        folders.write_merged(folder, models.merge(model), base, renderer, models.half(base), config.adapter)
+    else:
+        gguf_file.write(folder / config.file_name, models.merge(model), base, renderer, config.outtype, config.adapter)
+        cards.write_modelfile(folder / cards.MODELFILE, config.file_name, renderer)
+    return reference
+
+
+def _check_space(config: ExportConfig, place: Path) -> None:
+    existing = next(path for path in (place, *place.parents) if path.is_dir())
+    adapter_bytes = sum(file.stat().st_size for file in Path(config.adapter_path).glob("*.safetensors"))
+    needed = expected_bytes(config.format, config.outtype, count_parameters(Path(config.base_path)), adapter_bytes)
+    check_space(needed, existing)
+
+
+def _tell(log: EventLog, step: int) -> None:
+    print(f"{step}/{len(STEPS)} {STEPS[step - 1]}", flush=True)
+    log.write("progress", step=step, max_steps=len(STEPS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

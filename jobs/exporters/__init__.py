@@ -1,0 +1,1 @@
+"""Exports: what is written of an adapter, and the proof that the written file behaves like it."""

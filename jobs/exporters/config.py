@@ -1,0 +1,68 @@
+"""ExportConfig: what one export shall write and where. The contract between the service that queues it and its process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.rundir import RunDir
+from studio.errors import StudioError
+
+Format = Literal["adapter", "merged", "gguf", "gguf-lora"]
+Outtype = Literal["f16", "q8_0"]
+FORMATS: tuple[str, ...] = get_args(Format)
+OUTTYPES: tuple[str, ...] = get_args(Outtype)
+PROMPTS = "prompts.jsonl"  # in the run directory: what the proof asks, {"messages": […]} or {"text": "…"} on each line
+PROOF = "proof.json"  # in an export
+MAX_PROMPTS = 500
+BYTES_PER_WEIGHT = {"f16": 2.0, "q8_0": 34 / 32}
+ROOM = 1.1  # of the expected size: headers, tokenizer, card
+SPARE_BYTES = 50_000_000  # left on the disk
+
+
+class ExportConfig(BaseModel):
+    """One export; paths are absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: str = Field(description="Name, for people and cards.")
+    adapter_path: str
+    base_model: str
+    base_path: str
+    format: Format
+    outtype: Outtype = "f16"
+    to: str = Field(description="The folder that the export becomes; absent until it is whole.")
+    verify: int = Field(default=8, ge=1, le=MAX_PROMPTS, description="Prompts of the proof.")
+    about: dict[str, Any] = Field(default_factory=dict, description="What the card says of the data and the run.")
+
+    @property
+    def file_name(self) -> str:
+        """Of the GGUF file."""
+        return f"{self.adapter}-lora.gguf" if self.format == "gguf-lora" else f"{self.adapter}-{self.outtype}.gguf"
+
+
+def expected_bytes(format: str, outtype: str, parameters: int, adapter_bytes: int) -> int:
+    """About how much room an export takes while it is written."""
+    if format in ("adapter", "gguf-lora"):
+        weights = 2.0 * adapter_bytes  # 16-bit factors become 32-bit ones in GGUF
+    else:
+        weights = parameters * (BYTES_PER_WEIGHT[outtype] if format == "gguf" else 2.0)
+    return int(weights * ROOM)
+
+
+def check_space(needed: int, place: Path) -> None:
+    """Raises StudioError where the disk of `place` has not that much room."""
+    free = shutil.disk_usage(place).free
+    if needed + SPARE_BYTES > free:
+        raise StudioError(
+            f"The export takes about {needed / 1e6:,.0f} MB, and {place} has {free / 1e6:,.0f} MB free.",
+            "Free some space, or write to another disk with --to.",
+        )
+
+
+def unfinished(to: Path, run: RunDir) -> Path:
+    """Where an export grows: beside its target, on the same disk. Whoever ends the process removes it."""
+    return to.with_name(f".{to.name}.{run.path.name}.part")

@@ -1,0 +1,94 @@
+"""Bases and adapters in memory for an export: always loaded afresh from the base's own files, never quantised.
+
+Knows nothing of the files that are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from jobs import bottleneck
+from studio.catalogue import hardware
+from studio.catalogue.models import count_parameters, read_json, tensors, weight_files
+from studio.errors import ModelError
+
+WORKING_ROOM = 1.2  # of the weights: what computing takes beside them
+ATTACHED = "default"  # peft's name for the only adapter
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def load_base(folder: Path) -> nn.Module:
+    """The base from its own files, in float32 where that fits into memory, else in 16 bit. Raises ModelError where neither fits."""
+    transformers_logging.disable_progress_bar()
+    device, dtype = _place(folder)
+    return load(folder, dtype=dtype).to(device)
+
+
+def load(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, **({"use_safetensors": True} | options)
+    )
+    return model.eval().requires_grad_(False)
+
+
+def attach(base: nn.Module, folder: Path) -> nn.Module:
+    """The base with an adapter of any kind that peft knows, or that the studio has taught it."""
+    from peft import PeftModel
+
+    if read_json(folder / "adapter_config.json").get("peft_type") == bottleneck.KIND:
+        bottleneck.register()
+
+    model: nn.Module = PeftModel.from_pretrained(base, str(folder), adapter_name=ATTACHED, torch_device=str(_device(base)))
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def detached(model: Any) -> Iterator[None]:
+    """The base alone, for a while."""
+    with model.disable_adapter():
+        yield
+
+
+def merge(model: Any) -> nn.Module:
+    """The base with the adapter inside its own weights. Raises ValueError where that gives numbers that are none."""
+    merged: nn.Module = model.merge_and_unload(safe_merge=True)
+    return merged
+
+
+def half(folder: Path) -> torch.dtype:
+    """The 16-bit type of a merged model: the base's own; float16, the finer one, for a base in 32 bit."""
+    kinds = [kind for file in weight_files(folder) for _, kind, shape in tensors(file) if len(shape) > 1]
+    return HALVES.get(max(set(kinds), key=kinds.count), torch.float16)
+
+
+def context(folder: Path) -> int:
+    found = read_json(folder / "config.json").get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else 2048
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _place(folder: Path) -> tuple[torch.device, torch.dtype]:
+    parameters = count_parameters(folder)
+    places = [("cpu", hardware.memory().free_bytes)]
+    if torch.cuda.is_available():
+        places.insert(0, ("cuda", torch.cuda.mem_get_info()[0]))
+    for dtype in (torch.float32, half(folder)):
+        for device, free in places:
+            if parameters * dtype.itemsize * WORKING_ROOM < free:
+                return torch.device(device), dtype
+    needed, free = parameters * 2 * WORKING_ROOM, max(free for _, free in places)
+    raise ModelError(
+        f"The base needs {needed / 2**30:.1f} GiB in 16 bit to be written and proved, and {free / 2**30:.1f} GiB are free.",
+        "Close what holds memory (the engine unloads when idle), or export on a machine with more.",
+    )

@@ -1,0 +1,286 @@
+"""Exports: an adapter in a form that others can use, each proved to behave like it. Queues jobs; the writing is done in jobs.export."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import queue
+from jobs.exporters import kinds
+from jobs.exporters.config import FORMATS, MAX_PROMPTS, OUTTYPES, PROMPTS, ExportConfig, check_space, expected_bytes
+from jobs.rundir import RunDir, write_json
+from studio.catalogue import gguf
+from studio.catalogue.models import count_parameters, read_json
+from studio.db import lifecycle
+from studio.db.models import Adapter, Dataset, Job, new_id
+from studio.db.session import Database
+from studio.engine.protocol import BaseFolder
+from studio.errors import ModelError, NotFoundError, StudioError
+from studio.services import naming
+from studio.services.adapters import CONFIG, WEIGHTS, AdapterService
+from studio.settings import PACKAGE_ROOT, Settings
+
+KIND = "export"
+ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+DEFAULT_PROMPTS = 8
+GENERAL = (  # asked where the adapter's own rows are not known or too few
+    "What is the capital of Peru?", "Say hello.", "Write one sentence about the sea.", "Name three colours.",
+    "What is the opposite of cold?", "Tell me a short story about a dog.", "How do I make tea?", "Who are you?",
+)  # fmt: skip
+MAX_TEXT = 200  # characters of a plain text that the model goes on from
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+Question = dict[str, Any]
+Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
+
+
+class ExportService:
+    """What a person can do with exports. Every method returns plain values in the shapes of the HTTP interface."""
+
+    def __init__(self, settings: Settings, db: Database, adapters: AdapterService) -> None:
+        self.settings = settings
+        self.db = db
+        self.adapters = adapters
+
+    def create(
+        self, adapter: str, format: str, *, outtype: str = "f16", to: Path | None = None, verify: int = DEFAULT_PROMPTS
+    ) -> dict[str, Any]:
+        """Queue an export; returns it. `to` is a folder of the person at the terminal; left out it is one of STUDIO_HOME/exports.
+
+        Raises StudioError with the reason when this adapter can't take this form or there is no room for it.
+        """
+        _check_choices(format, outtype, verify)
+        with self.db.read() as session:
+            row = self.adapters._find(session, adapter)
+        base = self.adapters.resolve(f"{row.base_model}:{row.name}").base
+        assert base is not None
+        self._check(row, base, format, outtype)
+        with self.db.read() as session:
+            name = naming.unique(f"{row.name[:50]}-{format}", lambda wanted: _is_taken(session, wanted))
+        target = self._target(to, name)
+        config = ExportConfig(
+            adapter=row.name,
+            adapter_path=row.path,
+            base_model=Path(base.name).name,  # a folder's own name: its place on this machine is nobody's business
+            base_path=str(base.path),
+            format=format,  # type: ignore[arg-type]
+            outtype=outtype,  # type: ignore[arg-type]
+            to=str(target),
+            verify=verify,
+            about=self._about(row),
+        )
+        _check_room(config, row.bytes)
+        return self._queue(config, name, row)
+
+    def list(self) -> Rows:
+        """Newest first."""
+        with self.db.read() as session:
+            rows = session.scalars(select(Job).where(Job.kind == KIND).order_by(Job.created_at.desc()))
+            return [_record(job) for job in rows]
+
+    def show(self, export_id: str) -> dict[str, Any]:
+        with self.db.read() as session:
+            return _record(self._find(session, export_id))
+
+    def file(self, export_id: str, name: str) -> Path:
+        """One file of an export, to be downloaded. Raises NotFoundError for a name that is not among its files."""
+        export = self.show(export_id)
+        if name not in export["files"]:
+            raise NotFoundError(f"Export {export['name']} has no file {name[:100]!r}.", naming.suggest(name, export["files"]))
+        return Path(export["path"]) / name
+
+    def delete(self, export_id: str) -> dict[str, Any]:
+        """Delete the files of an export that lies in STUDIO_HOME/exports; the row keeps its proof. Refused while it is written."""
+        export = self.show(export_id)
+        if export["status"] not in ENDED:
+            raise StudioError(f"Export {export['name']} is being written.", "Cancel its job first.")
+        folder = Path(export["path"])
+        if not folder.is_relative_to(self.settings.exports) or folder == self.settings.exports:
+            raise StudioError(f"{folder} is not the studio's own.", "Delete the folder yourself.")
+        shutil.rmtree(folder, ignore_errors=True)
+        return {"id": export["id"], "name": export["name"], "deleted": True}
+
+    def check_push(self, repository: str) -> None:
+        """Raises StudioError for what can't be a repository, before anything is written for it."""
+        if self.settings.hub_offline:
+            raise StudioError("The hub is switched off (HF_HUB_OFFLINE).", "Unset it, or export without a push.")
+        if not REPOSITORY.fullmatch(repository):
+            raise StudioError(f"{repository[:100]!r} is no repository of the hub.", "Write it as OWNER/NAME.")
+
+    def push(self, export_id: str, repository: str, *, private: bool = True) -> dict[str, Any]:
+        """Upload a proved export to the hub: {"repository", "url"}. The token is the environment's, HF_TOKEN. Raises StudioError."""
+        self.check_push(repository)
+        export = self.show(export_id)
+        if export["status"] != "SUCCEEDED" or not export["files"]:
+            raise StudioError(f"Export {export['name']} is not there, or not proved.", "Push one that has passed its proof.")
+        command = [sys.executable, "-m", "studio.catalogue.upload", export["path"], repository, "private" if private else "public"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE_ROOT) as child:
+            assert child.stdout is not None
+            answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
+        try:
+            said = json.loads(answer.splitlines()[-1])
+        except (ValueError, IndexError):
+            raise StudioError(f"The upload to {repository} ended without an answer.", "Try again.") from None
+        if said["error"]:
+            raise StudioError(said["error"]["message"], said["error"]["fix"])
+        return {"repository": repository, "url": said["url"]}
+
+    def formats(self, adapter: str) -> dict[str, str]:
+        """Every format, with the reason why this adapter can't take it; "" where it can."""
+        with self.db.read() as session:
+            row = self.adapters._find(session, adapter)
+        found: dict[str, str] = {}
+        for format in FORMATS:
+            try:
+                self._check(row, self.adapters.resolve(f"{row.base_model}:{row.name}").base, format, "f16")
+                found[format] = ""
+            except StudioError as refusal:
+                found[format] = str(refusal)
+        return found
+
+    def _check(self, row: Adapter, base: BaseFolder | None, format: str, outtype: str) -> None:
+        assert base is not None
+        folder = Path(row.path)
+        if not (folder / WEIGHTS).is_file():
+            raise ModelError(f"The files of adapter {row.name} are gone from {folder}.", "Train it again, or delete the adapter.")
+        kinds.check(format, read_json(folder / CONFIG))
+        if format in ("gguf", "gguf-lora"):
+            try:
+                gguf.check(base.path)
+            except ModelError as refusal:
+                said = f"{base.name} can't become GGUF: {refusal.message[0].lower()}{refusal.message[1:]}"
+                raise ModelError(said, refusal.fix) from None
+
+    def _target(self, to: Path | None, name: str) -> Path:
+        """The folder that the export becomes: `to`, or one inside it where it holds something already."""
+        if to is None:
+            return self.settings.exports / name
+        target = to.expanduser().absolute()
+        if target.exists() and not target.is_dir():
+            raise StudioError(f"{target} is a file, not a folder.", "Name a folder with --to.")
+        if target.is_dir() and any(target.iterdir()):
+            target = target / name
+            if target.exists():
+                raise StudioError(f"{target} exists already.", "Name a new or an empty folder with --to.")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StudioError(f"{target} can't be made ({exc.strerror}).", "Name a folder that you may write to with --to.") from None
+        return target
+
+    def _queue(self, config: ExportConfig, name: str, row: Adapter) -> dict[str, Any]:
+        job = Job(id=new_id(), kind=KIND, queue="gpu", name=name, config=config.model_dump(mode="json"), base_model=row.base_model)
+        run = RunDir(self.settings.runs / job.id)
+        job.run_dir = str(run.path)
+        try:
+            run.path.mkdir(parents=True)
+            write_json(run.config, job.config)
+            lines = [json.dumps(question, ensure_ascii=False) for question in self._questions(row, config.verify)]
+            (run.path / PROMPTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            with self.db.write() as session:
+                lifecycle.submit(session, job)
+        except BaseException:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        queue.ring(self.settings.queue_path, "gpu", job.id)
+        return self.show(job.id)
+
+    def _questions(self, row: Adapter, count: int) -> Rows:
+        """What the proof asks: held-out rows of the adapter's own run first, then rows it was trained on, then general ones."""
+        run = self._run(row)
+        own = [question for file in ([run.eval, run.train] if run else []) for question in _asked(file, count)]
+        general: Rows = [{"messages": [{"role": "user", "content": text}]} for text in GENERAL]
+        more = [{"messages": [{"role": "user", "content": f"What comes after {number}?"}]} for number in range(count)]
+        return [*own[:count], *general, *more][:count]
+
+    def _run(self, row: Adapter) -> RunDir | None:
+        with self.db.read() as session:
+            job = session.get(Job, row.job_id) if row.job_id else None
+        return RunDir(Path(job.run_dir)) if job and job.run_dir else None
+
+    def _about(self, row: Adapter) -> dict[str, Any]:
+        """What the card says of the data and the run."""
+        with self.db.read() as session:
+            job = session.get(Job, row.job_id) if row.job_id else None
+            data = session.get(Dataset, job.dataset_id) if job and job.dataset_id else None
+        if data is None:
+            return {}
+        return {"data": data.name, "rows": data.rows, "kind": data.kind, "sha256 of the rows": data.sha256}
+
+    def _find(self, session: Session, export_id: str) -> Job:
+        row = session.scalar(select(Job).where(Job.kind == KIND, (Job.id == export_id) | (Job.name == export_id)))
+        if row is None:
+            known = session.scalars(select(Job.name).where(Job.kind == KIND)).all()
+            raise NotFoundError(f"There is no export {export_id!r}.", naming.suggest(export_id, known))
+        return row
+
+
+def _check_choices(format: str, outtype: str, verify: int) -> None:
+    for option, value, choices in (("format", format, FORMATS), ("outtype", outtype, OUTTYPES)):
+        if value not in choices:
+            raise StudioError(f"{option} {value[:40]!r} is not known.", f"Choose one of {', '.join(choices)}.")
+    if not 1 <= verify <= MAX_PROMPTS:
+        raise StudioError(f"verify {verify} is no possible number of prompts.", f"Take 1 to {MAX_PROMPTS}.")
+
+
+def _check_room(config: ExportConfig, adapter_bytes: int) -> None:
+    needed = expected_bytes(config.format, config.outtype, count_parameters(Path(config.base_path)), adapter_bytes)
+    check_space(needed, Path(config.to).parent)
+
+
+def _asked(file: Path, count: int) -> Iterator[Question]:
+    """The questions of up to `count` rows of a run."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for _, line in zip(range(count), lines, strict=False):
+            if question := _question(json.loads(line)):
+                yield question
+
+
+def _question(row: dict[str, Any]) -> Question | None:
+    """A row of training without its answer."""
+    if row.get("text"):
+        return {"text": row["text"][:MAX_TEXT]}
+    if isinstance(row.get("prompt"), str):
+        return {"text": row["prompt"]}
+    messages = row.get("messages") or row.get("prompt") or []
+    last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+    before = [{"role": message["role"], "content": message["content"]} for message in messages[:last]]
+    return {"messages": before} if before else None
+
+
+def _is_taken(session: Session, name: str) -> bool:
+    return any(
+        session.scalar(select(key).where(column == name)) is not None for key, column in ((Job.id, Job.name), (Adapter.id, Adapter.name))
+    )
+
+
+def _record(job: Job) -> dict[str, Any]:
+    result, folder = job.result or {}, Path(job.config["to"])
+    is_there = job.status in ENDED and folder.is_dir() and bool(result)
+    return {
+        "id": job.id,
+        "name": job.name,
+        "adapter": job.config["adapter"],
+        "base_model": job.base_model,
+        "format": job.config["format"],
+        "outtype": job.config["outtype"] if job.config["format"] == "gguf" else None,
+        "status": job.status,
+        "reason": job.reason,
+        "fix": job.fix,
+        "path": str(folder),
+        "bytes": result.get("bytes", 0) if is_there else 0,
+        "files": [name for name in result.get("files", []) if (folder / name).is_file()] if is_there else [],
+        "verified": result.get("verified"),
+        "progress": {"step": job.step, "max_steps": job.max_steps, "eta_s": job.eta_s},
+        "created_at": job.created_at,
+    }

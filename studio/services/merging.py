@@ -1,0 +1,134 @@
+"""Adapters made of other adapters: sums with weights, kept in STUDIO_HOME/adapters as any imported one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs import rundir
+from studio.catalogue import arithmetic
+from studio.catalogue.models import read_json
+from studio.db.models import Adapter, new_id
+from studio.db.session import Database
+from studio.errors import ModelError, StudioError
+from studio.services.adapters import CONFIG, TEMPLATE, WEIGHTS, AdapterService
+from studio.settings import Settings
+
+DENSITY = 0.5  # share of values that ties and dare keep, where nothing else is said
+CARD = "studio.json"
+
+
+class MergeService:
+    """What a person can do with several adapters of one base."""
+
+    def __init__(self, settings: Settings, db: Database, adapters: AdapterService) -> None:
+        self.settings = settings
+        self.db = db
+        self.adapters = adapters
+
+    def merge(
+        self, weights: Mapping[str, float], method: str = "linear", name: str | None = None, *, density: float = DENSITY
+    ) -> dict[str, Any]:
+        """Make the adapter that is the sum of others. One adapter of weight 1, the others 0, gives that adapter's own bytes.
+
+        Raises StudioError for unknown names, different bases, and kinds that can't be added up.
+        """
+        _check(weights, method, density)
+        with self.db.read() as session:
+            rows = {wanted: self.adapters._find(session, wanted) for wanted in weights}
+            self.adapters._name(session, name, _stem(rows.values()))
+        bases = sorted({row.base_model for row in rows.values()})
+        if len(bases) > 1:
+            raise ModelError(f"These adapters belong to different bases ({', '.join(bases)}).", "Merge adapters of one base model.")
+        used = {row.id: (row, float(weights[wanted])) for wanted, row in rows.items() if weights[wanted] != 0}
+        folder = self._write(list(used.values()), method, density)
+        try:
+            with self.db.write() as session:
+                row = Adapter(
+                    id=folder.name,
+                    name=self.adapters._name(session, name, _stem(rows.values())),
+                    base_model=bases[0],
+                    method=method_of(folder),
+                    path=str(folder),
+                    bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+                    sha256=rundir.sha256(folder / WEIGHTS),
+                )
+                session.add(row)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self.adapters.show(row.id)
+
+    def _write(self, used: list[tuple[Adapter, float]], method: str, density: float) -> Path:
+        adapter_id = new_id()
+        folder, part = self.settings.adapters / adapter_id, self.settings.adapters / f".{adapter_id}.part"
+        first = Path(max(used, key=lambda pair: pair[1])[0].path)
+        try:
+            part.mkdir()
+            if len(used) == 1 and used[0][1] == 1:
+                shutil.copyfile(first / WEIGHTS, part / WEIGHTS)
+                shutil.copyfile(first / CONFIG, part / CONFIG)
+            else:
+                parts = [arithmetic.read(Path(row.path), row.name) for row, _ in used]
+                factors = arithmetic.combine(parts, [weight for _, weight in used], method, density)
+                arithmetic.write(part, factors, read_json(first / CONFIG))
+            if (first / TEMPLATE).is_file():
+                shutil.copyfile(first / TEMPLATE, part / TEMPLATE)
+            rundir.write_json(part / CARD, _card(used, method, density, first))
+            part.rename(folder)
+        except OSError as exc:
+            raise StudioError(f"The adapter could not be written to {folder} ({exc.strerror}).", "Free some space.") from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return folder
+
+
+def parse(text: str) -> dict[str, float]:
+    """`A=0.7,B=0.3` as weights by name. Raises StudioError."""
+    found: dict[str, float] = {}
+    for item in text.split(","):
+        name, separator, number = item.strip().rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = float("nan")
+        if not (separator and name) or value != value:
+            raise StudioError(f"--weights {item.strip()[:80]!r} names no adapter and weight.", "Write it as A=0.7,B=0.3.")
+        if name in found:
+            raise StudioError(f"Adapter {name} is named twice in --weights.", "Name each once.")
+        found[name] = value
+    return found
+
+
+def method_of(folder: Path) -> str:
+    return str(read_json(folder / CONFIG).get("peft_type", "")).lower()
+
+
+def _check(weights: Mapping[str, float], method: str, density: float) -> None:
+    if method not in arithmetic.METHODS:
+        raise StudioError(f"Method {method[:40]!r} is not known.", f"Choose one of {', '.join(arithmetic.METHODS)}.")
+    if not any(weights.values()):
+        raise StudioError("Every weight is zero, so nothing would be left.", "Give at least one adapter another weight, as A=0.7,B=0.3.")
+    if any(not abs(weight) <= 100 for weight in weights.values()):
+        raise StudioError("A weight lies beyond -100 to 100.", "Weights around 0 to 1 are usual.")
+    if not 0 < density <= 1:
+        raise StudioError(f"density {density} is no share.", "Take a number above 0 and up to 1; 0.5 is usual.")
+
+
+def _stem(rows: Any) -> str:
+    return "-".join(row.name for row in rows)[:50]
+
+
+def _card(used: list[tuple[Adapter, float]], method: str, density: float, first: Path) -> dict[str, Any]:
+    """What the merge was made of; template and special tokens are those of the heaviest part."""
+    try:
+        inherited = json.loads((first / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        inherited = {}
+    kept = {key: inherited[key] for key in ("chat_template", "special_tokens", "stop_strings") if key in inherited}
+    parts = [{"name": row.name, "sha256": row.sha256, "weight": weight} for row, weight in used]
+    options = {} if method == "linear" else {"density": density}
+    return {**kept, "base_model": used[0][0].base_model, "method": "merge", "merge": {"method": method, **options, "parts": parts}}

@@ -1,0 +1,225 @@
+"""Exports from an adapter that was trained on a 4-bit base: each format passes its proof, a wrong merge fails it, nothing stays half."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors import safe_open
+
+from jobs.exporters.config import ExportConfig, check_space, expected_bytes, unfinished
+from jobs.rundir import RunDir
+from studio.errors import ModelError, StudioError
+from studio.services import Studio
+from studio.settings import STATIC, Settings
+from tests import servers
+from tests.upload_server import UploadHub
+
+TRAINED = {"learning_rate": 1e-2, "lora__r": 8, "num_train_epochs": 4, "save_steps": 100, "eval_steps": 100, "sample_answers": 0}
+SHORT = {**TRAINED, "num_train_epochs": 2}
+FORMATS: list[dict[str, Any]] = [
+    {"format": "adapter"},
+    {"format": "merged"},
+    {"format": "gguf"},
+    {"format": "gguf", "outtype": "q8_0"},
+    {"format": "gguf-lora"},
+]
+WRONG = [{"format": "merged", "doubled": 0}, {"format": "gguf", "doubled": 20}, {"format": "merged", "doubled": 14}]
+# other methods, each in the form it can take; scales learn slowly, virtual tokens need a larger step
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"lora__use_dora": True}, "gguf"),
+    "ia3": ({"method": "ia3", "learning_rate": 0.1}, "merged"),
+    "full": ({"method": "full", "recipe": "lora-sft", "learning_rate": 1e-3}, "merged"),
+    "prompt": ({"method": "prompt-tuning", "learning_rate": 0.1}, "adapter"),
+    "bottleneck": ({"method": "bottleneck"}, "adapter"),
+}
+
+
+def exported(folder: Path, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything of `cases`, trained and exported in one process."""
+    command = [sys.executable, "-m", "tests.exportings", str(folder)]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {"folder": folder, **json.loads(done.stdout)}
+
+
+@pytest.fixture(scope="module")
+def made(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An NF4-trained adapter in every form, and wrong ones."""
+    case = {"name": "stories", "model": str(stories260k), "options": TRAINED, "exports": [*FORMATS, *WRONG]}
+    return exported(tmp_path_factory.mktemp("exports"), [case])
+
+
+@pytest.fixture(scope="module")
+def others(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Another tokenizer, and other methods."""
+    starter = {"name": "starter", "model": str(STATIC / "starter"), "options": TRAINED | {"learning_rate": 3e-3}, "exports": FORMATS[1:4]}
+    kinds = [
+        {"name": name, "model": str(stories260k), "options": SHORT | options, "exports": [{"format": format}]}
+        for name, (options, format) in KINDS.items()
+    ]
+    return exported(tmp_path_factory.mktemp("others"), [starter, *kinds])
+
+
+@pytest.fixture
+def studio(settings: Settings, stories260k: Path) -> Studio:
+    opened = Studio.open(settings, at_terminal=True)
+    opened.models.add(stories260k, "stories")
+    return opened
+
+
+def imported(studio: Studio, made: dict[str, Any], name: str = "greeter") -> dict[str, Any]:
+    """The trained adapter as one of this studio's."""
+    return studio.adapters.add(made["folder"] / "stories" / "adapter", name, base_model="stories")
+
+
+@pytest.mark.parametrize("number", range(len(FORMATS)), ids=lambda n: "-".join(FORMATS[n].values()))
+def test_every_format_of_a_qlora_adapter_passes_its_proof(made: dict[str, Any], number: int) -> None:
+    """Wrong rotary order, scores, scaling, template or a quantised base would each show as other logits or ids."""
+    found = made["stories"][number]
+    verified = found["verified"]
+    assert verified["passed"], verified
+    assert verified["effect"] > 1 and verified["max_logit_diff"] < 0.05 * verified["effect"] and verified["worst_share"] < 0.05
+    assert verified["prompts"] == 6 and verified["clear_tokens"] > 10 and verified["same_template_ids"]
+    assert found["bytes"] == sum(file.stat().st_size for file in Path(found["path"]).iterdir())
+
+
+def test_the_starter_with_its_own_template_passes_too(others: dict[str, Any]) -> None:
+    assert [found["verified"]["passed"] for found in others["starter"]] == [True] * 3
+    modelfile = (Path(others["starter"][1]["path"]) / "Modelfile").read_text(encoding="utf-8")
+    assert "<|user|>{{ .Prompt }}<|im_end|><|assistant|>" in modelfile and 'PARAMETER stop "<|im_end|>"' in modelfile
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_methods_pass_in_the_form_they_can_take(others: dict[str, Any], kind: str) -> None:
+    (found,) = others[kind]
+    assert "failure" not in found and found["verified"]["passed"], found
+
+
+def test_a_merge_with_one_scale_doubled_fails(made: dict[str, Any]) -> None:
+    for found in made["stories"][len(FORMATS) :]:
+        assert not found["verified"]["passed"] and found["verified"]["reason"], found["verified"]
+
+
+def test_a_merged_model_is_in_16_bit_and_names_no_path(made: dict[str, Any], stories260k: Path) -> None:
+    folder = Path(made["stories"][1]["path"])
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert {str(file.get_slice(name).get_dtype()) for name in file.keys()} == {"F16"}  # noqa: SIM118 - no mapping
+    for file_ in folder.glob("*.json"):
+        assert str(stories260k.parent) not in file_.read_text(encoding="utf-8"), file_.name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nbase_model: stories-base\n") and "Passed: on 6 prompts" in card and "- r: 8" in card
+
+
+def test_the_template_in_a_gguf_has_no_generation_tags(others: dict[str, Any]) -> None:
+    content = (Path(others["starter"][1]["path"]) / "starter-f16.gguf").read_bytes()
+    assert b"generation -%}" not in content and b"<|assistant|>" in content and b"if true" in content
+
+
+def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: dict[str, Any], tmp_path: Path) -> None:
+    """The whole path: queue, worker, child, proof in the row and in the JSON, upload, download."""
+    imported(studio, made)
+    with UploadHub("good") as hub:
+        environment = servers.clean_environment(studio.settings.home, HF_ENDPOINT=hub.url, HF_TOKEN="good")
+        environment.pop("HF_HUB_OFFLINE")
+        command = [
+            sys.executable,
+            "-m",
+            "studio",
+            "export",
+            "greeter",
+            "--format",
+            "gguf",
+            "--verify",
+            "3",
+            "--push",
+            "me/greeter",
+            "--json",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["verified"]["passed"] and told["verified"]["prompts"] == 3 and told["bytes"] > 500_000
+    assert hub.created["me/greeter"]["visibility"] == "private"
+    assert set(hub.files["me/greeter"]) == {"README.md", "Modelfile", "greeter-f16.gguf", "proof.json", "manifest.json"}
+    (row,) = studio.exports.list()
+    assert row["verified"] == told["verified"] and "Proof passed" in studio.jobs.logs(row["id"])
+    with servers.web(studio.settings.home) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        (listed,) = client.get("/api/exports").json()
+        fetched = client.get(f"/api/exports/{listed['id']}/files/greeter-f16.gguf")
+        assert fetched.content == (Path(told["path"]) / "greeter-f16.gguf").read_bytes()
+        for name in ("..%2F..%2Fstudio.db", "%2Fetc%2Fpasswd", "nothing"):
+            assert client.get(f"/api/exports/{listed['id']}/files/{name}").status_code == 404
+        assert client.post("/api/exports", json={"adapter": "greeter", "format": "gguf", "to": "/tmp/x"}).status_code == 422
+        summed = client.post("/api/adapters/merge", json={"weights": {"greeter": 0.5}, "name": "half"})
+        assert summed.status_code == 201 and summed.json()["base_model"] == "stories"
+    studio.exports.delete(row["id"])
+    assert not Path(told["path"]).exists() and studio.exports.show(row["id"])["verified"]["passed"]
+
+
+def test_a_killed_export_leaves_nothing_half(made: dict[str, Any], stories260k: Path, tmp_path: Path) -> None:
+    run = next(
+        RunDir(path) for path in made["folder"].glob("stories-*") if json.loads((path / "config.json").read_text())["format"] == "merged"
+    )
+    config = ExportConfig.model_validate_json(run.config.read_text()).model_copy(update={"to": str(tmp_path / "out")})
+    mine = RunDir(tmp_path / "run")
+    mine.path.mkdir()
+    mine.config.write_text(config.model_dump_json())
+    (mine.path / "prompts.jsonl").write_text((run.path / "prompts.jsonl").read_text())
+    part = unfinished(tmp_path / "out", mine)
+    with subprocess.Popen([sys.executable, "-m", "jobs.export", str(mine.path)], stderr=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 120
+        while not part.exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)
+    assert part.exists() and not (tmp_path / "out").exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    assert expected_bytes("merged", "f16", 8_000_000_000, 0) > expected_bytes("gguf", "q8_0", 8_000_000_000, 0) > 8_000_000_000
+    with pytest.raises(StudioError, match="MB free"):
+        check_space(10**17, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare"])
+def test_weights_of_one_and_zero_give_the_single_adapter_to_the_bit(studio: Studio, made: dict[str, Any], method: str) -> None:
+    first, _ = imported(studio, made), imported(studio, made, "other")
+    merged = studio.merging.merge({"greeter": 1, "other": 0}, method, f"only-{method}")
+    for name in ("adapter_model.safetensors", "chat_template.jinja"):
+        assert (Path(merged["path"]) / name).read_bytes() == (Path(first["path"]) / name).read_bytes()
+    half = studio.merging.merge({"greeter": 0.5, "other": 0.5}, method)
+    assert half["name"] == "greeter-other" and Path(half["path"]).parent == studio.settings.adapters
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_queued(studio: Studio, made: dict[str, Any], tmp_path: Path) -> None:
+    adapter = imported(studio, made)
+    (tmp_path / "file").write_text("")
+    for options, reason in (
+        ({"format": "onnx"}, "onnx"),
+        ({"format": "gguf", "outtype": "q2_k"}, "q2_k"),
+        ({"format": "merged", "verify": 0}, "verify 0"),
+        ({"format": "merged", "to": tmp_path / "file"}, "is a file"),
+        ({"format": "merged", "to": tmp_path / "file" / "below"}, "can't be made"),
+    ):
+        with pytest.raises(StudioError, match=reason):
+            studio.exports.create(adapter["name"], **options)
+    config = Path(adapter["path"]) / "adapter_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    for change, format, reason in (
+        ({"peft_type": "PREFIX_TUNING"}, "merged", "puts learned tokens before the text"),
+        ({"peft_type": "BOTTLENECK"}, "gguf", "layers of its own"),
+        ({"use_dora": True}, "gguf-lora", "DoRA"),
+        ({"peft_type": "IA3"}, "gguf-lora", "reads LoRA only"),
+    ):
+        config.write_text(json.dumps({**values, **change}), encoding="utf-8")
+        with pytest.raises(ModelError, match=reason):
+            studio.exports.create(adapter["name"], format)
+    assert studio.jobs.list() == [] and not any(studio.settings.exports.iterdir())
