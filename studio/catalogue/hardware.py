@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -82,6 +84,18 @@ def thread_budget(role: Role) -> int:
     """
     available = cores()
     return max(1, available - 1) if role == "trainer" else max(1, available // 2)
+
+
+@functools.lru_cache(maxsize=1)
+def cpu_number_bytes() -> int:
+    """Bytes of a number in a training on this processor: 2 where it has instructions for bfloat16, else 4 (as jobs.trainers.base)."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return 2
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 4
+    return 2 if "avx512_bf16" in text or "amx_tile" in text else 4
 
 
 def torch_version() -> str:

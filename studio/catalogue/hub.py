@@ -10,10 +10,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from studio import lifeline
 from studio.errors import ModelError
 
+FOUND = 20  # models that a search tells
 # no Python, no pickles: what is not fetched can't be run
 WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"]
 WANTED += ["special_tokens_map.json", "added_tokens.json", "*.jinja", "spiece.model", "LICENSE*", "README.md"]
@@ -49,6 +51,14 @@ def fetch(repository: str, folder: Path) -> None:
         ) from None
 
 
+def search(query: str) -> list[dict[str, Any]]:
+    """Text generation models whose name holds `query`, the most downloaded first. Raises ModelError without a network."""
+    from huggingface_hub import HfApi
+
+    found = HfApi().list_models(search=query, filter="text-generation", sort="downloads", limit=FOUND)
+    return [{"repository": one.id, "downloads": one.downloads or 0, "gated": bool(one.gated)} for one in found]
+
+
 def _unreachable(repository: str, exc: Exception) -> ModelError:
     return ModelError(
         f"The hub can't be reached, so {repository} was not fetched ({type(exc).__name__}).",
@@ -66,6 +76,9 @@ def _check_space(repository: str, needed: int, place: Path) -> None:
 
 def main() -> None:
     lifeline.end_with_parent()
+    if sys.argv[1] == "--search":
+        _tell_search(sys.argv[2])
+        return
     repository, folder = sys.argv[1:]
     error = None
     try:
@@ -75,6 +88,15 @@ def main() -> None:
     except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the hub's client raises becomes one line
         error = _unreachable(repository, exc).as_json()
     print(json.dumps({"error": error}))
+
+
+def _tell_search(query: str) -> None:
+    try:
+        answer: dict[str, Any] = {"error": None, "models": search(query)}
+    except Exception as exc:  # noqa: BLE001 - the edge of this process
+        reason = f"The hub can't be reached ({type(exc).__name__})."
+        answer = {"error": {"message": reason, "fix": "Check the network, or add a folder that is on this machine."}}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

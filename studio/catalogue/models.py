@@ -61,7 +61,7 @@ def inspect_folder(folder: Path) -> ModelFacts:
     try:
         _check_is_model(folder)
         config = read_json(folder / "config.json")
-        _check_no_remote_code(folder, config)
+        check_no_remote_code(folder, config)
         _check_architecture(config)
         parameters = count_parameters(folder, tied=config.get("tie_word_embeddings") is True)
         _check_full_precision(config)
@@ -173,7 +173,7 @@ def _check_is_model(folder: Path) -> None:
     )
 
 
-def _check_no_remote_code(folder: Path, config: dict[str, Any]) -> None:
+def check_no_remote_code(folder: Path, config: dict[str, Any]) -> None:
     """transformers would fetch and run Python named by these keys, some of them even with trust_remote_code=False."""
     places = [("config.json", config)]
     if (folder / "tokenizer_config.json").is_file():

@@ -1,0 +1,58 @@
+"""/api/fit and /api/catalogue: what would fit here, and the models that people use. Models are named, never given as a path."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from studio.services import Studio
+
+router = APIRouter(prefix="/api")
+
+
+def _studio(request: Request) -> Studio:
+    studio: Studio = request.app.state.studio
+    return studio
+
+
+Here = Annotated[Studio, Depends(_studio)]
+
+
+class Question(BaseModel):
+    """A training that somebody thinks of."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    base_model: str | None = None
+    model_config_json: dict[str, Any] | None = Field(default=None, description="The content of a config.json, instead of a model's name.")
+    recipe: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    device: Literal["cuda", "cpu"] | None = None
+    gpu_gib: float | None = None
+
+
+@router.post("/fit")
+def fit(body: Question, studio: Here) -> dict[str, Any]:
+    """Predicted peak memory of this exact configuration, and what each change would save."""
+    return studio.fit.fit(
+        base_model=body.base_model,
+        model_config=body.model_config_json,
+        recipe=body.recipe,
+        options=body.options,
+        device=body.device,
+        gpu_gib=body.gpu_gib,
+    )
+
+
+@router.get("/catalogue")
+def catalogue(studio: Here) -> list[dict[str, Any]]:
+    """Base models that people use, each with what is known about it and whether it fits here."""
+    return studio.known.list()
+
+
+@router.get("/catalogue/search")
+def search(studio: Here, query: str) -> list[dict[str, Any]]:
+    """Text generation models of the hub; needs the network."""
+    return studio.known.search(query)

@@ -1,0 +1,173 @@
+"""What one batch keeps in memory: the tensors that the backward pass needs, layer by layer, and the tiles of the output layer.
+
+The terms are what autograd saves of transformers' layers under peft, as its saved-tensor hooks list them; bytes per token unless
+said otherwise. `size` is the bytes of a number in the arithmetic: 2 under bfloat16 or float16 autocast, 4 in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from studio.catalogue.architecture import Decoder, Linear
+from studio.catalogue.trainable import PROMPTS
+
+TILE_TOKENS, TILE_WORDS = 4096, 32768  # trl computes the output layer in tiles of at most this size
+# bytes per number of a tile where no Triton kernel folds it: the tile, its float32 copy, log-probabilities, probabilities, gradients
+TILE_BACKWARD = {2: 31, 4: 33}
+TILE_FORWARD = {2: 15, 4: 17}
+PYTHON_GELU = ("gelu_new", "gelu_fast", "gelu_python", "quick_gelu")  # written out in steps, each of which keeps its input
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a batch is computed. `is_masked`: rows of unequal length, or packed ones, so attention gets a mask."""
+
+    device: str
+    size: int
+    sequences: int
+    length: int
+    method: str
+    rank: int
+    targets: tuple[Linear, ...]
+    dropout: float
+    is_dora: bool
+    is_quantized: bool
+    is_masked: bool
+    is_flash: bool = False
+    is_eager: bool = False
+    wraps_experts: bool = False
+    activation: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    @property
+    def copies_inputs(self) -> bool:
+        """Whether every adapted layer keeps a copy of its input, made on the way to the adapter's float32 and back."""
+        return self.method == "lora" and self.size == 2 and not (self.device == "cuda" and self.is_quantized)
+
+
+def saved_by_layer(model: Decoder, at: Setting) -> int:
+    """Bytes that one block keeps for the backward pass of the whole batch."""
+    per_token = _norms(model, at) + _attention(model, at) + _feed_forward(model, at) + _adapters(model, at)
+    fixed = sum(at.size * linear.rows**2 for linear in at.targets) if at.is_dora else 0  # peft multiplies by an identity matrix
+    if model.experts and at.wraps_experts:
+        fixed += 2 * at.size * model.experts.parameters  # the update of every expert is written out
+    return at.tokens * per_token + fixed
+
+
+def boundary(model: Decoder, at: Setting) -> int:
+    """Bytes kept of one block where it is computed again: its input."""
+    return at.tokens * model.hidden * at.size
+
+
+def layer_backward(model: Decoder, at: Setting) -> int:
+    """Bytes of gradients alive at once inside a block, and of its largest layer's weights brought out of 4 or 8 bits."""
+    widest = max((max(linear.rows, linear.columns) for linear in model.linears), default=model.hidden)
+    widest = max(widest, model.experts.width if model.experts else 0)
+    flows = 3 * at.size * widest + 2 * at.size * model.hidden
+    if at.copies_inputs:
+        flows += 4 * widest
+    weights = max((linear.weights for linear in model.linears), default=0) * at.size
+    largest = weights if at.is_quantized or at.is_dora else 0
+    return at.tokens * flows + largest
+
+
+def layer_forward(model: Decoder, at: Setting) -> int:
+    """Bytes of one block while nothing is kept, as in an evaluation."""
+    inner = sum(linear.columns for linear in model.linears if linear.rows == model.hidden)
+    return at.tokens * (at.size * (inner + 2 * model.hidden) + 4 * model.hidden)
+
+
+def head_backward(model: Decoder, at: Setting) -> int:
+    """Bytes of the output layer at its dearest moment, the gradient of one tile, with the hidden states around it."""
+    tile = _tile(model, at)
+    hidden = at.tokens * model.hidden * (4 + 3 * at.size)
+    if at.device == "cuda":  # a Triton kernel turns the tile into its gradient in place
+        return 2 * tile + hidden
+    weights = min(model.vocabulary, TILE_WORDS) * model.hidden * 4 if at.size == 2 else 0
+    return max(TILE_BACKWARD[at.size] * tile, (at.size + 4 if at.size == 2 else 4) * tile + weights) + hidden
+
+
+def head_forward(model: Decoder, at: Setting) -> int:
+    tile = _tile(model, at)
+    return (2 if at.device == "cuda" else TILE_FORWARD[at.size]) * tile + at.tokens * model.hidden * 2 * at.size
+
+
+def whole_logits(model: Decoder, at: Setting) -> int:
+    """Bytes where logits are not tiled (ORPO): the logits, their gradient, a float32 copy of the better half and its softmax."""
+    numbers = at.tokens * model.vocabulary
+    return numbers * (2 * at.size + 4) + numbers // 2 * 8
+
+
+def _tile(model: Decoder, at: Setting) -> int:
+    return min(at.tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS)
+
+
+def _norms(model: Decoder, at: Setting) -> int:
+    """An RMSNorm keeps its input in float32, a LayerNorm as it comes."""
+    number = max(model.family.norms, 1 if model.kind != "olmo" else 2)
+    each = at.size if model.family.norm_bias else 4
+    per_token = number * each * model.hidden
+    if model.family.qk_norm:
+        per_token += 4 * (model.query_width + model.kv_width)
+    if at.method == "full":
+        per_token += number * 4 * model.hidden
+    return per_token
+
+
+def _attention(model: Decoder, at: Setting) -> int:
+    query, kv = model.query_width, model.kv_width
+    is_flash = at.is_flash and not at.is_eager
+    written_out = at.is_eager or (model.is_eager and not is_flash)
+    if at.device == "cpu" and model.drops_attention > 0 and not written_out:
+        return at.size * 2 * query + 4 * 3 * query + 12 * model.heads * at.length  # no fused kernel drops on a processor
+    if written_out:
+        squares = (4 + 2 * at.size if model.kind.startswith("gemma2") else 4 + (at.size if at.size == 2 else 0)) * model.heads * at.length
+        return at.size * 4 * query + squares
+    repeated = 2 * query if at.is_masked and not is_flash else 2 * kv
+    mask = at.size * at.length if at.is_masked and not is_flash else 0
+    return at.size * (2 * query + repeated) + 4 * model.heads + mask
+
+
+def _feed_forward(model: Decoder, at: Setting) -> int:
+    if model.experts:
+        expert = model.experts
+        shared = max((linear.columns for linear in model.linears if linear.name == "gate_proj"), default=0)
+        return at.size * (expert.active * (2 * model.hidden + 4 * expert.width) + 4 * shared)
+    inner = next((linear.rows for linear in model.linears if linear.columns == model.hidden and linear.rows != model.query_width), None)
+    inner = inner or model.intermediate
+    if model.family.is_gated:
+        return at.size * 3 * inner
+    return at.size * (4 if at.activation in PYTHON_GELU else 1) * inner
+
+
+def _adapters(model: Decoder, at: Setting) -> int:
+    """Inputs that the adapted (or, in full training, all) layers need for their own gradient."""
+    if at.method in PROMPTS:
+        return 0
+    if at.method == "bottleneck":
+        return 2 * (4 * model.hidden + at.size * model.hidden)
+    if at.method == "ia3":
+        return at.size * sum(min(linear.rows, linear.columns) for linear in at.targets)
+    targets = at.targets
+    per_token = sum(at.size * at.rank for _ in targets) if at.method == "lora" else 0
+    if at.copies_inputs or (at.method == "full" and at.size == 2):
+        per_token += sum(at.size * linear.rows for linear in targets)
+    else:
+        into = {(linear.rows, _is_inner(linear, model)) for linear in targets}
+        reads_states = sum(1 for linear in targets if linear.rows == model.hidden and linear.name not in ("dense", "o_proj", "out_proj"))
+        per_token += at.size * model.hidden * min(reads_states, 2)
+        per_token += sum(at.size * rows for rows, is_inner in into if is_inner)
+    if at.dropout:
+        per_token += sum((1 if at.device == "cuda" else 4) * linear.rows for linear in targets)
+        per_token += 0 if at.copies_inputs else sum(at.size * linear.rows for linear in targets)
+    if at.is_dora:
+        per_token += sum(2 * at.size * linear.columns for linear in targets)
+    return per_token
+
+
+def _is_inner(linear: Linear, model: Decoder) -> bool:
+    """Whether it reads what the feed-forward part has computed."""
+    return linear.columns == model.hidden and linear.rows == model.intermediate

@@ -1,0 +1,194 @@
+"""What goes together: method, base precision, device, gradient checkpointing, objective. The rules are compatibility.toml's.
+
+`conflicts` says what stands against one configuration, with the change that mends each; `table` is every cell. Knows a model only
+by its config.json, and no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs.config import JobConfig, Objective, build
+
+RULES = Path(__file__).with_name("compatibility.toml")
+HIGHEST_RATE = {"prompt-tuning": 1.0, "p-tuning": 1.0, "prefix-tuning": 1.0}  # virtual tokens want large steps
+HIGHEST_RATE_OF_WEIGHTS = 0.1
+# method of the table -> options that make it
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LoRA": {"method": "lora"},
+    "rsLoRA": {"method": "lora", "lora.use_rslora": True},
+    "DoRA": {"method": "lora", "lora.use_dora": True},
+    "LoRA+": {"method": "lora", "lora.loraplus_lr_ratio": 16.0},
+    "PiSSA": {"method": "lora", "lora.init_lora_weights": "pissa"},
+    "IA3": {"method": "ia3"},
+    "prompt tuning": {"method": "prompt-tuning"},
+    "P-tuning": {"method": "p-tuning"},
+    "prefix tuning": {"method": "prefix-tuning"},
+    "bottleneck": {"method": "bottleneck"},
+    "full": {"method": "full"},
+}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "16-bit": {},
+    "8-bit": {"quantization.load_in_8bit": True},
+    "4-bit": {"quantization.load_in_4bit": True},
+}
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One reason against a configuration. `change`: options that mend it, empty where a person has to decide."""
+
+    because: str
+    change: Mapping[str, Any]
+    advice: str = ""
+
+    @property
+    def fix(self) -> str:
+        return self.advice or "Set " + " and ".join(f"{key}={_text(value)}" for key, value in self.change.items()) + "."
+
+    @property
+    def sentence(self) -> str:
+        """The reason as a sentence; an option at its start keeps its name."""
+        first = self.because.partition(" ")[0]
+        return (self.because if set(first) & set("=._") else self.because[0].upper() + self.because[1:]) + "."
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.fix}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table. `verdict`: ok, needs (a change of an option beside the cell's own), refused."""
+
+    method: str
+    precision: str
+    device: str
+    gradient_checkpointing: bool
+    objective: str
+    options: Mapping[str, Any]
+    verdict: str
+    because: str = ""
+    fix: str = ""
+
+
+def conflicts(config: JobConfig, device: str, model: Mapping[str, Any] | None = None) -> list[Conflict]:
+    """Everything that stands against this job on `device` (cuda, cpu), rules first; `model`: config.json of its base."""
+    facts = _facts(config, device)
+    ruled = [Conflict(rule["because"], rule.get("set", {})) for rule in _rules() if _holds(rule["when"], facts)]
+    return [*ruled, *_numbers(config, model)]
+
+
+def table(device: str) -> Iterator[Cell]:
+    """Every method with every precision, with and without gradient checkpointing, for every objective."""
+    for method, precision, recompute, objective in itertools.product(VARIANTS, PRECISIONS, (False, True), get_args(Objective)):
+        own = {**VARIANTS[method], **PRECISIONS[precision], "gradient_checkpointing": recompute, "objective": objective}
+        found = conflicts(build(own), device)
+        verdict = "ok" if not found else "needs" if all("gradient_checkpointing" in one.change for one in found) else "refused"
+        first = found[0] if found else None
+        yield Cell(
+            method, precision, device, recompute, objective, own, verdict, first.because if first else "", first.fix if first else ""
+        )
+
+
+def left_out() -> list[dict[str, str]]:
+    """Kinds of adapters that are not offered: [{"name", "because"}]."""
+    return list(_data()["left_out"])
+
+
+def _facts(config: JobConfig, device: str) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    quantization = values["quantization"]
+    precision = "4-bit" if quantization["load_in_4bit"] else "8-bit" if quantization["load_in_8bit"] else "16-bit"
+    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for section in (key for key, value in values.items() if isinstance(value, dict)):
+        flat |= {f"{section}.{key}": value for key, value in values[section].items()}
+    return {**flat, "precision": precision, "device": device}
+
+
+def _holds(when: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> bool:
+    return all(_is_one(key, allowed, facts) for key, allowed in when.items())
+
+
+def _is_one(key: str, allowed: list[Any], facts: Mapping[str, Any]) -> bool:
+    if key == "missing":
+        return any(importlib.util.find_spec(name) is None for name in allowed)
+    value = facts[key]
+    return any(one in allowed for one in value) if isinstance(value, list) else value in allowed
+
+
+def _numbers(config: JobConfig, model: Mapping[str, Any] | None) -> Iterator[Conflict]:
+    """Values that parse and still can't work."""
+    highest = HIGHEST_RATE.get(config.method, HIGHEST_RATE_OF_WEIGHTS)
+    if config.learning_rate > highest:
+        usual = 0.01 if config.method in HIGHEST_RATE else 2e-4
+        yield Conflict(f"a learning_rate of {config.learning_rate:g} makes {config.method} diverge at once", {"learning_rate": usual})
+    weights = config.dpo.loss_weights
+    if config.objective == "dpo" and weights is not None and len(weights) != len(config.dpo.loss_type):
+        yield Conflict(
+            f"dpo.loss_weights has {len(weights)} values for {len(config.dpo.loss_type)} losses",
+            {"dpo.loss_weights": [1.0] * len(config.dpo.loss_type)},
+        )
+    if config.method == "ia3" and (config.ia3.target_modules == "auto") != (config.ia3.feedforward_modules is None):
+        yield Conflict("ia3.target_modules and ia3.feedforward_modules are named together or left to auto together", {
+            "ia3.target_modules": "auto", "ia3.feedforward_modules": None,
+        })  # fmt: skip
+    if model is not None:
+        yield from _against_model(config, model)
+
+
+def _against_model(config: JobConfig, model: Mapping[str, Any]) -> Iterator[Conflict]:
+    context = model.get("max_position_embeddings")
+    if isinstance(context, int) and config.max_length > context > 0:
+        yield Conflict(f"max_length={config.max_length} is longer than the {context} tokens this model reads", {"max_length": context})
+    in_front = config.method in ("prompt-tuning", "p-tuning", "prefix-tuning")
+    tokens = config.prompt.num_virtual_tokens
+    if in_front and isinstance(context, int) and tokens >= context // 2 > 0:
+        yield Conflict(
+            f"{tokens} virtual tokens leave too little of the {context} that this model reads", {"prompt.num_virtual_tokens": context // 8}
+        )
+    if config.method == "lora" and (narrowest := _narrowest(config, model)) and config.lora.r > narrowest[1]:
+        layer, width = narrowest
+        yield Conflict(f"a rank of {config.lora.r} is more than the {width} that its layer {layer} is wide", {"lora.r": width})
+
+
+def _narrowest(config: JobConfig, model: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Name and least width of the narrowest layer that learns; None where the model's config names no such sizes."""
+    hidden, heads = model.get("hidden_size"), model.get("num_attention_heads")
+    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1:
+        return None
+    head = model.get("head_dim") or hidden // heads
+    keys = (model.get("num_key_value_heads") or heads) * head
+    inner = model.get("intermediate_size") or 4 * hidden
+    widths = {
+        "q_proj": min(hidden, heads * head),
+        "k_proj": min(hidden, keys),
+        "v_proj": min(hidden, keys),
+        "o_proj": min(hidden, heads * head),
+    }
+    widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), min(hidden, inner))
+    wanted = config.lora.target_modules
+    if wanted != "all-linear":
+        named = [wanted] if isinstance(wanted, str) else wanted
+        widths = {name: width for name, width in widths.items() if any(one.rpartition(".")[2] == name for one in named)}
+    return min(widths.items(), key=lambda pair: pair[1]) if widths else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _rules() -> list[dict[str, Any]]:
+    return list(_data()["rule"])
+
+
+@functools.cache
+def _data() -> dict[str, Any]:
+    return tomllib.loads(RULES.read_text(encoding="utf-8"))

@@ -1,0 +1,65 @@
+"""The catalogue for people: known base models with whether they fit here, and a search of the hub where there is a network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from studio.catalogue.known import KnownModel, known_models
+from studio.errors import ModelError
+from studio.services.fit import FitService
+from studio.services.models import ModelService
+from studio.settings import Settings
+
+SEARCH_S = 30
+Models = list[dict[str, Any]]  # inside the class, `list` is a use case
+UNCHECKED = "Licence, gate and weights were written down from what is publicly known, and not checked here."
+
+
+class KnownService:
+    """What a person could bring here."""
+
+    def __init__(self, settings: Settings, models: ModelService, fit: FitService) -> None:
+        self.settings = settings
+        self.models = models
+        self.fit = fit
+
+    def list(self) -> Models:
+        """[{"repository", "parameters", "context", "licence", "template", "gated", "weights", "good_for", "refusal", "fits", …}]."""
+        here = {model["name"].lower() for model in self.models.list()}
+        return [self._record(model, here) for model in known_models()]
+
+    def search(self, query: str) -> Models:
+        """Text generation models of the hub by name, the most downloaded first. Raises ModelError without a network."""
+        if not (wanted := query.strip()[:100]):
+            return []
+        if self.settings.hub_offline:
+            raise ModelError("This studio is set to stay offline.", "Unset HF_HUB_OFFLINE to search the hub, or add a folder.")
+        command = [sys.executable, "-m", "studio.catalogue.hub", "--search", wanted]
+        try:
+            done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=SEARCH_S, check=False)
+            answer = json.loads(done.stdout)
+        except (subprocess.TimeoutExpired, ValueError):
+            answer = {"error": {"message": "The hub gave no answer.", "fix": "Check the network, or add a folder."}}
+        if answer.get("error"):
+            raise ModelError(answer["error"]["message"], answer["error"]["fix"])
+        return list(answer["models"])
+
+    def _record(self, model: KnownModel, here: set[str]) -> dict[str, Any]:
+        return {
+            "repository": model.repository,
+            "parameters": model.parameters,
+            "context": model.context,
+            "licence": model.licence,
+            "template": model.template,
+            "gated": model.is_gated,
+            "weights": model.weights,
+            "good_for": model.good_for,
+            "refusal": model.refusal,
+            "fits": self.fit.methods_that_fit(model.config),
+            "here": model.repository.rpartition("/")[2].lower() in here,
+            "checked": False,
+            "note": UNCHECKED,
+        }

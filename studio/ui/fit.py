@@ -1,0 +1,81 @@
+"""The fit bar: what a training would take of the device, live while options change; and the run's own peak beside it. A piece.
+
+`FitBar(form, studio)` inside a tab, `wire(...)` behind the fields. Knows nothing of how a prediction is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.ui import pieces
+from studio.ui.handlers import QUIET
+from studio.ui.options import OptionsForm
+
+LABELS = {
+    "base_weights": "Base model",
+    "full_precision_weights": "Embeddings, head, norms",
+    "adapter": "What learns, with gradients",
+    "optimizer": "Optimizer",
+    "activations": "Activations",
+    "logits": "Output layer",
+    "overhead": "Overhead",
+    "process": "The program itself",
+}
+SHOWN_ADVICE = 4
+
+
+class FitBar:
+    """A card that says whether the choices of a form fit."""
+
+    def __init__(self, studio: Studio, form: OptionsForm) -> None:
+        self._studio = studio
+        self._form = form
+        self.panel = pieces.panel(elem_id="fit", elem_classes="card")
+
+    def wire(self, opened: Any, base_model: gr.Dropdown, recipe: gr.Radio) -> None:
+        """Draw it when the tab opens and at every change of the model, the recipe or a field that memory depends on."""
+        inputs = [base_model, recipe, *self._form.fields]
+        changes = [base_model.change, *(field.change for field in self._form.fields)]
+        gr.on([opened, *changes], self.draw, inputs=inputs, outputs=[self.panel], trigger_mode="always_last", **QUIET)
+        self.panel.select(self.apply, inputs=inputs, outputs=self._form.fields, **QUIET)
+
+    def draw(self, base_model: str | None, recipe: str, *shown: Any) -> str:
+        if not base_model:
+            return ""
+        try:
+            found = self._studio.fit.fit(base_model=base_model, recipe=recipe, options=self._form.changed(recipe, shown))
+        except StudioError as exc:
+            return pieces.notice(exc)
+        return pieces.piece("fit", **bar(found))
+
+    def apply(self, event: gr.EventData, base_model: str | None, recipe: str, *rest: Any) -> list[Any]:
+        """Take one piece of advice: its options go into the fields."""
+        shown, number = list(rest), int(event._data["number"])
+        found = self._studio.fit.fit(base_model=base_model, recipe=recipe, options=self._form.changed(recipe, shown))
+        if number >= len(found["advice"]):
+            return shown
+        values = found["advice"][number]["options"]
+        taken = {key: "" if value is None else value for key, value in values.items()}  # as a field shows an empty option
+        return [taken.get(option.key, value) for option, value in zip(self._form.options, shown, strict=True)]
+
+
+def bar(found: dict[str, Any]) -> dict[str, Any]:
+    """What the piece shows of a fit: segments as shares of what there is, or of what is needed where that is more."""
+    parts = {**found["breakdown"], "process": found["process_bytes"]}
+    needed = sum(parts.values())
+    whole = max(needed, found["room_bytes"] or 0) or 1
+    return {
+        "fit": found,
+        "needed": needed,
+        "segments": [
+            {"name": name, "label": LABELS[name], "bytes": value, "percent": round(100 * value / whole, 2)}
+            for name, value in parts.items()
+            if value
+        ],
+        "room_percent": round(100 * found["room_bytes"] / whole, 2) if found["room_bytes"] else None,
+        "advice": found["advice"][:SHOWN_ADVICE],
+    }

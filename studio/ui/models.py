@@ -1,0 +1,178 @@
+"""Models: what do I have? Base models, adapters and merges with their story, exports with their proof, models to bring here, disk.
+
+Knows nothing of files: names in, cards out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import NotFoundError, StudioError
+from studio.services import Studio
+from studio.ui import exports, pieces
+from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.page import Page, ending, go, opening
+from studio.ui.storage import StoragePiece
+
+FITS = {"qlora-sft": "QLoRA", "lora-sft": "LoRA", "full": "full training"}
+BASE, ADAPTER = "base", "adapter"
+
+
+class ModelsTab:
+    """Left: what is here, exports, what could be brought here. Right: the card of what is chosen, with its lineage; disk."""
+
+    def __init__(self, studio: Studio, page: Page) -> None:
+        self._studio = studio
+        self._page = page
+        with opening("models") as self.tab:
+            with gr.Row(elem_classes="halves"):
+                with gr.Column(scale=3, min_width=320):
+                    self._layout_left()
+                with gr.Column(scale=2, min_width=320):
+                    self.card = pieces.panel(elem_id="models-card", elem_classes="card")
+                    self.storage = StoragePiece(studio, "models-disk")
+            self.chat = ending("next: Chat with it", "models-chat", visible=False)
+        self._wire()
+
+    def _layout_left(self) -> None:
+        self.list = pieces.panel(elem_id="models-list", elem_classes="card")
+        self.notice = pieces.panel(elem_id="models-notice", elem_classes="notice-place")
+        with gr.Accordion("Bring a model here: models that people use, or any of the hub", open=False, elem_id="models-bring"):
+            with gr.Row(elem_classes="fields making"):
+                self.source = gr.Textbox(
+                    "",
+                    label="Name on the hub",
+                    info="OWNER/NAME. A folder of this machine is added at the terminal: studio models add PATH",
+                    max_lines=1,
+                    elem_id="models-source",
+                )
+                self.add = gr.Button("Fetch it", elem_id="models-add")
+                self.search = gr.Button("Search the hub", elem_id="models-search")
+            self.filter = gr.Textbox("", label="Show only", info="A word of its name or use.", max_lines=1, elem_id="models-filter")
+            self.known = pieces.panel(elem_id="models-known")
+        self.exports = exports.build(self._studio, self._page)
+
+    def _wire(self) -> None:
+        place = self._page.place
+        shown = [self.list, self.card, self.chat]
+        self.storage.wire(self.tab.select)
+        self.tab.select(steady(self.look), inputs=[place.model], outputs=shown, **QUIET)
+        place.model.change(steady(self.look), inputs=[place.model], outputs=shown, **QUIET)
+        self.list.select(self.choose, outputs=[place.model], **QUIET)
+        outputs = [self.notice, self._page.tabs, place.dataset, place.job, place.comparison, place.model, *shown]
+        self.card.select(tells(self.notice)(self.act), inputs=[place.model], outputs=outputs, **busy(self.card))
+        gr.on([self.tab.select, self.filter.change], self.draw_known, inputs=[self.filter], outputs=[self.known], **QUIET)
+        self.search.click(tells(self.notice)(self.find), inputs=[self.source], outputs=[self.notice, self.known], **busy(self.known))
+        fetched = {"inputs": [self.source, place.model], "outputs": [self.notice, self.source, place.model, *shown]}
+        self.add.click(tells(self.notice)(self.fetch), **fetched, **busy(self.list))
+        self.known.select(self.take, outputs=[self.source], **QUIET)
+
+    def look(self, chosen: str) -> dict[Any, Any]:
+        models, adapters = self._studio.models.list(), self._studio.adapters.list()
+        kind, _, name = chosen.partition("/")
+        names = {BASE: {model["name"] for model in models}, ADAPTER: {adapter["name"] for adapter in adapters}}
+        if name not in names.get(kind, ()):
+            kind, name = BASE, models[0]["name"]
+        drawn = pieces.piece(
+            "models",
+            models=models,
+            trained=[adapter for adapter in adapters if adapter["job"]],
+            brought=[adapter for adapter in adapters if not adapter["job"]],
+            chosen=f"{kind}/{name}",
+        )
+        loadable = kind == ADAPTER or next(model["loadable"] for model in models if model["name"] == name)
+        return {self.list: drawn, self.card: self._card(kind, name), self.chat: gr.Button(f"next: Chat with {name}", visible=loadable)}
+
+    def choose(self, event: gr.EventData) -> str:
+        return f"{event._data['kind']}/{event._data['name']}"
+
+    def act(self, chosen: str, event: gr.EventData) -> dict[Any, Any]:
+        """A link of the lineage, or the removal of what is shown."""
+        act, place = event._data["act"], self._page.place
+        goals = {"dataset": ("data", place.dataset), "job": ("jobs", place.job), "comparison": ("compare", place.comparison)}
+        if act in goals:
+            tab, box = goals[act]
+            return {self._page.tabs: go(tab), box: event._data["id"]}
+        kind, _, name = chosen.partition("/")
+        if act == "model":
+            return {place.model: f"{BASE}/{event._data['name']}"}
+        if act == "remove":
+            done = self._studio.models.remove(name) if kind == BASE else self._studio.adapters.delete(name)
+            return {self.notice: pieces.said(f"{done['name']} is removed."), place.model: "", **self.look("")}
+        return {}
+
+    def fetch(self, source: str, chosen: str) -> dict[Any, Any]:
+        """Fetch a model of the hub; a path is nobody's to name over HTTP."""
+        wanted = source.strip().removeprefix("hub:")
+        if not wanted:
+            raise StudioError("No model is named.", "Write OWNER/NAME, or take one of the list below.")
+        added = self._studio.models.add(f"hub:{wanted}")
+        now = f"{BASE}/{added['name']}"
+        return {self.notice: pieces.said(f"{added['name']} is here."), self.source: "", self._page.place.model: now, **self.look(now)}
+
+    def take(self, event: gr.EventData) -> str:
+        return str(event._data["repository"])
+
+    def find(self, query: str) -> dict[Any, Any]:
+        found = self._studio.known.search(query)
+        return {self.known: pieces.piece("found_models", models=found, query=query)}
+
+    def draw_known(self, wanted: str) -> str:
+        rows = self._studio.known.list()
+        text = wanted.strip().lower()
+        kept = [row for row in rows if text in f"{row['repository']} {row['licence']} {row['good_for']} {row['template']}".lower()]
+        return pieces.piece("known_models", models=[{**row, "fit": _fits(row["fits"])} for row in kept], total=len(rows))
+
+    def _card(self, kind: str, name: str) -> str:
+        if kind == BASE:
+            model = self._studio.models.show(name)
+            adapters = [adapter["name"] for adapter in self._studio.adapters.list(name)]
+            try:
+                fit = _fits(self._studio.fit.recipes_that_fit(name))
+            except StudioError:
+                fit = ""
+            return pieces.piece("model_card", model=model, adapters=adapters, fit=fit)
+        adapter = self._studio.adapters.show(name)
+        job = self._job(adapter["job"])
+        return pieces.piece(
+            "adapter_card",
+            adapter=adapter,
+            job=job,
+            memory=self._studio.fit.measured(adapter["job"]) if adapter["job"] else None,
+            data=self._dataset(job),
+            comparisons=[row for row in self._studio.comparisons.list() if name in _contestants(row)],
+        )
+
+    def _job(self, job_id: str | None) -> dict[str, Any] | None:
+        try:
+            return self._studio.jobs.show(job_id) if job_id else None
+        except NotFoundError:
+            return None
+
+    def _dataset(self, job: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            return self._studio.datasets.show(job["data"]) if job and job.get("data") else None
+        except NotFoundError:
+            return None
+
+
+def _contestants(comparison: dict[str, Any]) -> set[str]:
+    return {contestant.rpartition(":")[2] for contestant in comparison["contestants"]}
+
+
+def _fits(found: dict[str, bool | None]) -> str:
+    """What of the usual methods fits here, in words."""
+    good = [FITS[name] for name, fits in found.items() if fits]
+    if good:
+        return "fits here: " + ", ".join(good)
+    return "too large for this machine" if any(fits is False for fits in found.values()) else ""
+
+
+def chat_choice(studio: Studio, chosen: str) -> str:
+    """Who answers when the reader goes on to the Chat tab."""
+    kind, _, name = chosen.partition("/")
+    if kind == ADAPTER:
+        return f"{studio.adapters.show(name)['base_model']}:{name}"
+    return name or studio.models.list()[0]["name"]

@@ -1,0 +1,91 @@
+"""`studio fit` as a person, a program and past runs meet it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from studio.cli import app
+from studio.db.models import Job
+from studio.errors import StudioError
+from studio.services import Studio
+from studio.services.models import STARTER_FOLDER
+from studio.settings import Settings
+
+EIGHT_B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+}  # fmt: skip
+PARTS = {"base_weights", "full_precision_weights", "adapter", "optimizer", "activations", "logits", "overhead"}
+
+
+@pytest.fixture
+def studio(settings: Settings) -> Studio:
+    return Studio.open(settings, at_terminal=True)
+
+
+def test_a_qlora_of_8b_fits_8_gib_and_its_advice_is_true(studio: Studio) -> None:
+    # red when parts don't add up, advice promises another saving than the change brings, or a limit does not hold
+    options = {"per_device_train_batch_size": 1, "max_length": 2048, "gradient_checkpointing": True, "per_device_eval_batch_size": 1}
+    found = studio.fit.fit(model_config=EIGHT_B, options=options, gpu_gib=8)
+    assert set(found["breakdown"]) == PARTS and sum(found["breakdown"].values()) == found["predicted_bytes"]
+    assert found["fits"] is True and found["margin_bytes"] == 8 * 1024**3 - found["predicted_bytes"]
+    dear = {"per_device_train_batch_size": 8, "max_length": 4096}
+    large = studio.fit.fit(model_config=EIGHT_B, options=dear, gpu_gib=24)
+    assert large["fits"] is False and large["advice"]
+    for one in large["advice"]:
+        changed = studio.fit.fit(model_config=EIGHT_B, options={**dear, **one["options"]}, gpu_gib=24)
+        assert large["predicted_bytes"] - changed["predicted_bytes"] == one["saves_bytes"]
+    longest = large["longest_max_length"]
+    for length, fits in ((longest, True), (longest + 64, False)):
+        assert studio.fit.fit(model_config=EIGHT_B, options={**dear, "max_length": length}, gpu_gib=24)["fits"] is fits
+
+
+def test_without_a_gpu_nobody_knows_whether_it_fits(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.catalogue.hardware.torch_supports_cuda", lambda: False)
+    monkeypatch.setattr("studio.catalogue.hardware._devices", (float("-inf"), []))
+    found = studio.fit.fit(model_config=EIGHT_B, device="cuda")
+    assert found["fits"] is None and found["margin_bytes"] is None and found["longest_max_length"] is None
+
+
+def test_past_runs_of_this_machine_correct_the_prediction(studio: Studio) -> None:
+    # red when measured peaks are not learned from, or a run unlike this one counts too
+    options = {"max_length": 256, "device": "cpu"}
+    plain = studio.fit.fit(base_model="starter", options=options)
+    config = {"model_name_or_path": str(STARTER_FOLDER), "quantization": {"load_in_4bit": True}, **options}
+    with studio.db.write() as session:
+        for number in range(3):
+            result = {"peak_memory_bytes": round(plain["predicted_bytes"] * 1.2), "device": "cpu", "longest_row": 256}
+            job = Job(kind="train", name=f"past-{number}", status="SUCCEEDED", config=config, result=result, ended_at=1.0)
+            session.add(job)
+    learned = studio.fit.fit(base_model="starter", options=options)
+    assert learned["correction"] == {"factor": 1.2, "runs": 3}
+    assert learned["predicted_bytes"] == pytest.approx(plain["predicted_bytes"] * 1.2, rel=0.001)
+    assert studio.fit.fit(model_config=EIGHT_B, options=options)["correction"]["runs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Name one model"),
+        (["--model-config", "/nowhere.json"], "is no file"),
+        (["--base-model", "starter", "--gpu-gib", "-3"], "no size of a GPU"),
+        (["--base-model", "starter", "--device", "cpu", "--gpu-gib", "3"], "goes with a GPU"),
+        (["--base-model", "startr"], "no base model"),
+        (["--base-model", "starter", "--set", "lora.q=3"], "lora.q is no option"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_answered_in_words(settings: Settings, arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["fit", *arguments])
+    assert isinstance(done.exception, StudioError) and said in str(done.exception)
+
+
+def test_what_a_launch_would_refuse_is_predicted_with_a_warning(settings: Settings, tmp_path: Any) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(EIGHT_B), encoding="utf-8")
+    done = CliRunner().invoke(app, ["fit", "--model-config", str(file), "--gpu-gib", "24", "--set", "learning_rate=0.9", "--json"])
+    found = json.loads(done.stdout)
+    assert found["predicted_bytes"] > 4e9 and any("learning_rate" in warning for warning in found["warnings"])
