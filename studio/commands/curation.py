@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, read_text, say, show, table
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.services.curation import ReportOptions
 
 ID = Annotated[str, typer.Argument(metavar="ID", help="A dataset's ID or name.")]
 Name = Annotated[str | None, typer.Option(help="What to call the new version.")]
@@ -34,7 +37,7 @@ def report(
 ) -> None:
     """Name everything that is wrong with the rows."""
     curation = open_studio().curation
-    options: dict[str, Any] = {"base_model": base_model, "max_length": max_length, "chat_template": chat_template, "against": against or []}
+    options = _options(base_model, max_length, chat_template, against)
     made = curation.report(dataset, **options, progress=_tell)
     show(made, json, _report_text(made, dataset))
 
@@ -51,7 +54,7 @@ def fix(
 ) -> None:
     """Write a version without what these checks find."""
     curation = open_studio().curation
-    options: dict[str, Any] = {"base_model": base_model, "max_length": max_length, "chat_template": chat_template, "against": against or []}
+    options = _options(base_model, max_length, chat_template, against)
     fixed = curation.fix(dataset, check, name=name, **options, progress=_tell)
     done = fixed["provenance"]
     show(fixed, json, f"{_made(fixed)} {done['dropped']:,} rows are left out, {done['changed']:,} changed.")
@@ -123,6 +126,16 @@ def versions(dataset: ID, json: JsonFlag = False) -> None:
 
 
 COMMANDS = (report, fix, split, merge, pick, edit, drop, versions)
+
+
+def _options(base_model: str | None, max_length: int, chat_template: str | None, against: list[str] | None) -> ReportOptions:
+    return {
+        "base_model": base_model,
+        "max_length": max_length,
+        "chat_template": chat_template,
+        "against": against or [],
+        "allow_path": True,
+    }
 
 
 def _tell(stage: str, share: float) -> None:

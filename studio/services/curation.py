@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import orjson
 from pydantic import ValidationError
@@ -32,13 +32,24 @@ from studio.services.versions import Draft, VersionShelf
 from studio.settings import Settings
 from studio.types import Example
 
-REPORT_VERSION = 1  # a report made by other rules is made again
+REPORT_VERSION = 2  # a report made by other rules is made again
 MAX_ROUNDS = 5  # one fix may uncover a fault: rows that are the same once their e-mail addresses are masked
+MAX_LENGTH = 1024
 ALL = "all"
 SMALL_CHANGES = ("fix", "edit", "delete")  # versions that take the place of the one they come from
 
 Json = dict[str, Any]
 Progress = Callable[[str, float], None]
+
+
+class ReportOptions(TypedDict, total=False):
+    """How a report is made, everywhere the same."""
+
+    base_model: str | None  # count in its tokens, and look for rows that are cut off
+    max_length: int  # of a row in tokens
+    chat_template: str | None
+    against: Sequence[str]  # datasets that shall share no row with this one; the other side of a split always counts as one
+    allow_path: bool  # base_model may be a folder
 
 
 class CurationService:
@@ -53,38 +64,15 @@ class CurationService:
 
     # looking
 
-    def report(
-        self,
-        dataset: str,
-        *,
-        base_model: str | None = None,
-        max_length: int = 1024,
-        chat_template: str | None = None,
-        against: Sequence[str] = (),
-        seed: int = 42,
-        progress: Progress | None = None,
-    ) -> Json:
-        """Every finding with its rows, lengths, languages. Kept beside the rows: the same question is answered at once.
-
-        `against`: datasets that shall share no row with this one; the other side of a split always counts as one. `seed` is accepted
-        for scripts: samples are evenly spread and need none.
-        """
+    def report(self, dataset: str, *, progress: Progress | None = None, **options: Unpack[ReportOptions]) -> Json:
+        """Every finding with its rows, lengths, languages. Kept beside the rows: the same question is answered at once."""
         record = self._datasets.show(dataset)
-        return _for_people(record, self._made(record, self._options(record, base_model, max_length, chat_template, against), progress))
+        return _for_people(record, self._made(record, self._asked(record, options), progress))
 
-    def cached_report(
-        self,
-        dataset: str,
-        *,
-        base_model: str | None = None,
-        max_length: int = 1024,
-        chat_template: str | None = None,
-        against: Sequence[str] = (),
-        seed: int = 42,
-    ) -> Json | None:
+    def cached_report(self, dataset: str, **options: Unpack[ReportOptions]) -> Json | None:
         """The report if it was made before, else None."""
         record = self._datasets.show(dataset)
-        made = self._kept(record, self._options(record, base_model, max_length, chat_template, against))
+        made = self._kept(record, self._asked(record, options))
         return None if made is None else _for_people(record, made)
 
     def versions(self, dataset: str) -> list[Json]:
@@ -113,29 +101,25 @@ class CurationService:
         checks: Sequence[str],
         *,
         name: str | None = None,
-        base_model: str | None = None,
-        max_length: int = 1024,
-        chat_template: str | None = None,
-        against: Sequence[str] = (),
-        seed: int = 42,
         progress: Progress | None = None,
+        **options: Unpack[ReportOptions],
     ) -> Json:
         """A version without what these checks find ("all": every check). Repeats itself until they find nothing more."""
         wanted = known_checks(checks)
         self._shelf.claim(name)
         record = self._datasets.show(dataset)
-        options = self._options(record, base_model, max_length, chat_template, against)
-        made = self._made(record, options, progress)
+        asked = self._asked(record, options)
+        made = self._made(record, asked, progress)
         if "sampled" in made and "language_mix" in wanted:
-            options = {**options, "every_language": True}
-            made = self._made(record, options, progress)
+            asked = {**asked, "every_language": True}
+            made = self._made(record, asked, progress)
         faults = _faults(made, wanted)
         if not faults:
-            asked = "anything" if ALL in checks else " or ".join(wanted)
-            raise StudioError(f"There is nothing to fix: the report on {record['name']} does not find {asked}.", "Choose another check.")
+            sought = "anything" if ALL in checks else " or ".join(wanted)
+            raise StudioError(f"There is nothing to fix: the report on {record['name']} does not find {sought}.", "Choose another check.")
         counts = {check: len(rows) for check, rows in faults.items()}
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
-            path, made, total = self._fixed(Path(folder), self._datasets.path(record["id"]), made, wanted, options, progress)
+            path, made, total = self._fixed(Path(folder), self._datasets.path(record["id"]), made, wanted, asked, progress)
             provenance = {
                 "made_by": "fix",
                 "checks": list(counts),
@@ -143,11 +127,11 @@ class CurationService:
                 "dropped": total.dropped,
                 "changed": total.changed,
                 "parents": [record["id"]],
-                **({"options": shown} if (shown := _shown_options(base_model, max_length, chat_template, against)) else {}),
+                **({"options": shown} if (shown := _shown_options(options)) else {}),
             }
             with path.open("rb") as lines:
                 fixed = self._write(record, provenance, name, self._next_version(record), lines)
-        self._keep_report(fixed["id"], {**options, "path": str(self._datasets.path(fixed["id"]))}, made)
+        self._keep_report(fixed["id"], {**asked, "path": str(self._datasets.path(fixed["id"]))}, made)
         return fixed
 
     def split(self, dataset: str, *, test_size: float = 0.1, seed: int = 42, name: str | None = None) -> dict[str, Json]:
@@ -202,7 +186,7 @@ class CurationService:
         if not 0 < rows <= record["rows"]:
             raise StudioError(f"{rows:,} rows can't be picked of {record['rows']:,}.", "Ask for fewer, and at least one.")
         self._shelf.claim(name)
-        made = self._made(record, self._options(record, None, 1024, None, ()), progress)
+        made = self._made(record, self._asked(record, {}), progress)
         options = {"path": str(self._datasets.path(record["id"])), "rows": rows, "seed": seed, "findings": made["all_rows"]}
         picked = run_child("studio.datasets.curation", options, self._settings.cache, progress)
         provenance = {
@@ -238,22 +222,21 @@ class CurationService:
 
     # reports
 
-    def _options(
-        self, record: Json, base_model: str | None, max_length: int, chat_template: str | None, against: Sequence[str]
-    ) -> dict[str, Any]:
+    def _asked(self, record: Json, options: ReportOptions) -> dict[str, Any]:
         """What the child is asked. Options that change nothing are left out, so that a report is found again."""
-        others = {self._datasets.show(other)["id"] for other in against} | self._sibling(record["id"])
+        others = {self._datasets.show(other)["id"] for other in options.get("against", ())} | self._sibling(record["id"])
         if record["id"] in others:
             raise StudioError(f"{record['name']} can't be compared with itself.", "Name another dataset in against.")
-        options: dict[str, Any] = {"path": str(self._datasets.path(record["id"])), "kind": record["kind"]}
+        asked: dict[str, Any] = {"path": str(self._datasets.path(record["id"])), "kind": record["kind"]}
         if others:
-            options["against"] = [str(self._datasets.path(other)) for other in sorted(others)]
-        if base_model:
+            asked["against"] = [str(self._datasets.path(other)) for other in sorted(others)]
+        if base_model := options.get("base_model"):
+            max_length = options.get("max_length", MAX_LENGTH)
             if max_length < 1:
                 raise StudioError(f"max_length can't be {max_length}.", "Give a number of tokens, such as 1024.")
-            folder = self._models.resolve(base_model).path
-            options |= {"model_folder": str(folder), "max_length": max_length, "chat_template": chat_template or None}
-        return options
+            folder = self._models.resolve(base_model, allow_path=options.get("allow_path", False)).path
+            asked |= {"model_folder": str(folder), "max_length": max_length, "chat_template": options.get("chat_template") or None}
+        return asked
 
     def _sibling(self, dataset_id: str) -> set[str]:
         """The other side of the split that a dataset comes from, in its newest version."""
@@ -356,9 +339,10 @@ def _for_people(record: Json, made: Json) -> Json:
     return {"dataset": record["id"], **{key: value for key, value in made.items() if key != "all_rows"}}
 
 
-def _shown_options(base_model: str | None, max_length: int, chat_template: str | None, against: Sequence[str]) -> Json:
-    options: Json = {"base_model": base_model, "max_length": max_length, "chat_template": chat_template} if base_model else {}
-    return {key: value for key, value in {**options, "against": list(against)}.items() if value}
+def _shown_options(options: ReportOptions) -> Json:
+    """What changed the report, for the provenance."""
+    counted = ("base_model", "max_length", "chat_template") if options.get("base_model") else ()
+    return {key: value for key, value in options.items() if value and key in (*counted, "against")}
 
 
 def _check_rows(record: Json, rows: Sequence[int]) -> None:

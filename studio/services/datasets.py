@@ -10,12 +10,8 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,12 +34,11 @@ from studio.db.models import Comparison, Dataset, Job, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError, NotFoundError, StudioError
 from studio.services import naming
+from studio.services.hub_rows import HubRows, file_name, is_hub
 from studio.settings import Settings
 from studio.types import Example
 
 ROWS = "rows.jsonl"
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # never a path
-HUB_SILENCE_S = 120.0  # a hub that sends nothing for so long is given up
 RENDER_SAMPLE = 500  # rows that the shares of `render` are counted on
 MAX_PAGE = 1000
 WRITE_BYTES = 2 * 1024**2
@@ -74,6 +69,7 @@ class DatasetService:
         self._settings = settings
         self._db = db
         self._models = models
+        self._hub = HubRows(settings.cache)
 
     def add(
         self,
@@ -91,9 +87,9 @@ class DatasetService:
         """
         if name is not None:
             self._claim(name)
-        if isinstance(source, str) and source.startswith("hub:"):
-            with self._from_hub(source) as path:
-                return self._keep(path, f"{source[4:].partition(':')[0].rpartition('/')[2]}.jsonl", source, name, format, mapping, skip_bad)
+        if is_hub(source):
+            with self._hub.to_keep(str(source)) as path:
+                return self._keep(path, file_name(str(source)), str(source), name, format, mapping, skip_bad)
         path = Path(source)
         return self._keep(path, filename or path.name, filename or path.name, name, format, mapping, skip_bad)
 
@@ -121,7 +117,10 @@ class DatasetService:
         mapping: Mapping[str, str] | None = None,
         rows: int = 5,
     ) -> dict[str, Any]:
-        """What `add` would make of a file, without keeping anything."""
+        """What `add` would make of a file or hub dataset, without keeping anything but what was fetched, for an hour."""
+        if is_hub(path):
+            with self._hub.to_look_at(str(path)) as fetched:
+                return self.inspect(fetched, filename=file_name(str(path)), format=format, mapping=mapping, rows=rows)
         problems, count = Problems(), 0
         preview: Rows = []
         with open_ingest(Path(path), filename, format, mapping, self._settings.cache) as ingest:
@@ -411,28 +410,6 @@ class DatasetService:
             path.write_bytes(content)
             yield path
 
-    @contextmanager
-    def _from_hub(self, source: str) -> Iterator[Path]:
-        """A JSON-lines file with the rows of a hub dataset, read by a child."""
-        name, config, split_name = [*source[4:].split(":"), "", ""][:3]
-        if not HUB_NAME.fullmatch(name):
-            raise DatasetError(f"{source!r} names no hub dataset.", "Write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
-        with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
-            path = Path(folder) / "rows.jsonl"
-            with (Path(folder) / "complaint").open("w+b") as complaint:
-                command = [sys.executable, "-m", "studio.datasets.hub", name, config, split_name, str(path)]
-                # in an empty folder: `datasets` would take a local folder of that name for the dataset
-                child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint)
-                code = _watch(child, path)
-                complaint.seek(0)
-                lines = complaint.read().decode("utf-8", "replace").strip().splitlines()
-            if code != 0:
-                reason = "it sent nothing for two minutes" if code is None else (lines or ["no reason given"])[-1][:300]
-                raise DatasetError(
-                    f"{source} could not be read: {reason}.", "Check the name, the network and HF_TOKEN, or download the file and add that."
-                )
-            yield path
-
 
 class _Kept:
     """What was written of a file."""
@@ -503,25 +480,6 @@ class _HashedFile:
         view = memoryview(block)
         while view:
             view = view[self._file.write(view) :]
-
-
-def _watch(child: subprocess.Popen[bytes], path: Path) -> int | None:
-    """The child's exit code; None when it was ended because its file stopped growing."""
-    size, changed = -1, time.monotonic()
-    try:
-        while True:
-            try:
-                return child.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                now = path.stat().st_size if path.exists() else 0
-                if now != size:
-                    size, changed = now, time.monotonic()
-                elif time.monotonic() - changed > HUB_SILENCE_S:
-                    return None
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
 
 
 @contextmanager

@@ -91,6 +91,9 @@ def test_rows_of_another_dataset_are_leakage(tmp_path: Path) -> None:
     other = plants.write(tmp_path / "other.jsonl", [*plants.rows(40, seed=9), rows[4], plants.nearly(rows[9], 2), rows[4]])
     mine = plants.write(tmp_path / "mine.jsonl", rows)
     assert found_in(mine, against=[str(other)]) == {"leakage": [5, 10]}
+    asked = chat(rows[20]["messages"][0]["content"].upper(), plants.rows(1, seed=11)[0]["messages"][1]["content"])  # another answer to it
+    again = plants.write(tmp_path / "again.jsonl", [*plants.rows(40, seed=9), asked])
+    assert found_in(mine, against=[str(again)]) == {"leakage": [21]}
     write_fixed(mine, tmp_path / "moved.jsonl", {"leakage": [5, 10]})
     assert found_in(tmp_path / "moved.jsonl", against=[str(other)]) == {}
 

@@ -45,8 +45,8 @@ CHECKS = (
     Check(
         "leakage",
         "Rows that are in the other dataset too",
-        "The other side of the split, or a dataset you compare with, has the same row or almost the same: what is trained on it can't be "
-        "measured on it.",
+        "The other side of the split, or a dataset you compare with, has the same row, almost the same, or the same question: what is "
+        "trained on it can't be measured on it.",
         "Leave them to the other dataset.",
         "move",
         "bad",

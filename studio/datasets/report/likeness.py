@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import rensa
 
-from studio.datasets.report.rows import Row, answers_of, messages_of
+from studio.datasets.report.rows import Row, answers_of, messages_of, question_of, turns_of
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -35,6 +35,7 @@ DOUBT = 0.14  # four standard errors of an estimate by 128 slots
 READ_CHARS = 100_000  # of a message
 CROWD = 64  # rows of one bucket that others are compared with
 KEPT_CONTENTS = 4096
+ASKED_CHARS = 20  # a shorter question ("who are you") is anybody's
 SEED = 1
 
 SEPARATORS = re.compile(r"[\W_]+")
@@ -72,6 +73,15 @@ def numbers(text: str) -> int:
     """A hash of the numbers of a plain text, whatever their order."""
     found = text.encode().translate(ASCII_NUMBERS).split() if text.isascii() else [number.encode() for number in NUMBER.findall(text)]
     return int.from_bytes(blake2b(b" ".join(sorted(found)), digest_size=8).digest(), "little") if found else 0
+
+
+def asked(row: Row) -> int:
+    """A hash of what the user asks, and under which system message, as rows are compared; 0 where that is too little to be one's own."""
+    text = plain(question_of(row))
+    if len(text) < ASKED_CHARS:
+        return 0
+    system = (turn["content"] for turn in turns_of(row) if turn["role"] == "system")
+    return int.from_bytes(blake2b("\n".join([text, *system]).encode(), digest_size=8).digest(), "little")
 
 
 def shingles(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:

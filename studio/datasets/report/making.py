@@ -114,9 +114,26 @@ def _add_leakage(part: Part, table: Table, other: Table) -> None:
         return other.row(row) if row < count else table.row(row - count)
 
     found = likeness.matches(likeness.Neighbours(matrix, numbers, rows), likeness.Contents(read, common), count)
-    leaked = sorted([*(np.flatnonzero(same) + 1).tolist(), *(row - count + 1 for row in found)])
+    leaked = sorted({*(np.flatnonzero(same | _asked_there(table, other)) + 1).tolist(), *(row - count + 1 for row in found)})
     part.rows.setdefault("leakage", []).extend(leaked)
     part.excerpts.setdefault("leakage", []).extend(_shown(table, leaked))
+
+
+def _asked_there(table: Table, other: Table) -> npt.NDArray[np.bool_]:
+    """For each row whether the other table asks the same, whatever the answers are; a question that many rows ask is a template."""
+    mine, theirs = asked_of(table), asked_of(other)
+    return np.isin(mine, np.intersect1d(theirs, _seldom(np.concatenate([mine, theirs]))))
+
+
+def _seldom(asked: likeness.Hashes) -> likeness.Hashes:
+    found, counts = np.unique(asked, return_counts=True)
+    return found[(found != 0) & (counts <= likeness.COMMON_ROWS)]
+
+
+def asked_of(table: Table) -> likeness.Hashes:
+    """likeness.asked of every row."""
+    chunks = (table.lines(start, stop) for start, stop in table.chunks(PART_ROWS, PART_BYTES))
+    return np.array([likeness.asked(orjson.loads(line)) for lines in chunks for line in lines], np.uint64)
 
 
 def _add_outliers(part: Part, table: Table) -> None:
@@ -217,7 +234,7 @@ def signatures_of(tables: Sequence[Table], common: likeness.Hashes) -> tuple[npt
 
 
 def alike(path: Path) -> dict[int, int]:
-    """Row (from 0) -> the first row it is connected to by likeness; equal rows count as alike."""
+    """Row (from 0) -> an earlier row it stays with: the first it is connected to by likeness, or that asks the same."""
     with Table(path) as table:
         if not len(table):
             return {}
@@ -227,5 +244,22 @@ def alike(path: Path) -> dict[int, int]:
         matrix, numbers = signatures_of([table], common)
         neighbours = likeness.Neighbours(matrix, numbers, rows[firsts == rows])
         heads = likeness.families(neighbours, likeness.Contents(table.row, common))
-    found = {row: heads.get(first, first) for row, first in enumerate(firsts.tolist())}
-    return {row: head for row, head in found.items() if head != row}
+        asked = asked_of(table)
+    found = [heads.get(first, first) for first in firsts.tolist()]
+    return {row: head for row, head in enumerate(_together(found, asked)) if head != row}
+
+
+def _together(heads: Sequence[int], asked: likeness.Hashes) -> list[int]:
+    """The head of each row, where the families of rows that ask the same are made one."""
+    joined = list(heads)
+
+    def head(row: int) -> int:
+        while joined[row] != row:
+            row = joined[row]
+        return row
+
+    firsts: dict[int, int] = {}
+    for row in np.flatnonzero(np.isin(asked, _seldom(asked))).tolist():
+        one, other = head(row), head(firsts.setdefault(int(asked[row]), row))
+        joined[max(one, other)] = min(one, other)
+    return [head(row) for row in range(len(heads))]
