@@ -9,9 +9,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from jobs.sections import (
+    BottleneckSection,
+    Config,
+    DpoSection,
+    Ia3Section,
+    KtoSection,
+    LoraSection,
+    OrpoSection,
+    PromptSection,
+    QuantizationSection,
+)
 from studio.errors import ConfigError
 
 MAX_ROWS_WITHOUT_LEARNED_TOKEN = 0.2  # a launch above this share is refused
@@ -24,51 +35,8 @@ Optimizer = Literal[
 ]  # fmt: skip
 
 
-class Config(BaseModel):
-    """Frozen, and refuses what it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LoraSection(Config):
-    """Low-rank adapter; names and meanings follow peft.LoraConfig."""
-
-    r: int = Field(default=16, title="Rank", ge=1, le=512, description="Rank of the update: higher can learn more and costs memory.")
-    lora_alpha: int = Field(default=32, title="Strength", ge=1, le=2048, description="Strength of the update; usually one or two times r.")
-    lora_dropout: float = Field(
-        default=0.0,
-        title="Dropout",
-        ge=0,
-        lt=1,
-        description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows.",
-    )
-    target_modules: str | list[str] = Field(
-        default="all-linear",
-        title="Layers that learn",
-        description='Layers that learn: all-linear, or a list of names such as ["q_proj", "v_proj"].',
-    )
-    use_rslora: bool = Field(
-        default=False, title="Steadier scaling (rsLoRA)", description="Scale by the square root of r (rsLoRA): steadier at high ranks."
-    )
-
-
-class QuantizationSection(Config):
-    """How the frozen base is stored; names follow transformers.BitsAndBytesConfig."""
-
-    load_in_4bit: bool = Field(
-        default=False, title="4-bit base (QLoRA)", description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower."
-    )
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
-        default="nf4", title="4-bit number format", description="4-bit number format; nf4 suits weights of trained models."
-    )
-    bnb_4bit_use_double_quant: bool = Field(
-        default=True, title="Double quantisation", description="Quantise the quantisation constants too: saves 0.4 bit per weight."
-    )
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        default="bfloat16",
-        title="Arithmetic on the 4-bit base",
-        description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.",
-    )
+Objective = Literal["sft", "continued-pretraining", "dpo", "kto", "orpo"]
+Method = Literal["lora", "ia3", "prompt-tuning", "p-tuning", "prefix-tuning", "bottleneck", "full"]
 
 
 class JobConfig(Config):
@@ -78,8 +46,17 @@ class JobConfig(Config):
     model_name_or_path: str = Field(
         default="", description="Folder of the base model; filled in at launch.", json_schema_extra={"hidden": True}
     )
-    objective: Literal["sft"] = Field(default="sft", description="What training optimises: sft imitates the answers in the rows.")
-    method: Literal["lora"] = Field(default="lora", description="What is trained: lora adds small low-rank matrices beside frozen layers.")
+    objective: Objective = Field(
+        default="sft",
+        description="What training optimises: sft imitates the answers; continued-pretraining reads on in plain texts; dpo and orpo prefer "
+        "the better of two answers; kto learns from answers marked good or bad.",
+    )
+    method: Method = Field(
+        default="lora",
+        description="What is trained: lora small matrices beside frozen layers (the usual choice); ia3 scales only; prompt-tuning, "
+        "p-tuning and prefix-tuning virtual tokens before the text (prefix-tuning in every layer: P-tuning v2's deep prompt); "
+        "bottleneck small layers between the frozen ones; full everything, for small models.",
+    )
 
     test_size: float = Field(
         default=0.1,
@@ -95,8 +72,22 @@ class JobConfig(Config):
         default=None,
         description="How a conversation becomes text: chatml, alpaca, alpaca-end, plain or a file; empty takes the model's own or alpaca.",
     )
+    assistant_only_loss: bool = Field(
+        default=True, title="Learn answers only", description="Learn only the assistant's turns of a conversation; off learns every word."
+    )
+    completion_only_loss: bool = Field(
+        default=True, title="Learn completions only", description="Learn only the completion of a prompt; off learns the prompt too."
+    )
     packing: bool = Field(
-        default=False, description="Put several short rows into one sequence: faster when rows are much shorter than max_length."
+        default=False,
+        description="Put several short rows into one sequence (best fit): faster when rows are much shorter than max_length; a batch then "
+        "holds more rows, so there are fewer steps.",
+    )
+    train_sampling_strategy: Literal["auto", "random", "group_by_length", "sequential"] = Field(
+        default="auto",
+        title="Order of the rows",
+        description="Order of the rows: random; rows of like length together, which saves padding; as they are; auto groups by length "
+        "where the lengths differ enough to gain by it.",
     )
     per_device_train_batch_size: int = Field(
         default=4, title="Batch size", ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory."
@@ -119,9 +110,9 @@ class JobConfig(Config):
     learning_rate: float = Field(
         default=2e-4, gt=0, le=1, description="Size of a step; 1e-4 to 3e-4 suits LoRA on models of a billion parameters and more."
     )
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", title="Learning rate over time", description="How the learning rate falls over the run."
-    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+    ] = Field(default="cosine", title="Learning rate over time", description="How the learning rate falls over the run.")
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises from zero.")
     num_train_epochs: float = Field(default=3.0, title="Passes over the rows", gt=0, le=1000, description="How often every row is seen.")
     max_steps: int = Field(
@@ -139,6 +130,14 @@ class JobConfig(Config):
         title="Noise while training (NEFTune)",
         gt=0,
         description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none.",
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        default="sdpa",
+        title="Attention code",
+        description="Code that computes attention: sdpa suits every machine; flash_attention_2 needs a GPU and the package flash-attn.",
+    )
+    use_liger_kernel: bool = Field(
+        default=False, title="Fused kernels (Liger)", description="Fused layer code for GPUs: less memory; needs the package liger-kernel."
     )
     logging_steps: int = Field(
         default=1, title="Steps between points of the curve", ge=1, description="Steps between two points of the curve."
@@ -164,6 +163,18 @@ class JobConfig(Config):
         ge=1,
         description="End training after so many evaluations in a row without a new lowest loss on the held-out rows; empty never does.",
     )
+    sample_answers: int = Field(
+        default=4,
+        title="Sample answers",
+        ge=0,
+        le=16,
+        description="Rows whose questions are answered at every evaluation, to read how it learns; 0 for none.",
+    )
+    measure_drift: bool = Field(
+        default=True,
+        title="Watch for forgetting",
+        description="At every evaluation measure on a few general questions how far the model has moved away from its base.",
+    )
     report_to: str | list[str] = Field(
         default="none", title="Extra loggers", description="Extra loggers that are installed here, such as tensorboard or wandb."
     )
@@ -174,7 +185,13 @@ class JobConfig(Config):
     )
 
     lora: LoraSection = Field(default_factory=LoraSection, description="Low-rank adapter (LoRA)")
+    ia3: Ia3Section = Field(default_factory=Ia3Section, description="Learned scales (IA3)")
+    prompt: PromptSection = Field(default_factory=PromptSection, description="Virtual tokens (prompt, P- and prefix tuning)")
+    bottleneck: BottleneckSection = Field(default_factory=BottleneckSection, description="Bottleneck adapters")
     quantization: QuantizationSection = Field(default_factory=QuantizationSection, description="Memory-saving base (quantisation)")
+    dpo: DpoSection = Field(default_factory=DpoSection, description="Prefer the better of two answers (DPO)")
+    kto: KtoSection = Field(default_factory=KtoSection, description="Answers marked good or bad (KTO)")
+    orpo: OrpoSection = Field(default_factory=OrpoSection, description="Imitate and prefer at once (ORPO)")
 
     def cadence(self, steps: int) -> tuple[int, int]:
         """Steps between two checkpoints and between two evaluations of a run of `steps` steps; about ten of each where left empty."""
@@ -186,7 +203,7 @@ class JobConfig(Config):
 PASSED_THROUGH = frozenset({
     "max_length", "packing", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "max_grad_norm",
-    "optim", "neftune_noise_alpha", "logging_steps", "save_total_limit", "report_to", "seed",
+    "optim", "neftune_noise_alpha", "use_liger_kernel", "logging_steps", "save_total_limit", "report_to", "seed",
 })  # fmt: skip
 
 
@@ -205,6 +222,7 @@ class Option:
     maximum: float | None
     nullable: bool
     takes_list: bool
+    lists_only: bool = False  # of several values, one alone is a list too
 
 
 def options() -> list[Option]:
@@ -222,9 +240,10 @@ def _options(model: type[BaseModel], prefix: str, section: str) -> Iterator[Opti
 
 def _option(key: str, section: str, field: FieldInfo) -> Option:
     annotation = field.annotation
-    arms = [annotation] if get_origin(annotation) is Literal else list(get_args(annotation)) or [annotation]
+    arms = [annotation] if get_origin(annotation) in (Literal, list) else list(get_args(annotation)) or [annotation]
     nullable, takes_list = type(None) in arms, any(get_origin(arm) is list for arm in arms)
-    kind = next(arm for arm in arms if arm is not type(None) and get_origin(arm) is not list)
+    single = [arm for arm in arms if arm is not type(None) and get_origin(arm) is not list]
+    kind = single[0] if single else get_args(next(arm for arm in arms if get_origin(arm) is list))[0]
     choices = tuple(str(value) for value in get_args(kind)) if get_origin(kind) is Literal else ()
     bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
     return Option(
@@ -239,6 +258,7 @@ def _option(key: str, section: str, field: FieldInfo) -> Option:
         maximum=bounds.get("le", bounds.get("lt")),
         nullable=nullable,
         takes_list=takes_list,
+        lists_only=not single,
     )
 
 
@@ -315,4 +335,5 @@ def _problem(error: Any) -> str:
         near = difflib.get_close_matches(key, _names(), n=2)
         return f"{key} is no option" + (f", did you mean {' or '.join(near)}" if near else "; `studio train --help` lists them all")
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}={error['input']!r}: {message}"
+    usual = next((option.default for option in options() if option.key == key), None)
+    return f"{key}={error['input']!r}: {message}" + (f" ({json.dumps(usual)} is usual)" if usual is not None else "")

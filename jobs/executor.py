@@ -28,6 +28,7 @@ SECRETS = (
     "STUDIO_ENGINE_KEY", "STUDIO_DB_URL",
 )  # fmt: skip
 ENVIRONMENT_PACKAGES = ("adapter-studio", "torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "safetensors", "numpy")
+TRAINER, EXPORTER = "jobs.train", "jobs.export"  # the programs that work on a run directory
 OOM_SCORE = 800  # when memory runs out the kernel shall take the trainer, not the page or the worker
 
 
@@ -58,24 +59,24 @@ class Ready(Protocol):
     def begin(self, run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes] | None: ...
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "jobs.train", *arguments]
+def command(*arguments: str, module: str = TRAINER) -> list[str]:
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def submit(run: RunDir, number: int, threads: int, ready: Ready | None = None) -> Child:
+def submit(run: RunDir, number: int, threads: int, ready: Ready | None = None, module: str = TRAINER) -> Child:
     """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is `ready` or a new one."""
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
     write_json(attempt.path / "environment.json", environment(threads))
     before = processes.oom_kills()
-    process = (ready and ready.begin(run, number, threads)) or _start(run, number, threads)
+    process = (ready and ready.begin(run, number, threads)) or _start(run, number, threads, module)
     return Child(process, processes.born(process.pid) or -1.0, before)
 
 
-def _start(run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes]:
+def _start(run: RunDir, number: int, threads: int, module: str) -> subprocess.Popen[bytes]:
     with run.attempt(number).log.open("ab") as log:
         process = subprocess.Popen(
-            command(str(run.path), "--attempt", str(number), "--watch-stdin"),
+            command(str(run.path), "--attempt", str(number), "--watch-stdin", module=module),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -51,6 +51,7 @@ def judge(ended: Exit, attempt: Attempt, we_asked: bool, config: JobConfig | Non
             str(result.get("fix") or ""),
             str(result.get("cause") or ""),
             remedy if isinstance(remedy, dict) else {},
+            result.get("metrics") or {},
         )
     if code == 0:
         return Outcome("failed", "The trainer ended without a result.", LOOK_AT_LOG)

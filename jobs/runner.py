@@ -7,6 +7,7 @@ of how the bell rings.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -18,14 +19,17 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from jobs import executor
+from jobs import executor, sharing
 from jobs.config import JobConfig
+from jobs.exporters.config import unfinished
+from jobs.frozen import Frost
 from jobs.light import LightContext, Stopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
 from jobs.rundir import Attempt, RunDir, sha256, write_json
 from jobs.trainers.failures import OUT_OF_MEMORY, smaller_batch
 from studio import processes
 from studio.catalogue import hardware, memory
+from studio.catalogue.models import count_parameters
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
 from studio.db.models import Adapter, Job
@@ -40,7 +44,6 @@ CANCEL_GRACE_S = 8.0  # from asking a trainer to killing it
 PAUSE_GRACE_S = 30.0  # the same for a pause, which is for keeping every step: the checkpoint comes after the step
 STOP_GRACE_S = 5.0  # the same while the worker itself has to end
 UNLOAD_WAIT_S = 30.0
-MEMORY_SHARE = 0.7  # engine and training together may take this much of the device
 ENDING_TRIES = 5
 
 logger = logging.getLogger(__name__)
@@ -91,8 +94,7 @@ class Runner:
         with self.db.read() as session:
             job = session.get_one(Job, held.job_id)
         logger.info("Job %s (%s), attempt %s begins.", job.name, job.id, held.attempt)
-        attempt: TrainingAttempt | LightAttempt
-        attempt = TrainingAttempt(self, held, job) if job.kind == "train" else LightAttempt(self, held, job)
+        attempt = ATTEMPTS.get(job.kind, LightAttempt)(self, held, job)
         outcome = attempt.run()
         self._conclude(held, job, outcome, attempt.ingest)
         logger.info("Job %s (%s), attempt %s: %s %s", job.name, job.id, held.attempt, outcome.kind, outcome.reason)
@@ -121,21 +123,26 @@ class TrainingAttempt:
         self.run_dir = RunDir(Path(job.run_dir))
         self.files = self.run_dir.attempt(held.attempt)
         self.pulse = Pulse(runner, held)
-        self.config = JobConfig.model_validate(job.config)
+        self.config: JobConfig | None = JobConfig.model_validate(job.config)
 
     def run(self) -> Outcome:
+        assert self.config is not None
         self._make_room(self.config)
-        threads = self.config.num_threads or hardware.thread_budget("trainer")
-        child = executor.submit(self.run_dir, self.held.attempt, threads, self.runner.ready)
+        return self._supervise(self.config.num_threads or hardware.thread_budget("trainer"), self.runner.ready, executor.TRAINER)
+
+    def _supervise(self, threads: int, ready: executor.Ready | None, module: str) -> Outcome:
+        child = executor.submit(self.run_dir, self.held.attempt, threads, ready, module)
         try:
             with self.runner.db.write() as session:
                 lifecycle.record_child(session, self.held, child.pid, child.born)
             return self._watch(child)
         finally:
             executor.close(child)
+            sharing.end(self.runner.settings, self.job.name)
 
     def _watch(self, child: executor.Child) -> Outcome:
         asked_at: float | None = None
+        frost = Frost(child)
         while (ended := executor.poll(child)) is None:
             wish = self.pulse.beat(self.ingest)
             if (wish or self.runner.stopping.is_set()) and asked_at is None:
@@ -143,6 +150,8 @@ class TrainingAttempt:
                 executor.stop(child)
             if asked_at is not None and time.monotonic() - asked_at > self._grace(wish):
                 executor.kill(child)
+            elif asked_at is None:
+                frost.look()
             time.sleep(TICK_S)
         return judge(ended, self.files, we_asked=asked_at is not None, config=self.config)
 
@@ -161,14 +170,38 @@ class TrainingAttempt:
             needed = memory.predict_training_bytes(memory.model_config(Path(config.model_name_or_path)), config)
         except (OSError, ValueError, ZeroDivisionError):
             return  # a model that can't be predicted: the trainer says what is wrong with it
-        device = hardware.devices()[0]
-        total = hardware.memory().total_bytes if config.device == "cpu" else device.memory_bytes
-        asking = threading.Thread(target=_unload_engine, args=(self.runner.settings, needed, total), daemon=True)
+        total = hardware.memory().total_bytes if config.device == "cpu" else hardware.devices()[0].memory_bytes
+        self._ask_for_memory(needed, total)
+
+    def _ask_for_memory(self, needed: int, total: int) -> None:
+        asking = threading.Thread(target=sharing.begin, args=(self.runner.settings, self.job.name, needed, total), daemon=True)
         asking.start()
         deadline = time.monotonic() + UNLOAD_WAIT_S
         while asking.is_alive() and time.monotonic() < deadline and not self.runner.stopping.is_set():
             self.pulse.beat(self.ingest)
             asking.join(TICK_S)
+
+
+class ExportAttempt(TrainingAttempt):
+    """One attempt of an export: a child like a trainer, that leaves at once when asked and leaves nothing half behind."""
+
+    def __init__(self, runner: Runner, held: Claim, job: Job) -> None:
+        self.runner, self.held, self.job = runner, held, job
+        self.run_dir = RunDir(Path(job.run_dir))
+        self.files = self.run_dir.attempt(held.attempt)
+        self.pulse = Pulse(runner, held)
+        self.config = None
+
+    def run(self) -> Outcome:
+        try:
+            needed = 4 * count_parameters(Path(self.job.config["base_path"]))
+        except StudioError as exc:  # the base has gone since the launch
+            return Outcome("failed", exc.message, exc.fix)
+        self._ask_for_memory(needed, hardware.devices()[0].memory_bytes)
+        try:
+            return self._supervise(hardware.thread_budget("trainer"), None, executor.EXPORTER)
+        finally:
+            shutil.rmtree(unfinished(Path(self.job.config["to"]), self.run_dir), ignore_errors=True)
 
 
 class LightAttempt:
@@ -258,6 +291,9 @@ class Pulse:
         return self._wish
 
 
+ATTEMPTS: dict[str, type[TrainingAttempt | LightAttempt]] = {"train": TrainingAttempt, "export": ExportAttempt}
+
+
 def ingest_events(session: Session, held: Claim, files: Attempt) -> None:
     """Take over all that an attempt has reported behind the offset of its row. The row's: a transaction may have failed before."""
     offset = session.scalar(select(Job.event_offset).where(Job.id == held.job_id)) or 0
@@ -273,7 +309,7 @@ def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
     """Move the job to what its attempt has earned. Success wins over a wish to cancel that came too late."""
     wish = lifecycle.beat(session, held)
     if outcome.kind == "succeeded":
-        if job.run_dir:
+        if job.kind == "train":
             register_adapter(session, job, RunDir(Path(job.run_dir)).adapter)
         lifecycle.finish(session, held, "SUCCEEDED", result=outcome.result)
     elif wish in ("cancel", "keep"):
@@ -282,7 +318,7 @@ def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
     elif outcome.kind == "failed" and outcome.cause == OUT_OF_MEMORY and (smaller := _halved(job)):
         _try_smaller(session, held, job, smaller)
     elif outcome.kind == "failed":
-        lifecycle.finish(session, held, "FAILED", outcome.reason, outcome.fix, cause=outcome.cause, remedy=outcome.remedy)
+        lifecycle.finish(session, held, "FAILED", outcome.reason, outcome.fix, outcome.result, outcome.cause, outcome.remedy)
     elif outcome.kind == "stopped":
         lifecycle.release(session, held)
     else:
@@ -348,19 +384,12 @@ def _light_job(kind: str) -> Callable[[LightContext], dict[str, Any]]:
         from jobs import compare
 
         return compare.run
+    if kind == "judge":
+        from jobs import judge
+
+        return judge.run
+    if kind in ("compress-sweep", "compress-data"):
+        from jobs import compress
+
+        return compress.sweep if kind == "compress-sweep" else compress.data
     raise StudioError(f"This version knows no jobs of kind {kind!r}.", "Install the version that queued it.")
-
-
-def _unload_engine(settings: Settings, needed: int, total: int) -> None:
-    """Ask the engine to unload if both don't fit. An engine that isn't there takes no memory."""
-    from studio.engine.client import EngineClient
-
-    client = EngineClient.from_settings(settings)
-    try:
-        loaded = client.status().get("loaded") or {}
-        if needed + int(loaded.get("bytes") or 0) > MEMORY_SHARE * total and loaded:
-            client.unload()
-    except StudioError as exc:
-        logger.info("The engine was not asked for its memory: %s", exc)
-    finally:
-        client.close()

@@ -133,6 +133,7 @@ def _train(run: RunDir, attempt: Attempt, log: EventLog, stop: StopWish) -> dict
     config = JobConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
     from jobs.trainers import sft
 
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "logs"))  # else among the checkpoints
     folder = attempt.path / "adapter.part"
     shutil.rmtree(folder, ignore_errors=True)
     figures = sft.train(run, config, folder, log, stop)

@@ -17,6 +17,7 @@ import time
 
 from jobs import executor
 from jobs.rundir import Attempt, RunDir
+from studio import processes
 from studio.catalogue import hardware
 
 QUIET_S = 8.0  # so long after the last job, or after its own start, a worker counts as quiet
@@ -48,8 +49,8 @@ class ReadyTrainer:
         with self._lock:
             self._begun, self._is_resting = run.attempt(number), False
             process = self._process
-            if process is None or threads != self.threads or process.poll() is not None:
-                return None
+            if process is None or threads != self.threads or process.poll() is not None or processes.is_stopped(process.pid):
+                return None  # one that does not fit is looked after by `tend`
             self._process = None
         executor.set_oom_score(process.pid, executor.OOM_SCORE)
         try:
@@ -81,6 +82,8 @@ class ReadyTrainer:
     def _look_at(self, process: subprocess.Popen[bytes], now: float) -> None:
         if process.poll() is not None:
             logger.info("The trainer that was kept ready has ended (%s).", process.returncode)
+        elif processes.is_stopped(process.pid):
+            logger.info("The trainer that was kept ready was stopped by somebody: it is ended.")
         elif now - self._since < IDLE_S and hardware.memory().free_bytes > TIGHT_BYTES:
             return
         _end(process)

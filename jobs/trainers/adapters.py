@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import JobConfig
+from jobs.trainers import methods
 from studio.datasets.rendering import TEMPLATES, Renderer
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 WEIGHTS = "adapter_model.safetensors"
+RAW = "trained.safetensors"  # in a checkpoint: what is trained, where the adapter folder holds something made from it
 
 
 @dataclass(frozen=True)
@@ -54,35 +56,47 @@ def weights(model: PeftModel) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    # a copy: what is trained on a CPU would go on changing
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
-def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, Any]) -> None:
-    """Write everything an adapter needs into `folder`, which is made."""
+def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, Any], start: dict[str, torch.Tensor] | None = None) -> None:
+    """Write everything an adapter needs into `folder`, which is made. `start`: the weights at the start, for PiSSA."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    save_file(weights(model), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config.base_model)), encoding="utf-8")
+    state = weights(model)
+    save_file(methods.plain_lora(state, start) if start else state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config)), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(card.renderer.template, encoding="utf-8")
     (folder / "studio.json").write_text(_json(card.as_json(figures)), encoding="utf-8")
     (folder / "README.md").write_text(_readme(card.config, figures), encoding="utf-8")
 
 
-def load(folder: Path, model: PeftModel) -> None:
-    """Put the weights of `folder` into the model. Raises ValueError when they are not this model's."""
+def save_raw(checkpoint: Path, model: PeftModel) -> None:
+    """Beside the adapter, what resuming needs of the methods that keep more than they hand out."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.to("cpu").contiguous() for name, tensor in methods.raw(model).items()}, checkpoint / RAW)
+
+
+def restore(checkpoint: Path, model: PeftModel) -> None:
+    """Put the weights of a checkpoint into the model. Raises ValueError when they are not this model's."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    state = load_file(folder / WEIGHTS)
+    if (checkpoint / RAW).exists():
+        methods.take_raw(model, load_file(checkpoint / RAW))
+        return
+    state = load_file(checkpoint / "adapter" / WEIGHTS)
     if (expected := set(weights(model))) != set(state):
         raise ValueError(f"the checkpoint's tensors are not this model's ({len(expected ^ set(state))} differ)")
     set_peft_model_state_dict(model, state)
 
 
-def _peft_config(model: PeftModel, base_model: str) -> dict[str, Any]:
+def _peft_config(model: PeftModel, config: JobConfig) -> dict[str, Any]:
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in model.peft_config["default"].to_dict().items()}
-    return {**values, "base_model_name_or_path": base_model, "inference_mode": True}
+    return {**methods.saved_config(config, values), "base_model_name_or_path": config.base_model, "inference_mode": True}
 
 
 def _json(value: Any) -> str:
@@ -90,15 +104,15 @@ def _json(value: Any) -> str:
 
 
 def _readme(config: JobConfig, figures: dict[str, Any]) -> str:
-    how = "QLoRA (4-bit base)" if config.quantization.load_in_4bit else "LoRA (16-bit base)"
     lines = "\n".join(f"- {name}: {value:.6g}" if isinstance(value, float) else f"- {name}: {value}" for name, value in figures.items())
     return (
-        f"---\nbase_model: {config.base_model}\nlibrary_name: peft\ntags: [lora, sft, adapter-studio]\n---\n\n"
+        f"---\nbase_model: {config.base_model}\nlibrary_name: peft\ntags: [{config.method}, {config.objective}, adapter-studio]\n---\n\n"
         f"# Adapter for {config.base_model}\n\n"
-        f"Trained by Adapter Studio: {how}, rank {config.lora.r}, learning rate {config.learning_rate:g}. "
+        f"Trained by Adapter Studio: {methods.describe(config)}, objective {config.objective}, learning rate {config.learning_rate:g}. "
         "Every option is in `studio.json`; write conversations with `chat_template.jinja`.\n\n"
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        'base = AutoModelForCausalLM.from_pretrained("PATH OF THE BASE MODEL")\n'
+        + ("from jobs.bottleneck import register  # of Adapter Studio\n\nregister()\n" if config.method == "bottleneck" else "")
+        + 'base = AutoModelForCausalLM.from_pretrained("PATH OF THE BASE MODEL")\n'
         'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n```\n\n'
         f"## Figures\n\n{lines or '- none yet'}\n"
     )

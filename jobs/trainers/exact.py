@@ -1,4 +1,4 @@
-"""SFTTrainer whose checkpoints are complete or absent and whose resume repeats the unbroken run bit for bit.
+"""trl's trainers, but their checkpoints are complete or absent and whose resume repeats the unbroken run bit for bit.
 
 Upstream writes checkpoints in place, with a pickle of its arguments, and forgets the loss summed since the last log and
 the tokens counted. Here a checkpoint is a folder with: adapter/ (as chat would load it), optimizer.pt, scheduler.pt,
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jobs.rundir import PROGRESS, checkpoint_step
-from jobs.trainers import adapters
+from jobs.trainers import adapters, methods
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
@@ -25,8 +24,8 @@ from jobs.trainers.failures import DivergedError, Divergence
 from jobs.trainers.stopping import Stopped, StopWish
 
 
-class ExactTrainer(SFTTrainer):
-    """`card` describes the adapter, `reporter` counts and reports, `store` keeps checkpoints."""
+class Exact(Trainer):
+    """Put before one of trl's trainers: `card` describes the adapter, `reporter` counts and reports, `store` keeps checkpoints."""
 
     def __init__(self, *args: Any, card: adapters.AdapterCard, store: CheckpointStore, reporter: Reporter, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,6 +39,9 @@ class ExactTrainer(SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        # where PiSSA began: what is saved is the difference
+        self.start = adapters.weights(self.model) if methods.is_pissa(card.config) else None
+        methods.faster_second_matrix(self, card.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
@@ -50,7 +52,9 @@ class ExactTrainer(SFTTrainer):
         self.reporter.log.write("checkpoint", step=step)
 
     def _fill(self, folder: Path) -> None:
-        adapters.save(folder / "adapter", self.model, self.card, self.reporter.figures())
+        adapters.save(folder / "adapter", self.model, self.card, self.reporter.figures(), self.start)
+        if methods.keeps_raw(self.card.config):
+            adapters.save_raw(folder, self.model)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
@@ -59,7 +63,7 @@ class ExactTrainer(SFTTrainer):
         (folder / PROGRESS).write_text(json.dumps(self.reporter.as_json()), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        adapters.load(Path(resume_from_checkpoint) / "adapter", self.model if model is None else model)
+        adapters.restore(Path(resume_from_checkpoint), self.model if model is None else model)
 
     def adopt(self, checkpoint: Path) -> None:
         """Take the state of a checkpoint that lies at the end of the run."""
@@ -91,7 +95,7 @@ class ExactTrainer(SFTTrainer):
 class Reporter(TrainerCallback):
     """Reports progress as events, stops at a wish, and ends a run whose numbers are no numbers."""
 
-    trainer: ExactTrainer
+    trainer: Exact
 
     def __init__(self, log: EventLog, stop: StopWish, resumed: Path | None, best: Best, keeps_best: bool) -> None:
         self.log = log
@@ -174,6 +178,7 @@ class Reporter(TrainerCallback):
             grad_norm=norm,
             token_accuracy=logs.get("mean_token_accuracy"),
             entropy=logs.get("entropy"),
+            **_preference(logs, ""),
             epoch=round(logs.get("epoch", 0.0), 4),
             tokens=self.trainer.tokens,
             seconds=round(self.seconds, 3),
@@ -190,6 +195,17 @@ class Reporter(TrainerCallback):
         loss = logs["eval_loss"]
         self._latest["eval_loss"] = loss
         self.log.write(
-            "eval", step=state.global_step, loss=loss, token_accuracy=logs.get("eval_mean_token_accuracy"), seconds=round(self.seconds, 3)
+            "eval",
+            step=state.global_step,
+            loss=loss,
+            token_accuracy=logs.get("eval_mean_token_accuracy"),
+            **_preference(logs, "eval_"),
+            seconds=round(self.seconds, 3),
         )
         print(f"step {state.global_step}/{state.max_steps}  loss on held-out rows {loss:.4f}", flush=True)
+
+
+def _preference(logs: dict[str, float], prefix: str) -> dict[str, float]:
+    """Share of pairs in which the better answer is found likelier than before, and by how much; {} where nothing is preferred."""
+    found = {"reward_accuracy": logs.get(f"{prefix}rewards/accuracies"), "reward_margin": logs.get(f"{prefix}rewards/margins")}
+    return {name: value for name, value in found.items() if value is not None}

@@ -129,10 +129,11 @@ def less_memory(config: JobConfig | None) -> dict[str, Any]:
         return {}
     if smaller := smaller_batch(config):
         return smaller
-    if not config.gradient_checkpointing:
+    if not config.gradient_checkpointing and config.method != "prefix-tuning":
         return {"gradient_checkpointing": True}
-    if not config.quantization.load_in_4bit:
-        return {"quantization.load_in_4bit": True}
+    needs_whole_weights = config.method == "full" or config.lora.init_lora_weights == "pissa"
+    if not config.quantization.load_in_4bit and not needs_whole_weights:
+        return {"quantization.load_in_4bit": True, **({"quantization.load_in_8bit": False} if config.quantization.load_in_8bit else {})}
     return {"max_length": config.max_length // 2} if config.max_length >= 2 * SHORTEST else {}
 
 

@@ -1,27 +1,34 @@
-"""Rows of train.jsonl and eval.jsonl as tokens and labels, rendered by the same renderer as the preview and the chat."""
+"""Rows of train.jsonl and eval.jsonl as tokens, rendered by the same renderer as the preview and the chat.
+
+What a row becomes depends on the objective: ids and labels; a prompt with a better and a worse answer; a prompt with an answer
+and whether it is good.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from jobs.config import JobConfig
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import Example
+from studio.types import Example, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100  # label of a token that is read but not learned
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Columns `input_ids` and `labels`, without the rows that hold nothing to learn or that the template refuses.
+    """Columns of tokens, without the rows that hold nothing to learn or that the template refuses.
 
     `refusal` says where and why the template refused a row first; those rows count as without learned tokens.
     """
@@ -33,36 +40,104 @@ class TokenRows:
     refusal: str
 
 
-def tokenize(path: Path, renderer: Renderer, max_length: int) -> TokenRows:
-    """Raises DatasetError naming the line of what is no row at all."""
-    import numpy as np
-    import pyarrow as pa
-    from datasets import Dataset
+@dataclass(frozen=True)
+class Tokens:
+    """One row: its columns, None where it holds nothing to learn."""
 
-    ids, labels = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
-    read = empty = truncated = 0
+    columns: Row | None
+    truncated: bool = False
+
+
+def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
+    """Raises DatasetError naming the line of what is no row at all."""
+    render = _RENDERERS.get(config.objective, _imitated)
+    found: list[Row] = []
+    read = truncated = 0
     refusal = ""
     for number, example in _examples(path):
         read += 1
         try:
-            row = renderer.example(example, max_length)
+            row = render(example, renderer, config)
         except DatasetError as exc:
             refusal = refusal or f"{path.name}, line {number}: {exc.message}"
-            empty += 1
             continue
         truncated += row.truncated
-        if not any(row.learned[1:]):  # the first token is never predicted
-            empty += 1
+        if row.columns is not None:
+            found.append(row.columns)
+    return TokenRows(_table(found), read, read - len(found), truncated, refusal)
+
+
+def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
+    """`input_ids` and `labels`."""
+    import numpy as np
+
+    row = renderer.example(example, config.max_length)
+    whole = not (config.assistant_only_loss if example.messages is not None else config.completion_only_loss)
+    learned = [True] * len(row.ids) if whole else row.learned
+    if not any(learned[1:]):  # the first token is never predicted
+        return Tokens(None, row.truncated)
+    ids = np.asarray(row.ids, np.int32)
+    return Tokens({"input_ids": ids, "labels": np.where(learned, ids, IGNORED).astype(np.int32)}, row.truncated)
+
+
+def _paired(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids`: both answers go on from the same prompt."""
+    if not example.chosen or not example.rejected:
+        raise DatasetError("The row holds no pair of a chosen and a rejected answer.", "Map its columns first.")
+    prompt, (chosen, rejected) = _split(example, (example.chosen, example.rejected), renderer)
+    room = config.max_length - len(prompt)
+    truncated = max(len(chosen), len(rejected)) > room
+    if room < 1 or not chosen or not rejected or chosen[:room] == rejected[:room]:
+        return Tokens(None, truncated)
+    return Tokens({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}, truncated)
+
+
+def _marked(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
+    """`prompt_ids`, `completion_ids`, `label`."""
+    if example.label is None or not example.completion:
+        raise DatasetError("The row holds no answer marked good or bad.", "Map its columns first.")
+    prompt, (answer,) = _split(example, (_turns(example.completion, "assistant"),), renderer)
+    room = config.max_length - len(prompt)
+    if room < 1 or not answer:
+        return Tokens(None, len(answer) > room)
+    return Tokens({"prompt_ids": prompt, "completion_ids": answer[:room], "label": example.label}, len(answer) > room)
+
+
+def _split(example: Example, answers: Sequence[list[Message]], renderer: Renderer) -> tuple[list[int], list[list[int]]]:
+    """Ids of the prompt, and of each answer behind it, up to the last one that is learned."""
+    before = _turns(example.prompt, "user")
+    prompt = renderer.prompt(before, example.tools).ids
+    rows = [renderer.example(Example(messages=[*before, *answer], tools=example.tools)) for answer in answers]
+    # a template may render the prompt alone in another way than before an answer
+    shared = min(_common(prompt, row.ids) for row in rows)
+    ends = [max((place for place, learned in enumerate(row.learned) if learned), default=-1) + 1 for row in rows]
+    return prompt[:shared], [row.ids[shared:end] for row, end in zip(rows, ends, strict=True)]
+
+
+def _turns(text: str | list[Message] | None, role: Any) -> list[Message]:
+    return [Message(role=role, content=text)] if isinstance(text, str) else list(text or [])
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _table(rows: list[Row]) -> Dataset:
+    """Whole numbers in 32 bits, lists of any length."""
+    import numpy as np
+    import pyarrow as pa
+    from datasets import Dataset
+
+    columns = {}
+    for name in rows[0] if rows else ("input_ids", "labels"):
+        values = [row[name] for row in rows]
+        if values and isinstance(values[0], bool):
+            columns[name] = pa.array(values)
             continue
-        tokens = np.asarray(row.ids, np.int32)
-        ids.append(tokens)
-        labels.append(np.where(row.learned, tokens, IGNORED).astype(np.int32))
-    ends = np.cumsum([len(part) for part in ids]).astype(np.int64)
-    columns = {
-        name: pa.LargeListArray.from_arrays(ends, pa.array(np.concatenate(parts), type=pa.int32()))
-        for name, parts in (("input_ids", ids), ("labels", labels))
-    }
-    return TokenRows(Dataset(pa.table(columns)), read, empty, truncated, refusal)
+        ends = np.cumsum([0, *(len(value) for value in values)]).astype(np.int64)
+        flat = np.concatenate([np.empty(0, np.int32), *(np.asarray(value, np.int32) for value in values)])
+        columns[name] = pa.LargeListArray.from_arrays(ends, pa.array(flat, type=pa.int32()))
+    return Dataset(pa.table(columns))
 
 
 def _examples(path: Path) -> Iterator[tuple[int, Example]]:
@@ -75,3 +150,6 @@ def _examples(path: Path) -> Iterator[tuple[int, Example]]:
             except ValidationError as exc:
                 reason = f"{path.name}, line {number}: not a row of the studio ({exc.errors()[0]['msg']})."
                 raise DatasetError(reason, "Add the data again.") from None
+
+
+_RENDERERS: dict[str, Callable[[Example, Renderer, JobConfig], Tokens]] = {"dpo": _paired, "orpo": _paired, "kto": _marked}

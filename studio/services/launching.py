@@ -20,18 +20,26 @@ from jobs import config as job_config
 from jobs import recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
-from studio.catalogue import memory
+from studio.catalogue import compatibility, hardware, memory
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db.models import Job, new_id
 from studio.errors import ConfigError, StudioError
+from studio.services import loggers
 from studio.services.datasets import DatasetService
 from studio.services.models import ModelService
 from studio.settings import Settings
 
 CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 MAX_CHILDREN = 64  # of a sweep
-TRAINABLE_KINDS = {"sft": ("sft", "text")}  # objective -> kinds of datasets it can learn from
+# objective -> kinds of datasets it can learn from
+TRAINABLE_KINDS = {
+    "sft": ("sft", "text"),
+    "continued-pretraining": ("text",),
+    "dpo": ("preference",),
+    "orpo": ("preference",),
+    "kto": ("unpaired-preference",),
+}
 T = TypeVar("T")
 
 
@@ -88,23 +96,24 @@ class Launcher:
         chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
         dataset = problems.gather(lambda: self.datasets.show(data))
         model = base_model if isinstance(base_model, ModelRef) else problems.gather(lambda: self.models.resolve(base_model, loadable=True))
-        configs = [problems.gather(lambda layer=layer: job_config.build(chosen.options, layer)) for layer in layers]  # type: ignore[misc]
+        context = inspect_folder(model.path).context if model else None
+        configs = [problems.gather(lambda layer=layer: _built(chosen.options, layer, context)) for layer in layers]  # type: ignore[misc]
         whole = [config for config in configs if config is not None]
-        if dataset and whole:
-            problems.gather(lambda: check_kind(dataset, whole[0]))
+        if dataset:
+            for config in whole:
+                problems.gather(lambda config=config: check_kind(dataset, config))  # type: ignore[misc]
+                problems.gather(lambda config=config: check_held_out(dataset, config))  # type: ignore[misc]
+                problems.gather(lambda config=config: loggers.check(config))  # type: ignore[misc]
+        for config in whole:
+            problems.found += refusals(config, model)
         if problems.found or dataset is None or model is None:
             return []
-        # a row longer than the model's context can't be learned, whatever the option says
-        context = inspect_folder(model.path).context
         renderers: dict[tuple[int, str | None], Renderer | None] = {}
         plans = []
         for config in whole:
-            frozen = {
-                "base_model": model.name,
-                "model_name_or_path": str(model.path),
-                "max_length": min(config.max_length, context or 10**9),
-            }
-            config = config.model_copy(update=frozen)
+            config = config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path)})
+            if not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers)):
+                config = recomputing_where_needed(config, model)
             key = (config.max_length, config.chat_template)
             if key not in renderers:
                 renderers[key] = problems.gather(lambda config=config: self._check_rows(dataset, model, config))  # type: ignore[misc]
@@ -113,6 +122,27 @@ class Launcher:
         if plans:
             problems.gather(lambda: self.check_disk([plan.config for plan in plans]))
         return plans
+
+    def refusals(self, data: str | None, base_model: str | None, recipe: str | None, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What stands against a launch, as far as it shows without looking at rows: [{"message", "fix", "change"}]; [] where nothing does.
+
+        `change`: options that mend it, empty where a person has to decide. What is not chosen yet is not missed.
+        """
+        problems = Problems()
+        dataset = problems.gather(lambda: self.datasets.show(data)) if data else None
+        model = problems.gather(lambda: self.models.resolve(base_model, loadable=True)) if base_model else None
+        context = inspect_folder(model.path).context if model else None
+        config = problems.gather(lambda: _built(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options, context))
+        if config is not None:
+            problems.found += refusals(config, model)
+            if dataset is not None:
+                problems.gather(lambda: check_kind(dataset, config))
+                problems.gather(lambda: check_held_out(dataset, config))
+        return [
+            {"message": one, "fix": problem.fix, "change": problem.details.get("change", {})}
+            for problem in problems.found
+            for one in problem.details.get("problems") or [problem.message]
+        ]
 
     def _check_rows(self, dataset: Mapping[str, Any], model: ModelRef, config: JobConfig) -> Renderer:
         """The renderer of this run; refuses rows that would teach nothing."""
@@ -152,7 +182,10 @@ class Launcher:
                     source, rows = splits[plan.split]
                     _link_rows(source, run)
                 else:
-                    rows = self.datasets.write_run_files(plan.dataset["id"], run, *plan.split)["train_rows"]
+                    written = self.datasets.write_run_files(plan.dataset["id"], run, *plan.split)
+                    if plan.config.test_size > 0 and not written["eval_rows"]:
+                        raise _nothing_held_out(plan.dataset, plan.config)
+                    rows = written["train_rows"]
                     splits[plan.split] = (run, rows)
                 write_run(run, plan.config, plan.renderer)
                 made.append(training(run, plan, rows, created_at=time.time() + number * 1e-4))
@@ -163,13 +196,60 @@ class Launcher:
             raise
 
 
+def _built(recipe: Mapping[str, Any], layer: Mapping[str, Any], context: int | None) -> JobConfig:
+    """One configuration. A row longer than the model's context can't be learned: where nobody asked for so long rows, they are cut."""
+    config = job_config.build(recipe, layer)
+    if "max_length" in layer or not context:
+        return config
+    return config.model_copy(update={"max_length": min(config.max_length, context)})
+
+
+def refusals(config: JobConfig, model: ModelRef | None) -> list[StudioError]:
+    """Every reason why this configuration can't be trained here, each with the change that mends it."""
+    device = config.device if config.device != "auto" else hardware.devices()[0].kind
+    found = compatibility.conflicts(config, device, memory.model_config(model.path) if model else None)
+    return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]
+
+
+def recomputing_where_needed(config: JobConfig, model: ModelRef) -> JobConfig:
+    """With gradient_checkpointing where the job would not fit without, by the prediction, and the method can do with it."""
+    device = hardware.devices()[0]
+    recomputing = config.model_copy(update={"gradient_checkpointing": True})
+    shape = memory.model_config(model.path)
+    needed, less = (memory.predict_training_bytes(shape, one) for one in (config, recomputing))
+    if needed <= device.memory_bytes or less >= needed or compatibility.conflicts(recomputing, device.kind):
+        return config
+    return recomputing
+
+
 def check_kind(dataset: Mapping[str, Any], config: JobConfig) -> None:
     wanted = TRAINABLE_KINDS[config.objective]
-    if dataset["kind"] not in wanted:
-        raise ConfigError(
-            f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows.",
-            "Choose a dataset of conversations, instructions or texts.",
-        )
+    if dataset["kind"] in wanted:
+        return
+    fitting = [name for name, kinds in TRAINABLE_KINDS.items() if dataset["kind"] in kinds]
+    raise ConfigError(
+        f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows.",
+        f"Set objective={fitting[0]} (recipe {_recipe_of(fitting[0])}), or choose another dataset."
+        if fitting
+        else "Choose a dataset of conversations, instructions or texts.",
+        change={"objective": fitting[0]} if fitting else {},
+    )
+
+
+def _recipe_of(objective: str) -> str:
+    return next(recipe.name for recipe in recipes.RECIPES.values() if recipe.options.get("objective", "sft") == objective)
+
+
+def check_held_out(dataset: Mapping[str, Any], config: JobConfig) -> None:
+    if config.test_size > 0 and dataset["rows"] < 2:
+        raise _nothing_held_out(dataset, config)
+
+
+def _nothing_held_out(dataset: Mapping[str, Any], config: JobConfig) -> ConfigError:
+    return ConfigError(
+        f"With test_size={config.test_size:g} no row of {dataset['name']} is left to be held out: it has too few that differ.",
+        "Set test_size=0 to train on all, or add rows.",
+    )
 
 
 def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:

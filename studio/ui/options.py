@@ -17,6 +17,18 @@ from jobs.config import Option, options, parse_assignments
 from studio.datasets.rendering import TEMPLATE_NAMES
 
 ELSEWHERE = ("base_model",)  # chosen in simple mode, above the form
+# section -> the method or objective that it belongs to; sections not named here are always shown
+METHODS = {"lora": ("lora",), "ia3": ("ia3",), "prompt": ("prompt-tuning", "p-tuning", "prefix-tuning"), "bottleneck": ("bottleneck",)}
+OBJECTIVES = {"dpo": ("dpo",), "kto": ("kto",), "orpo": ("orpo",)}
+# options -> the only values of method or objective with which they mean anything
+ONLY_WITH = {
+    "prompt.prompt_tuning_init_text": ("prompt-tuning",),
+    "prompt.encoder_hidden_size": ("p-tuning", "prefix-tuning"),
+    "prompt.prefix_projection": ("prefix-tuning",),
+    "packing": ("sft", "continued-pretraining"),
+    "assistant_only_loss": ("sft",),
+    "completion_only_loss": ("sft",),
+}
 # a template may also be a file, but only for who sits at the machine: a page would let strangers read files
 OFFERED = {"chat_template": [("the model's own, else alpaca", ""), *TEMPLATE_NAMES]}
 
@@ -27,14 +39,28 @@ class OptionsForm:
     def __init__(self, recipe: str = recipes.DEFAULT_RECIPE) -> None:
         self.options = [option for option in options() if option.key not in ELSEWHERE]
         self.fields: list[Any] = []
-        shown = zip(self.options, self.values(recipe), strict=True)
+        self.sections: dict[str, Any] = {}  # what is shown and hidden as a whole
+        values = self.values(recipe)
+        chosen = dict(zip([option.key for option in self.options], values, strict=True))
+        shown = zip(self.options, values, strict=True)
         for section, members in groupby(shown, key=lambda pair: pair[0].section):
-            gr.HTML(f"<h2>{section or 'Training run'}</h2>", elem_classes="section-title", apply_default_css=False)
-            with gr.Row(elem_classes="fields"):
-                self.fields += [_field(option, value) for option, value in members]
+            own = list(members)
+            key = own[0][0].key.rpartition(".")[0]
+            with gr.Column(visible=_is_shown(key, chosen), elem_id=f"section-{key or 'run'}", elem_classes="option-section") as column:
+                gr.HTML(f"<h2>{section or 'Training run'}</h2>", elem_classes="section-title", apply_default_css=False)
+                with gr.Row(elem_classes="fields"):
+                    self.fields += [_field(option, value, _means_something(option.key, chosen)) for option, value in own]
+            if key in (*METHODS, *OBJECTIVES):
+                self.sections[key] = column
 
     def field(self, key: str) -> Any:
         return next(field for option, field in zip(self.options, self.fields, strict=True) if option.key == key)
+
+    def shape(self, method: str, objective: str) -> dict[Any, Any]:
+        """What is shown and hidden with this method and objective."""
+        chosen = {"method": method, "objective": objective}
+        found: dict[Any, Any] = {column: gr.Column(visible=_is_shown(key, chosen)) for key, column in self.sections.items()}
+        return found | {self.field(key): gr.update(visible=_means_something(key, chosen)) for key in ONLY_WITH}
 
     def values(self, recipe: str) -> list[Any]:
         """What the fields show for `recipe`: its own options over the defaults."""
@@ -53,6 +79,12 @@ class OptionsForm:
                 found[field] = _shown(option, section[key])
         return found
 
+    def with_changes(self, shown: Sequence[Any], change: Mapping[str, Any]) -> list[Any]:
+        """The fields' values with some options set anew."""
+        return [
+            _shown(option, change[option.key]) if option.key in change else value for option, value in zip(self.options, shown, strict=True)
+        ]
+
     def changed(self, recipe: str, shown: Sequence[Any]) -> dict[str, Any]:
         """Options whose field no longer says what the recipe says."""
         return {
@@ -62,12 +94,24 @@ class OptionsForm:
         }
 
 
-def _field(option: Option, value: Any) -> Any:
+def _is_shown(section: str, chosen: Mapping[str, Any]) -> bool:
+    wanted = METHODS.get(section) or OBJECTIVES.get(section)
+    return wanted is None or chosen["method" if section in METHODS else "objective"] in wanted
+
+
+def _means_something(key: str, chosen: Mapping[str, Any]) -> bool:
+    return key not in ONLY_WITH or chosen["method"] in ONLY_WITH[key] or chosen["objective"] in ONLY_WITH[key]
+
+
+def _field(option: Option, value: Any, visible: bool) -> Any:
     common: dict[str, Any] = {
+        "visible": visible,
         "label": option.title,
         "info": f"{option.description} ({option.key})",  # the name that scripts and libraries use ends the help
         "elem_id": "option-" + option.key.replace(".", "-"),
     }
+    if option.choices and option.lists_only:
+        return gr.Dropdown(choices=list(option.choices), value=value, multiselect=True, **common)
     if option.choices or option.key in OFFERED:
         return gr.Dropdown(choices=OFFERED.get(option.key) or list(option.choices), value=value, **common)
     if option.type is bool:
@@ -80,6 +124,8 @@ def _field(option: Option, value: Any) -> Any:
 
 def _shown(option: Option, value: Any) -> Any:
     """An option's value as its field shows it."""
+    if option.choices and option.lists_only:
+        return list(value)
     if isinstance(value, (list, tuple, Mapping)):
         return json.dumps(value)
     if option.nullable or option.type is str:

@@ -5,6 +5,7 @@ Knows nothing of how a job runs: it hands the choices to the job service and sho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -14,9 +15,11 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, tokens
 from studio.ui.data_learned import warnings
+from studio.ui.fit import FitBar
 from studio.ui.handlers import QUIET, busy, tells
-from studio.ui.options import OptionsForm
+from studio.ui.options import ONLY_WITH, OptionsForm
 from studio.ui.page import Page, go, opening
+from studio.ui.train_text import WrittenChoices
 
 PREVIEW_ROWS = 3
 
@@ -31,6 +34,8 @@ class TrainTab:
             with gr.Column(scale=3, min_width=320):
                 self._layout_choices()
             with gr.Column(scale=2, min_width=320):
+                self.refusals = pieces.panel(elem_id="train-refusals", elem_classes="notice-place")
+                self.fit = FitBar(studio, self.form)
                 self.preview = pieces.panel(elem_id="train-preview", elem_classes="card")
         self._wire()
 
@@ -39,9 +44,8 @@ class TrainTab:
         self.base_model = gr.Dropdown(
             label="Base model", info="The model that learns; it stays as it is, the adapter is added beside it.", elem_id="train-base"
         )
-        goals = [(recipe.goal, name) for name, recipe in recipes.RECIPES.items()]
         self.recipe = gr.Radio(
-            goals,
+            _offered(),
             value=recipes.DEFAULT_RECIPE,
             label="Goal",
             info="What training should reach, and with how much memory.",
@@ -51,14 +55,38 @@ class TrainTab:
         self.name = gr.Textbox(
             "", label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name"
         )
-        with gr.Accordion("All options: steps, learning rate, rank, quantisation and more", open=False, elem_id="train-options"):
+        with gr.Accordion("All options: method, steps, learning rate, rank, quantisation and more", open=False, elem_id="train-options"):
+            others = [(f"{recipe.goal} ({recipe.name})", recipe.name) for recipe in (*recipes.METHODS, *recipes.PAPERS)]
+            self.others = gr.Dropdown(
+                others,
+                value=None,
+                label="Start from a method or a paper",
+                info="Fills in all fields below as that method or paper has them, and takes its place among the goals above.",
+                elem_id="train-others",
+            )
             self.form = OptionsForm()
+        self.written = WrittenChoices(self.form)
         self.start = gr.Button("Start training", variant="primary", elem_id="train-start")
         self.notice = pieces.panel(elem_id="train-notice", elem_classes="notice-place")
 
     def _wire(self) -> None:
         self.tab.select(self.enter, inputs=[self.data, self.base_model], outputs=[self.data, self.base_model, self.preview], **QUIET)
         self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=[*self.form.fields, self.about_recipe], **QUIET)
+        self.written.wire(self.data, self.base_model, self.recipe)
+        self.others.input(self.take_other, inputs=[self.others], outputs=[self.recipe], **QUIET)
+        method, objective = self.form.field("method"), self.form.field("objective")
+        shaped = [*self.form.sections.values(), *(self.form.field(key) for key in ONLY_WITH)]
+        gr.on([method.change, objective.change], self.form.shape, inputs=[method, objective], outputs=shaped, **QUIET)
+        choices_made = [self.data, self.base_model, self.recipe, *self.form.fields]
+        gr.on(
+            [field.change for field in choices_made],
+            self.explain,
+            inputs=choices_made,
+            outputs=[self.refusals],
+            trigger_mode="always_last",
+            **QUIET,
+        )
+        self.refusals.select(self.mend, inputs=choices_made, outputs=self.form.fields, **QUIET)
         max_length, template = self.form.field("max_length"), self.form.field("chat_template")
         seen = [self.data, self.base_model, max_length, template]
         gr.on(
@@ -68,6 +96,7 @@ class TrainTab:
             outputs=[self.preview],
             **QUIET,
         )
+        self.fit.wire(self.tab.select, self.base_model, self.recipe)
         self.start.click(
             tells(self.notice)(self.submit),
             inputs=[self.data, self.base_model, self.recipe, self.name, *self.form.fields],
@@ -93,6 +122,24 @@ class TrainTab:
 
     def choose_recipe(self, recipe: str) -> list[Any]:
         return [*self.form.values(recipe), self._about(recipe)]
+
+    def take_other(self, name: str | None) -> Any:
+        """A method's or a paper's recipe joins the goals, chosen."""
+        return gr.Radio(choices=_offered(name), value=name) if name else gr.skip()
+
+    def explain(self, data: str | None, base_model: str | None, recipe: str, *fields: Any) -> str:
+        """Why these choices would be refused, with what would mend each; nothing where they go together."""
+        found = self._refusals(data, base_model, recipe, fields)
+        return pieces.piece("refusals", refusals=found) if found else ""
+
+    def mend(self, data: str | None, base_model: str | None, recipe: str, *fields: Any, event: gr.EventData) -> list[Any]:
+        """Take the change that a refusal names."""
+        number = int(event._data["number"])
+        found = self._refusals(data, base_model, recipe, fields)
+        return self.form.with_changes(fields, found[number]["change"] if number < len(found) else {})
+
+    def _refusals(self, data: str | None, base_model: str | None, recipe: str, fields: Sequence[Any]) -> list[dict[str, Any]]:
+        return self._studio.jobs.launcher.refusals(data, base_model, recipe, self.form.changed(recipe, fields))
 
     def show_rows(self, data: str | None, base_model: str | None, max_length: Any, chat_template: str) -> str:
         """The rows as the model sees them; a refusal is shown in their place."""
@@ -124,3 +171,9 @@ class TrainTab:
 
     def _about(self, recipe: str) -> str:
         return pieces.piece("sentence", text=recipes.get(recipe).description)
+
+
+def _offered(other: str | None = None) -> list[tuple[str, str]]:
+    """The goals, and one more recipe where that was chosen."""
+    more = [recipes.get(other)] if other else []
+    return [(recipe.goal, recipe.name) for recipe in (*recipes.GOALS, *more)]

@@ -20,9 +20,22 @@ STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
 # a rate so high that the loss on held-out rows soon rises
 WILD = {"learning_rate": 0.05, "eval_steps": 1, "save_steps": 3, "num_train_epochs": 6, "early_stopping_patience": 4}
+# what a checkpoint keeps beside its adapter, and the objectives' own counts
+OTHERS: dict[str, dict[str, Any]] = {
+    "p-tuning": {"method": "p-tuning", "prompt.num_virtual_tokens": 4},
+    "pissa": {"lora.init_lora_weights": "pissa", "lora.loraplus_lr_ratio": 4.0},
+    "full": {"method": "full"},
+    "dpo": {"objective": "dpo", "dpo.loss_type": ["sigmoid", "sft"]},
+    "kto": {"objective": "kto"},
+    "orpo": {"objective": "orpo"},
+}
+UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 CASES: list[dict[str, Any]] = [
+    *({"name": name, "recipe": "lora-sft", "options": {**UNWATCHED, **own}} for name, own in OTHERS.items()),
+    *({"name": f"{name} stopped", "recipe": "lora-sft", "options": {**UNWATCHED, **own}, "stops": [5]} for name, own in OTHERS.items()),
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
     *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
+    {"name": "unwatched", "recipe": "qlora-sft", "options": {"sample_answers": 0, "measure_drift": False}},
     {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
@@ -54,6 +67,33 @@ def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, di
     assert len(unbroken["curve"]) == 12 + 3  # 12 steps, every fourth evaluated
     assert resumed["curve"] == unbroken["curve"]
     assert resumed["sha256"] == unbroken["sha256"]
+
+
+def test_watching_changes_no_bit_and_tells_what_it_saw(trained: dict[str, dict[str, Any]]) -> None:
+    watched, unwatched = trained["qlora-sft"], trained["unwatched"]
+    assert watched["sha256"] == unwatched["sha256"] and watched["curve"] == unwatched["curve"]
+    told = {kind: [event for event in watched["events"] if event["type"] == kind] for kind in ("samples", "drift", "rows", "machine")}
+    base, last = told["samples"][0], told["samples"][-1]
+    assert (base["step"], last["step"]) == (0, 12) and len(base["rows"]) == len(base["answers"]) == len(last["answers"]) == 4
+    assert base["answers"] != last["answers"]
+    assert told["drift"][-1]["step"] == 12 and told["drift"][-1]["base_loss"] > 0
+    best, worst = told["rows"][0]["best"], told["rows"][0]["worst"]
+    assert best[0]["loss"] < worst[0]["loss"] and best[0]["answer"] and best[0]["reference"]
+    assert told["machine"][0]["process_bytes"] > 2**28 and told["machine"][0]["cores"] > 0
+    assert {event["type"] for event in unwatched["events"]}.isdisjoint({"samples", "drift", "rows"})
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_methods_and_objectives_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
+    assert len(trained[case]["curve"]) == 12 + 3
+    assert trained[f"{case} stopped"]["curve"] == trained[case]["curve"]
+    assert trained[f"{case} stopped"]["sha256"] == trained[case]["sha256"]
+
+
+def test_dpo_begins_where_nothing_is_preferred_and_learns_to(trained: dict[str, dict[str, Any]]) -> None:
+    events = [event for event in trained["dpo"]["events"] if event["type"] == "progress"]
+    assert events[0]["reward_margin"] == 0  # measured against the base, which the fresh adapter still is
+    assert events[-1]["reward_accuracy"] > 0.9 and events[-1]["reward_margin"] > 0.1
 
 
 def test_logging_now_and_then_and_packing_resume_exactly_too(trained: dict[str, dict[str, Any]]) -> None:
@@ -132,8 +172,9 @@ def test_by_hand_a_run_makes_its_first_attempt_with_all_its_files(tmp_path: Path
     assert (run.adapter / "adapter_model.safetensors").exists()
     assert [manifest_problems(folder) for folder in run.checkpoint_folders()] == [[]]
     assert not list(run.path.rglob("*.bin")) and not list(run.path.rglob(".part*"))
-    kinds = [event["type"] for event in attempt.read_events(0)[0] if event["type"] != "notice"]
-    assert kinds == ["start", "progress", "progress", "eval", "checkpoint"]
+    told = ("start", "progress", "eval", "checkpoint", "rows")
+    kinds = [event["type"] for event in attempt.read_events(0)[0] if event["type"] in told]
+    assert kinds == ["start", "progress", "progress", "eval", "checkpoint", "rows"]
 
 
 def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,216 @@
+"""The sections of a job's options: methods, the base's precision, objectives. Part of jobs/config.py, which is their front door."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+# of trl's DPO losses those that need nothing else to be set
+DpoLoss = Literal[
+    "sigmoid", "sft", "hinge", "ipo", "nca_pair", "robust", "exo_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+]  # fmt: skip
+
+
+class Config(BaseModel):
+    """Frozen, and refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSection(Config):
+    """Low-rank adapter; names and meanings follow peft.LoraConfig."""
+
+    r: int = Field(default=16, title="Rank", ge=1, le=512, description="Rank of the update: higher can learn more and costs memory.")
+    lora_alpha: int = Field(default=32, title="Strength", ge=1, le=2048, description="Strength of the update; usually one or two times r.")
+    lora_dropout: float = Field(
+        default=0.0,
+        title="Dropout",
+        ge=0,
+        lt=1,
+        description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows.",
+    )
+    target_modules: str | list[str] = Field(
+        default="all-linear",
+        title="Layers that learn",
+        description='Layers that learn: all-linear, or a list of names such as ["q_proj", "v_proj"].',
+    )
+    use_rslora: bool = Field(
+        default=False, title="Steadier scaling (rsLoRA)", description="Scale by the square root of r (rsLoRA): steadier at high ranks."
+    )
+    use_dora: bool = Field(
+        default=False,
+        title="Direction and length apart (DoRA)",
+        description="Learn the direction and the length of each weight apart (DoRA): often a little better, slower to train and to serve.",
+    )
+    init_lora_weights: Literal["default", "gaussian", "pissa"] = Field(
+        default="default",
+        title="Where the update starts",
+        description="Where the update starts: default at zero; pissa from the base's main directions, which learns faster; gaussian as "
+        "diffusion models do. What is saved is a plain LoRA in each case.",
+    )
+    loraplus_lr_ratio: float | None = Field(
+        default=None,
+        title="Faster second matrix (LoRA+)",
+        gt=0,
+        le=128,
+        description="How many times faster the second matrix learns (LoRA+); 16 is usual, empty learns both alike.",
+    )
+    modules_to_save: list[str] | None = Field(
+        default=None,
+        title="Layers trained whole",
+        description='Layers that are trained and saved whole beside the low-rank ones, such as ["embed_tokens"]; empty for none.',
+    )
+
+
+class Ia3Section(Config):
+    """Learned scales (IA3); names follow peft.IA3Config."""
+
+    target_modules: str | list[str] = Field(
+        default="auto",
+        title="Layers that are scaled",
+        description="Layers that get a learned scale: auto takes keys, values and the last layer of each block, as the paper does.",
+    )
+    feedforward_modules: list[str] | None = Field(
+        default=None,
+        title="Of these, feed-forward",
+        description="Which of the named layers are feed-forward ones, whose input is scaled; leave empty with auto.",
+    )
+
+
+class PromptSection(Config):
+    """Virtual tokens before the text; names follow peft's PromptTuningConfig, PromptEncoderConfig and PrefixTuningConfig."""
+
+    num_virtual_tokens: int = Field(
+        default=20,
+        title="Virtual tokens",
+        ge=1,
+        le=1024,
+        description="Learned tokens before the text: more can hold more, and use context.",
+    )
+    prompt_tuning_init_text: str | None = Field(
+        default=None,
+        title="Words to start from",
+        description="Prompt tuning starts from these words, such as Classify the ticket; empty starts from random words.",
+    )
+    encoder_hidden_size: int | None = Field(
+        default=None,
+        title="Width of the encoder",
+        ge=1,
+        le=65536,
+        description="Width of the small network that makes the tokens (P-tuning, prefix with projection); empty takes the model's.",
+    )
+    prefix_projection: bool = Field(
+        default=False,
+        title="Make the prefix by a network",
+        description="Prefix tuning: train through a small network, which is steadier and costs memory while training only.",
+    )
+
+
+class BottleneckSection(Config):
+    """Bottleneck adapters after Houlsby et al. 2019 and Pfeiffer et al. 2020; names follow the library `adapters`."""
+
+    reduction_factor: int = Field(
+        default=8, title="Narrowing", ge=1, le=1024, description="How many times narrower than the model the learned layers are."
+    )
+    mh_adapter: bool = Field(
+        default=False,
+        title="Also behind attention (Houlsby)",
+        description="Put one behind attention too (Houlsby); off keeps only the one behind the feed-forward layers (Pfeiffer).",
+    )
+    non_linearity: Literal["relu", "gelu", "silu"] = Field(
+        default="relu", title="Activation", description="Function between the two layers of an adapter."
+    )
+
+
+class QuantizationSection(Config):
+    """How the frozen base is stored; names follow transformers.BitsAndBytesConfig."""
+
+    load_in_4bit: bool = Field(
+        default=False, title="4-bit base (QLoRA)", description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower."
+    )
+    load_in_8bit: bool = Field(
+        default=False, title="8-bit base", description="Keep the base in 8 bits: half the memory of 16 bits, slower than 4 bits."
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        default="nf4", title="4-bit number format", description="4-bit number format; nf4 suits weights of trained models."
+    )
+    bnb_4bit_use_double_quant: bool = Field(
+        default=True, title="Double quantisation", description="Quantise the quantisation constants too: saves 0.4 bit per weight."
+    )
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16",
+        title="Arithmetic on the 4-bit base",
+        description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.",
+    )
+
+
+class DpoSection(Config):
+    """Direct preference optimisation; names and meanings follow trl.DPOConfig."""
+
+    beta: float = Field(
+        default=0.1, title="Hold on the base", gt=0, le=100, description="How firmly answers stay near the base's: higher changes less."
+    )
+    loss_type: list[DpoLoss] = Field(
+        default=["sigmoid"],
+        title="Loss",
+        min_length=1,
+        description="Loss: sigmoid is plain DPO; add sft to keep imitating the better answers, without which short or empty answers can "
+        "win; ipo and others are variants from papers.",
+    )
+    loss_weights: list[float] | None = Field(
+        default=None, title="Weights of the losses", description="One weight for each loss, such as [1.0, 0.5]; empty weighs them alike."
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        title="Doubt in the labels",
+        ge=0,
+        lt=0.5,
+        description="Share of pairs that may be marked the wrong way round; used by the losses robust and exo_pair.",
+    )
+    ld_alpha: float | None = Field(
+        default=None,
+        title="Weight of extra length",
+        ge=0,
+        le=1,
+        description="How much the part counts by which one answer is longer (LD-DPO); empty counts it fully.",
+    )
+    use_weighting: bool = Field(
+        default=False, title="Weigh by likelihood (WPO)", description="Weigh pairs by how likely the model itself would write them (WPO)."
+    )
+    precompute_ref_log_probs: bool = Field(
+        default=False,
+        title="Ask the base once",
+        description="Ask the base about every row before training instead of at each step: saves time over several passes.",
+    )
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class KtoSection(Config):
+    """Learning from answers marked good or bad; names and meanings follow trl.KTOConfig."""
+
+    beta: float = Field(
+        default=0.1, title="Hold on the base", gt=0, le=100, description="How firmly answers stay near the base's: higher changes less."
+    )
+    loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
+        default="kto", title="Loss", description="Loss: kto as in its paper, apo_zero_unpaired without the comparison with other rows."
+    )
+    desirable_weight: float = Field(
+        default=1.0, title="Weight of good answers", ge=0, le=100, description="Weight of good answers; raise it where they are rare."
+    )
+    undesirable_weight: float = Field(
+        default=1.0, title="Weight of bad answers", ge=0, le=100, description="Weight of bad answers; raise it where they are rare."
+    )
+
+
+class OrpoSection(Config):
+    """Imitating and preferring at once; names and meanings follow trl's ORPOConfig."""
+
+    beta: float = Field(
+        default=0.1, title="Weight of the preference", gt=0, le=100, description="How much preferring counts beside imitating (lambda)."
+    )

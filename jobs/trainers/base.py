@@ -1,0 +1,135 @@
+"""The frozen base of a training: where it is computed, in which precision, and its tokenizer. Knows no methods and no rows."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.trainers.events import EventLog
+from studio.datasets.rendering import Renderer
+from studio.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where to compute, and in which type: the frozen base's, and of the arithmetic."""
+
+    name: str  # cuda, cpu
+    dtype: str  # bfloat16, float16, float32
+
+
+def folder_of(config: JobConfig) -> Path:
+    """The base's folder. Raises ModelError where it holds no model."""
+    folder = Path(config.model_name_or_path or config.base_model)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"The base model {config.base_model} is not in {folder}.", "Add it again under Models, or restore its folder.")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"The base model {config.base_model} has no safetensors file in {folder}.", "Add a model in safetensors form.")
+    return folder
+
+
+def max_length(config: JobConfig, folder: Path) -> int:
+    """Rows longer than the model's context can't be learned, whatever the option says."""
+    context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    return min(config.max_length, context) if isinstance(context, int) and context > 0 else config.max_length
+
+
+def import_bitsandbytes() -> None:
+    """Import it with torch.compile out of the way.
+
+    It wraps its plain fallbacks in torch.compile at import: that pulls in the whole compiler (seconds), and would make
+    their results depend on whether this machine has a C++ compiler.
+    """
+    import torch
+
+    compiler = torch.compile
+    torch.compile = lambda function=None, **_: function if function is not None else (lambda inner: inner)
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compiler
+
+
+def choose_device(config: JobConfig, log: EventLog) -> Device:
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device=cuda, but torch sees no GPU here.", "Set device to auto or cpu, or install torch for this machine's GPU.")
+    if config.device != "cpu" and torch.cuda.is_available():
+        return Device("cuda", "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+    if _has_bfloat16_instructions():
+        return Device("cpu", "bfloat16")
+    log.notice("This processor has no bfloat16 instructions: computing in float32, which is several times faster here.")
+    return Device("cpu", "float32")
+
+
+def _has_bfloat16_instructions() -> bool:
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return platform.machine() in ("arm64", "aarch64") or any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def bound_threads(config: JobConfig) -> None:
+    import torch
+
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+
+
+def load(config: JobConfig, device: Device) -> Any:
+    """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a log file can't show it
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder_of(config)),
+        dtype=getattr(torch, device.dtype),
+        quantization_config=_quantization(config, device),
+        attn_implementation=config.attn_implementation,
+        device_map={"": 0 if device.name == "cuda" else "cpu"},
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    for module in model.modules():
+        # else the first forward in eval mode repacks 4-bit weights in place: widths that are no multiple of 64 fail,
+        # and models with biases can't be evaluated during training
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _quantization(config: JobConfig, device: Device) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    values = config.quantization.model_dump()
+    if values["load_in_8bit"]:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if not values["load_in_4bit"]:
+        return None
+    compute = device.dtype if values["bnb_4bit_compute_dtype"] == "bfloat16" else values["bnb_4bit_compute_dtype"]
+    return BitsAndBytesConfig(**{**values, "bnb_4bit_compute_dtype": getattr(torch, compute)})
+
+
+def tokenizer(renderer: Renderer) -> Any:
+    """What trl's trainers ask for; the rows are tokens already, so only its padding token is used."""
+    from transformers import PreTrainedTokenizerFast
+
+    def text(token_id: int | None) -> str | None:
+        return None if token_id is None else renderer.tokenizer.id_to_token(token_id)
+
+    padding = next((i for i in (renderer.pad_token_id, renderer.eos_token_id) if i is not None), 0)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=renderer.tokenizer,
+        bos_token=text(renderer.bos_token_id),
+        eos_token=text(renderer.eos_token_id),
+        pad_token=text(padding),
+    )

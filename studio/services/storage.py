@@ -1,0 +1,159 @@
+"""What takes room in STUDIO_HOME, and what of it nothing refers to: files that no row names and no process works on.
+
+`clean` looks again before each deletion. What is younger than YOUNG_S stays: its row may be on its way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import select
+
+from studio.db.models import Adapter, BaseModelRow, Dataset, Job
+from studio.db.session import Database
+from studio.errors import StudioError
+from studio.settings import Settings
+
+NOUNS = ("datasets", "runs", "adapters", "exports", "models", "cache")
+BEFORE = "before-restore"  # what a restore has set aside: kept until a person deletes it by hand
+YOUNG_S = 3600.0
+WHY = {
+    "datasets": "no dataset of the list",
+    "runs": "no job of the list",
+    "adapters": "no adapter of the list",
+    "exports": "no export of the list",
+    "models": "no model of the list",
+    "cache": "left by something that was cut short",
+}
+CHECKPOINTS = "checkpoints of a job that has succeeded: its adapter is kept elsewhere"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """`path` is what nothing refers to."""
+
+    noun: str
+    path: Path
+    bytes: int
+    why: str
+
+    def as_json(self) -> Json:
+        return {"noun": self.noun, "path": str(self.path), "bytes": self.bytes, "why": self.why}
+
+
+class StorageService:
+    """What a person can ask about disk space, and the one way to get it back."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self.settings = settings
+        self.db = db
+
+    def show(self) -> Json:
+        """{"nouns": [{"noun", "bytes", "unused_bytes"}], "free_bytes", "unused": [{"noun", "path", "bytes", "why"}], "unused_bytes"}."""
+        unused = list(self._leftovers())
+        asides = sum(size(path) for path in self.settings.home.glob(f"{BEFORE}-*"))
+        nouns = [
+            {"noun": noun, "bytes": size(self.settings.home / noun), "unused_bytes": sum(one.bytes for one in unused if one.noun == noun)}
+            for noun in NOUNS
+        ]
+        nouns += [{"noun": BEFORE, "bytes": asides, "unused_bytes": 0}] if asides else []
+        return {
+            "nouns": nouns,
+            "free_bytes": shutil.disk_usage(self.settings.home).free,
+            "unused": [one.as_json() for one in unused],
+            "unused_bytes": sum(one.bytes for one in unused),
+        }
+
+    def clean(self) -> Json:
+        """Delete what nothing refers to: {"deleted": […], "freed_bytes", "kept": [what could not be deleted]}."""
+        deleted, kept = [], []
+        for one in list(self._leftovers()):
+            if one.path not in {again.path for again in self._leftovers(one.noun)}:
+                continue
+            try:
+                _delete(one.path)
+                deleted.append(one.as_json())
+            except OSError as exc:
+                kept.append({**one.as_json(), "problem": exc.strerror or type(exc).__name__})
+        if kept and not deleted:
+            raise StudioError(f"{kept[0]['path']} can't be deleted ({kept[0]['problem']}).", "Give this user the right to it.")
+        return {"deleted": deleted, "freed_bytes": sum(one["bytes"] for one in deleted), "kept": kept}
+
+    def _leftovers(self, noun: str = "") -> Iterator[Leftover]:
+        used, finished = self._used()
+        busy = _working_folders()
+        for name in (noun,) if noun else NOUNS:
+            for path in sorted((self.settings.home / name).iterdir()):
+                if not _is_within(used, path) and self._may_go(path, busy):
+                    yield Leftover(name, path, size(path), WHY[name])
+        for path in sorted(finished) if noun in ("", "runs") else ():
+            if path.is_dir() and self._may_go(path, busy):
+                yield Leftover("runs", path, size(path), CHECKPOINTS)
+
+    def _used(self) -> tuple[set[Path], set[Path]]:
+        """Every path that a row names, and the checkpoints that nobody will go on from."""
+        with self.db.read() as session:
+            used = {self.settings.datasets / one for one in session.scalars(select(Dataset.id))}
+            used |= {Path(path) for path in session.scalars(select(Adapter.path))}
+            used |= {Path(path) for path in session.scalars(select(BaseModelRow.path))}
+            finished = set()
+            for run_dir, status, config in session.execute(select(Job.run_dir, Job.status, Job.config)):
+                named = [run_dir, config.get("to"), config.get("model_name_or_path"), config.get("adapter_path"), config.get("base_path")]
+                used |= {Path(path) for path in named if isinstance(path, str) and path}
+                if run_dir and status == "SUCCEEDED":
+                    finished.add(Path(run_dir) / "checkpoints")
+        return used, {path for path in finished if path.is_relative_to(self.settings.runs)}
+
+    def _may_go(self, path: Path, busy: set[Path]) -> bool:
+        return not path.is_symlink() and not _is_within(busy, path) and time.time() - _newest(path) > YOUNG_S
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of all files of a folder; links count for nothing."""
+    return sum(status.st_size for status in _statuses(path))
+
+
+def _newest(path: Path) -> float:
+    return max((status.st_mtime for status in _statuses(path, folders=True)), default=0.0)
+
+
+def _statuses(path: Path, *, folders: bool = False) -> Iterator[os.stat_result]:
+    found = [path]
+    while found:
+        one = found.pop()
+        try:
+            status = one.lstat()
+            if one.is_dir() and not one.is_symlink():
+                found.extend(one.iterdir())
+                if not folders:
+                    continue
+        except OSError:  # it has gone meanwhile
+            continue
+        yield status
+
+
+def _is_within(paths: set[Path], folder: Path) -> bool:
+    return any(path.is_relative_to(folder) for path in paths)
+
+
+def _working_folders() -> set[Path]:
+    """Folders in which a process of this user stands: a trainer stands in its run."""
+    return {Path(process.info["cwd"]) for process in psutil.process_iter(["cwd"]) if process.info["cwd"]}
+
+
+def _delete(path: Path) -> None:
+    """Out of sight first, so that nobody finds half of it."""
+    gone = path.with_name(f".gone-{path.name}")
+    path.rename(gone)
+    if gone.is_dir():
+        shutil.rmtree(gone)
+    else:
+        gone.unlink()

@@ -1,0 +1,88 @@
+"""A launch that can't work is refused before anything is written: every reason at once, each with the change that mends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import recipes
+from jobs.config import build
+from studio.errors import ConfigError
+from studio.services import Studio
+from studio.settings import Settings
+
+BAD: dict[str, Any] = {
+    "learning_rate": 0.9,
+    "lora.r": 512,
+    "max_length": 100_000,
+    "quantization.load_in_4bit": True,
+    "lora.init_lora_weights": "pissa",
+    "attn_implementation": "flash_attention_2",
+}
+
+
+@pytest.fixture
+def studio(settings: Settings, tmp_path: Path) -> Iterator[Studio]:
+    opened = Studio.open(settings)
+    plain = [{"prompt": f"Say {n}", "completion": f"number {n}"} for n in range(20)]
+    pairs = [{"prompt": f"Say {n}", "chosen": f"{n}", "rejected": f"It is {n}."} for n in range(20)]
+    for name, rows in {"plain": plain, "pairs": pairs, "one": plain[:1]}.items():
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        opened.datasets.add(file)
+    yield opened
+    opened.db.dispose()
+
+
+def refused(studio: Studio, data: str, recipe: str, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        studio.jobs.submit(data=data, base_model="starter", recipe=recipe, options=options)
+    assert not list(studio.settings.runs.iterdir())
+    return str(caught.value)
+
+
+def test_every_reason_is_told_at_once_with_what_mends_it(studio: Studio) -> None:
+    said = refused(studio, "pairs", "lora-sft", **BAD)
+    for word in ("learning_rate=", "lora.r=256", "max_length=512", "lora.init_lora_weights=default", "attn_implementation=sdpa"):
+        assert f"Set {word}" in said
+    assert "holds preference rows" in said and "Set objective=dpo (recipe dpo)" in said and "\n" not in said
+
+
+def test_a_rate_of_ten_is_refused_with_a_usual_one(studio: Studio) -> None:
+    assert "learning_rate=10" in (said := refused(studio, "plain", "lora-sft", learning_rate=10)) and "0.0002 is usual" in said
+
+
+def test_nothing_to_hold_out_is_refused(studio: Studio) -> None:
+    assert "Set test_size=0" in refused(studio, "one", "lora-sft")
+    assert studio.jobs.submit(data="one", base_model="starter", recipe="lora-sft", options={"test_size": 0})["status"] == "QUEUED"
+
+
+def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(studio: Studio) -> None:
+    options = dict(BAD)
+    found = studio.jobs.launcher.refusals("pairs", "starter", "lora-sft", options)
+    assert len(found) >= 6
+    for one in found:
+        options |= one["change"]
+    assert studio.jobs.launcher.refusals("pairs", "starter", "lora-sft", options) == []
+    assert studio.jobs.submit(data="pairs", base_model="starter", recipe="lora-sft", options=options)["status"] == "QUEUED"
+
+
+def test_a_length_nobody_asked_for_is_that_of_the_model(studio: Studio) -> None:
+    job = studio.jobs.submit(data="plain", base_model="starter")
+    assert studio.jobs.show(job["id"])["config"]["max_length"] == 512
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_options_survive_yaml(name: str) -> None:
+    built = build(recipes.get(name).options, {"lora.target_modules": ["q_proj"]})
+    assert build(recipes.from_yaml(recipes.as_yaml(built))) == built
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "!!python/object/apply:os.system ['true']", "lora: {rank: 3}", "? [1]\n: 2"])
+def test_yaml_that_holds_no_options_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        build(recipes.from_yaml(text))
