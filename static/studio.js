@@ -2,7 +2,7 @@
 // Knows nothing of the services. Loaded from the head, before gradio draws anything.
 (() => {
   const started = new URLSearchParams(location.search);
-  const names = ["tab", "dataset", "job", "runs", "chat", "comparison"];
+  const names = ["tab", "dataset", "job", "runs", "chat", "comparison", "model"];
 
   const remember = (name, value) => {
     const url = new URL(location.href);

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from studio.commands import asking, backups, data, jobs, models
-from studio.commands.terminal import JsonFlag, group, load_settings, open_studio, say, show
+from studio.commands import asking, backups, compress, data, doctoring, exports, fit, jobs, judging, methods, models, scoring
+from studio.commands.terminal import JsonFlag, group, load_settings, say, show
 from studio.errors import StudioError, of_this_machine
 
 app = group("Adapter Studio: bring data, fine-tune open language models with QLoRA, chat, compare.")
@@ -43,25 +43,25 @@ def demo(json: JsonFlag = False) -> None:
     show(result, json, text(result))
 
 
-@app.command()
-def doctor(json: JsonFlag = False) -> None:
-    """What works on this machine, and what would make the rest work."""
-    found = open_studio().system.doctor(thorough=True)
-    lines = [
-        f"{'ok ' if check['ok'] else 'NO '} {check['name']}: {check['detail']}" + (f". {check['fix']}" if check["fix"] else "")
-        for check in found["checks"]
-    ]
-    show(found, json, "\n".join(lines))
-
-
+app.command()(doctoring.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(models.models, name="models")
+app.command()(fit.fit)
 app.command(cls=jobs.TrainCommand)(jobs.train)
 app.command()(jobs.sweep)
+app.command()(methods.methods)
 app.add_typer(jobs.app, name="jobs")
+models.adapters.command("merge")(exports.merge)
 app.add_typer(models.adapters, name="adapters")
+app.command()(exports.export)
 app.command()(asking.chat)
 app.command()(asking.compare)
+app.command()(judging.judge)
+app.command()(scoring.leaderboard)
+app.command()(scoring.agreement)
+app.command()(scoring.metrics)
+app.command()(judging.preferences)
+app.command()(compress.compress)
 app.command()(backups.backup)
 app.command()(backups.restore)
 

@@ -38,6 +38,14 @@ def is_alive(pid: int, birth: float) -> bool:
     return born(pid) == birth
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped this process (SIGSTOP, Ctrl-Z); one that a debugger holds does not count."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
 @lru_cache(maxsize=1)
 def boot_id() -> str:
     """Changes with every boot of the machine."""

@@ -32,6 +32,8 @@ class Settings:
     allowed_hosts: tuple[str, ...]  # names besides this machine's own under which the page may be opened
     space_host: str  # the name Hugging Face Spaces gives this studio; "" elsewhere
     hub_offline: bool
+    adapter_memory_bytes: int  # for adapters in the engine; 0 takes a quarter of what the base leaves free
+    api_keys: tuple[tuple[str, str], ...]  # (start of a URL, key) for other engines that ask for one
 
     @property
     def queue_path(self) -> Path:
@@ -110,6 +112,8 @@ def load(environ: dict[str, str] | None = None) -> Settings:
         allowed_hosts=tuple(name.strip().lower() for name in env.get("STUDIO_ALLOWED_HOSTS", "").split(",") if name.strip()),
         space_host=env.get("SPACE_HOST", "").lower(),
         hub_offline=env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+        adapter_memory_bytes=_number(env, "STUDIO_ADAPTER_MEMORY_MIB", 0) * 1024**2,
+        api_keys=tuple(_api_key(pair) for pair in env.get("STUDIO_API_KEYS", "").split(",") if pair.strip()),
     )
 
 
@@ -125,3 +129,10 @@ def _user(pair: str) -> tuple[str, str]:
     if not (name and separator and password):
         raise ValueError("STUDIO_USERS must look like name:password,name:password.")
     return name, password
+
+
+def _api_key(pair: str) -> tuple[str, str]:
+    url, separator, key = pair.strip().rpartition("=")
+    if not (separator and key and url.startswith(("http://", "https://"))):
+        raise ValueError("STUDIO_API_KEYS must look like https://host/v1=KEY,https://other/v1=KEY.")
+    return url.rstrip("/"), key

@@ -53,5 +53,7 @@ class GenerationParams(Value):
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample only from the likeliest tokens that together reach this probability.")
     top_k: int = Field(default=0, ge=0, description="Sample only from this many likeliest tokens; 0 means all.")
     repetition_penalty: float = Field(default=1.0, gt=0, le=5, description="Above 1 makes repeating less likely.")
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="Above 0 makes a token that the answer has used less likely.")
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="Above 0 makes a token less likely each time it was used.")
     seed: int | None = Field(default=None, description="The same seed gives the same sampled answer.")
     stop: tuple[str, ...] = Field(default=(), description="Texts that end the answer.")

@@ -34,17 +34,27 @@ def make_run(path: Path, *, rows: int = 24, recipe: str = "qlora-sft", model: Pa
     run = RunDir(path)
     run.path.mkdir(parents=True)
     values = {**SMALL, "base_model": "starter", "model_name_or_path": str(model), **{k.replace("__", "."): v for k, v in options.items()}}
-    write_json(run.config, config.build(recipes.get(recipe).options, values).model_dump(mode="json"))
-    run.train.write_text("".join(_row(number) for number in range(rows)), encoding="utf-8")
-    run.eval.write_text("".join(_row(number) for number in range(rows, rows + 4)), encoding="utf-8")
+    built = config.build(recipes.get(recipe).options, values)
+    write_json(run.config, built.model_dump(mode="json"))
+    run.train.write_text("".join(_row(number, built.objective) for number in range(rows)), encoding="utf-8")
+    run.eval.write_text("".join(_row(number, built.objective) for number in range(rows, rows + 4)), encoding="utf-8")
     return run
 
 
-def _row(number: int) -> str:
+def _row(number: int, objective: str) -> str:
+    """A row of the kind that the objective learns from."""
     first, second = WORDS[number % 10], WORDS[(number * 7 + 3) % 10]
     answer = f"The {first} saw the {second}." * (1 + number % 3)
-    turns = [{"role": "user", "content": f"Who saw the {second}? {number}"}, {"role": "assistant", "content": answer}]
-    return json.dumps({"messages": turns}) + "\n"
+    prompt = [{"role": "user", "content": f"Who saw the {second}? {number}"}]
+    good, bad = [{"role": "assistant", "content": answer}], [{"role": "assistant", "content": f"No {first}."}]
+    rows: dict[str, Any] = {
+        "sft": {"messages": [*prompt, *good]},
+        "continued-pretraining": {"text": f"{answer} {number}"},
+        "dpo": {"prompt": prompt, "chosen": good, "rejected": bad},
+        "orpo": {"prompt": prompt, "chosen": good, "rejected": bad},
+        "kto": {"prompt": prompt, "completion": good if number % 2 else bad, "label": bool(number % 2)},
+    }
+    return json.dumps(rows[objective]) + "\n"
 
 
 def open_store(settings: Settings) -> Database:

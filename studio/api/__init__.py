@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from studio.api import curation, docs, openai, rest
+from studio.api import chat, compress, curation, docs, exports, fit, judging, methods, openai, rest, storage
 from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,15 @@ log = logging.getLogger(__name__)
 
 def add_routes(app: FastAPI) -> None:
     """Everything under /api and /v1. The routes find their services in `app.state.studio`."""
+    app.include_router(methods.router)  # before /jobs/{id}
     app.include_router(rest.router)
     app.include_router(curation.router)
+    app.include_router(compress.router)
+    app.include_router(exports.router)
+    app.include_router(fit.router)
+    app.include_router(storage.router)
+    app.include_router(judging.router)
+    app.include_router(chat.router)
     app.include_router(openai.router)
     app.include_router(docs.router)
     app.add_exception_handler(StudioError, _studio_error)

@@ -18,6 +18,7 @@ from studio.commands.terminal import (
     say,
     show,
 )
+from studio.engine.protocol import QUANTIZATIONS
 from studio.errors import StudioError
 
 BaseModel = Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")]
@@ -31,6 +32,7 @@ def chat(
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    quantization: Annotated[str, typer.Option(metavar="nf4|int8", help="Hold the base in 4 or 8 bit; else as it is.")] = "",
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar that the answer must follow.")] = None,
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON schema that the answer must follow.")] = None,
     json: JsonFlag = False,
@@ -41,6 +43,8 @@ def chat(
     if grammar and json_schema:
         raise StudioError("--grammar and --json-schema can't be given together.", "Keep one of them.")
     params = sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    if quantization not in QUANTIZATIONS:
+        raise StudioError(f"--quantization {quantization} is not known.", "Choose nf4 or int8.")
     grammar_text, schema = read_text(grammar) if grammar else None, _schema(json_schema) if json_schema else None
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": message})
@@ -50,7 +54,7 @@ def chat(
         open_studio(settings).adapters.resolve(name, base_model)
     with supervisor.assistance(settings, say, engine=True) as assisted:
         answers = open_studio(assisted).chat.answer(
-            names, messages, params, base_model=base_model, grammar=grammar_text, json_schema=schema
+            names, messages, params, base_model=base_model, grammar=grammar_text, json_schema=schema, quantization=quantization
         )
     text = answers[0]["text"] if len(answers) == 1 else "\n".join(f"{answer['contestant']}: {answer['text']}" for answer in answers)
     show({"answers": answers}, json, text)

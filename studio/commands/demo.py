@@ -36,6 +36,9 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         comparison = studio.comparisons.create(data=held_out["id"], base_model=BASE, contestants=["base", adapter["name"]])
         _succeeded(follow(studio, comparison["job"]))
         scores = studio.comparisons.show(comparison["id"])["scores"]
+        judgement = studio.judging.judge(comparison["id"], "reference")
+        _succeeded(follow(studio, judgement["job"]))
+        judged = studio.judging.show(judgement["id"])
         question = str(studio.datasets.rows(held_out["id"], limit=1)[0]["messages"][0]["content"])
         chat = studio.chat.answer(
             ["base", adapter["name"]], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
@@ -46,6 +49,12 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "comparison": comparison["id"],
         "before": scores["base"],
         "after": scores[adapter["name"]],
+        "judge": {
+            "judge": judged["judge"],
+            "win_rate": judged["win_rate"][adapter["name"]],
+            "ci95": judged["ci95"][adapter["name"]],
+            "swap_consistency": judged["swap_consistency"],
+        },
         "chat": {"question": question, "answers": chat},
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -55,8 +64,11 @@ def text(result: dict[str, Any]) -> str:
     """The result for a person."""
     answers = "\n".join(f"  {answer['contestant']}: {answer['text']}" for answer in result["chat"]["answers"])
     scores = "\n".join(f"  {when}: {result[when]['exact_match']:.2f} of {result[when]['n']} rows" for when in ("before", "after"))
+    judge = result["judge"]
+    won = f"{judge['win_rate']:.2f} ({judge['ci95'][0]:.2f} to {judge['ci95'][1]:.2f})"
     return (
         f"Asked: {result['chat']['question']}\n{answers}\nExact match on rows the training never saw:\n{scores}\n"
+        f"The adapter wins {won} against its base by the {judge['judge']} judge.\n"
         f"The starter is a toy; the loop is the one your own data and model go through. {result['seconds']:.0f} s."
     )
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from studio.commands.terminal import JsonFlag, follow, group, leave_unless_succeeded, open_studio, say, show, table
+from studio.commands.terminal import JsonFlag, follow, group, leave_unless_succeeded, open_studio, read_text, say, show, table
 
 app = group("Jobs: the queue, what runs, and what came of it.")
 
 COLUMNS = ("id", "name", "kind", "status", "step", "starts", "tags", "reason")
-METRIC_COLUMNS = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "seconds")
+METRIC_COLUMNS = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "seconds", "drift", "cores")
 Job = Annotated[str, typer.Argument(metavar="ID", help="A job's ID or name.")]
 OrQueue = Annotated[str | None, typer.Argument(metavar="[ID]", help="A job's ID or name; the whole queue where it is left out.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it.")]
@@ -43,6 +43,7 @@ def train(
     data: Annotated[str, typer.Option(metavar="ID", help="Dataset to learn from: ID or name.")],
     base_model: Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")],
     recipe: Annotated[str | None, typer.Option(help="Named starting point of the options.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as YAML, as the Train tab writes them.")] = None,
     set: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the job and of its adapter.")] = None,
     after: Annotated[str | None, typer.Option(metavar="JOB", help="Run only once this job has succeeded.")] = None,
@@ -51,9 +52,11 @@ def train(
 ) -> None:
     """Train an adapter: submit a job."""
     from jobs.config import parse_assignments
+    from jobs.recipes import from_yaml
 
+    options = {**(from_yaml(read_text(config)) if config else {}), **parse_assignments(set or [])}
     studio = open_studio()
-    job = studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=parse_assignments(set or []), name=name, after=after)
+    job = studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=options, name=name, after=after)
     _launched(studio, job, wait, json)
 
 

@@ -25,6 +25,7 @@ from studio.errors import NotFoundError, StudioError
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 WAITING = ("QUEUED", "PAUSED")
+OBSERVED = ("eval", "machine", "drift", "samples", "rows")  # events of a trainer that are kept by their step, as its points are
 SWEEP = "sweep"  # the kind of a job that only stands for its children
 LEASE_S = 12.0  # a claim whose lease has not moved for this long may be taken away
 MAX_LOST = 20  # deaths from outside without a new checkpoint
@@ -125,8 +126,8 @@ def ingest(session: Session, held: Claim, events: Iterable[dict[str, Any]], offs
             values |= {"step": step, "max_steps": event.get("max_steps"), "eta_s": event.get("eta_s")}
         if kind == "progress" and step is not None and "loss" in event:
             put_metric(session, held, "train", step, event)
-        elif kind == "eval" and step is not None:
-            put_metric(session, held, "eval", step, event)
+        elif kind in OBSERVED and step is not None:
+            put_metric(session, held, str(kind), step, event)
         elif kind == "checkpoint" and step is not None:
             _new_checkpoint(session, held, step)
         elif kind in ("start", "notice", "resumed"):

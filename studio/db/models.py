@@ -126,7 +126,7 @@ class Metric(Base):
 
     __tablename__ = "metrics"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    kind: Mapped[str] = mapped_column(primary_key=True)  # train, eval
+    kind: Mapped[str] = mapped_column(primary_key=True)  # train, eval, machine, drift, samples, rows
     step: Mapped[int] = mapped_column(primary_key=True)
     attempt: Mapped[int]
     values: Mapped[dict[str, Any]]
@@ -182,6 +182,20 @@ class ChatMessage(Base):
     contestant: Mapped[str] = mapped_column(default="")
     state: Mapped[str] = mapped_column(default="done")  # done, stopped, failed
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    mark: Mapped[str] = mapped_column(default="")  # "good": an answer to learn from
+    original: Mapped[str] = mapped_column(default="")  # what the model had written, where a person has changed it
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class CachedAnswer(Base):
+    """An answer that equal questions to an equal model get again. It leaves with the conversation it was given in."""
+
+    __tablename__ = "cached_answers"
+    key: Mapped[str] = mapped_column(primary_key=True)  # of prompt, model, adapter and parameters
+    conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"), index=True)
+    text: Mapped[str]
+    finish_reason: Mapped[str]
+    usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
@@ -217,6 +231,46 @@ class Answer(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
     __table_args__ = (UniqueConstraint("comparison_id", "prompt_id", "contestant"),)
+
+
+class Judgement(Base):
+    """One judge's look at a comparison; its job fills the verdicts."""
+
+    __tablename__ = "judgements"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    judge: Mapped[str]  # as asked: "reference", "likelihood:MODEL", a model, or URL#MODEL
+    kind: Mapped[str]  # reference, likelihood, model
+    template: Mapped[str] = mapped_column(default="")  # of studio.evaluation.templates; "" without a model
+    criteria: Mapped[str] = mapped_column(default="")
+    readings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what its end made of it
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class VerdictRow(Base):
+    """One look at two answers, by a judge or a person; `a` was shown first. Kept as it lands."""
+
+    __tablename__ = "verdicts"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), index=True)
+    judgement_id: Mapped[str | None] = mapped_column(ForeignKey("judgements.id", ondelete="CASCADE"))  # null: a person voted
+    rater: Mapped[str]  # the judge, or the person's name
+    prompt_id: Mapped[str]
+    a: Mapped[str]
+    b: Mapped[str]
+    winner: Mapped[str]  # a, b, tie, invalid
+    is_probe: Mapped[bool] = mapped_column(default=False)  # one side is a constant answer, to try the judge; counts nowhere else
+    asked: Mapped[str] = mapped_column(default="")  # the whole prompt
+    reply: Mapped[str] = mapped_column(default="")  # the whole reply, or what a person clicked
+    key: Mapped[str] = mapped_column(default="", index=True)  # equal for equal questions to an equal judge
+    is_cached: Mapped[bool] = mapped_column(default=False)
+    prompt_tokens: Mapped[int] = mapped_column(default=0)
+    completion_tokens: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+    __table_args__ = (UniqueConstraint("judgement_id", "prompt_id", "a", "b"),)
 
 
 class ApiKey(Base):

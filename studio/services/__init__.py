@@ -10,11 +10,22 @@ from studio.services.adapters import AdapterService
 from studio.services.bundles import BundleService
 from studio.services.chat import ChatService
 from studio.services.comparisons import ComparisonService
+from studio.services.compression import CompressionService
 from studio.services.curation import CurationService
 from studio.services.datasets import DatasetService
+from studio.services.exports import ExportService
+from studio.services.fit import FitService
+from studio.services.harvest import HarvestService
 from studio.services.jobs import JobService
+from studio.services.judging import JudgingService
 from studio.services.keys import KeyService
+from studio.services.known import KnownService
+from studio.services.merging import MergeService
 from studio.services.models import ModelService
+from studio.services.preferences import PreferenceService
+from studio.services.ratings import RatingService
+from studio.services.restoring import mend
+from studio.services.storage import StorageService
 from studio.services.system import SystemService
 from studio.settings import Settings
 
@@ -32,9 +43,19 @@ class Studio:
     bundles: BundleService
     adapters: AdapterService
     chat: ChatService
+    harvest: HarvestService
     comparisons: ComparisonService
+    compression: CompressionService
     keys: KeyService
     system: SystemService
+    storage: StorageService
+    exports: ExportService
+    merging: MergeService
+    judging: JudgingService
+    ratings: RatingService
+    preferences: PreferenceService
+    fit: FitService
+    known: KnownService
 
     @classmethod
     def open(cls, settings: Settings, *, at_terminal: bool = False) -> Studio:
@@ -43,6 +64,7 @@ class Studio:
         `at_terminal`: the caller is the person whose machine this is, so models may be named by their folder.
         Raises StudioError when the folder can't be written or the database is newer than this program.
         """
+        mend(settings)
         settings.make_folders()
         db = database(settings.db_url, settings.sqlite_journal)
         migrations.migrate(db)
@@ -54,4 +76,13 @@ class Studio:
         chat = ChatService(settings, db, models, adapters)
         comparisons = ComparisonService(settings, db, datasets, adapters)
         system = SystemService(settings, db, models, jobs)
-        return cls(settings, db, datasets, curation, models, jobs, BundleService(jobs), adapters, chat, comparisons, KeyService(db), system)
+        bundles, keys, storage = BundleService(jobs), KeyService(db), StorageService(settings, db)
+        exports, merging = ExportService(settings, db, adapters), MergeService(settings, db, adapters)
+        compression = CompressionService(settings, db, models, datasets, adapters)
+        judging, ratings = JudgingService(settings, db, comparisons, adapters), RatingService(settings, db, comparisons)
+        preferences = PreferenceService(settings, db, datasets, comparisons)
+        deciding = (judging, ratings, preferences)
+        talking = (adapters, chat, HarvestService(chat, datasets), comparisons, compression, keys, system)
+        fit = FitService(settings, db, models)
+        known = KnownService(settings, models, fit)
+        return cls(settings, db, datasets, curation, models, jobs, bundles, *talking, storage, exports, merging, *deciding, fit, known)

@@ -17,6 +17,7 @@ from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db.models import Adapter, Job, new_id
 from studio.db.session import Database
+from studio.engine.kinds import UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, Contestant
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import naming
@@ -24,7 +25,6 @@ from studio.services.models import ModelService
 from studio.settings import Settings
 
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
-METHODS = {"LORA": "lora"}  # peft_type -> method
 MAX_TEMPLATE_BYTES = 1_000_000
 Names = list[str]  # inside the class, `list` is its method
 
@@ -57,7 +57,7 @@ class AdapterService:
         source = Path(path).expanduser().absolute()
         config = _checked_config(source)
         base = self._base_of(config, base_model)
-        _check_fit(source / WEIGHTS, base)
+        _check_fit(source / WEIGHTS, config, base)
         with self.db.read() as session:
             self._name(session, name, source.name)  # a bad name is told before anything is copied
         adapter_id = new_id()
@@ -68,7 +68,7 @@ class AdapterService:
                     id=adapter_id,
                     name=self._name(session, name, source.name),
                     base_model=base.name,
-                    method=METHODS[config["peft_type"]],
+                    method=method_of(config),
                     path=str(folder),
                     bytes=_size(folder),
                     sha256=rundir.sha256(folder / WEIGHTS),
@@ -198,15 +198,14 @@ class AdapterService:
 
 
 def _checked_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json without what would run code. Raises ModelError unless it describes a LoRA in safetensors."""
+    """adapter_config.json without what would run code. Raises ModelError unless it describes what can answer, in safetensors."""
     if not folder.is_dir():
         wrong = "is a file, not a folder" if folder.exists() else "is not there"
         raise ModelError(f"{folder} {wrong}.", f"Give the folder that holds {CONFIG} and {WEIGHTS}.")
     config = folders.read_json(folder / CONFIG)
-    if config.get("peft_type") not in METHODS:
-        raise ModelError(
-            f"{folder / CONFIG}: peft_type {config.get('peft_type')!r} can't be used here.", f"Use one of {', '.join(METHODS)}."
-        )
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or not kind or kind in UNANSWERABLE_KINDS:
+        raise ModelError(f"{folder / CONFIG}: peft_type {kind!r} can't be used here.", "Use a LoRA, IA3, prompt or prefix adapter.")
     if config.get("megatron_config"):
         raise ModelError(
             f"{folder / CONFIG} asks for code of its own (megatron_config), which the studio never runs.", "Use an adapter saved by peft."
@@ -224,8 +223,16 @@ def _checked_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "auto_mapping"}  # names a class to import; we know the class
 
 
-def _check_fit(weights: Path, base: ModelRef) -> None:
-    """Every low-rank factor must belong to a layer of `base` of its width."""
+def method_of(config: dict[str, Any]) -> str:
+    """The method as a job names it: lora, dora, ia3, prompt-tuning, ..."""
+    kind = str(config["peft_type"]).lower().replace("_", "-")
+    return "dora" if kind == "lora" and config.get("use_dora") else kind
+
+
+def _check_fit(weights: Path, config: dict[str, Any], base: ModelRef) -> None:
+    """Every low-rank factor must belong to a layer of `base` of its width. Other kinds are checked when they are loaded."""
+    if config["peft_type"] != "LORA":
+        return
     files = folders.weight_files(base.path)
     shapes = {_place(name.removesuffix(".weight")): shape for file in files for name, _, shape in folders.tensors(file)}
     for module, width in _factors(weights):

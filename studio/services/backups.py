@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sqlite3
 import tempfile
 import time
@@ -25,11 +24,11 @@ from studio.db.session import database as open_database
 from studio.errors import StudioError
 from studio.services.archives import Archive, add_file, open_archive, refused, write_archive
 from studio.services.models import STARTER, STARTER_FOLDER
+from studio.services.restoring import FOLDERS, PLACE_PREFIX, move, replacing, undo
 from studio.settings import Settings
 
 FORMAT = "adapter-studio-backup/1"
 CARD, DATABASE = "backup.json", "studio.db"
-FOLDERS = ("datasets", "runs", "adapters")
 LEFT_OUT = ("checkpoints",)  # of a run: large, and of use to a training that goes on only
 PATH_COLUMNS = (("jobs", "run_dir"), ("adapters", "path"))  # all of them inside STUDIO_HOME
 MODEL_PATH = "model_name_or_path"
@@ -71,9 +70,10 @@ def restore(settings: Settings, source: Path) -> dict[str, Any]:
     """
     database = _database(settings)
     settings.make_folders()
+    undo(settings)  # of one before, that was cut short
     with (
         open_archive(source, settings.home) as archive,
-        tempfile.TemporaryDirectory(dir=settings.home, prefix=".restore-") as place,
+        tempfile.TemporaryDirectory(dir=settings.home, prefix=PLACE_PREFIX) as place,
     ):
         card = _card(archive)
         fresh = Path(place)
@@ -86,12 +86,11 @@ def restore(settings: Settings, source: Path) -> dict[str, Any]:
         _check_database(source, fresh / DATABASE)
         _refuse_while_jobs_run(database)
         _move_paths(source, fresh, Path(card["home"]), settings.home)
-        before = _set_aside(settings, database)
-        for folder in FOLDERS:
-            (fresh / folder).mkdir(exist_ok=True)
-            (settings.home / folder).rmdir()
-            (fresh / folder).rename(settings.home / folder)
-        (fresh / DATABASE).rename(database)
+        with replacing(settings, database) as before:
+            for folder in FOLDERS:
+                (fresh / folder).mkdir(exist_ok=True)
+                (fresh / folder).rename(settings.home / folder)
+            move(fresh / DATABASE, database)
     db = open_database(settings.db_url, settings.sqlite_journal)
     db.dispose()  # connections of this process are to the database that was here before
     migrations.migrate(db)
@@ -201,20 +200,3 @@ def _move_paths(source: Path, fresh: Path, old: Path, home: Path) -> None:
             connection.execute("UPDATE jobs SET config = ? WHERE id = ?", (json.dumps(moved_config(json.loads(text))), identity))
     for file in (fresh / "runs").glob("*/config.json"):
         file.write_text(json.dumps(moved_config(json.loads(file.read_text(encoding="utf-8"))), indent=1), encoding="utf-8")
-
-
-def _set_aside(settings: Settings, database: Path) -> Path | None:
-    """Move what is here out of the way, whole; empty folders in its place. None when there was nothing."""
-    held = [database, *database.parent.glob(database.name + "-*")]
-    present = [path for path in held if path.exists()]
-    full = [folder for folder in FOLDERS if any((settings.home / folder).iterdir())]
-    if not present and not full:
-        return None
-    before = settings.home / time.strftime("before-restore-%Y%m%d-%H%M%S")
-    before.mkdir(mode=0o700)
-    for path in present:
-        shutil.move(path, before / path.name)
-    for folder in full:
-        (settings.home / folder).rename(before / folder)
-        (settings.home / folder).mkdir()
-    return before

@@ -28,7 +28,8 @@ from studio.types import Example
 
 FORMAT = "adapter-studio-bundle/1"
 CARD = "bundle.json"
-ROWS = ("train.jsonl", "eval.jsonl", "chat_template.jinja")  # what a rerun takes out besides the card
+TEMPLATE = "chat_template.jinja"
+ROWS = ("train.jsonl", "eval.jsonl", TEMPLATE)  # what a rerun takes out besides the card
 EDGE_BYTES = 1 << 20
 RERUN = "rerun"  # kind of the event that ties a job to its bundle
 
@@ -144,10 +145,17 @@ class BundleService:
             return next((event.job_id for event in session.scalars(query) if event.data.get("bundle_sha256") == digest), None)
 
     def _config(self, archive: Archive, card: Json) -> JobConfig:
+        """The options, without those that reach out of the run: a template anywhere on this disk, a service to report to."""
         try:
-            return JobConfig.model_validate(card["config"])
+            config = JobConfig.model_validate(card["config"])
         except (KeyError, ValidationError):
             raise refused(archive.path, "its options are none of this version's") from None
+        template = config.chat_template
+        if template is not None and template.endswith(".jinja"):
+            if TEMPLATE not in archive.names:
+                raise refused(archive.path, f"its chat template is missing ({TEMPLATE})")
+            template = Path(template).name
+        return config.model_copy(update={"chat_template": template, "report_to": "none"})
 
     def _model(self, card: Json) -> ModelRef:
         """The base model by its content; its name may be another one here."""

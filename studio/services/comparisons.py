@@ -1,4 +1,4 @@
-"""Comparisons: the same prompts to several contestants, answers kept as they land. Knows nothing of judges."""
+"""Comparisons: the same prompts to several contestants, answers kept as they land. Knows nothing of how they are judged."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from jobs import queue
 from studio.db import lifecycle
-from studio.db.models import Answer, Comparison, Job
+from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
-from studio.evaluation import metrics, prompts
+from studio.evaluation import answers, metrics, prompts
 from studio.services import naming
 from studio.services.adapters import AdapterService
 from studio.services.datasets import DatasetService
 from studio.settings import Settings
 from studio.types import GenerationParams
 
+FILE = "file:"
 GREEDY = GenerationParams(temperature=0.0, max_new_tokens=128)
 
 
@@ -45,16 +47,21 @@ class ComparisonService:
         data: str | None = None,
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
+        files: Mapping[str, Path] | None = None,
     ) -> dict[str, Any]:
         """Queue a comparison of `contestants` on `prompts` or on the rows of dataset `data`; greedy unless `params` says otherwise.
+
+        A contestant `file:PATH` brings answers made elsewhere; `files` gives the path of one that was uploaded under that name.
 
         Raises StudioError for unknown contestants, names or data, before anything is queued.
         """
         if not contestants:
             raise StudioError("No contestant is named.", "Name at least one, such as base.")
         names = list(dict.fromkeys(contestants))
-        resolved = [self.adapters.resolve(contestant, base_model).as_json() for contestant in names]
+        asked = [name for name in names if not name.startswith(FILE)]
+        resolved = [self.adapters.resolve(contestant, base_model).as_json() for contestant in asked]
         chosen, dataset_id = self._prompts(prompts, data)
+        made = {name: self._made_elsewhere(name, chosen, files or {}) for name in names if name not in asked}
         sampling = GREEDY.model_copy(update=dict(params or {}))
         with self.db.write() as session:
             title = self._name(session, name)
@@ -63,11 +70,18 @@ class ComparisonService:
             )
             session.add(comparison)
             session.flush()
+            for contestant, texts in made.items():
+                session.add_all(_ready(comparison.id, contestant, prompt_id, turns) for prompt_id, turns in texts.items())
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
             job = Job(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
             comparison.job_id = lifecycle.submit(session, job).id
         queue.ring(self.settings.queue_path, "light", job.id)
         return self.show(comparison.id)
+
+    def _made_elsewhere(self, name: str, prompts: Sequence[prompts.Prompt], files: Mapping[str, Path]) -> dict[str, list[str]]:
+        if name not in files and not self.adapters.models.at_terminal:
+            raise StudioError("A file of this machine can't be named here.", "Upload the file, or use the command line.")
+        return answers.read(files.get(name) or Path(name.removeprefix(FILE)).expanduser(), prompts)
 
     def _prompts(self, given: Sequence[prompts.Prompt] | None, data: str | None) -> tuple[list[prompts.Prompt], str | None]:
         if data is not None:
@@ -99,28 +113,30 @@ class ComparisonService:
     def show(self, comparison_id: str) -> dict[str, Any]:
         """The comparison with the answers so far and, where prompts have references, `scores` per contestant."""
         with self.db.read() as session:
-            comparison = self._find(session, comparison_id)
+            comparison = self.find(session, comparison_id)
             job = session.get(Job, comparison.job_id) if comparison.job_id else None
-            answers = session.scalars(select(Answer).where(Answer.comparison_id == comparison.id).order_by(Answer.id)).all()
+            rows = session.scalars(select(Answer).where(Answer.comparison_id == comparison.id).order_by(Answer.id)).all()
             return {
                 **self._summary(comparison, job),
                 "prompts": comparison.prompts,
-                "answers": [_answer(a) for a in answers],
-                "scores": _scores(comparison, answers),
+                "answers": [_answer(row) for row in rows],
+                "scores": _scores(comparison, rows),
             }
 
     def delete(self, comparison_id: str) -> dict[str, Any]:
         """Delete the comparison and its answers. Refused while its job runs."""
         with self.db.write() as session:
-            comparison = self._find(session, comparison_id)
+            comparison = self.find(session, comparison_id)
             job = session.get(Job, comparison.job_id) if comparison.job_id else None
             if job and job.status in ("QUEUED", "RUNNING"):
                 raise StudioError(f"Comparison {comparison.name} is still being answered.", "Cancel its job first.")
-            session.execute(delete(Answer).where(Answer.comparison_id == comparison.id))
+            for table in (VerdictRow, Judgement, Answer):
+                session.execute(delete(table).where(table.comparison_id == comparison.id))
             session.delete(comparison)
             return {"id": comparison.id, "deleted": True}
 
-    def _find(self, session: Any, comparison_id: str) -> Comparison:
+    def find(self, session: Session, comparison_id: str) -> Comparison:
+        """By ID or name. Raises NotFoundError with near names."""
         found = session.get(Comparison, comparison_id) or session.scalar(select(Comparison).where(Comparison.name == comparison_id))
         if found is None:
             known = session.scalars(select(Comparison.name)).all()
@@ -147,6 +163,12 @@ class ComparisonService:
             },
             "created_at": comparison.created_at,
         }
+
+
+def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: list[str]) -> Answer:
+    error = "" if turns else "The file has no answer to this prompt."
+    text = turns[-1] if turns else ""
+    return Answer(comparison_id=comparison_id, prompt_id=prompt_id, contestant=contestant, text=text, turns=turns, seconds=0.0, error=error)
 
 
 def _answer(answer: Answer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from studio.db import lifecycle
 from studio.db.models import Adapter, Dataset, Job, JobEvent, Metric, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.services import naming
+from studio.services import curves, naming
 from studio.services.datasets import DatasetService
 from studio.services.forecast import Span, forecast
 from studio.services.launching import Launcher, Plan, Problems, combinations, training, write_run
@@ -32,12 +32,10 @@ from studio.services.models import ModelService
 from studio.services.scripts import script
 from studio.settings import Settings
 
-MAX_POINTS = 400  # of a curve, whatever the length of the run
 MAX_TAGS, MAX_TAG_LENGTH, MAX_NOTE_LENGTH, MAX_COMPARED = 20, 40, 10_000, 20
 HELD = "gpu"  # the queue that a person pauses: comparisons only ask the engine and go on
 
 Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
-Points = list[Metric]
 
 
 class JobService:
@@ -314,6 +312,7 @@ class JobService:
                 "config": job.config,
                 "result": job.result,
                 "events": [{"at": e.at, "attempt": e.attempt, "kind": e.kind, **e.data} for e in events],
+                "watched": curves.watched(session, job.id) if job.kind == "train" else None,
             }
             return {**shown, "children": _children(session, job)} if job.kind == lifecycle.SWEEP else shown
 
@@ -359,28 +358,19 @@ class JobService:
         return executor.logs(RunDir(Path(job.run_dir)).attempt(job.attempt), tail_lines)
 
     def metrics(self, job_id: str) -> Rows:
-        """Training points in order of step; evaluation adds `eval_…` to the point of its step."""
+        """Training points in order of step; evaluation adds `eval_…` to the point of its step, memory, use and drift their own keys."""
         points: dict[int, dict[str, Any]] = {}
-        for metric in self._metrics(job_id):
-            values = (
-                metric.values
-                if metric.kind == "train"
-                else {f"eval_{key}": value for key, value in metric.values.items() if key != "seconds"}
-            )
-            points.setdefault(metric.step, {"step": metric.step}).update(values)
+        with self.db.read() as session:
+            mine = (Metric.job_id == self._find(session, job_id).id, Metric.kind.in_(curves.CURVES))
+            # training comes last: its loss and its time are the point's own
+            for metric in session.scalars(select(Metric).where(*mine).order_by(Metric.step, Metric.kind)):
+                points.setdefault(metric.step, {"step": metric.step}).update(_named(metric))
         return [points[step] for step in sorted(points)]
 
-    def curves(self, job_id: str, points: int = MAX_POINTS) -> dict[str, Rows]:
-        """`{"train": […], "eval": […]}` with at most `points` points each; first and last are kept."""
-        found: dict[str, Rows] = {"train": [], "eval": []}
-        for metric in self._metrics(job_id):
-            found.setdefault(metric.kind, []).append({"step": metric.step, **metric.values})
-        return {kind: _thinned(series, points) for kind, series in found.items()}
-
-    def _metrics(self, job_id: str) -> Points:
+    def curves(self, job_id: str, points: int = curves.MAX_POINTS) -> dict[str, Rows]:
+        """`{"train": […], "eval": […], "machine": […], "drift": […]}` with at most `points` points each; first and last are kept."""
         with self.db.read() as session:
-            job = self._find(session, job_id)
-            return [*session.scalars(select(Metric).where(Metric.job_id == job.id).order_by(Metric.step, Metric.kind))]
+            return curves.curves(session, self._find(session, job_id).id, points)
 
     def wait(self, job_id: str, timeout: float | None = None) -> dict[str, Any]:
         """Return the job once it has ended, or as it is when `timeout` seconds have passed."""
@@ -498,8 +488,8 @@ def _differences(options: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any
     return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
 
 
-def _thinned(series: Rows, points: int) -> Rows:
-    if len(series) <= points:
-        return series
-    chosen = {round(i * (len(series) - 1) / (points - 1)) for i in range(points)}
-    return [series[i] for i in sorted(chosen)]
+def _named(metric: Metric) -> dict[str, Any]:
+    """The values of a point under the names by which they share a row with the others of their step."""
+    if metric.kind == "eval":
+        return {f"eval_{key}": value for key, value in metric.values.items() if key != "seconds"}
+    return {key: value for key, value in metric.values.items() if metric.kind == "train" or key != "at"}

@@ -10,10 +10,12 @@ from studio.services import Studio
 from studio.ui import choices, data_learned, pieces
 from studio.ui.chat import ChatTab
 from studio.ui.compare import BASE, CompareTab
+from studio.ui.compress import CompressTab
 from studio.ui.data import DataTab
 from studio.ui.demo import Demo
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.jobs import JobsTab
+from studio.ui.models import ModelsTab, chat_choice
 from studio.ui.page import TABS, Page, Place, go
 from studio.ui.start import StartTab
 from studio.ui.strip import Strip
@@ -28,12 +30,24 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             page = Page(place, tabs)
             start, data, train = StartTab(studio, page), DataTab(studio, page), TrainTab(studio, page)
-            jobs, chat, compare = JobsTab(studio, page), ChatTab(studio, page), CompareTab(studio, page)
+            jobs, chat, compress = JobsTab(studio, page), ChatTab(studio, page), CompressTab(studio, page)
+            compare = CompareTab(studio, page)
+            models = ModelsTab(studio, page)
+        compress.wire_chat(chat)
         strip.wire(page, blocks)
         start.wire(blocks, chat.contestant, chat.message)
         Links(studio, page).wire(data, train, jobs, chat, compare)
+        _chat_with_model(studio, page, models, chat)
         _restore(blocks, page)
     return blocks
+
+
+def _chat_with_model(studio: Studio, page: Page, models: ModelsTab, chat: ChatTab) -> None:
+    def open_chat(chosen: str) -> dict[Any, Any]:
+        who = chat_choice(studio, chosen)
+        return {page.tabs: go("chat"), page.place.chat: "", chat.contestant: gr.Dropdown(choices=[(who, who)], value=who)}
+
+    models.chat.click(open_chat, inputs=[page.place.model], outputs=[page.tabs, page.place.chat, chat.contestant], **QUIET)
 
 
 def _restore(blocks: gr.Blocks, page: Page) -> None:
@@ -74,6 +88,12 @@ class Links:
             outputs=[jobs.notice, tabs, train.data, train.base_model, *train.form.fields],
             **QUIET,
         )
+        compare.board.train.click(
+            steady(self._preferring(train)),
+            inputs=[place.comparison, compare.board.made],
+            outputs=[tabs, train.data, train.base_model, train.recipe],
+            **QUIET,
+        )
         to_compare = [tabs, compare.base_model, compare.contestants, compare.prompt]
         jobs.compare.click(told_jobs(self._comparing(compare)), inputs=[place.job], outputs=[jobs.notice, *to_compare], **QUIET)
         chat.compare.click(
@@ -82,6 +102,19 @@ class Links:
             outputs=[chat.notice, tabs, place.comparison],
             **busy(chat.live),
         )
+
+    def _preferring(self, train: TrainTab) -> Any:
+        def train_on_preferences(comparison_id: str, dataset_id: str) -> dict[Any, Any]:
+            """The Train tab with the preference set, its base and the recipe for it."""
+            base = self._studio.comparisons.show(comparison_id)["base_model"]
+            return {
+                self._page.tabs: go("train"),
+                train.data: choices.update(choices.datasets(self._studio), dataset_id),
+                train.base_model: choices.update(choices.base_models(self._studio), base),
+                train.recipe: "dpo",
+            }
+
+        return train_on_preferences
 
     def _training_on(self, train: TrainTab) -> Any:
         def train_on(dataset_id: str, base_model: str | None, max_length: Any, template: str) -> dict[Any, Any]:
@@ -132,7 +165,7 @@ class Links:
             return {
                 self._page.tabs: go("chat"),
                 self._page.place.chat: "",
-                chat.contestant: gr.Dropdown(choices=[(who, who)], value=who),
+                chat.contestant: gr.Dropdown(choices=[(who, who)], value=[who]),
                 chat.message: choices.example_for(self._studio, adapter["name"]),
             }
 
@@ -151,11 +184,11 @@ class Links:
 
         return open_compare
 
-    def _comparing_chat(self, chat_id: str, contestant: str | None) -> dict[Any, Any]:
+    def _comparing_chat(self, chat_id: str, contestants: list[str] | None) -> dict[Any, Any]:
         """Ask the base and whoever answered here every question of this conversation."""
         rows = self._studio.chat.messages(chat_id)
         questions = list(dict.fromkeys(row["content"] for row in rows if row["role"] == "user"))
-        answered = [row["contestant"] for row in rows if row["role"] == "assistant"] or [contestant or ""]
+        answered = [row["contestant"] for row in rows if row["role"] == "assistant"] or (contestants or [""])
         base, _, _ = answered[-1].partition(":")
         adapters = list(dict.fromkeys(name.partition(":")[2] for name in answered if name.startswith(base + ":")))
         made = self._studio.comparisons.create(

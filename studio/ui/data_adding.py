@@ -21,6 +21,7 @@ MAX_ROLES = 8  # fields of the mapping; no format has more
 UNUSED = ""
 DEFAULT_FORMAT = "prompt-completion"  # offered where nothing is detected
 Look = Callable[..., dict[Any, Any]]
+Given = tuple[str | None, str, str]  # a file, a text, a hub dataset: the last one that is there counts
 
 
 class Adding:
@@ -30,6 +31,7 @@ class Adding:
         self._studio = studio
         self._mode = mode
         self._roles = gr.State([])  # what each visible mapping field stands for
+        self._fetched = gr.State("")  # the hub dataset that is looked at: hub:NAME:CONFIG:SPLIT
         self.file = gr.File(
             label="Your rows: .jsonl .json .csv .tsv .parquet .txt .md, also as .gz or .zip",
             file_types=FILE_TYPES,
@@ -61,7 +63,7 @@ class Adding:
                 "", label="Configuration", info="Where the dataset has several.", max_lines=1, elem_id="data-hub-config", min_width=120
             )
             self.split = gr.Textbox("", label="Split", info="Empty takes train.", max_lines=1, elem_id="data-hub-split", min_width=120)
-        self.fetch = gr.Button("Fetch and keep it", elem_id="data-hub-fetch")
+        self.fetch = gr.Button("Fetch and look at it", elem_id="data-hub-fetch")
 
     def _layout_choices(self) -> None:
         self.format = gr.Dropdown(
@@ -83,32 +85,32 @@ class Adding:
         """`look` shows what is kept again, from the inputs `looking` (the dataset's first) to the outputs `shown`."""
         self._preview, self._view, self._dataset, self._look = preview, view, dataset, look
         told = tells(self.notice)
-        source = [self.file, self.text]
+        source = [self.file, self.text, self._fetched]
         reading = [self.choices, self.format, *self.mapping, self._roles, self.skip_bad, preview, view, self._mode, self.notice]
-        gr.on([self.file.upload, self.read_text.click], told(self.read), inputs=source, outputs=reading, **busy(preview))
+        gr.on([self.file.upload, self.read_text.click], told(self.read), inputs=source, outputs=[*reading, self._fetched], **busy(preview))
         self.format.input(told(self.read_as), inputs=[*source, self.format], outputs=reading, **busy(preview))
         mapped = [*source, self.format, self._roles, *self.mapping]
         gr.on([field.input for field in self.mapping], told(self.read_mapped), inputs=mapped, outputs=reading, **busy(preview))
-        away = [*source, self.choices, preview, view, self._mode, self.notice, dataset, *shown]
+        away = [*source, self.choices, preview, view, self._mode, self.notice, dataset, self._fetched, *shown]
         gr.on([self.file.clear, self.discard.click], steady(self.put_away), inputs=looking, outputs=away, **QUIET)
         asked = [*source, self.format, self.name, self.skip_bad, self._roles, *self.mapping]
         self.add.click(told(self.keep), inputs=asked, outputs=[*away, self.name], **busy(preview))
         fetched = [self.hub, self.config, self.split]
-        self.fetch.click(told(self.take), inputs=fetched, outputs=[*away, *fetched], **busy(self.notice))
+        self.fetch.click(told(self.take), inputs=fetched, outputs=[*source, *reading], **busy(self.notice))
 
-    def read(self, file: str | None, text: str) -> dict[Any, Any]:
-        return self._inspect(file, text, None, None)
+    def read(self, file: str | None, text: str, fetched: str) -> dict[Any, Any]:
+        return {**self._inspect((file, text, ""), None, None), self._fetched: ""}
 
-    def read_as(self, file: str | None, text: str, chosen: str) -> dict[Any, Any]:
-        return self._inspect(file, text, chosen, None)
+    def read_as(self, file: str | None, text: str, fetched: str, chosen: str) -> dict[Any, Any]:
+        return self._inspect((file, text, fetched), chosen, None)
 
-    def read_mapped(self, file: str | None, text: str, chosen: str, roles: list[str], *columns: str | None) -> dict[Any, Any]:
-        return self._inspect(file, text, chosen, _mapping(roles, columns))
+    def read_mapped(self, file: str | None, text: str, fetched: str, chosen: str, roles: list[str], *columns: str | None) -> dict[Any, Any]:
+        return self._inspect((file, text, fetched), chosen, _mapping(roles, columns))
 
-    def _inspect(self, file: str | None, text: str, chosen: str | None, mapping: dict[str, str] | None) -> dict[Any, Any]:
+    def _inspect(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> dict[Any, Any]:
         """What was understood, at the left to change and at the right to see. Keeps nothing."""
         try:
-            found = self._look_into(file, text, chosen, mapping)
+            found = self._look_into(given, chosen, mapping)
         except DatasetError as exc:
             if not exc.details.get("columns"):
                 raise
@@ -120,17 +122,18 @@ class Adding:
             self._preview: _reading(found),
         }
 
-    def _look_into(self, file: str | None, text: str, chosen: str | None, mapping: dict[str, str] | None) -> dict[str, Any]:
-        if not file and not text.strip():
+    def _look_into(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> dict[str, Any]:
+        file, text, fetched = given
+        if not file and not text.strip() and not fetched:
             raise StudioError("There is nothing to read.", "Drop a file above, or paste text.")
         if chosen is None and mapping is None:
-            return self._first_look(file, text)
-        return self._inspected(file, text, chosen, mapping)
+            return self._first_look(given)
+        return self._inspected(given, chosen, mapping)
 
-    def _first_look(self, file: str | None, text: str) -> dict[str, Any]:
+    def _first_look(self, given: Given) -> dict[str, Any]:
         """As these columns were mapped the last time, else as detected."""
         try:
-            found = self._inspected(file, text, None, None)
+            found = self._inspected(given, None, None)
         except DatasetError as exc:
             known = self._studio.datasets.remembered(exc.details.get("columns") or [])
             if known is None:
@@ -139,10 +142,13 @@ class Adding:
             known = self._studio.datasets.remembered(found["columns"])
             if known is None or (found["format"], found["mapping"]) == (known["format"], known["mapping"]):
                 return found
-        again = self._inspected(file, text, known["format"], known["mapping"])
+        again = self._inspected(given, known["format"], known["mapping"])
         return {**again, "notes": [*again["notes"], f"Mapped as the last time for these columns ({known['name']})."]}
 
-    def _inspected(self, file: str | None, text: str, chosen: str | None, mapping: dict[str, str] | None) -> dict[str, Any]:
+    def _inspected(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> dict[str, Any]:
+        file, text, fetched = given
+        if fetched:
+            return self._studio.datasets.inspect(fetched, format=chosen, mapping=mapping)
         if file:
             return self._studio.datasets.inspect(Path(file), filename=Path(file).name, format=chosen, mapping=mapping)
         return self._studio.datasets.inspect_text(text, format=chosen, mapping=mapping)
@@ -182,22 +188,34 @@ class Adding:
         }
 
     def keep(
-        self, file: str | None, text: str, chosen: str | None, name: str, skip_bad: bool, roles: list[str], *columns: str | None
+        self,
+        file: str | None,
+        text: str,
+        fetched: str,
+        chosen: str | None,
+        name: str,
+        skip_bad: bool,
+        roles: list[str],
+        *columns: str | None,
     ) -> dict[Any, Any]:
         how: dict[str, Any] = {"name": name.strip() or None, "format": chosen or None, "mapping": _mapping(roles, columns) or None}
-        if file:
+        if fetched:
+            dataset = self._studio.datasets.add(fetched, skip_bad=skip_bad, **how)
+        elif file:
             dataset = self._studio.datasets.add(Path(file), filename=Path(file).name, skip_bad=skip_bad, **how)
         else:
             dataset = self._studio.datasets.add_text(text, skip_bad=skip_bad, **how)
         return {**self._kept(dataset), self.name: ""}
 
     def take(self, name: str, config: str, split: str) -> dict[Any, Any]:
+        """Fetch a hub dataset, to be looked at like a file."""
         if not name.strip():
             raise StudioError("No dataset is named.", "Write its name, such as openai/gsm8k.")
         parts = [part.strip() for part in (name, config, split)]
         while len(parts) > 1 and not parts[-1]:
             parts.pop()
-        return {**self._kept(self._studio.datasets.add("hub:" + ":".join(parts))), self.hub: "", self.config: "", self.split: ""}
+        fetched = "hub:" + ":".join(parts)
+        return {**self._inspect((None, "", fetched), None, None), self.file: None, self.text: "", self._fetched: fetched}
 
     def _kept(self, dataset: dict[str, Any]) -> dict[Any, Any]:
         left_out = f" {words.count(dataset['skipped'], 'row')} left out." if dataset["skipped"] else ""
@@ -211,6 +229,7 @@ class Adding:
         return {
             self.file: None,
             self.text: "",
+            self._fetched: "",
             self.choices: gr.Column(visible=False),
             self._preview: "",
             self._view: gr.Column(visible=True),

@@ -13,7 +13,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, pieces, words
+from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Page, go, hidden, opening, stamp, stamp_box
 
@@ -63,7 +63,9 @@ class JobsTab:
         self.actions = pieces.panel(elem_id="job-actions")
         self.curve = pieces.panel(elem_id="job-curve")
         self.smooth = gr.Checkbox(False, label="Smooth the curve", container=False, visible=False, elem_id="job-smooth")
-        with gr.Accordion("More curves: learning rate, gradient, speed", open=False, elem_id="job-more", visible=False) as self.more_place:
+        with gr.Accordion("What it answers", open=True, elem_id="job-watched", visible=False) as self.watched_place:
+            self.watched = pieces.panel()
+        with gr.Accordion("More curves: speed, drift, memory", open=False, elem_id="job-more", visible=False) as self.more_place:
             self.more = pieces.panel()
         with gr.Accordion("Tags and note", open=False, elem_id="job-words", visible=False) as self.words_place:
             self.tags = gr.Textbox("", label="Tags", info="Words to find it by, with commas between them.", max_lines=1, elem_id="job-tags")
@@ -80,7 +82,17 @@ class JobsTab:
     def _wire(self) -> None:
         place, tabs = self._page.place, self._page.tabs
         shown = [place.job, self.queue, self.list, self.runs, self.one, self.head, self.actions, self.curve, self.smooth]
-        shown += [self.more_place, self.more, self.words_place, self.tags, self.note, self.log_place, self.log]
+        shown += [
+            self.watched_place,
+            self.watched,
+            self.more_place,
+            self.more,
+            self.words_place,
+            self.tags,
+            self.note,
+            self.log_place,
+            self.log,
+        ]
         shown += [self.next, self.after_failure, self._stamp, self._written, self._timer]
         seen = [place.job, place.runs, self.search, self.smooth, self._stamp, self._written]
         look: dict[str, Any] = {"inputs": seen, "outputs": shown, **QUIET}
@@ -211,18 +223,22 @@ class JobsTab:
         is_there = chosen is not None
         update |= {self.words_place: gr.Accordion(visible=is_there), self.log_place: gr.Accordion(visible=is_there)}
         if chosen is None:
-            update |= dict.fromkeys((self.head, self.actions, self.curve, self.more, self.log, self._written), "")
-            update |= {self.smooth: gr.Checkbox(visible=False), self.more_place: gr.Accordion(visible=False)}
+            update |= dict.fromkeys((self.head, self.actions, self.curve, self.watched, self.more, self.log, self._written), "")
+            update |= {self.smooth: gr.Checkbox(visible=False)}
+            update |= dict.fromkeys((self.watched_place, self.more_place), gr.Accordion(visible=False))
             update |= dict.fromkeys((self.next, self.after_failure), gr.Row(visible=False))
             return
         job = self._studio.jobs.show(chosen["id"])
         curves = self._studio.jobs.curves(job["id"])
-        drawing, small = chart.loss(curves, smooth=smooth), jobs_head.small_charts(curves["train"])
+        drawing, small = chart.loss(curves, smooth=smooth), jobs_watched.small_charts(curves)
+        answered = jobs_watched.watched(job["watched"])
         update |= {
             self.head: pieces.piece("job", **jobs_head.head(job)),
             self.actions: pieces.piece("job_actions", **jobs_head.actions(job)),
             self.curve: pieces.piece("chart", **drawing) if drawing else "",
             self.smooth: gr.Checkbox(visible=bool(drawing)),
+            self.watched: pieces.piece("watched", **answered) if answered else "",
+            self.watched_place: gr.Accordion(visible=bool(answered)),
             self.more: pieces.piece("small_charts", charts=small),
             self.more_place: gr.Accordion(visible=bool(small)),
             self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),

@@ -9,12 +9,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from studio.ui import chart, words
+from studio.ui import words
 from studio.ui.jobs_queue import WAITING, progress
 
 TOLD_EVENTS, MAX_EVENTS = ("notice", "lost"), 6
 STOPPING = {"keep": "stopping, and keeping what it learned", "pause": "pausing at its next checkpoint"}
-MEASURES = (("learning_rate", "Learning rate"), ("grad_norm", "Size of the gradient before clipping (grad norm)"))
 Job = dict[str, Any]
 
 
@@ -53,13 +52,6 @@ def actions(job: Job) -> dict[str, Any]:
     if job["kind"] == "sweep":
         found = [("children", "Compare its runs", ""), *(one for one in found if one[0] != "keep")]
     return {"id": job["id"], "actions": found, "remedy": remedy if is_helped else []}
-
-
-def small_charts(train: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves beside the loss, those that have points."""
-    measured = [(title, chart.values(train, key)) for key, title in MEASURES] + [("Speed: tokens per second", chart.speed(train))]
-    drawn = [chart.lines([chart.Series("", "train", points)], title) for title, points in measured]
-    return [one for one in drawn if one]
 
 
 def _facts(job: Job) -> str:

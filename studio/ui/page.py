@@ -11,7 +11,16 @@ from typing import Any
 
 import gradio as gr
 
-TABS = {"start": "Start", "data": "Data", "train": "Train", "jobs": "Jobs", "chat": "Chat", "compare": "Compare"}
+TABS = {
+    "start": "Start",
+    "data": "Data",
+    "train": "Train",
+    "jobs": "Jobs",
+    "chat": "Chat",
+    "compress": "Compress",
+    "compare": "Compare",
+    "models": "Models",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Place:
     runs: gr.Textbox  # those that are compared on the Jobs tab
     chat: gr.Textbox
     comparison: gr.Textbox
+    model: gr.Textbox  # base/NAME or adapter/NAME, on the Models tab
 
     @classmethod
     def build(cls) -> Place:

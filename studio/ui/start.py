@@ -14,6 +14,7 @@ from studio.ui import pieces, words
 from studio.ui.demo import Demo
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Page, go, opening, stamp, stamp_box
+from studio.ui.storage import StoragePiece
 
 LIVE_S, IDLE_S = 2.0, 10.0
 
@@ -37,6 +38,7 @@ class StartTab:
                         self.own = gr.Button("Bring your own data", elem_id="start-own")
                 with gr.Column(scale=2, min_width=300):
                     self.doctor = pieces.panel(elem_id="start-doctor")
+                    self.storage = StoragePiece(studio, "start-disk")
 
     def wire(self, blocks: gr.Blocks, contestant: gr.Dropdown, message: gr.Textbox) -> None:
         """`contestant` and `message` are the chat tab's: the fourth step fills them in."""
@@ -45,6 +47,7 @@ class StartTab:
         gr.on([blocks.load, self.tab.select], steady(self.look), inputs=[self._shown], outputs=shown, **QUIET)
         self._timer.tick(steady(self.tick), inputs=[place.tab, self._shown], outputs=shown, **QUIET)
         blocks.load(self.examine, outputs=[self.doctor], **QUIET)
+        self.storage.wire(blocks.load)
         outputs = [self.notice, *shown, tabs, place.job, place.chat, place.comparison, contestant, message]
         self.steps.select(tells(self.notice)(self._acting(contestant, message)), inputs=[self._shown], outputs=outputs, **busy(self.steps))
         self.own.click(lambda: go("data"), outputs=[tabs], **QUIET)
@@ -81,7 +84,7 @@ class StartTab:
                     return {tabs: go("jobs"), place.job: self._demo.job()["id"]}
                 case "chat":
                     who = self._demo.contestant()
-                    filled = gr.Dropdown(choices=[(who, who)], value=who)
+                    filled = gr.Dropdown(choices=[(who, who)], value=[who])
                     return {tabs: go("chat"), place.chat: "", contestant: filled, message: self._demo.question()}
                 case "compare":
                     return {tabs: go("compare"), place.comparison: self._demo.compare()["id"]}

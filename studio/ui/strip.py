@@ -85,4 +85,6 @@ def _engine(engine: dict[str, Any]) -> dict[str, Any]:
         loaded = engine["loaded"]
         adapters = len(loaded["adapters"])
         return _chip("engine", f"engine: {loaded['base']}" + (f" + {words.count(adapters, 'adapter')}" if adapters else ""), "chat")
+    if engine.get("yielded"):
+        return _chip("engine", f"engine: leaves room for {engine['yielded']['job']}", "chat")
     return _chip("engine", "engine: idle" if engine.get("ok", True) else "engine: not answering", "chat")

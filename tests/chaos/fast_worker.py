@@ -17,7 +17,7 @@ def hurry() -> None:
     reconcile.ORPHAN_GRACE_S = 2.0
     worker.LOOK_EVERY_S = 0.2
     warm.QUIET_S = 0.5
-    executor.command = lambda *arguments: [sys.executable, "-P", "-m", MODULE, *arguments]
+    executor.command = lambda *arguments, **_: [sys.executable, "-P", "-m", MODULE, *arguments]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from jobs.rundir import RunDir
+from studio import processes
 from studio.db import lifecycle
 from studio.db.models import JobEvent
 from studio.db.session import Database
@@ -43,6 +44,20 @@ def check_adapter(db: Database, job_id: str, steps: int) -> None:
 def kinds(db: Database, job_id: str) -> list[str]:
     with db.read() as session:
         return [event.kind for event in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id))]
+
+
+def test_a_frozen_trainer_is_woken_and_the_second_time_replaced(settings: Settings, db: Database) -> None:
+    job_id = submit(db, stand_in.make(settings.runs / "run", steps=50, step_s=0.1))
+    with worker(module=FAST):
+        wait_for(lambda: (row(db, job_id).step or 0) >= 3)
+        for _ in range(2):
+            (trainer,) = trainers(settings.runs)
+            trainer.suspend()
+            wait_for(lambda: processes.is_stopped(row(db, job_id).pid or 0))
+            wait_for(lambda: not processes.is_stopped(row(db, job_id).pid or 0), timeout=LEASE_S + 30)
+        wait_for_status(db, job_id, "SUCCEEDED")
+    assert row(db, job_id).attempt == 2
+    check_adapter(db, job_id, 50)
 
 
 def test_a_second_worker_takes_over_from_a_frozen_one(settings: Settings, db: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from jobs import executor, warm
 from jobs.outcome import judge
 from jobs.rundir import RunDir, sha256
 from jobs.warm import SPARE_BYTES, TIGHT_BYTES, ReadyTrainer
+from studio import processes
 from studio.catalogue import hardware
 from studio.catalogue.hardware import Memory
 from tests.chaos import stand_in
@@ -31,7 +33,7 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReadyTrainer]:
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "command", lambda *arguments: [sys.executable, "-P", "-m", stand_in.MODULE, *arguments])
+    monkeypatch.setattr(executor, "command", lambda *arguments, **_: [sys.executable, "-P", "-m", stand_in.MODULE, *arguments])
 
 
 @pytest.fixture
@@ -92,6 +94,18 @@ def test_one_that_died_while_it_waited_is_no_loss(tmp_path: Path, stand_ins: Non
     assert ready._process
     ready._process.kill()
     finish(run, executor.submit(run, 1, threads=1, ready=ready))
+
+
+def test_one_that_somebody_has_stopped_is_not_given_a_job(tmp_path: Path, stand_ins: None, free: object, ready: ReadyTrainer) -> None:
+    run = stand_in.make(tmp_path / "run", steps=4)
+    ready.tend(is_quiet=True)
+    process = ready._process
+    assert process
+    process.send_signal(signal.SIGSTOP)
+    wait_for(lambda: processes.is_stopped(process.pid))
+    finish(run, executor.submit(run, 1, threads=1, ready=ready))
+    ready.tend(is_quiet=True)
+    assert process.poll() is not None  # and it does not stay
 
 
 def test_the_next_one_is_made_once_the_training_has_begun(tmp_path: Path, stand_ins: None, free: object, ready: ReadyTrainer) -> None:

@@ -95,7 +95,7 @@ def test_pasted_rows_and_a_hub_that_does_not_answer(visit: Callable[..., Page]) 
     page.get_by_role("button", name="Discard").click()
     page.get_by_role("button", name="Or take a dataset of the Hugging Face Hub").click()
     page.locator("#data-hub-name input, #data-hub-name textarea").first.fill("nobody/nothing")
-    page.get_by_role("button", name="Fetch and keep it").click()
+    page.get_by_role("button", name="Fetch and look at it").click()
 
     expect(page.locator("#data-notice")).to_contain_text("hub:nobody/nothing")
 

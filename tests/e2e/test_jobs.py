@@ -14,8 +14,13 @@ import httpx
 import psutil
 from playwright.sync_api import Browser, Page, expect
 
+from jobs.config import JobConfig
+from jobs.trainers.failures import DivergedError, explain
+from studio import settings as studio_settings
+from studio.db import lifecycle
+from studio.services import Studio
 from tests.e2e.conftest import PATIENCE_S, quiet_window, until
-from tests.servers import Server, studio
+from tests.servers import Server, studio, web
 
 WAIT_MS = PATIENCE_S * 1000
 STEPS = 4
@@ -115,3 +120,57 @@ def test_runs_are_found_written_upon_and_laid_beside_each_other(
     assert swatch == page.locator("#jobs-list .swatch.run-1").evaluate("one => getComputedStyle(one).backgroundColor")
     page.get_by_role("button", name="Leave the comparison").click()
     expect(page.locator("#job-head h2")).to_contain_text("slower")
+
+
+def begin(api: httpx.Client, data: str, name: str, **options: Any) -> None:
+    shape = {"per_device_train_batch_size": 2, "max_length": 64, "sample_answers": 0, "measure_drift": False}
+    body = {"data": data, "base_model": "starter", "recipe": "lora-sft", "name": name, "options": {**shape, **options}}
+    api.post("/jobs", json=body).raise_for_status()
+
+
+def test_a_run_is_paused_goes_on_is_cancelled_and_is_taken_up_again(
+    visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]
+) -> None:
+    begin(api, trained["data"]["id"], "stubborn", max_steps=150, save_steps=50)
+    page = visit("jobs", job="stubborn")
+    head = page.locator("#job-head")
+    page.locator("#job-pause").click()
+    expect(head.locator(".status-paused")).to_be_visible(timeout=WAIT_MS)
+    page.get_by_role("button", name="Go on", exact=True).click()
+    expect(head.locator(".status-running")).to_be_visible(timeout=WAIT_MS)
+    page.locator("#job-cancel").click()
+    expect(head.locator(".status-cancelled")).to_be_visible(timeout=WAIT_MS)
+    page.locator("#job-retry").click()
+    expect(head.locator(".status-succeeded")).to_be_visible(timeout=WAIT_MS)
+    steps = [point["step"] for point in api.get("/jobs/stubborn/metrics").json()]
+    assert steps == list(range(1, 151)), "no step is lost or doubled"
+
+
+def diverged(home: Path) -> None:
+    """A studio in which the training `wild` has diverged, as the worker of it wrote down."""
+    opened = Studio.open(studio_settings.load({"STUDIO_HOME": str(home)}))
+    rows = "\n".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}' for n in range(12))
+    opened.datasets.add_text(rows, name="numbers")
+    job = opened.jobs.submit(data="numbers", base_model="starter", name="wild", options={"max_steps": 3, "learning_rate": 0.003})
+    failure = explain(DivergedError("loss", 2), JobConfig.model_validate(opened.jobs.show("wild")["config"]))
+    with opened.db.write() as session:
+        held = lifecycle.claim(session, job["id"], "us", "device:0")
+        assert held
+        lifecycle.finish(session, held, "FAILED", failure.reason, failure.fix, cause=failure.cause, remedy=failure.remedy)
+    opened.db.dispose()
+
+
+def test_a_failure_is_explained_and_its_button_starts_again_with_the_fix(browser: Browser, tmp_path: Path) -> None:
+    diverged(tmp_path / "home")
+    with web(tmp_path / "home") as server, quiet_window(browser, server.url) as window:
+        page = window.new_page()
+        page.goto(f"{server.url}/?tab=jobs&job=wild")
+        expect(page.locator("#job-head .status-failed")).to_be_visible()
+        expect(page.locator("#job-head .notice.bad")).to_contain_text("diverged")
+        expect(page.locator("#job-actions")).to_contain_text("learning_rate from 0.003 to 0.001")
+        page.get_by_role("button", name="Apply the fix and start again").click()
+        expect(page.locator("#job-head h2")).to_contain_text("wild-2")
+        expect(page.locator("#jobs-list .name", has_text="wild-2")).to_be_visible()
+    again = Studio.open(studio_settings.load({"STUDIO_HOME": str(tmp_path / "home")}))
+    assert (again.jobs.show("wild-2")["config"]["learning_rate"], again.jobs.show("wild")["status"]) == (0.001, "FAILED")
+    again.db.dispose()

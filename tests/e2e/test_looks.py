@@ -24,6 +24,7 @@ DRAWN = {
     "train": "#train-preview .render",
     "jobs": "#job-curve polyline",
     "chat": "#chat-transcript .empty",
+    "compress": "#compress-shown .empty",
     "compare": "#compare-answers .answer",
 }
 

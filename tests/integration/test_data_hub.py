@@ -74,6 +74,17 @@ def test_a_config_and_a_split_are_chosen(service: DatasetService, settings: Sett
     assert TOKEN not in str(added) and not list(settings.cache.iterdir())
 
 
+def test_what_is_looked_at_is_what_is_kept(service: DatasetService, settings: Settings, hub: Hub) -> None:
+    looked_at = service.inspect("hub:org/plain")
+    asked = len(hub.requests)
+    assert (looked_at["rows"], looked_at["mapping"]) == (40, {"question": "question", "answer": "answer"})
+    turned = {"question": "answer", "answer": "question"}
+    assert service.inspect("hub:org/plain", mapping=turned)["mapping"] == turned
+    added = service.add("hub:org/plain", mapping=turned)
+    assert (added["rows"], added["mapping"], added["source"]) == (40, turned, "hub:org/plain")
+    assert len(hub.requests) == asked and not list(settings.cache.iterdir())
+
+
 def test_without_a_split_it_is_train(service: DatasetService) -> None:
     assert service.add("hub:org/plain", name="mine")["rows"] == 40
 

@@ -17,6 +17,7 @@ import pytest
 
 from jobs.rundir import sha256
 from studio import settings as studio_settings
+from studio.datasets.rendering import TEMPLATES
 from studio.db import lifecycle
 from studio.errors import StudioError
 from studio.services import Studio, backups
@@ -111,6 +112,21 @@ def test_verifying_another_adapter_says_so(trained: tuple[Studio, Path, dict[str
         session.query(Adapter).filter(Adapter.job_id == verified["job"]).one().sha256 = true
 
 
+def test_a_rerun_reports_to_nobody(trained: tuple[Studio, Path, dict[str, Any]], tmp_path: Path) -> None:
+    studio, bundle, _ = trained
+    talkative = tmp_path / "talkative.zip"
+    _changed(lambda files, card: card["config"].update(report_to="wandb"))(bundle, talkative)
+    job = studio.bundles.rerun(talkative)
+    assert job["config"]["report_to"] == "none"
+    studio.jobs.cancel(job["id"])
+
+
+def _foreign_template(files: dict[str, bytes], card: dict[str, Any]) -> None:
+    card["config"]["chat_template"] = str(TEMPLATES / "chatml.jinja")  # a file that is here, though not in the bundle
+    for name in [name for name in files if name == "chat_template.jinja"]:
+        del files[name], card["files"][name]
+
+
 def _changed(change: Callable[[dict[str, bytes], dict[str, Any]], None]) -> Callable[[Path, Path], None]:
     def write(source: Path, target: Path) -> None:
         with zipfile.ZipFile(source) as archive:
@@ -132,6 +148,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "absolute": (_changed(lambda files, card: files.update({"/tmp/evil": b"x"})), "no studio writes"),
     "other case": (_changed(lambda files, card: files.update({"TRAIN.jsonl": b"x"})), "no studio writes"),
     "options": (_changed(lambda files, card: card["config"].update(learning_rate="much")), "options are none"),
+    "a template of the server": (_changed(_foreign_template), "chat template is missing"),
     "other model": (_changed(lambda files, card: card["base_model"].update(fingerprint="0")), "not here"),
     "no card": (_changed(lambda files, card: card.clear()), "no bundle"),
     "bomb": (_changed(lambda files, card: files.update({"bomb": b""})), ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs import config, recipes
+from studio.catalogue.compatibility import conflicts
 from studio.errors import ConfigError, NotFoundError
 
 
@@ -54,7 +55,15 @@ def test_every_option_explains_itself_and_its_default_is_allowed(option: config.
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_valid(name: str) -> None:
     recipe = recipes.get(name)
-    assert config.build(recipe.options).quantization.load_in_4bit == name.startswith("qlora")
+    built = config.build(recipe.options)
+    assert built != config.build() or name == "lora-sft"
+    assert recipe.description.endswith(".") and list(conflicts(built, "cpu")) == []
+
+
+def test_a_list_of_choices_takes_one_alone_and_names_a_wrong_one() -> None:
+    assert config.build({"dpo.loss_type": "ipo"}).dpo.loss_type == ["ipo"]
+    with pytest.raises(ConfigError, match=r"dpo\.loss_type"):
+        config.build({"dpo.loss_type": ["sigmoid", "magic"]})
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:

@@ -30,6 +30,8 @@ LEVELS = {
     "studio.evaluation": 3,
     "studio.db": 2,
     "jobs.config": 2,
+    "jobs.sections": 2,
+    "jobs.bottleneck": 2,
     "jobs.recipes": 2,
     "jobs.rundir": 2,
     "studio.errors": 1,
@@ -40,6 +42,8 @@ LEVELS = {
 TRAINER_MAY_IMPORT = (
     "jobs",
     "jobs.config",
+    "jobs.sections",
+    "jobs.bottleneck",
     "jobs.recipes",
     "jobs.rundir",
     "jobs.train",

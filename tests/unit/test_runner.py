@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from jobs import runner
+from jobs import runner, sharing
 from jobs.config import JobConfig
 from jobs.outcome import Outcome
 from jobs.rundir import RunDir
@@ -64,12 +64,14 @@ def engine() -> Iterator[str]:
 
 @pytest.mark.parametrize(("needed", "is_asked"), [(3_999, False), (4_001, True)])
 def test_the_engine_gives_way_above_seventy_percent_of_the_device(settings: Settings, engine: str, needed: int, is_asked: bool) -> None:
-    runner._unload_engine(replace(settings, engine_url=engine), needed, total=10_000)
-    assert ("POST /engine/unload" in Engine.asked) == is_asked
+    sharing.begin(replace(settings, engine_url=engine), "job", needed, total=10_000)
+    sharing.end(replace(settings, engine_url=engine), "job")
+    assert Engine.asked[1:] == ["POST /engine/unload" if is_asked else "POST /engine/share", "POST /engine/resume"]
 
 
 def test_without_an_engine_there_is_nobody_to_ask(settings: Settings) -> None:
-    runner._unload_engine(replace(settings, engine_url="http://127.0.0.1:9"), 1, total=1)
+    sharing.begin(replace(settings, engine_url="http://127.0.0.1:9"), "job", 1, total=1)
+    sharing.end(replace(settings, engine_url="http://127.0.0.1:9"), "job")
 
 
 def test_a_database_that_fails_for_a_moment_costs_a_beat_and_not_the_job(settings: Settings) -> None:

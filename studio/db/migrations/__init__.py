@@ -15,7 +15,7 @@ from studio.db.session import Database
 from studio.errors import StudioError
 
 FOLDER = Path(__file__).resolve().parent
-HEAD = "0002"  # the last revision; a test holds it to `versions/`
+HEAD = "0004"  # the last revision; a test holds it to `versions/`
 POSTGRES_LOCK = 7_210_437  # any number that no other program uses for an advisory lock on this database
 
 

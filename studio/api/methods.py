@@ -1,0 +1,34 @@
+"""/api/methods: what goes together; /api/jobs/check: what stands against a launch, before it is made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from studio.api.rest import Body, Here, Json
+from studio.catalogue import compatibility, hardware
+
+router = APIRouter(prefix="/api")
+
+
+class Launch(Body):
+    data: str | None = None
+    base_model: str | None = None
+    recipe: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict, description="Dotted options of a job.")
+
+
+@router.get("/methods")
+def list_methods(device: Literal["auto", "cuda", "cpu"] = "auto") -> Json:
+    """Every method with every precision of the base and every objective: ok, needs a change, or refused because."""
+    where = hardware.devices()[0].kind if device == "auto" else device
+    return {"device": where, "cells": [asdict(cell) for cell in compatibility.table(where)], "left_out": compatibility.left_out()}
+
+
+@router.post("/jobs/check")
+def check_launch(body: Launch, studio: Here) -> list[Json]:
+    """Every reason why this launch would be refused, with the change that mends it; [] where there is none."""
+    return studio.jobs.launcher.refusals(body.data, body.base_model, body.recipe, body.options)

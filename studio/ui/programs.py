@@ -1,0 +1,45 @@
+"""Chat's words for programs: the address that speaks the OpenAI protocol, an example, and keys made and taken back.
+
+A key is shown once. Knows nothing of conversations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.services import Studio
+from studio.ui import pieces
+from studio.ui.handlers import QUIET, tells
+
+
+class ProgramsPiece:
+    """An accordion of its own."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        with gr.Accordion("Ask from a program", open=False, elem_id="chat-programs") as self.fold:
+            self.notice = pieces.panel(elem_id="chat-programs-notice", elem_classes="notice-place")
+            self.panel = pieces.panel(elem_id="chat-keys")
+            with gr.Row(elem_classes="fields making"):
+                self.name = gr.Textbox("", label="Name of a new key", info="After the program that will use it.", max_lines=1)
+                self.make = gr.Button("Make a key", elem_id="chat-key-make")
+
+    def wire(self) -> None:
+        told = tells(self.notice)
+        self.fold.expand(self.look, outputs=[self.panel], **QUIET)
+        self.make.click(told(self.create), inputs=[self.name], outputs=[self.notice, self.panel, self.name], **QUIET)
+        self.panel.select(told(self.take_back), outputs=[self.notice, self.panel], **QUIET)
+
+    def look(self, key: str = "") -> str:
+        models = self._studio.chat.available()
+        return pieces.piece("keys", keys=self._studio.keys.list(), key=key, model=models[-1] if models else "starter")
+
+    def create(self, name: str) -> dict[Any, Any]:
+        made = self._studio.keys.create(name)
+        return {self.panel: self.look(made["key"]), self.name: ""}
+
+    def take_back(self, event: gr.EventData) -> dict[Any, Any]:
+        gone = self._studio.keys.delete(str(event._data["id"]))
+        return {self.panel: self.look(), self.notice: pieces.said(f"The key {gone['name']} is refused from now on.")}

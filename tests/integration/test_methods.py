@@ -1,0 +1,59 @@
+"""Cells of the compatibility table that say ok: trained, saved, and put by peft on a fresh base, where they answer the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studio.catalogue.compatibility import Cell, table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def name(cell: Cell) -> str:
+    recomputing = "recomputing" if cell.gradient_checkpointing else "plain"
+    return f"{cell.method}, {cell.precision}, {recomputing}, {cell.objective}"
+
+
+def is_tried(cell: Cell) -> bool:
+    """Every pair of method and precision with and without recomputing, and every pair of method and objective; STUDIO_ALL_CELLS=1: all."""
+    plain = cell.precision == "16-bit" and not cell.gradient_checkpointing
+    return cell.objective == "sft" or plain or cell.method == "LoRA" or os.environ.get("STUDIO_ALL_CELLS") == "1"
+
+
+CELLS = {name(cell): dict(cell.options) for cell in table("cpu") if cell.verdict == "ok" and is_tried(cell)}
+OTHERS: dict[str, dict[str, Any]] = {
+    "prompt tuning from words": {"method": "prompt-tuning", "prompt.prompt_tuning_init_text": "Say who saw it"},
+    "prefix made by a network": {"method": "prefix-tuning", "prompt.prefix_projection": True},
+    "bottleneck behind attention too": {"method": "bottleneck", "bottleneck.mh_adapter": True, "bottleneck.non_linearity": "gelu"},
+    "LoRA with embeddings trained whole": {"lora.modules_to_save": ["embed_tokens"]},
+    "IA3 with named layers": {"method": "ia3", "ia3.target_modules": ["q_proj", "down_proj"], "ia3.feedforward_modules": ["down_proj"]},
+    "PiSSA with rsLoRA": {"lora.init_lora_weights": "pissa", "lora.use_rslora": True},
+}
+TRAINED = {**CELLS, **OTHERS}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """All cells in one process: one import of torch."""
+    cells = json.dumps([{"name": name, "options": options} for name, options in TRAINED.items()])
+    command = [sys.executable, "-m", "tests.cells", str(tmp_path_factory.mktemp("cells"))]
+    done = subprocess.run(command, input=cells, capture_output=True, text=True, cwd=ROOT, timeout=590)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return answers
+
+
+@pytest.mark.parametrize("cell", TRAINED)
+def test_an_offered_cell_trains_and_its_folder_answers_as_the_trained_model(outcomes: dict[str, dict[str, Any]], cell: str) -> None:
+    found = outcomes[cell]
+    assert "failure" not in found, found
+    assert found["effect"] > 0.02, "two steps of training changed nothing"
+    assert found["difference"] < 0.1 * found["effect"], "the saved adapter is not the trained one"
+    assert found["tokens"] > 0
