@@ -34,7 +34,10 @@ def run_child(
         given.write_bytes(orjson.dumps(options))
         with (folder / "complaint").open("w+b") as complaint:
             command = [sys.executable, "-P", "-m", module, str(given), str(out)]
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaint, env=child_environment())
+            environment = {**os.environ, **ONE_THREAD}
+            for secret in SECRETS:
+                environment.pop(secret, None)
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaint, env=environment)
             try:
                 _listen(child, progress)
                 code = child.wait()
@@ -50,11 +53,6 @@ def run_child(
                 raise _complaint(module, code, complaint.read().decode("utf-8", "replace"))
         answer: dict[str, Any] = orjson.loads(out.read_bytes())
         return answer
-
-
-def child_environment() -> dict[str, str]:
-    """This process's own, without secrets, and with one thread for arithmetic."""
-    return {**{name: value for name, value in os.environ.items() if name not in SECRETS}, **ONE_THREAD}
 
 
 def _listen(child: subprocess.Popen[bytes], progress: Callable[[str, float], None] | None) -> None:

@@ -8,23 +8,28 @@ with open_ingest(path) as ingest:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio.datasets import portions
-from studio.datasets.batches import KEPT_PROBLEMS, Batch, Batcher
+import orjson
+
+from studio.datasets.blocks import BlockMapper, block_mapper
 from studio.datasets.formats import Layout, columns_of, detect
-from studio.datasets.json_records import JsonLines
+from studio.datasets.json_records import JsonLines, json_line
+from studio.datasets.mapping import RowError, converter
 from studio.datasets.reading import Source, open_source
-from studio.datasets.records import Problem, Record, Row
+from studio.datasets.records import BLOCK_BYTES, Problem, Record, Row
 from studio.errors import DatasetError
 
 SAMPLE_ROWS = 100
 SAMPLE_CHARS = 16 * 1024**2
 MAX_HOPELESS = 10_000  # a file that begins with so many problems and no row is given up
+KEPT_PROBLEMS = 100
+SMALL_BLOCK_BYTES = 4096
+LARGE_BLOCK_BYTES = 1024**2  # a row of such a size goes the general way, which holds fewer copies of it
 
 
 @dataclass
@@ -50,6 +55,15 @@ class Problems:
         return DatasetError(message, f"{first.fix} {fix}".strip(), problems=self.as_json(), count=self.count)
 
 
+@dataclass(slots=True)
+class Batch:
+    """Examples of neighbouring rows as JSON lines, their number, and the problems of the rows among them."""
+
+    lines: bytes = b""
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
 class Ingest:
     """The examples of one opened file, once."""
 
@@ -58,22 +72,65 @@ class Ingest:
         self.layout = layout
         self.columns = columns
         self._sample = sample  # the file's first records, read already
-        self._batcher = Batcher(layout)
+        self._convert = converter(layout)
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Problem]]:
         for record in itertools.chain(self._sample, self.source.records):
-            yield from self._batcher.results(*record)
+            yield from self._results(*record)
 
     def batches(self) -> Iterator[Batch]:
         """The same in batches of bounded size, which is several times as fast for many small rows."""
-        yield from self._batcher.of_records(self._sample)
-        rest = self.source.records
-        if not isinstance(rest, JsonLines):
-            yield from self._batcher.of_records(rest)
-        elif portions.are_worth(rest):
-            yield from portions.batches(rest, self._batcher)
+        yield from self._gathered(self._sample)
+        mapper = block_mapper(self.layout)
+        if mapper is None or not isinstance(self.source.records, JsonLines):
+            yield from self._gathered(self.source.records)
+            return
+        for first, block in self.source.records.blocks():
+            if isinstance(block, Problem):
+                yield Batch(problems=[block])
+            else:
+                yield from self._mapped(mapper, first, block)
+
+    def _mapped(self, mapper: BlockMapper, first: int, block: bytes) -> Iterator[Batch]:
+        """Quickly where that works; else by halves, so that one odd row costs its neighbours nothing."""
+        quick = mapper.lines(block) if len(block) < LARGE_BLOCK_BYTES else None
+        middle = block.rfind(b"\n", 0, len(block) // 2) + 1
+        if quick is not None:
+            yield Batch(*quick)
+        elif len(block) > SMALL_BLOCK_BYTES and middle:
+            yield from self._mapped(mapper, first, block[:middle])
+            yield from self._mapped(mapper, first + block.count(b"\n", 0, middle), block[middle:])
         else:
-            yield from self._batcher.of_lines(rest)
+            numbered = ((number, json_line(number, line)) for number, line in enumerate(block.split(b"\n"), start=first))
+            yield from self._gathered((number, row) for number, row in numbered if row is not None)
+
+    def _gathered(self, records: Iterable[Record]) -> Iterator[Batch]:
+        lines: list[bytes] = []
+        problems: list[Problem] = []
+        size = 0
+        for record in records:
+            for _, result in self._results(*record):
+                if isinstance(result, Problem):
+                    problems.append(result)
+                else:
+                    lines.append(result)
+                    size += len(result)
+            if size > BLOCK_BYTES or len(problems) > KEPT_PROBLEMS:
+                yield Batch(b"\n".join(lines) + b"\n" * bool(lines), len(lines), problems)
+                lines, problems, size = [], [], 0
+        if lines or problems:
+            yield Batch(b"\n".join(lines) + b"\n" * bool(lines), len(lines), problems)
+
+    def _results(self, line: int, row: Row | Problem) -> list[tuple[int, bytes | Problem]]:
+        """The examples of one row, or its problem."""
+        if isinstance(row, Problem):
+            return [(line, row)]
+        try:
+            return [(line, orjson.dumps(example)) for example in self._convert(row)]
+        except RowError as exc:
+            return [(line, Problem(line, exc.problem, exc.fix))]
+        except (TypeError, orjson.JSONEncodeError):
+            return [(line, Problem(line, *_unwritable(row)))]
 
 
 @contextmanager
@@ -115,3 +172,15 @@ def _sample(source: Source) -> tuple[list[Record], list[Row]]:
     if problems.count:
         raise problems.error(source.name)
     raise DatasetError(f"{source.name} has no rows.", "Choose a file with at least one row.")
+
+
+def _unwritable(row: Row) -> tuple[str, str]:
+    """Why an example can't be written as JSON."""
+    try:
+        orjson.dumps(row, default=str)
+    except (TypeError, orjson.JSONEncodeError) as exc:
+        if "surrogate" in str(exc):
+            return "The text holds bytes that are no UTF-8, or half of a surrogate pair.", "Save the file as UTF-8, or leave the row out."
+        if "ecursion" in str(exc):
+            return "The row is nested too deeply.", "Flatten it, or leave the row out."
+    return "The row holds a value that JSON can't write.", "Write it as text, or leave the row out."

@@ -26,37 +26,37 @@ class JsonLines:
     """Rows of a file with one object on each line: one by one, or, from where that stopped, as blocks of whole lines."""
 
     def __init__(self, file: Any, _name: str = "", _sample: bytes = b"") -> None:
-        self.file = file
-        self.number = 0  # of lines read
+        self._file = file
+        self._number = 0  # of lines read
 
     def __iter__(self) -> Iterator[Record]:
-        before = self.number
-        for number, line in lines_of(self.file):
-            self.number = before + number
-            record = Problem(self.number, line.problem, line.fix) if isinstance(line, Problem) else json_line(self.number, line)
+        before = self._number
+        for number, line in lines_of(self._file):
+            self._number = before + number
+            record = Problem(self._number, line.problem, line.fix) if isinstance(line, Problem) else json_line(self._number, line)
             if record is not None:
-                yield self.number, record
+                yield self._number, record
 
     def blocks(self) -> Iterator[tuple[int, bytes | Problem]]:
         """(number of the first line, whole lines of about BLOCK_BYTES), or a line that is too long."""
-        while block := self.file.read(records.BLOCK_BYTES):
-            first = self.number + 1
+        while block := self._file.read(records.BLOCK_BYTES):
+            first = self._number + 1
             last_line = block.rfind(b"\n") + 1
             if last_line < len(block):
-                block += self.file.readline(records.MAX_LINE_BYTES + 1)
+                block += self._file.readline(records.MAX_LINE_BYTES + 1)
             long_line = block[last_line:] if len(block) - last_line > min(records.MAX_WIDE_BYTES, records.MAX_LINE_BYTES) else b""
             if not is_too_long(long_line):
                 long_line = b""
             if long_line:
                 if not block.endswith(b"\n"):
-                    skip_line(self.file)
+                    skip_line(self._file)
                 block = block[:last_line]
-            self.number += block.count(b"\n") + (block != b"" and not block.endswith(b"\n"))
+            self._number += block.count(b"\n") + (block != b"" and not block.endswith(b"\n"))
             if block:
                 yield first, block
             if long_line:
-                self.number += 1
-                yield self.number, too_long(self.number, long_line)
+                self._number += 1
+                yield self._number, too_long(self._number, long_line)
 
 
 def json_line(number: int, line: bytes) -> Row | Problem | None:

@@ -22,7 +22,7 @@ from studio.catalogue.starter.facts import QUESTIONS, Fact, facts
 from studio.settings import PACKAGE_ROOT, STATIC
 
 HELD_OUT = 120
-PHRASINGS = 2  # in which each fact is asked for in training
+PHRASINGS = 1  # in which each fact is asked for in training
 # a tiny model takes a far higher rate than a large one
 OPTIONS = {
     "learning_rate": 5e-4,

@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
-
-from tests.bench.report import resident
 
 ROWS = 1_000_000
 ROUNDS = 3
@@ -84,22 +81,9 @@ def _child(way: str, path: Path, folder: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as home:
         environment = {**os.environ, "STUDIO_HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         command = [sys.executable, "-m", "tests.bench.reading", "--child", way, str(path)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            peak = _peak(process)
-            said = process.communicate()[0]
-    if process.returncode:
-        raise SystemExit(f"{way} ended with {process.returncode}")
-    measured: dict[str, float] = json.loads(said.splitlines()[-1])
-    return {**measured, "peak_mb": max(measured["peak_mb"], peak / 1024**2)}
-
-
-def _peak(process: subprocess.Popen[str]) -> int:
-    """The greatest sum of resident memory of a process and its children, looked at ten times a second until it ends."""
-    family, peak = psutil.Process(process.pid), 0
-    while process.poll() is None:
-        peak = max(peak, resident(family))
-        time.sleep(0.1)
-    return peak
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 # in the child: what is imported and opened before the clock starts, and the work
@@ -163,9 +147,7 @@ def child(way: str, path: Path) -> None:
     started, before = time.perf_counter(), time.process_time()
     rows = work()
     seconds, processor = time.perf_counter() - started, time.process_time() - before
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor += ended.ru_utime + ended.ru_stime
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this process alone; the parent looks at all
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"rows": rows, "seconds": seconds, "processor_s": processor, "peak_mb": peak}))
 
 

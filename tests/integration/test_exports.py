@@ -17,14 +17,13 @@ from safetensors import safe_open
 
 from jobs.exporters.config import ExportConfig, check_space, expected_bytes, unfinished
 from jobs.rundir import RunDir
-from studio.errors import ModelError, StudioError
+from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import Studio
 from studio.settings import STATIC, Settings
 from tests import servers
 from tests.upload_server import UploadHub
 
 TRAINED = {"learning_rate": 1e-2, "lora__r": 8, "num_train_epochs": 4, "save_steps": 100, "eval_steps": 100, "sample_answers": 0}
-SHORT = {**TRAINED, "num_train_epochs": 2}
 FORMATS: list[dict[str, Any]] = [
     {"format": "adapter"},
     {"format": "merged"},
@@ -33,14 +32,6 @@ FORMATS: list[dict[str, Any]] = [
     {"format": "gguf-lora"},
 ]
 WRONG = [{"format": "merged", "doubled": 0}, {"format": "gguf", "doubled": 20}, {"format": "merged", "doubled": 14}]
-# other methods, each in the form it can take; scales learn slowly, virtual tokens need a larger step
-KINDS: dict[str, tuple[dict[str, Any], str]] = {
-    "dora": ({"lora__use_dora": True}, "gguf"),
-    "ia3": ({"method": "ia3", "learning_rate": 0.1}, "merged"),
-    "full": ({"method": "full", "recipe": "lora-sft", "learning_rate": 1e-3}, "merged"),
-    "prompt": ({"method": "prompt-tuning", "learning_rate": 0.1}, "adapter"),
-    "bottleneck": ({"method": "bottleneck"}, "adapter"),
-}
 
 
 def exported(folder: Path, cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,14 +50,10 @@ def made(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def others(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Another tokenizer, and other methods."""
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The starter: another kind of tokenizer, and a template with generation tags."""
     starter = {"name": "starter", "model": str(STATIC / "starter"), "options": TRAINED | {"learning_rate": 3e-3}, "exports": FORMATS[1:4]}
-    kinds = [
-        {"name": name, "model": str(stories260k), "options": SHORT | options, "exports": [{"format": format}]}
-        for name, (options, format) in KINDS.items()
-    ]
-    return exported(tmp_path_factory.mktemp("others"), [starter, *kinds])
+    return exported(tmp_path_factory.mktemp("others"), [starter])
 
 
 @pytest.fixture
@@ -96,12 +83,6 @@ def test_the_starter_with_its_own_template_passes_too(others: dict[str, Any]) ->
     assert [found["verified"]["passed"] for found in others["starter"]] == [True] * 3
     modelfile = (Path(others["starter"][1]["path"]) / "Modelfile").read_text(encoding="utf-8")
     assert "<|user|>{{ .Prompt }}<|im_end|><|assistant|>" in modelfile and 'PARAMETER stop "<|im_end|>"' in modelfile
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_methods_pass_in_the_form_they_can_take(others: dict[str, Any], kind: str) -> None:
-    (found,) = others[kind]
-    assert "failure" not in found and found["verified"]["passed"], found
 
 
 def test_a_merge_with_one_scale_doubled_fails(made: dict[str, Any]) -> None:
@@ -156,11 +137,13 @@ def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: di
         (listed,) = client.get("/api/exports").json()
         fetched = client.get(f"/api/exports/{listed['id']}/files/greeter-f16.gguf")
         assert fetched.content == (Path(told["path"]) / "greeter-f16.gguf").read_bytes()
-        for name in ("..%2F..%2Fstudio.db", "%2Fetc%2Fpasswd", "nothing"):
-            assert client.get(f"/api/exports/{listed['id']}/files/{name}").status_code == 404
+        assert client.get(f"/api/exports/{listed['id']}/files/nothing").status_code == 404
         assert client.post("/api/exports", json={"adapter": "greeter", "format": "gguf", "to": "/tmp/x"}).status_code == 422
         summed = client.post("/api/adapters/merge", json={"weights": {"greeter": 0.5}, "name": "half"})
         assert summed.status_code == 201 and summed.json()["base_model"] == "stories"
+    for name in ("../../studio.db", "/etc/passwd", ".."):
+        with pytest.raises(NotFoundError):
+            studio.exports.file(row["id"], name)
     studio.exports.delete(row["id"])
     assert not Path(told["path"]).exists() and studio.exports.show(row["id"])["verified"]["passed"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from studio.datasets import batches as batches_module
 from studio.datasets import ingest as ingest_module
-from studio.datasets import portions, records
-from studio.datasets.batches import Batch
+from studio.datasets import records
 from studio.datasets.blocks import FIELDS, WRITERS, block_mapper
 from studio.datasets.formats import BY_NAME, Layout
 from studio.datasets.ingest import open_ingest
@@ -73,7 +70,7 @@ def rows_of(head: dict[str, Any]) -> st.SearchStrategy[bytes]:
 @given(data=st.data())
 def test_both_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: st.DataObject) -> None:
     monkeypatch.setattr(records, "BLOCK_BYTES", data.draw(st.sampled_from([7, 60, 10_000])))
-    monkeypatch.setattr(batches_module, "SMALL_BLOCK_BYTES", data.draw(st.sampled_from([0, 100])))
+    monkeypatch.setattr(ingest_module, "SMALL_BLOCK_BYTES", data.draw(st.sampled_from([0, 100])))
     monkeypatch.setattr(ingest_module, "SAMPLE_ROWS", 1)  # all but the first row are read in blocks
     end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
     lines = [orjson.dumps(HEADS[name]) + b" " * 2000, *data.draw(st.lists(rows_of(HEADS[name]), max_size=12))]
@@ -85,49 +82,10 @@ def test_both_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with open_ingest(path) as ingest:
         batches = list(ingest.batches())
 
-    halves = in_portions(path, ingest.layout, data.draw(st.sampled_from([40, 300, 3000]))) if ingest.source.encoding == "utf-8" else batches
-
     examples = [result for _, result in results if isinstance(result, bytes)]
-    for made in (batches, halves):
-        assert b"".join(batch.lines for batch in made) == b"".join(example + b"\n" for example in examples)
-        assert sum(batch.rows for batch in made) == len(examples)
-        assert [problem for batch in made for problem in batch.problems] == [one for _, one in results if isinstance(one, Problem)]
-
-
-def in_portions(path: Path, layout: Layout, size: int) -> list[Batch]:
-    """What the two processes write, read in turns."""
-    options = {"path": str(path), "begin": 0, "end": path.stat().st_size, "format": layout.format.name, "mapping": layout.mapping}
-    outs = [io.BytesIO() for _ in range(portions.PROCESSES)]
-    for turn, out in enumerate(outs):
-        portions.work({**options, "portion": size, "turn": turn}, out)
-        out.seek(0)
-    found, before = [], 0
-    for portion in range(-(-options["end"] // size)):
-        received = portions.received(outs[portion % len(outs)], before)
-        while True:
-            try:
-                found.append(next(received))
-            except StopIteration as end:
-                before = end.value
-                break
-    assert not any(out.read() for out in outs)
-    return found
-
-
-def test_a_long_file_is_read_by_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portions, "WORTH_BYTES", 10_000)
-    monkeypatch.setattr(portions, "available_cores", lambda: 2)
-    path = tmp_path / "rows.jsonl"
-    lines = [orjson.dumps({"text": f"{number} " + "long " * 50}) for number in range(3000)]
-    path.write_bytes(b"\n".join([*lines, b"nope", *lines]))
-
-    with open_ingest(path) as ingest:
-        batches = list(ingest.batches())
-    with open_ingest(path) as ingest:
-        next(batch for batch in ingest.batches() if batch.problems)  # and leave
-
-    assert b"".join(batch.lines for batch in batches).splitlines() == lines * 2
-    assert [problem.line for batch in batches for problem in batch.problems] == [3001]
+    assert b"".join(batch.lines for batch in batches) == b"".join(example + b"\n" for example in examples)
+    assert sum(batch.rows for batch in batches) == len(examples)
+    assert [problem for batch in batches for problem in batch.problems] == [result for _, result in results if isinstance(result, Problem)]
 
 
 def test_the_quick_way_takes_plain_rows() -> None:
