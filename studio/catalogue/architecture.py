@@ -292,7 +292,8 @@ def _sizes(text: Mapping[str, Any], kind: str) -> dict[str, int]:
         "heads": heads,
         "kv_heads": kv_heads,
         "head_width": head_width,
-        "intermediate": _number(text, "intermediate") or widened,
+        # Falcon's own name for it; a foreign `intermediate_size` in its config is not read by the model
+        "intermediate": (_size(text.get("ffn_hidden_size")) if kind == "falcon" else _number(text, "intermediate")) or widened,
         "vocabulary": _number(text, "vocabulary", required=True),
         "context": _number(text, "context"),
     }

@@ -70,6 +70,6 @@ def _prompt(model: Decoder, job: JobConfig) -> int:
     if job.method == "p-tuning":
         return tokens * hidden + hidden * width + width * width + width * hidden + 2 * width + hidden
     deep = model.layers * 2 * model.kv_width
-    if job.prompt.prefix_projection:
-        return tokens * hidden + hidden * width + width * deep + width + deep
+    if job.prompt.prefix_projection:  # peft makes the prefix as wide as a key
+        return tokens * model.kv_width + model.kv_width * width + width * deep + width + deep
     return tokens * deep

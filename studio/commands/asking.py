@@ -18,7 +18,6 @@ from studio.commands.terminal import (
     say,
     show,
 )
-from studio.engine.protocol import QUANTIZATIONS
 from studio.errors import StudioError
 
 BaseModel = Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")]
@@ -43,6 +42,8 @@ def chat(
     if grammar and json_schema:
         raise StudioError("--grammar and --json-schema can't be given together.", "Keep one of them.")
     params = sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    from studio.engine.protocol import QUANTIZATIONS  # brings pydantic: not for `studio --help`
+
     if quantization not in QUANTIZATIONS:
         raise StudioError(f"--quantization {quantization} is not known.", "Choose nf4 or int8.")
     grammar_text, schema = read_text(grammar) if grammar else None, _schema(json_schema) if json_schema else None

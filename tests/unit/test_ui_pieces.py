@@ -59,7 +59,7 @@ COMPARISON = {
     "first": 1,
     "rows": [{"prompt": HOSTILE, "reference": HOSTILE, "answers": [ANSWER, {**ANSWER, "error": HOSTILE}]}],
 }
-MESSAGE = {"role": "assistant", "who": HOSTILE, "toy": True, "content": HOSTILE, "state": "failed", "note": HOSTILE}
+MESSAGE = {"role": "assistant", "who": HOSTILE, "toy": True, "content": HOSTILE, "state": "failed", "note": HOSTILE, "notes": [HOSTILE], "position": 1, "corrected": True, "good": True}
 PIECES: dict[str, dict[str, Any]] = {
     "notice": {"tone": "bad", "message": HOSTILE, "fix": HOSTILE, "items": []},
     "empty": {"sentence": HOSTILE, "button": HOSTILE, "act": HOSTILE, "data": {"id": HOSTILE}},
@@ -89,8 +89,8 @@ PIECES: dict[str, dict[str, Any]] = {
     },
     "job": {"job": JOB, "facts": HOSTILE, "part": 0.1, "progress": HOSTILE, "readings": [(HOSTILE, HOSTILE)], "events": [HOSTILE]},
     "log": {"text": HOSTILE},
-    "transcript": {"messages": [MESSAGE]},
-    "live": {"who": HOSTILE, "toy": True, "text": HOSTILE, "waiting": HOSTILE},
+    "transcript": {"turns": [[{**MESSAGE, "role": "user", "state": ""}], [MESSAGE, MESSAGE]]},
+    "live": {"answers": [{"who": HOSTILE, "toy": True, "text": HOSTILE, "waiting": HOSTILE}] * 2},
     "conversations": {"conversations": [{"id": HOSTILE, "title": HOSTILE, "updated_at": 1.0}], "selected": HOSTILE},
     "comparisons": {"comparisons": [{"id": HOSTILE, "name": HOSTILE, "facts": HOSTILE}], "selected": HOSTILE},
     "comparison": COMPARISON,
