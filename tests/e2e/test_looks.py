@@ -26,6 +26,7 @@ DRAWN = {
     "chat": "#chat-transcript .empty",
     "compress": "#compress-shown .empty",
     "compare": "#compare-answers .answer",
+    "models": "#models-list .row",
 }
 
 

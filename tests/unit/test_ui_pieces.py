@@ -59,7 +59,18 @@ COMPARISON = {
     "first": 1,
     "rows": [{"prompt": HOSTILE, "reference": HOSTILE, "answers": [ANSWER, {**ANSWER, "error": HOSTILE}]}],
 }
-MESSAGE = {"role": "assistant", "who": HOSTILE, "toy": True, "content": HOSTILE, "state": "failed", "note": HOSTILE, "notes": [HOSTILE], "position": 1, "corrected": True, "good": True}
+MESSAGE = {
+    "role": "assistant",
+    "who": HOSTILE,
+    "toy": True,
+    "content": HOSTILE,
+    "state": "failed",
+    "note": HOSTILE,
+    "notes": [HOSTILE],
+    "position": 1,
+    "corrected": True,
+    "good": True,
+}
 PIECES: dict[str, dict[str, Any]] = {
     "notice": {"tone": "bad", "message": HOSTILE, "fix": HOSTILE, "items": []},
     "empty": {"sentence": HOSTILE, "button": HOSTILE, "act": HOSTILE, "data": {"id": HOSTILE}},
