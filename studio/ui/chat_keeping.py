@@ -23,7 +23,13 @@ class KeepingPiece:
             self.new = gr.Button("New conversation", elem_id="chat-new", min_width=150)
             self.delete = gr.Button("Delete this one", elem_id="chat-delete", min_width=130, visible=False)
         self.search = gr.Textbox(
-            "", label="Search in conversations", show_label=False, placeholder="Search in conversations", max_lines=1, elem_id="chat-search"
+            "",
+            label="Search in conversations",
+            show_label=False,
+            info="Words of any message.",
+            placeholder="Search in conversations",
+            max_lines=1,
+            elem_id="chat-search",
         )
         self.list = pieces.panel(elem_id="chat-list")
         self.lessons = pieces.panel(elem_id="chat-lessons")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from studio.errors import StudioError
 from studio.types import GenerationParams
+from studio.ui.handlers import QUIET
 
 FIELDS = GenerationParams.model_fields
 PRESETS: dict[str, dict[str, Any]] = {
@@ -92,7 +93,7 @@ class SettingsPiece:
                 label="Recall equal questions",
                 info="At temperature 0 or with a seed, an equal question gets its kept answer at once.",
             )
-        self.preset.input(choose_preset, inputs=[self.preset], outputs=[self.temperature, self.top_p, self.top_k], queue=False)
+        self.preset.input(choose_preset, inputs=[self.preset], outputs=[self.temperature, self.top_p, self.top_k], **QUIET)
 
     @property
     def inputs(self) -> list[Any]:

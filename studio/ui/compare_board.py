@@ -24,13 +24,24 @@ class BoardPart:
         self._page = page
         with gr.Accordion("Leaderboard and agreement", open=False, elem_id="compare-board"):
             with gr.Row():
-                self.scope = gr.Radio([HERE, EVERYWHERE], value=HERE, label="Of", elem_id="board-scope")
-                self.human_only = gr.Checkbox(False, label="People's votes only")
+                self.scope = gr.Radio(
+                    [HERE, EVERYWHERE],
+                    value=HERE,
+                    label="Of",
+                    info="This comparison, or all that were judged or voted on.",
+                    elem_id="board-scope",
+                )
+                self.human_only = gr.Checkbox(False, label="People's votes only", info="Leave out what judges said.")
             self.rate = gr.Button("Show the leaderboard", elem_id="board-show")
             self.notice = pieces.panel(elem_id="board-notice", elem_classes="notice-place")
             self.board = pieces.panel(elem_id="board")
         with gr.Accordion("Make preferences, and train on them", open=False, elem_id="compare-preferences"):
-            self.source = gr.Radio([(text, key) for key, text in WHO.items()], value="both", label="Whose word counts")
+            self.source = gr.Radio(
+                [(text, key) for key, text in WHO.items()],
+                value="both",
+                label="Whose word counts",
+                info="Their verdicts say which answer is the better one.",
+            )
             self.margin = gr.Slider(
                 0,
                 1,

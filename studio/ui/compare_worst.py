@@ -22,7 +22,7 @@ class WorstPart:
         self._studio = studio
         self._page = page
         with gr.Accordion("Worst prompts, into training data", open=False, elem_id="compare-worst"):
-            self.who = gr.Dropdown(label="Who lost", elem_id="worst-who")
+            self.who = gr.Dropdown(label="Who lost", info="Prompts on which this contestant did worst come first.", elem_id="worst-who")
             self.show = gr.Button("Show the worst prompts", elem_id="worst-show")
             self.table = gr.Dataframe(
                 headers=HEADERS,

@@ -70,15 +70,21 @@ class ExportsPart:
         self.notice = pieces.panel(elem_id="export-notice", elem_classes="notice-place")
         self.list = pieces.panel(elem_id="export-list")
         with gr.Accordion("Upload a proved export to the hub", open=False, elem_id="export-push"):
-            self.proved = gr.Dropdown(label="Export", elem_id="export-proved")
+            self.proved = gr.Dropdown(label="Export", info="Only what passed its proof can be uploaded.", elem_id="export-proved")
             self.repository = gr.Textbox("", label="Repository", info="OWNER/NAME; HF_TOKEN must be set.", elem_id="export-repository")
-            self.private = gr.Checkbox(True, label="Private")
+            self.private = gr.Checkbox(True, label="Private", info="Only you and your organisation see it on the hub.")
             self.push = gr.Button("Upload it")
         with gr.Accordion("Make one adapter of several", open=False, elem_id="merge"):
             self.weights = gr.Textbox(
                 "", label="Adapters and weights", info="Such as first=0.7,second=0.3; all of one base.", elem_id="merge-weights"
             )
-            self.method = gr.Radio(METHODS, value="linear", label="Method", elem_id="merge-method")
+            self.method = gr.Radio(
+                METHODS,
+                value="linear",
+                label="Method",
+                info="linear adds the updates; ties settles signs first; dare drops part of each at random.",
+                elem_id="merge-method",
+            )
             self.name = gr.Textbox("", label="Name", info="Empty makes one.", max_lines=1, elem_id="merge-name")
             self.merge = gr.Button("Merge them", elem_id="merge-start")
 

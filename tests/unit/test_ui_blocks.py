@@ -53,7 +53,7 @@ def test_no_handler_of_the_page_is_part_of_a_public_api(blocks: gr.Blocks) -> No
 def test_only_answers_and_buttons_wait_in_gradios_queue(blocks: gr.Blocks) -> None:
     ticking = [handler for handler in blocks.fns.values() if any(event == "tick" for _, event in handler.targets)]
 
-    assert len(ticking) == 5
+    assert len(ticking) == 8
     assert not any(handler.queue for handler in ticking)
 
 
