@@ -365,6 +365,8 @@ class JobService:
             # training comes last: its loss and its time are the point's own
             for metric in session.scalars(select(Metric).where(*mine).order_by(Metric.step, Metric.kind)):
                 points.setdefault(metric.step, {"step": metric.step}).update(_named(metric))
+        # what was looked at before the first step is no point of the training: `curves` has it
+        points = {step: point for step, point in points.items() if "loss" in point or "eval_loss" in point}
         return [points[step] for step in sorted(points)]
 
     def curves(self, job_id: str, points: int = curves.MAX_POINTS) -> dict[str, Rows]:

@@ -132,7 +132,7 @@ class TrainTab:
         found = self._refusals(data, base_model, recipe, fields)
         return pieces.piece("refusals", refusals=found) if found else ""
 
-    def mend(self, data: str | None, base_model: str | None, recipe: str, *fields: Any, event: gr.EventData) -> list[Any]:
+    def mend(self, event: gr.EventData, data: str | None, base_model: str | None, recipe: str, *fields: Any) -> list[Any]:
         """Take the change that a refusal names."""
         number = int(event._data["number"])
         found = self._refusals(data, base_model, recipe, fields)

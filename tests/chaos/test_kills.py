@@ -33,7 +33,7 @@ def db(settings: Settings) -> Iterator[Database]:
 
 def curve(db: Database, job_id: str) -> dict[tuple[str, int], tuple[float, int | None]]:
     with db.read() as session:
-        points = session.scalars(select(Metric).where(Metric.job_id == job_id))
+        points = session.scalars(select(Metric).where(Metric.job_id == job_id, Metric.kind.in_(("train", "eval"))))
         return {(p.kind, p.step): (p.values["loss"], p.values.get("tokens")) for p in points}
 
 

@@ -16,7 +16,7 @@ HOSTILE = "Item 28: <script>alert(1)</script> ${alert(2)} costs 80,000 dollars, 
 
 def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -> None:
     page = visit("compress")
-    page.get_by_label("Prompt", exact=True).fill(HOSTILE)
+    page.locator("#compress-prompt textarea").fill(HOSTILE)
     page.get_by_role("button", name="Compress", exact=True).click()
     words = page.locator("#compress-shown .words")
     expect(words).to_contain_text("80,000", timeout=120_000)

@@ -27,7 +27,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "dpo": {"objective": "dpo", "dpo.loss_type": ["sigmoid", "sft"]},
     "kto": {"objective": "kto"},
-    "orpo": {"objective": "orpo"},
 }
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 CASES: list[dict[str, Any]] = [
