@@ -25,7 +25,7 @@ def is_tried(cell: Cell) -> bool:
     """Every method once, and LoRA with every precision and objective; STUDIO_ALL_CELLS=1 (`make chaos`): all."""
     is_plain = not cell.gradient_checkpointing
     is_first = cell.precision == "16-bit" and cell.objective == "sft"
-    return is_plain and (is_first or cell.method == "LoRA") or os.environ.get("STUDIO_ALL_CELLS") == "1"
+    return (is_plain and (is_first or cell.method == "LoRA")) or os.environ.get("STUDIO_ALL_CELLS") == "1"
 
 
 CELLS = {name(cell): dict(cell.options) for cell in table("cpu") if cell.verdict == "ok" and is_tried(cell)}
