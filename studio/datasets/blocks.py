@@ -6,11 +6,10 @@ It writes what mapping.py would write, or nothing: a block with any other row is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-import orjson
 
 from studio.datasets.formats import Layout
 from studio.datasets.mapping import ROLES
@@ -22,67 +21,77 @@ ENCODE_LINES = msgspec.json.Encoder().encode_lines
 PLAIN_ROLES: dict[str, Any] = {name: role for name, role in ROLES.items() if role != "call"}
 
 
+# of the formats whose rows are conversations: their role, and the keys of a message
+MESSAGE_KEYS = {"messages": ("messages", (b'"role"', b'"content"')), "sharegpt": ("conversations", (b'"from"', b'"value"'))}
+
+
 class _Other(ValueError):
     """A row for the general way."""
 
 
-# rows of texts, handled by column: a loop over rows costs several times as much
+# examples, as they are written; their fields stand in the order of mapping.py's
 
 
-class _Frame:
-    """The JSON around the texts of an example: what stands before the first, between them, and behind the last."""
-
-    def __init__(self, *parts: bytes) -> None:
-        self._head, *self._inner, self._tail = parts
-        self._tail += b"\n"
-
-    def lines(self, *columns: list[str]) -> bytes:
-        """Examples of rows, whose first, second, … texts the columns hold."""
-        count, step = len(columns[0]), 2 * len(columns)
-        pieces = [b""] * (count * step)
-        for place, (before, column) in enumerate(zip((self._tail + self._head, *self._inner), columns, strict=True)):
-            pieces[2 * place :: step] = [before] * count
-            pieces[2 * place + 1 :: step] = _written(column)
-        pieces[0] = self._head
-        pieces.append(self._tail)
-        return b"".join(pieces)
+class _User(msgspec.Struct, gc=False, tag_field="role", tag="user"):
+    content: str
 
 
-def _written(texts: list[str]) -> list[bytes]:
-    """Each text in JSON, without its quotes: all in one call, because many small ones spend their time in malloc."""
-    written = orjson.dumps(texts)
-    if b'\\","' in written:  # a text that ends in ", looks like the end of two
-        return [orjson.dumps(text)[1:-1] for text in texts]
-    return written[2:-2].split(b'","')
+class _Assistant(msgspec.Struct, gc=False, tag_field="role", tag="assistant"):
+    content: str
 
 
-EXCHANGE = _Frame(b'{"messages":[{"role":"user","content":"', b'"},{"role":"assistant","content":"', b'"}]}')
-QUESTION = _Frame(b'{"messages":[{"role":"user","content":"', b'"}]}')
-CONTINUATION = _Frame(b'{"prompt":"', b'","completion":"', b'"}')
-DOCUMENT = _Frame(b'{"text":"', b'"}')
+class _Exchange(msgspec.Struct, gc=False):
+    messages: tuple[_User, _Assistant]
+
+
+class _Question(msgspec.Struct, gc=False):
+    messages: tuple[_User]
+
+
+class _Comparison(msgspec.Struct, gc=False):
+    prompt: tuple[_User]
+    chosen: tuple[_Assistant]
+    rejected: tuple[_Assistant]
+
+
+class _Continuation(msgspec.Struct, gc=False):
+    prompt: str
+    completion: str
+
+
+class _Document(msgspec.Struct, gc=False):
+    text: str
 
 
 def _alpaca(rows: Rows) -> bytes:
-    return EXCHANGE.lines(
-        [_joined(row.instruction, row.input) if row.input else row.instruction for row in rows], [row.output for row in rows]
+    return ENCODE_LINES(
+        [_Exchange((_User(_joined(row.instruction, row.input) if row.input else row.instruction), _Assistant(row.output))) for row in rows]
     )
 
 
 def _question_answer(rows: Rows) -> bytes:
-    return EXCHANGE.lines(
-        [_joined(row.context, row.question) if row.context else row.question for row in rows], [row.answer for row in rows]
-    )
+    return ENCODE_LINES([_Exchange((_User(_joined(row.context, row.question)), _Assistant(row.answer))) for row in rows])
 
 
-def _joined(first: str, second: str) -> str:
-    return f"{first}\n\n{second}" if first and second else first or second
+def _joined(first: str | None, second: str | None) -> str:
+    return f"{first}\n\n{second}" if first and second else first or second or ""
 
 
 def _prompt_completion(rows: Rows) -> bytes:
-    prompts, completions = [row.prompt for row in rows], [row.completion for row in rows]
-    if any(text[:1] in _OPENING for text in (*prompts, *completions)):  # it may hold a conversation
+    _demand_plain(text for row in rows for text in (row.prompt, row.completion))
+    return ENCODE_LINES([_Exchange((_User(row.prompt), _Assistant(row.completion))) for row in rows])
+
+
+def _preference(rows: Rows) -> bytes:
+    _demand_plain(text for row in rows for text in (row.prompt, row.chosen, row.rejected))
+    return ENCODE_LINES(
+        [_Comparison((_User(_joined(row.prompt, row.input)),), (_Assistant(row.chosen),), (_Assistant(row.rejected),)) for row in rows]
+    )
+
+
+def _demand_plain(texts: Iterable[str]) -> None:
+    if any(text[:1] in _OPENING for text in texts):  # it may hold a conversation
         raise _Other
-    return EXCHANGE.lines(prompts, completions)
 
 
 _OPENING = frozenset("[{")
@@ -120,9 +129,10 @@ WRITERS: dict[str, Writer] = {
     "alpaca": _alpaca,
     "question-answer": _question_answer,
     "prompt-completion": _prompt_completion,
-    "continuation": lambda rows: CONTINUATION.lines([row.prompt for row in rows], [row.completion for row in rows]),
-    "text": lambda rows: DOCUMENT.lines([row.text for row in rows]),
-    "prompts": lambda rows: QUESTION.lines([row.prompt for row in rows]),
+    "continuation": lambda rows: ENCODE_LINES([_Continuation(row.prompt, row.completion) for row in rows]),
+    "text": lambda rows: ENCODE_LINES([_Document(row.text) for row in rows]),
+    "prompts": lambda rows: ENCODE_LINES([_Question((_User(row.prompt),)) for row in rows]),
+    "preference": _preference,
     "messages": _messages,
     "sharegpt": _sharegpt,
 }
@@ -135,6 +145,7 @@ FIELDS: dict[str, list[tuple[Any, ...]]] = {
     "continuation": [("prompt", str), ("completion", str)],
     "text": [("text", str)],
     "prompts": [("prompt", str)],
+    "preference": [("prompt", str), ("chosen", str), ("rejected", str), ("input", str | None, None)],
     "messages": [("messages", Annotated[list[_Message], msgspec.Meta(min_length=1)])],
     "sharegpt": [("conversations", Annotated[list[_Turn], msgspec.Meta(min_length=1)])],
 }
@@ -146,24 +157,37 @@ class BlockMapper:
     def __init__(self, format: str, mapping: Mapping[str, str]) -> None:
         fields: list[Any] = [field for field in FIELDS[format] if field[0] in mapping]
         without = {field[0]: None for field in FIELDS[format] if field[0] not in mapping}
-        record = msgspec.defstruct("Row", fields, namespace=without, rename=dict(mapping), gc=False)
-        self._decode = msgspec.json.Decoder(record).decode_lines
+        record: Any = msgspec.defstruct("Row", fields, namespace=without, rename=dict(mapping), gc=False)
+        self._decode = msgspec.json.Decoder(record).decode
         self._write = WRITERS[format]
+        self._columns = [f'"{column}"'.encode() for column in mapping.values()]
+        self._turns, self._keys = MESSAGE_KEYS.get(format, ("", ()))
+        self._quotes = -1  # of a row, but for those of its messages, once it is known
 
     def lines(self, block: bytes) -> tuple[bytes, int] | None:
         """The examples as JSON lines, and their number; None where a row needs the general way."""
         # the decoder passes over columns that are not asked for, and takes their bytes as they are
-        if not (block.startswith(b"{") and _is_utf8(block)):
+        if not _is_utf8(block):
             return None
         try:
-            rows = self._decode(block)
-            if block.count(b"}\n{") != len(rows) - 1 and block.count(b"}\r\n{") != len(rows) - 1:
-                return (
-                    None  # two values on a line or one on two: in a JSON value there is a comma between } and {, and no line end in a text
-                )
-            return self._write(rows), len(rows)
+            rows = list(map(self._decode, block.removesuffix(b"\n").split(b"\n")))
+            return (self._write(rows), len(rows)) if self._are_single(block, rows) else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Other):
             return None
+
+    def _are_single(self, block: bytes, rows: Rows) -> bool:
+        """Whether no row can have a key of ours twice.
+
+        It can't where a block has so many quotes as blocks have whose keys were counted; a text that is a key's name is mistaken for one.
+        """
+        messages = sum([len(getattr(row, self._turns)) for row in rows]) if self._turns else 0
+        quotes = block.count(b'"') - 8 * messages - (block.count(b'\\"') if b"\\" in block else 0)
+        if quotes == self._quotes * len(rows):
+            return True
+        if any(block.count(column) > len(rows) for column in self._columns) or any(block.count(key) > messages for key in self._keys):
+            return False
+        self._quotes = quotes // len(rows)
+        return True
 
 
 def block_mapper(layout: Layout) -> BlockMapper | None:
@@ -172,7 +196,8 @@ def block_mapper(layout: Layout) -> BlockMapper | None:
     columns = list(layout.mapping.values())
     # a record takes each column once, and no name that JSON would write otherwise
     are_plain = len(set(columns)) == len(columns) and all(re.fullmatch(r'[^"\\\x00-\x1f\ud800-\udfff]+', column) for column in columns)
-    return BlockMapper(layout.format.name, layout.mapping) if set(layout.mapping) <= roles and are_plain else None
+    has_all = all(len(field) > 2 or field[0] in layout.mapping for field in FIELDS.get(layout.format.name, []))
+    return BlockMapper(layout.format.name, layout.mapping) if set(layout.mapping) <= roles and are_plain and has_all else None
 
 
 def _is_utf8(block: bytes) -> bool:

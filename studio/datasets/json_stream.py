@@ -31,12 +31,13 @@ class JsonStream:
         self._max_chars = max_chars
         # bytes that are no UTF-8 become lone surrogates, which the writer of rows refuses: the row is at fault, not the file
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._json = json.JSONDecoder(parse_constant=self._constant)
+        self._json = json.JSONDecoder(parse_constant=self._constant, object_pairs_hook=self._object)
         self._text = ""
         self._position = 0
         self._ended = False
         self.line = 1  # of the current position
         self.bad_constant = ""  # NaN or Infinity in the last value
+        self.twice = ""  # a key that one of its objects has twice
 
     def peek(self) -> str:
         """The next character that is no white space; "" at the end."""
@@ -55,8 +56,8 @@ class JsonStream:
     def value(self) -> Any:
         """Parse the value that starts here and move behind it."""
         self._skip_space()
-        self.bad_constant = ""
         while True:
+            self.bad_constant = self.twice = ""
             try:
                 value, end = self._json.raw_decode(self._text, self._position)
             except RecursionError:
@@ -126,6 +127,13 @@ class JsonStream:
             if self.peek() != ",":
                 return self._expect("}")
             self._expect(",")
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self.twice = next(key for key in keys if keys.count(key) > 1)
+        return made
 
     def _constant(self, name: str) -> None:
         self.bad_constant = name

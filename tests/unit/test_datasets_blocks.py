@@ -17,6 +17,7 @@ from studio.datasets import records
 from studio.datasets.blocks import FIELDS, WRITERS, block_mapper
 from studio.datasets.formats import BY_NAME, Layout
 from studio.datasets.ingest import open_ingest
+from studio.datasets.json_records import json_line
 from studio.datasets.records import Problem
 
 MANY = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -27,6 +28,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "prompt-completion": {"prompt": "a", "completion": "b"},
     "text": {"text": "a"},
     "prompts": {"prompt": "a", "id": 1},
+    "preference": {"prompt": "a", "chosen": "b", "rejected": "c"},
     "messages": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
 }
@@ -115,6 +117,18 @@ def test_the_quick_way_stands_back(block: bytes) -> None:
 
 
 def test_layouts_without_a_quick_way() -> None:
-    assert block_mapper(Layout(BY_NAME["preference"], {"prompt": "p", "chosen": "c", "rejected": "r"})) is None
+    assert block_mapper(Layout(BY_NAME["kto"], {"prompt": "p", "completion": "c", "label": "l"})) is None
+    assert block_mapper(Layout(BY_NAME["preference"], {"chosen": "c", "rejected": "r"})) is None
     assert block_mapper(Layout(BY_NAME["messages"], {"messages": "messages", "tools": "tools"})) is None
     assert block_mapper(Layout(BY_NAME["continuation"], {"prompt": "same", "completion": "same"})) is None
+
+
+def test_a_key_that_stands_twice_is_no_quick_row() -> None:
+    for name, row in {
+        "text": b'{"text":"a","text":"b"}\n',
+        "messages": b'{"messages":[{"role":"user","content":"a","content":"b"}]}\n',
+        "alpaca": b'{"instruction":"a","output":"b","input":"c","instruction":"d"}\n',
+    }.items():
+        mapper = block_mapper(Layout(BY_NAME[name], {role: role for role in HEADS[name]}))
+        assert mapper is not None and mapper.lines(row) is None, name
+        assert isinstance(json_line(1, row), Problem)
