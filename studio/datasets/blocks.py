@@ -1,4 +1,4 @@
-"""Whole blocks of JSON lines to examples at once: the quick way for rows that are nothing but texts or plain messages.
+"""Whole blocks of JSON lines, or many rows, to examples at once: the quick way for rows that are nothing but texts or plain messages.
 
 It writes what mapping.py would write, or nothing: a block with any other row is left to the general way.
 """
@@ -6,7 +6,7 @@ It writes what mapping.py would write, or nothing: a block with any other row is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,7 +22,10 @@ PLAIN_ROLES: dict[str, Any] = {name: role for name, role in ROLES.items() if rol
 
 
 # of the formats whose rows are conversations: their role, and the keys of a message
-MESSAGE_KEYS = {"messages": ("messages", (b'"role"', b'"content"')), "sharegpt": ("conversations", (b'"from"', b'"value"'))}
+MESSAGE_KEYS: dict[str, tuple[str, tuple[bytes, ...]]] = {
+    "messages": ("messages", (b'"role"', b'"content"')),
+    "sharegpt": ("conversations", (b'"from"', b'"value"')),
+}
 
 
 class _Other(ValueError):
@@ -158,6 +161,7 @@ class BlockMapper:
         fields: list[Any] = [field for field in FIELDS[format] if field[0] in mapping]
         without = {field[0]: None for field in FIELDS[format] if field[0] not in mapping}
         record: Any = msgspec.defstruct("Row", fields, namespace=without, rename=dict(mapping), gc=False)
+        self._record = record
         self._decode = msgspec.json.Decoder(record).decode
         self._write = WRITERS[format]
         self._columns = [f'"{column}"'.encode() for column in mapping.values()]
@@ -173,6 +177,13 @@ class BlockMapper:
             rows = list(map(self._decode, block.removesuffix(b"\n").split(b"\n")))
             return (self._write(rows), len(rows)) if self._are_single(block, rows) else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Other):
+            return None
+
+    def examples(self, rows: Sequence[Any]) -> bytes | None:
+        """The examples of rows that are dicts, as JSON lines; None where one of them needs the general way."""
+        try:
+            return self._write(msgspec.convert(rows, list[self._record]))  # type: ignore[name-defined]
+        except (msgspec.ValidationError, UnicodeEncodeError, RecursionError, _Other):
             return None
 
     def _are_single(self, block: bytes, rows: Rows) -> bool:

@@ -29,6 +29,7 @@ SAMPLE_CHARS = 16 * 1024**2
 MAX_HOPELESS = 10_000  # a file that begins with so many problems and no row is given up
 KEPT_PROBLEMS = 100
 SMALL_BLOCK_BYTES = 4096
+ODD_VALUE = 1000  # counted for a value that is no text
 LARGE_BLOCK_BYTES = 1024**2  # a row of such a size goes the general way, which holds fewer copies of it
 
 
@@ -82,8 +83,13 @@ class Ingest:
         """The same in batches of bounded size, which is several times as fast for many small rows."""
         yield from self._gathered(self._sample)
         mapper = block_mapper(self.layout)
-        if mapper is None or not isinstance(self.source.records, JsonLines):
+        if mapper is None:
             yield from self._gathered(self.source.records)
+            return
+        if not isinstance(self.source.records, JsonLines):
+            for some in _grouped(self.source.records):
+                quick = mapper.examples([row for _, row in some])
+                yield from self._gathered(some) if quick is None else [Batch(quick, len(some))]
             return
         for first, block in self.source.records.blocks():
             if isinstance(block, Problem):
@@ -133,6 +139,21 @@ class Ingest:
             return [(line, Problem(line, *_unwritable(row)))]
 
 
+def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """So many at once as are small together."""
+    some: list[Record] = []
+    size = 0
+    for record in records:
+        some.append(record)
+        row = record[1]
+        size += sum([len(value) if type(value) is str else ODD_VALUE for value in row.values()]) if type(row) is dict else ODD_VALUE
+        if size > BLOCK_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 @contextmanager
 def open_ingest(
     path: Path,
@@ -164,7 +185,7 @@ def _sample(source: Source) -> tuple[list[Record], list[Row]]:
             problems.add(row)
         else:
             rows.append(row)
-            chars += sum(len(value) if isinstance(value, str) else 1000 for value in row.values())
+            chars += sum(len(value) if isinstance(value, str) else ODD_VALUE for value in row.values())
         if len(rows) >= SAMPLE_ROWS or chars > SAMPLE_CHARS or (not rows and problems.count >= MAX_HOPELESS):
             break
     if rows:

@@ -7,6 +7,7 @@ Works on plain dicts, because a file may have a million rows. Knows nothing of f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ ROLES = {
     "tool_response": "tool",
     "ipython": "tool",
 }
+
+SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 Turn = dict[str, Any]
 Converter = Callable[[Row], list[dict[str, Any]]]
@@ -289,6 +292,7 @@ def _preference(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
     # answers may repeat the conversation that leads to them
     shared = prompt if prompt and chosen[: len(prompt)] == prompt == rejected[: len(prompt)] else []
     if not prompt:
+        chosen, rejected = _spoken(chosen), _spoken(rejected)
         prompt = shared = _shared_turns(chosen, rejected)
     chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
     if not (chosen and rejected):
@@ -297,6 +301,15 @@ def _preference(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
         raise RowError("There is no prompt that both answers share.", "Add a column with the prompt, or leave the row out.")
     example = {"prompt": _with_system(row, mapping, prompt), "chosen": chosen, "rejected": rejected}
     return [_with_tools(row, mapping, example)]
+
+
+def _spoken(answer: list[Turn]) -> list[Turn]:
+    """The turns of a conversation that is written as one text, as Anthropic's hh-rlhf has them; else what it was."""
+    if len(answer) != 1:
+        return answer
+    before, *parts = SPEAKER.split(answer[0]["content"])
+    turns = [{"role": ROLES[name.lower()], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    return turns if len(turns) > 1 and not before.strip() else answer
 
 
 def _shared_turns(chosen: list[Turn], rejected: list[Turn]) -> list[Turn]:

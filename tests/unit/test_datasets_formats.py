@@ -97,6 +97,7 @@ DETECTED: list[tuple[str, Json, Json]] = [
     ("preference", {"prompt": "a", "chosen": "b", "rejected": "c"}, PREFERENCE),
     ("preference", {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}, PREFERENCE),
     ("preference", {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}, PREFERENCE),
+    ("preference", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, PREFERENCE),
     ("preference", {"instruction": "a", "input": "i", "chosen": "b", "rejected": "c"}, {**PREFERENCE, "prompt": [user("a\n\ni")]}),
     (
         "sharegpt-preference",

@@ -3,7 +3,8 @@
 Alike are two rows when, without case and punctuation,
 - their numbers are the same,
 - the five-character shingles of what they say have a Jaccard similarity of at least 0.8,
-- and so have those that remain when the phrases of a tenth of all rows are left out (a template, a shared instruction),
+- and so have those that remain when the phrases of a tenth of all rows are left out (a template, a shared instruction); 0.7 where
+  all have at least 0.9, because of the few that remain one added word makes a quarter,
 - and those of their answers one of at least 0.5.
 Banding finds a pair at 0.8 with 99.99 %; every pair that it finds is then compared by its shingles. Knows no files.
 """
@@ -29,6 +30,7 @@ Hashes = npt.NDArray[np.uint64]
 SHINGLE = 5
 ALIKE, ALIKE_ANSWERS = 0.8, 0.5
 AKIN = 0.7  # rows that a split keeps together; looser, so that no sample of common phrases makes two of them alike
+NEARLY_ALL = 0.9
 COMMON_SHARE, COMMON_ROWS = 0.1, 20  # a shingle is common from this share of rows and this many on
 SLOTS, BANDS, BAND = 128, 25, 5
 DOUBT = 0.14  # four standard errors of an estimate by 128 slots
@@ -145,12 +147,10 @@ def jaccard(one: Hashes, other: Hashes) -> float:
 
 
 def are_alike(one: Content, other: Content, least: float = ALIKE) -> bool:
-    return (
-        one.numbers == other.numbers
-        and jaccard(one.own, other.own) >= least
-        and jaccard(one.shingles, other.shingles) >= least
-        and jaccard(one.answers, other.answers) >= ALIKE_ANSWERS
-    )
+    if one.numbers != other.numbers or (own := jaccard(one.own, other.own)) < min(least, AKIN):
+        return False
+    every = jaccard(one.shingles, other.shingles)
+    return every >= (least if own >= least else NEARLY_ALL) and jaccard(one.answers, other.answers) >= ALIKE_ANSWERS
 
 
 def signatures(texts: Sequence[str], common: Hashes) -> tuple[npt.NDArray[np.uint32], Hashes]:
@@ -189,7 +189,7 @@ class Neighbours:
         start, end = np.searchsorted(self._rows, [row, row + 1])
         return [int(key) for key in self._keys[start:end]]
 
-    def near(self, row: int, least: float = ALIKE) -> list[int]:
+    def near(self, row: int, least: float) -> list[int]:
         """Inserted rows whose signature is close enough to this one's, ascending."""
         candidates = sorted({other for key in self._keys_of(row) for other in self._buckets.get(key, ())})
         if not candidates:
@@ -251,7 +251,7 @@ def repetitions(neighbours: Neighbours, contents: Contents) -> dict[int, int]:
     """Row -> the earlier row it is alike to. Only rows that repeat no earlier one count as earlier ones."""
     found: dict[int, int] = {}
     for row in neighbours.rows().tolist():
-        first = next(contents.alike(row, neighbours.near(row)), None)
+        first = next(contents.alike(row, neighbours.near(row, AKIN)), None)
         if first is None:
             neighbours.insert(row)
         else:
@@ -265,7 +265,7 @@ def matches(neighbours: Neighbours, contents: Contents, foreign: int) -> dict[in
     for row in neighbours.rows().tolist():
         if row < foreign:
             neighbours.insert(row)
-        elif (first := next(contents.alike(row, neighbours.near(row)), None)) is not None:
+        elif (first := next(contents.alike(row, neighbours.near(row, AKIN)), None)) is not None:
             found[row] = first
     return found
 
