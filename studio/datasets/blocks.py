@@ -6,17 +6,19 @@ It writes what mapping.py would write, or nothing: a block with any other row is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
 from studio.datasets.formats import Layout
 from studio.datasets.mapping import ROLES
 
 Rows = list[Any]  # of records made for one layout
-Writer = Callable[[Rows], bytes]
+Writer = Callable[[Rows, bool], bytes]
 
+LINE_END, RETURN, QUOTE, OPENING, CLOSING = b'\n\r"{}'
 ENCODE_LINES = msgspec.json.Encoder().encode_lines
 PLAIN_ROLES: dict[str, Any] = {name: role for name, role in ROLES.items() if role != "call"}
 
@@ -32,7 +34,7 @@ class _Other(ValueError):
     """A row for the general way."""
 
 
-# examples, as they are written; their fields stand in the order of mapping.py's
+# examples of texts, as they are written; their fields stand in the order of mapping.py's
 
 
 class _User(msgspec.Struct, gc=False, tag_field="role", tag="user"):
@@ -66,35 +68,72 @@ class _Document(msgspec.Struct, gc=False):
     text: str
 
 
-def _alpaca(rows: Rows) -> bytes:
-    return ENCODE_LINES(
-        [_Exchange((_User(_joined(row.instruction, row.input) if row.input else row.instruction), _Assistant(row.output))) for row in rows]
-    )
+MARK = "|"  # stands in no frame
 
 
-def _question_answer(rows: Rows) -> bytes:
-    return ENCODE_LINES([_Exchange((_User(_joined(row.context, row.question)), _Assistant(row.answer))) for row in rows])
+class _Shape:
+    """An example of `count` texts, as `make` puts them together."""
+
+    def __init__(self, make: Callable[..., msgspec.Struct], count: int) -> None:
+        self._make = make
+        self._head, *self._inner, tail = msgspec.json.encode(make(*[MARK] * count)).decode().split(MARK)
+        self._tail = tail + "\n"
+
+    def written(self, columns: Sequence[list[str]], is_bare: bool) -> bytes:
+        """Examples of rows, whose first, second, … texts the columns hold. Bare ones have nothing that JSON escapes."""
+        if not is_bare:
+            return ENCODE_LINES(list(map(self._make, *columns)))
+        count, step = len(columns[0]), 2 * len(columns)
+        pieces = [""] * (count * step)
+        for place, (before, column) in enumerate(zip((self._tail + self._head, *self._inner), columns, strict=True)):
+            pieces[2 * place :: step] = [before] * count
+            pieces[2 * place + 1 :: step] = column
+        pieces[0] = self._head
+        pieces.append(self._tail)
+        return "".join(pieces).encode()
 
 
-def _joined(first: str | None, second: str | None) -> str:
-    return f"{first}\n\n{second}" if first and second else first or second or ""
+EXCHANGE = _Shape(lambda question, answer: _Exchange((_User(question), _Assistant(answer))), 2)
+QUESTION = _Shape(lambda question: _Question((_User(question),)), 1)
+CONTINUATION = _Shape(_Continuation, 2)
+DOCUMENT = _Shape(_Document, 1)
+COMPARISON = _Shape(lambda prompt, *answers: _Comparison((_User(prompt),), *((_Assistant(answer),) for answer in answers)), 3)
 
 
-def _prompt_completion(rows: Rows) -> bytes:
-    _demand_plain(text for row in rows for text in (row.prompt, row.completion))
-    return ENCODE_LINES([_Exchange((_User(row.prompt), _Assistant(row.completion))) for row in rows])
+def _alpaca(rows: Rows, is_bare: bool) -> bytes:
+    gap = GAPS[is_bare]
+    questions = [_joined(row.instruction, row.input, gap) if row.input else row.instruction for row in rows]
+    return EXCHANGE.written((questions, [row.output for row in rows]), is_bare)
 
 
-def _preference(rows: Rows) -> bytes:
-    _demand_plain(text for row in rows for text in (row.prompt, row.chosen, row.rejected))
-    return ENCODE_LINES(
-        [_Comparison((_User(_joined(row.prompt, row.input)),), (_Assistant(row.chosen),), (_Assistant(row.rejected),)) for row in rows]
-    )
+def _question_answer(rows: Rows, is_bare: bool) -> bytes:
+    gap = GAPS[is_bare]
+    questions = [_joined(row.context, row.question, gap) if row.context else row.question for row in rows]
+    return EXCHANGE.written((questions, [row.answer for row in rows]), is_bare)
 
 
-def _demand_plain(texts: Iterable[str]) -> None:
-    if any(text[:1] in _OPENING for text in texts):  # it may hold a conversation
+def _joined(first: str, second: str, gap: str) -> str:
+    return f"{first}{gap}{second}" if first and second else first or second
+
+
+GAPS = ("\n\n", r"\n\n")  # between two texts, and as JSON writes it
+
+
+def _prompt_completion(rows: Rows, is_bare: bool) -> bytes:
+    return EXCHANGE.written((_plain([row.prompt for row in rows]), _plain([row.completion for row in rows])), is_bare)
+
+
+def _preference(rows: Rows, is_bare: bool) -> bytes:
+    gap = GAPS[is_bare]
+    prompts = _plain([row.prompt for row in rows])
+    questions = [_joined(prompt, row.input, gap) if row.input else prompt for prompt, row in zip(prompts, rows, strict=True)]
+    return COMPARISON.written((questions, _plain([row.chosen for row in rows]), _plain([row.rejected for row in rows])), is_bare)
+
+
+def _plain(texts: list[str]) -> list[str]:
+    if any([text[:1] in _OPENING for text in texts]):  # it may hold a conversation
         raise _Other
+    return texts
 
 
 _OPENING = frozenset("[{")
@@ -117,11 +156,11 @@ class _Conversation(msgspec.Struct, gc=False):
     messages: list[_Message]
 
 
-def _messages(rows: Rows) -> bytes:
+def _messages(rows: Rows, is_bare: bool) -> bytes:
     return ENCODE_LINES([_Conversation(row.messages) for row in rows])
 
 
-def _sharegpt(rows: Rows) -> bytes:
+def _sharegpt(rows: Rows, is_bare: bool) -> bytes:
     try:
         return ENCODE_LINES([_Conversation([_Message(PLAIN_ROLES[turn.role], turn.content) for turn in row.conversations]) for row in rows])
     except KeyError:
@@ -132,9 +171,9 @@ WRITERS: dict[str, Writer] = {
     "alpaca": _alpaca,
     "question-answer": _question_answer,
     "prompt-completion": _prompt_completion,
-    "continuation": lambda rows: ENCODE_LINES([_Continuation(row.prompt, row.completion) for row in rows]),
-    "text": lambda rows: ENCODE_LINES([_Document(row.text) for row in rows]),
-    "prompts": lambda rows: ENCODE_LINES([_Question((_User(row.prompt),)) for row in rows]),
+    "continuation": lambda rows, is_bare: CONTINUATION.written(([row.prompt for row in rows], [row.completion for row in rows]), is_bare),
+    "text": lambda rows, is_bare: DOCUMENT.written(([row.text for row in rows],), is_bare),
+    "prompts": lambda rows, is_bare: QUESTION.written(([row.prompt for row in rows],), is_bare),
     "preference": _preference,
     "messages": _messages,
     "sharegpt": _sharegpt,
@@ -162,7 +201,7 @@ class BlockMapper:
         without = {field[0]: None for field in FIELDS[format] if field[0] not in mapping}
         record: Any = msgspec.defstruct("Row", fields, namespace=without, rename=dict(mapping), gc=False)
         self._record = record
-        self._decode = msgspec.json.Decoder(record).decode
+        self._decode = msgspec.json.Decoder(record).decode_lines
         self._write = WRITERS[format]
         self._columns = [f'"{column}"'.encode() for column in mapping.values()]
         self._turns, self._keys = MESSAGE_KEYS.get(format, ("", ()))
@@ -171,18 +210,20 @@ class BlockMapper:
     def lines(self, block: bytes) -> tuple[bytes, int] | None:
         """The examples as JSON lines, and their number; None where a row needs the general way."""
         # the decoder passes over columns that are not asked for, and takes their bytes as they are
-        if not _is_utf8(block):
+        if not (block.startswith(b"{") and _is_utf8(block)):
             return None
         try:
-            rows = list(map(self._decode, block.removesuffix(b"\n").split(b"\n")))
-            return (self._write(rows), len(rows)) if self._are_single(block, rows) else None
+            rows = self._decode(block)
+            if not (_has_lines(block, len(rows)) and self._are_single(block, rows)):
+                return None
+            return self._write(rows, b"\\" not in block), len(rows)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Other):
             return None
 
     def examples(self, rows: Sequence[Any]) -> bytes | None:
         """The examples of rows that are dicts, as JSON lines; None where one of them needs the general way."""
         try:
-            return self._write(msgspec.convert(rows, list[self._record]))  # type: ignore[name-defined]
+            return self._write(msgspec.convert(rows, list[self._record]), False)  # type: ignore[name-defined]
         except (msgspec.ValidationError, UnicodeEncodeError, RecursionError, _Other):
             return None
 
@@ -192,7 +233,9 @@ class BlockMapper:
         It can't where a block has so many quotes as blocks have whose keys were counted; a text that is a key's name is mistaken for one.
         """
         messages = sum([len(getattr(row, self._turns)) for row in rows]) if self._turns else 0
-        quotes = block.count(b'"') - 8 * messages - (block.count(b'\\"') if b"\\" in block else 0)
+        quotes = (
+            int(np.count_nonzero(np.frombuffer(block, np.uint8) == QUOTE)) - 8 * messages - (block.count(b'\\"') if b"\\" in block else 0)
+        )
         if quotes == self._quotes * len(rows):
             return True
         if any(block.count(column) > len(rows) for column in self._columns) or any(block.count(key) > messages for key in self._keys):
@@ -209,6 +252,20 @@ def block_mapper(layout: Layout) -> BlockMapper | None:
     are_plain = len(set(columns)) == len(columns) and all(re.fullmatch(r'[^"\\\x00-\x1f\ud800-\udfff]+', column) for column in columns)
     has_all = all(len(field) > 2 or field[0] in layout.mapping for field in FIELDS.get(layout.format.name, []))
     return BlockMapper(layout.format.name, layout.mapping) if set(layout.mapping) <= roles and are_plain and has_all else None
+
+
+def _has_lines(block: bytes, rows: int) -> bool:
+    """Whether each of the rows that were read stands on a line of its own: two on one, or one on two, leave other signs at line ends.
+
+    In a JSON value there is a comma between } and {, and no line end in a text.
+    """
+    codes = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(codes == LINE_END)
+    if block.endswith(b"\n"):
+        ends = ends[:-1]
+    before = codes[ends - 1]
+    before = np.where(before == RETURN, codes[ends - 2], before)
+    return len(ends) == rows - 1 and bool(np.all(codes[ends + 1] == OPENING) and np.all(before == CLOSING))
 
 
 def _is_utf8(block: bytes) -> bool:
