@@ -18,7 +18,7 @@ from studio.datasets.mapping import ROLES
 Rows = list[Any]  # of records made for one layout
 Writer = Callable[[Rows, bool], bytes]
 
-LINE_END, RETURN, QUOTE, OPENING, CLOSING = b'\n\r"{}'
+LINE_END, RETURN, QUOTE, BACKSLASH, OPENING, CLOSING = b'\n\r"\\{}'
 ENCODE_LINES = msgspec.json.Encoder().encode_lines
 PLAIN_ROLES: dict[str, Any] = {name: role for name, role in ROLES.items() if role != "call"}
 
@@ -233,9 +233,8 @@ class BlockMapper:
         It can't where a block has so many quotes as blocks have whose keys were counted; a text that is a key's name is mistaken for one.
         """
         messages = sum([len(getattr(row, self._turns)) for row in rows]) if self._turns else 0
-        quotes = (
-            int(np.count_nonzero(np.frombuffer(block, np.uint8) == QUOTE)) - 8 * messages - (block.count(b'\\"') if b"\\" in block else 0)
-        )
+        codes = np.frombuffer(block, np.uint8)
+        quotes = int(np.count_nonzero((codes[1:] == QUOTE) & (codes[:-1] != BACKSLASH))) - 8 * messages
         if quotes == self._quotes * len(rows):
             return True
         if any(block.count(column) > len(rows) for column in self._columns) or any(block.count(key) > messages for key in self._keys):
