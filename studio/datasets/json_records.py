@@ -1,6 +1,7 @@
 """Rows of JSON files: one object per line, or one document with a list, columns, or rows under a key.
 
-A key that stands twice in an object is a problem of its row: other readers take the last value and leave the first one out unsaid.
+A key that stands twice in an object is a problem of its row: other readers take the last value and leave the first one out unsaid
+(so does this one in a row of more than 4 MB).
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from studio.datasets import records
-from studio.datasets.json_stream import JsonStream, JsonStreamError
+from studio.datasets.json_stream import MAX_SEARCHED, JsonStream, JsonStreamError, key_twice
 from studio.datasets.records import MAX_COLUMNS, SAMPLE_BYTES, Problem, Record, Row, is_too_long, lines_of, skip_line, too_long
 from studio.errors import DatasetError
 
@@ -68,42 +68,13 @@ def json_line(number: int, line: bytes) -> Row | Problem | None:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         return _json_problem(number, line.strip(b" \t\r\n"))
-    if twice := _key_twice(line, value):
-        return key_twice(number, twice)
+    if len(line) <= MAX_SEARCHED and (twice := key_twice(line.decode(), value)):
+        return _twice(number, twice)
     return value if type(value) is dict else _as_row(number, value)
 
 
-def key_twice(number: int, key: str) -> Problem:
+def _twice(number: int, key: str) -> Problem:
     return Problem(number, f"The key {key[:80]!r} stands twice in one object.", "Leave one of them out.")
-
-
-def _key_twice(line: bytes, value: Any) -> str:
-    """A key that an object of the line has twice; ""."""
-    if b'" :' not in line and b'"\t:' not in line and line.count(b'":') - line.count(b'\\":') <= _keys_in(value):
-        return ""
-    found: list[str] = []
-
-    def look(pairs: list[tuple[str, Any]]) -> None:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            found.append(next(key for key in keys if keys.count(key) > 1))
-
-    with suppress(RecursionError):
-        json.loads(line, object_pairs_hook=look)
-    return found[0] if found else ""
-
-
-def _keys_in(value: Any) -> int:
-    """How many keys all objects of a value have together."""
-    count, rest = 0, [value]
-    while rest:
-        each = rest.pop()
-        if type(each) is dict:
-            count += len(each)
-            rest += [item for item in each.values() if type(item) is dict or type(item) is list]
-        elif type(each) is list:
-            rest += [item for item in each if type(item) is dict or type(item) is list]
-    return count
 
 
 def _json_problem(number: int, line: bytes) -> Problem | None:
@@ -164,7 +135,7 @@ def _list_records(stream: JsonStream) -> Iterator[Record]:
         elif stream.bad_constant:
             yield line, Problem(line, f"{stream.bad_constant} is no JSON.", "Write null or a number.")
         elif stream.twice:
-            yield line, key_twice(line, stream.twice)
+            yield line, _twice(line, stream.twice)
         elif type(value) is dict and "row_idx" in value and isinstance(value.get("row"), dict):
             yield line, value["row"]  # as the hub's dataset viewer writes rows
         else:
@@ -185,7 +156,7 @@ def _object_records(stream: JsonStream, name: str) -> Iterator[Record]:
             again = key in row
             row[key] = value = stream.value()
             if again or stream.twice:
-                found = key_twice(first_line, key if again else stream.twice)
+                found = _twice(first_line, key if again else stream.twice)
                 raise DatasetError(f"{name}: {found.problem}", found.fix)
             columns += not isinstance(value, dict)  # objects may be rows of their own
             if columns > MAX_COLUMNS:

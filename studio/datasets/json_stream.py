@@ -7,9 +7,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 CHUNK_BYTES = 1024**2
+MAX_SEARCHED = 4 * 1024**2  # characters or bytes of a value in which keys are counted: that takes many times as much memory
 _LONGEST_START = 1000
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\\n]|\\.){1,200}")\s*:')
@@ -23,6 +25,35 @@ class JsonStreamError(ValueError):
         self.line = line
 
 
+def key_twice(written: str, value: Any) -> str:
+    """A key that an object of a value has twice, by how it is written; ""."""
+    if '" :' not in written and written.count('":') - written.count('\\":') <= _keys_in(value):
+        return ""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        if len(pairs) > len({key for key, _ in pairs}):
+            keys = [key for key, _ in pairs]
+            found.append(next(key for key in keys if keys.count(key) > 1))
+
+    with suppress(RecursionError, ValueError):
+        json.loads(written, object_pairs_hook=look)
+    return found[0] if found else ""
+
+
+def _keys_in(value: Any) -> int:
+    """How many keys all objects of a value have together."""
+    count, rest = 0, [value]
+    while rest:
+        each = rest.pop()
+        if type(each) is dict:
+            count += len(each)
+            rest += [item for item in each.values() if type(item) is dict or type(item) is list]
+        elif type(each) is list:
+            rest += [item for item in each if type(item) is dict or type(item) is list]
+    return count
+
+
 class JsonStream:
     """Holds one value in memory at a time, of at most `max_chars` characters."""
 
@@ -31,7 +62,7 @@ class JsonStream:
         self._max_chars = max_chars
         # bytes that are no UTF-8 become lone surrogates, which the writer of rows refuses: the row is at fault, not the file
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._json = json.JSONDecoder(parse_constant=self._constant, object_pairs_hook=self._object)
+        self._json = json.JSONDecoder(parse_constant=self._constant)
         self._text = ""
         self._position = 0
         self._ended = False
@@ -57,7 +88,7 @@ class JsonStream:
         """Parse the value that starts here and move behind it."""
         self._skip_space()
         while True:
-            self.bad_constant = self.twice = ""
+            self.bad_constant = ""
             try:
                 value, end = self._json.raw_decode(self._text, self._position)
             except RecursionError:
@@ -67,6 +98,8 @@ class JsonStream:
                     raise self._error(exc) from None
             else:
                 if end < len(self._text) or self._ended:
+                    is_short = end - self._position <= MAX_SEARCHED
+                    self.twice = key_twice(self._text[self._position : end], value) if is_short else ""
                     self._advance(end)
                     return value
             self._fill(grow=True)
@@ -127,13 +160,6 @@ class JsonStream:
             if self.peek() != ",":
                 return self._expect("}")
             self._expect(",")
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self.twice = next(key for key in keys if keys.count(key) > 1)
-        return made
 
     def _constant(self, name: str) -> None:
         self.bad_constant = name
