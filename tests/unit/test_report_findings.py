@@ -131,7 +131,7 @@ PUBLISHED = {
     "identity.json": {"near_duplicates": 1, "language_mix": 16},
     "alpaca_seed_tasks.jsonl": {"one_token_answers": 4, "language_mix": 2, "very_long": 1, "pii": 2},
     "selfinstruct_user_oriented.jsonl": {"one_token_answers": 10, "language_mix": 1, "pii": 2},
-    "fastchat_dummy_conversation.json": {"near_duplicates": 249},
+    "fastchat_dummy_conversation.json": {"near_duplicates": 269},
     "dpo_en_demo.json.gz": {"exact_duplicates": 5, "refusals": 2, "language_mix": 5, "pii": 1, "control_characters": 3},
 }
 

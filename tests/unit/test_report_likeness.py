@@ -136,6 +136,20 @@ def test_a_shared_instruction_makes_no_duplicates() -> None:
     assert repetitions(*neighbours_of(twice)) == {len(found): 3}
 
 
+def test_one_added_word_leaves_rows_of_a_template_alike() -> None:
+    topics = plants.words("gravity tides chess poetry enzymes coral bridges glaciers vaccines insulin")
+    found = [
+        chat(
+            f"Explain topic {n} about {topics[n % 10]} in simple terms.",
+            f"Topic {n} is about {topics[n % 10]}. It matters because item {7 * n} depends on {topics[n % 7]}, and people have studied it.",
+        )
+        for n in range(60)
+    ]
+    assert repetitions(*neighbours_of(found)) == {}
+    question, answer = (turn["content"] for turn in found[5]["messages"])
+    assert repetitions(*neighbours_of([*found, chat(f"{question}!!", f"{answer} Really.")])) == {60: 5}
+
+
 def test_system_and_tools_are_not_compared() -> None:
     system = {"role": "system", "content": "You are a helpful assistant who always answers briefly, politely and in the user's language."}
     found = [{"messages": [system, *row["messages"]]} for row in rows(10)]
