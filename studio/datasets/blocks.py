@@ -214,9 +214,10 @@ class BlockMapper:
             return None
         try:
             rows = self._decode(block)
-            if not (_has_lines(block, len(rows)) and self._are_single(block, rows)):
+            is_bare = b"\\" not in block
+            if not (_has_lines(block, len(rows)) and self._are_single(block, rows, is_bare)):
                 return None
-            return self._write(rows, b"\\" not in block), len(rows)
+            return self._write(rows, is_bare), len(rows)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Other):
             return None
 
@@ -227,14 +228,17 @@ class BlockMapper:
         except (msgspec.ValidationError, UnicodeEncodeError, RecursionError, _Other):
             return None
 
-    def _are_single(self, block: bytes, rows: Rows) -> bool:
+    def _are_single(self, block: bytes, rows: Rows, is_bare: bool) -> bool:
         """Whether no row can have a key of ours twice.
 
         It can't where a block has so many quotes as blocks have whose keys were counted; a text that is a key's name is mistaken for one.
         """
         messages = sum([len(getattr(row, self._turns)) for row in rows]) if self._turns else 0
         codes = np.frombuffer(block, np.uint8)
-        quotes = int(np.count_nonzero((codes[1:] == QUOTE) & (codes[:-1] != BACKSLASH))) - 8 * messages
+        marks = codes == QUOTE
+        if not is_bare:
+            marks[1:] &= codes[:-1] != BACKSLASH
+        quotes = int(np.count_nonzero(marks)) - 8 * messages
         if quotes == self._quotes * len(rows):
             return True
         if any(block.count(column) > len(rows) for column in self._columns) or any(block.count(key) > messages for key in self._keys):
