@@ -1,7 +1,7 @@
 """Train one job: `python -m jobs.train RUN_DIR`. Knows nothing of the UI, the queue or the database.
 
-With `--stand-by` it does its imports first and waits on stdin for one line, `{"run_dir": …, "attempt": …}`; it ends when
-stdin does. Exit codes: 0 done, and this attempt's result.json says so; 1 failed, and it says why; 75 stopped at request.
+With `--stand-by` (as jobs.ready) it does its imports first and waits on stdin for one line, `{"run_dir": …, "attempt": …}`; it
+ends when stdin does. Exit codes: 0 done, and this attempt's result.json says so; 1 failed, and it says why; 75 stopped at request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.rundir import BALLAST_BYTES, STOPPED, Attempt, RunDir, move_into_place, write_json
-from jobs.trainers import stopping
+from jobs.trainers import stopping, title
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
 from jobs.trainers.stopping import Stopped, StopWish
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, help="number of this attempt; the next one where it is left out")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends: whoever started this is gone")
     parser.add_argument("--stand-by", action="store_true", help="do the imports, then wait on stdin for what to train; for workers")
+    parser.add_argument("--room", help="says nothing: room for the command line that --stand-by will show once it trains")
     arguments = parser.parse_args(argv)
     if arguments.stand_by:
         return _stand_by()
@@ -65,6 +66,7 @@ def _stand_by() -> int:
     os.dup2(log, 2)
     os.close(log)
     os.chdir(run.path)
+    title.take([sys.executable, "-P", "-m", "jobs.train", str(run.path), "--attempt", attempt.path.name, "--watch-stdin"])
     faulthandler.enable()
     stop = StopWish()
     stop.listen(watch_stdin=True)
