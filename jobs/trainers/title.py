@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOM = "-" * 1024  # an argument that says nothing: the new command line has to fit into the old one's memory
+ROOM = "-" * 400  # an argument that says nothing: the new command line has to fit into the old one's memory
 ARG_START, ARG_END = 45, 46  # of /proc/PID/stat behind the name, whose fields are 48 and 49 (man 5 proc)
 
 

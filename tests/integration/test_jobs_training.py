@@ -30,11 +30,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 CASES: list[dict[str, Any]] = [
-    *({"name": name, "recipe": "lora-sft", "options": {**UNWATCHED, **own}} for name, own in OTHERS.items()),
-    *({"name": f"{name} stopped", "recipe": "lora-sft", "options": {**UNWATCHED, **own}, "stops": [5]} for name, own in OTHERS.items()),
+    *({"name": name, "recipe": "lora-sft", "options": own} for name, own in OTHERS.items()),
+    *({"name": f"{name} stopped", "recipe": "lora-sft", "options": own, "stops": [5]} for name, own in OTHERS.items()),
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
     *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
-    {"name": "unwatched", "recipe": "qlora-sft", "options": {"sample_answers": 0, "measure_drift": False}},
+    {"name": "unwatched", "recipe": "qlora-sft"},
     {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
@@ -48,6 +48,10 @@ CASES: list[dict[str, Any]] = [
     {"name": "no rows", "options": {"rows": 0}},
     {"name": "diverging", "recipe": "lora-sft", "poisoned": True},
 ]
+
+for one in CASES:  # watching takes longer than these trainings do; the four-bit ones are watched, stopped or not
+    if not one["name"].startswith("qlora-sft"):
+        one["options"] = {**UNWATCHED, **one.get("options", {})}
 
 
 @pytest.fixture(scope="module")
