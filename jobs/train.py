@@ -7,6 +7,7 @@ ends when stdin does. Exit codes: 0 done, and this attempt's result.json says so
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import faulthandler
 import json
@@ -17,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jobs.config import JobConfig
 from jobs.rundir import BALLAST_BYTES, STOPPED, Attempt, RunDir, move_into_place, write_json
@@ -151,5 +152,16 @@ def _prepare_environment() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. One that was asked to stop is waited for: it does what libraries want done at the end, and takes nothing apart."""
+    if code == STOPPED:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
