@@ -32,7 +32,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 CASES: list[dict[str, Any]] = [
     *({"name": name, "recipe": "lora-sft", "options": own} for name, own in OTHERS.items()),
-    *({"name": f"{name} stopped", "recipe": "lora-sft", "options": own, "stops": [3]} for name, own in OTHERS.items()),
+    *({"name": f"{name} stopped", "recipe": "lora-sft", "options": own, "stops": [2]} for name, own in OTHERS.items()),
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
     *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
     {"name": "unwatched", "recipe": "qlora-sft"},
