@@ -39,7 +39,7 @@ from studio.settings import Settings
 
 SLOT = "device:0"  # one training at a time on the device; the index of the table enforces it
 TICK_S = 0.25
-BEAT_S = 1.0
+BEAT_S = 0.5  # also how late a wish to cancel is heard
 CANCEL_GRACE_S = 8.0  # from asking a trainer to killing it
 PAUSE_GRACE_S = 30.0  # the same for a pause, which is for keeping every step: the checkpoint comes after the step
 STOP_GRACE_S = 5.0  # the same while the worker itself has to end
