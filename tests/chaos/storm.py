@@ -5,8 +5,8 @@ page, engine, supervisor. After each kill the studio has to recover. At the end 
 the run that nothing happened to. Prints one JSON document; the exit code says whether every promise was kept. SIGTERM ends
 it early, with the document about the kills so far.
 
-Stuck is what does not come back within STUCK_S of its death, and a queue in which no step is made for STUCK_S although
-nothing has been killed meanwhile.
+Stuck is what does not come back within STUCK_S of its death, and a queue in which for STUCK_S no attempt begins, no step is
+kept and no job ends although nothing that trains has been killed meanwhile.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Storm:
         self.kills: Counter[str] = Counter()
         self.recovery_s: defaultdict[str, list[float]] = defaultdict(list)
         self.doubled = 0
-        self.standstills_s: list[float] = []  # each without a step and without such a death
+        self.standstills_s: list[float] = []  # each without a move and without such a death
         self.last_kill = time.monotonic()
         self.is_over = threading.Event()
         self.jobs: list[str] = []
@@ -131,11 +131,11 @@ class Storm:
 
     def watch(self, ended: threading.Event) -> None:
         """One trainer at a time, whatever happens; and how long nothing moves."""
-        made, since = self.steps_made(), time.monotonic()
+        made, since = self.moves(), time.monotonic()
         while not ended.wait(0.1):
             with contextlib.suppress(psutil.Error):
                 self.doubled += len(trainers(self.settings.runs)) > 1
-            if (now_made := self.steps_made()) != made or self.last_kill > since:
+            if (now_made := self.moves()) != made or self.last_kill > since:
                 made, since = now_made, time.monotonic()
                 self.standstills_s.append(0.0)
             else:
@@ -213,6 +213,12 @@ class Storm:
             kept = session.scalar(select(func.sum(Job.checkpoint_step))) or 0
             ended = session.scalar(select(func.count()).where(Job.status.in_(lifecycle.ENDED))) or 0
         return kept + ended
+
+    def moves(self) -> tuple[int, int]:
+        """Changes whenever the queue gets on."""
+        with self.db.read() as session:
+            begun = session.scalar(select(func.sum(Job.attempt))) or 0
+        return begun, self.steps_made()
 
     def has_come_back(self, part: str, pid: int) -> bool:
         self.refill()  # the job that ran may have been the last one
