@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
+from jobs import sharing
 from jobs.rundir import RunDir
 from jobs.runner import Runner, ingest_events, keep_adapter
 from studio import processes
@@ -107,6 +108,8 @@ class Reconciler:
                     keep_adapter(session, job)
                 status = lifecycle.requeue(session, held, reason)
             logger.info("Job %s, attempt %s: %s; now %s.", job.name, held.attempt, reason, status)
+            if status != "QUEUED":  # else its next attempt takes the memory that the engine keeps for it
+                sharing.end(self.runner.settings, job.name)
         except LostClaimError:
             pass  # another worker was quicker, or its own has come back
 

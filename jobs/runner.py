@@ -39,7 +39,7 @@ from studio.settings import Settings
 
 SLOT = "device:0"  # one training at a time on the device; the index of the table enforces it
 TICK_S = 0.25
-BEAT_S = 1.0
+BEAT_S = 0.5  # also how late a wish to cancel is heard
 CANCEL_GRACE_S = 8.0  # from asking a trainer to killing it
 PAUSE_GRACE_S = 30.0  # the same for a pause, which is for keeping every step: the checkpoint comes after the step
 STOP_GRACE_S = 5.0  # the same while the worker itself has to end
@@ -124,11 +124,16 @@ class TrainingAttempt:
         self.files = self.run_dir.attempt(held.attempt)
         self.pulse = Pulse(runner, held)
         self.config: JobConfig | None = JobConfig.model_validate(job.config)
+        self._asking: threading.Thread | None = None
 
     def run(self) -> Outcome:
         assert self.config is not None
-        self._make_room(self.config)
-        return self._supervise(self.config.num_threads or hardware.thread_budget("trainer"), self.runner.ready, executor.TRAINER)
+        try:
+            if not self._make_room(self.config):
+                return Outcome("stopped")
+            return self._supervise(self.config.num_threads or hardware.thread_budget("trainer"), self.runner.ready, executor.TRAINER)
+        finally:
+            self._give_room_back()
 
     def _supervise(self, threads: int, ready: executor.Ready | None, module: str) -> Outcome:
         child = executor.submit(self.run_dir, self.held.attempt, threads, ready, module)
@@ -138,7 +143,6 @@ class TrainingAttempt:
             return self._watch(child)
         finally:
             executor.close(child)
-            sharing.end(self.runner.settings, self.job.name)
 
     def _watch(self, child: executor.Child) -> Outcome:
         asked_at: float | None = None
@@ -164,22 +168,36 @@ class TrainingAttempt:
         """Take over what the trainer has reported since the last time."""
         ingest_events(session, self.held, self.files)
 
-    def _make_room(self, config: JobConfig) -> None:
-        """Have the engine give its memory back when both would take more than their share of the device."""
+    def _make_room(self, config: JobConfig) -> bool:
+        """Have the engine give its memory back when both would take more than their share of the device. As `_ask_for_memory`."""
         try:
             needed = memory.predict_training_bytes(memory.model_config(Path(config.model_name_or_path)), config)
         except (OSError, ValueError, ZeroDivisionError):
-            return  # a model that can't be predicted: the trainer says what is wrong with it
+            return True  # a model that can't be predicted: the trainer says what is wrong with it
         total = hardware.memory().total_bytes if config.device == "cpu" else hardware.devices()[0].memory_bytes
-        self._ask_for_memory(needed, total)
+        return self._ask_for_memory(needed, total)
 
-    def _ask_for_memory(self, needed: int, total: int) -> None:
+    def _ask_for_memory(self, needed: int, total: int) -> bool:
+        """Wait for the engine a while; False where somebody has meanwhile wished that the job does not go on."""
         asking = threading.Thread(target=sharing.begin, args=(self.runner.settings, self.job.name, needed, total), daemon=True)
+        self._asking = asking
         asking.start()
-        deadline = time.monotonic() + UNLOAD_WAIT_S
-        while asking.is_alive() and time.monotonic() < deadline and not self.runner.stopping.is_set():
-            self.pulse.beat(self.ingest)
+        deadline, wish = time.monotonic() + UNLOAD_WAIT_S, None
+        while asking.is_alive() and time.monotonic() < deadline and not (wish or self.runner.stopping.is_set()):
+            wish = self.pulse.beat(self.ingest)
             asking.join(TICK_S)
+        return not (wish or self.runner.stopping.is_set())
+
+    def _give_room_back(self) -> None:
+        """Tell the engine that it may take all memory again; an engine that has not even answered the first question is told behind it."""
+        if self._asking is not None and self._asking.is_alive():
+            threading.Thread(target=self._give_room_back_after, args=(self._asking,), daemon=True).start()
+        else:
+            sharing.end(self.runner.settings, self.job.name)
+
+    def _give_room_back_after(self, asking: threading.Thread) -> None:
+        asking.join()
+        sharing.end(self.runner.settings, self.job.name)
 
 
 class ExportAttempt(TrainingAttempt):
@@ -191,16 +209,19 @@ class ExportAttempt(TrainingAttempt):
         self.files = self.run_dir.attempt(held.attempt)
         self.pulse = Pulse(runner, held)
         self.config = None
+        self._asking = None
 
     def run(self) -> Outcome:
         try:
             needed = 4 * count_parameters(Path(self.job.config["base_path"]))
         except StudioError as exc:  # the base has gone since the launch
             return Outcome("failed", exc.message, exc.fix)
-        self._ask_for_memory(needed, hardware.devices()[0].memory_bytes)
         try:
+            if not self._ask_for_memory(needed, hardware.devices()[0].memory_bytes):
+                return Outcome("stopped")
             return self._supervise(hardware.thread_budget("trainer"), None, executor.EXPORTER)
         finally:
+            self._give_room_back()
             shutil.rmtree(unfinished(Path(self.job.config["to"]), self.run_dir), ignore_errors=True)
 
 

@@ -1,12 +1,13 @@
 """Train one job: `python -m jobs.train RUN_DIR`. Knows nothing of the UI, the queue or the database.
 
-With `--stand-by` it does its imports first and waits on stdin for one line, `{"run_dir": …, "attempt": …}`; it ends when
-stdin does. Exit codes: 0 done, and this attempt's result.json says so; 1 failed, and it says why; 75 stopped at request.
+With `--stand-by` (as jobs.ready) it does its imports first and waits on stdin for one line, `{"run_dir": …, "attempt": …}`; it
+ends when stdin does. Exit codes: 0 done, and this attempt's result.json says so; 1 failed, and it says why; 75 stopped at request.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import faulthandler
 import json
@@ -17,11 +18,11 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jobs.config import JobConfig
 from jobs.rundir import BALLAST_BYTES, STOPPED, Attempt, RunDir, move_into_place, write_json
-from jobs.trainers import stopping
+from jobs.trainers import stopping, title
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
 from jobs.trainers.stopping import Stopped, StopWish
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, help="number of this attempt; the next one where it is left out")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when stdin ends: whoever started this is gone")
     parser.add_argument("--stand-by", action="store_true", help="do the imports, then wait on stdin for what to train; for workers")
+    parser.add_argument("--room", help="says nothing: room for the command line that --stand-by will show once it trains")
     arguments = parser.parse_args(argv)
     if arguments.stand_by:
         return _stand_by()
@@ -65,6 +67,7 @@ def _stand_by() -> int:
     os.dup2(log, 2)
     os.close(log)
     os.chdir(run.path)
+    title.take([sys.executable, "-P", "-m", "jobs.train", str(run.path), "--attempt", attempt.path.name, "--watch-stdin"])
     faulthandler.enable()
     stop = StopWish()
     stop.listen(watch_stdin=True)
@@ -149,5 +152,16 @@ def _prepare_environment() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. One that was asked to stop is waited for: it does what libraries want done at the end, and takes nothing apart."""
+    if code == STOPPED:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -17,6 +17,7 @@ import time
 
 from jobs import executor
 from jobs.rundir import Attempt, RunDir
+from jobs.trainers import title
 from studio import processes
 from studio.catalogue import hardware
 
@@ -101,7 +102,7 @@ class ReadyTrainer:
 
 def _start(threads: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        executor.command("--stand-by"),
+        executor.command("--stand-by", f"--room={title.ROOM}", module="jobs.ready"),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

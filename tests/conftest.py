@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# before anything imports torch or gradio: two cores, no network, no analytics
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# before anything imports torch or gradio: no network, no analytics, and one thread each for processes that run side by side
+# (pytest -n): two of them with two threads each on two cores wait for each other at every step and take several times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -37,7 +37,7 @@ def _clean(studio: Any, yes: bool, json: bool) -> None:
     say(table(rows, ("noun", "MB", "path", "why"), ""))
     if not yes:
         if json:
-            raise StudioError(f"{len(rows)} things would be deleted.", "Say --yes to delete them.", unused=found["unused"])
+            raise StudioError(f"To be deleted: {len(rows)}. Nothing has been yet.", "Say --yes to delete them.", unused=found["unused"])
         typer.confirm(f"Delete these {len(rows)} ({found['unused_bytes'] / 1e6:.1f} MB)?", abort=True)
     done = studio.storage.clean()
     show(done, json, f"{len(done['deleted'])} deleted, {done['freed_bytes'] / 1e6:.1f} MB freed.")

@@ -235,6 +235,8 @@ def compare(jobs: Annotated[list[str], typer.Argument(metavar="ID ID...")], json
     ]
     figures = dict.fromkeys(key for result in found["results"].values() for key in result)
     rows += [{"": key, **{job["id"]: found["results"][job["id"]].get(key) for job in found["jobs"]}} for key in figures]
+    if any(found["judged"].values()):
+        rows.append({"": "win_rate", **{job_id: one and one["win_rate"] for job_id, one in found["judged"].items()}})
     names = {"": "", **{job["id"]: job["name"] for job in found["jobs"]}}
     show(found, json, table([names, *rows], ["", *(job["id"] for job in found["jobs"])], ""))
 

@@ -27,6 +27,7 @@ from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import curves, naming
 from studio.services.datasets import DatasetService
 from studio.services.forecast import Span, forecast
+from studio.services.judged import judged
 from studio.services.launching import Launcher, Plan, Problems, combinations, training, write_run
 from studio.services.models import ModelService
 from studio.services.scripts import script
@@ -317,9 +318,10 @@ class JobService:
             return {**shown, "children": _children(session, job)} if job.kind == lifecycle.SWEEP else shown
 
     def compare(self, job_ids: Sequence[str]) -> dict[str, Any]:
-        """Runs beside each other: {"jobs", "differences": {option: [value per job]}, "curves": {id: …}, "results": {id: …}}.
+        """Runs beside each other: {"jobs", "differences": {option: [value per job]}, "curves", "results", "judged": {id: …}}.
 
         `differences` holds the options in which they are not all equal, in the order of `jobs`; a sweep stands for its children.
+        `judged` is None for a run that no judge has seen, else what services.judged says of it.
         """
         with self.db.read() as session:
             named = [self._find(session, job_id) for job_id in job_ids]
@@ -327,6 +329,7 @@ class JobService:
             jobs = [*{job.id: job for group in nested for job in group}.values()]
             data = {dataset: name for dataset, name in session.execute(select(Dataset.id, Dataset.name))}
             adapters = {job_id: adapter for job_id, adapter in session.execute(select(Adapter.job_id, Adapter.id))}
+            verdicts = judged(session, [job.id for job in jobs])
         trainings = [job for job in jobs if job.kind == "train"]
         if len(trainings) != len(jobs) or not 2 <= len(jobs) <= max(MAX_COMPARED, len(nested[0]) if nested else 0):
             raise StudioError("Only trainings can be compared, two to twenty of them.", "Name two or more trainings, or a sweep.")
@@ -336,6 +339,7 @@ class JobService:
             "differences": _differences(options),
             "curves": {job.id: self.curves(job.id) for job in jobs},
             "results": {job.id: job.result for job in jobs},
+            "judged": verdicts,
         }
 
     def script(self, job_id: str) -> dict[str, Any]:

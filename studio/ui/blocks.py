@@ -143,7 +143,7 @@ class Links:
 
     def _changing(self, train: TrainTab) -> Any:
         def set_up_again(job_id: str) -> dict[Any, Any]:
-            """The Train tab with the data, the base and every option of a job that did not end well."""
+            """The Train tab with the data, the base and every option of a job that has ended: a clone to be edited."""
             job = self._studio.jobs.show(job_id)
             return {
                 self._page.tabs: go("train"),

@@ -76,8 +76,8 @@ class JobsTab:
         with gr.Row(visible=False, elem_classes="next") as self.next:
             self.chat = gr.Button("Next: chat with it", variant="primary", elem_id="job-chat", min_width=180)
             self.compare = gr.Button("Compare it with the base", elem_id="job-compare", min_width=180)
-        with gr.Row(visible=False, elem_classes="next") as self.after_failure:
-            self.again = gr.Button("Next: change it and train again", elem_id="job-again", min_width=180)
+        with gr.Row(visible=False, elem_classes="next") as self.after_end:
+            self.again = gr.Button("Change it and train again", elem_id="job-again", min_width=180)
 
     def _wire(self) -> None:
         place, tabs = self._page.place, self._page.tabs
@@ -93,7 +93,7 @@ class JobsTab:
             self.log_place,
             self.log,
         ]
-        shown += [self.next, self.after_failure, self._stamp, self._written, self._timer]
+        shown += [self.next, self.after_end, self.again, self._stamp, self._written, self._timer]
         seen = [place.job, place.runs, self.search, self.smooth, self._stamp, self._written]
         look: dict[str, Any] = {"inputs": seen, "outputs": shown, **QUIET}
         gr.on([self.tab.select, place.job.change, place.runs.change, self.search.input, self.smooth.change], steady(self.look), **look)
@@ -226,7 +226,7 @@ class JobsTab:
             update |= dict.fromkeys((self.head, self.actions, self.curve, self.watched, self.more, self.log, self._written), "")
             update |= {self.smooth: gr.Checkbox(visible=False)}
             update |= dict.fromkeys((self.watched_place, self.more_place), gr.Accordion(visible=False))
-            update |= dict.fromkeys((self.next, self.after_failure), gr.Row(visible=False))
+            update |= dict.fromkeys((self.next, self.after_end), gr.Row(visible=False))
             return
         job = self._studio.jobs.show(chosen["id"])
         curves = self._studio.jobs.curves(job["id"])
@@ -243,7 +243,8 @@ class JobsTab:
             self.more_place: gr.Accordion(visible=bool(small)),
             self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),
             self.next: gr.Row(visible=bool(job["adapter"])),
-            self.after_failure: gr.Row(visible=job["kind"] == "train" and job["status"] in words.FINAL and not job["adapter"]),
+            self.after_end: gr.Row(visible=job["kind"] == "train" and job["status"] in words.FINAL),
+            self.again: gr.Button("Change it and train again" if job["adapter"] else "Next: change it and train again"),
         }
         if written != job["id"]:  # what is being typed stays
             update |= {self.tags: ", ".join(job["tags"]), self.note: job["notes"], self._written: job["id"]}

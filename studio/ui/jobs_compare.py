@@ -80,7 +80,10 @@ def beside(compared: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str,
     return {
         "jobs": [{**job, "look": colours[job["id"]]} for job in jobs],
         "overlay": drawn,
-        "parts": [("What came out", _results(jobs, compared["results"])), ("What differs", _differences(compared["differences"]))],
+        "parts": [
+            ("What came out", [*_results(jobs, compared["results"]), *_judged(jobs, compared["judged"])]),
+            ("What differs", _differences(compared["differences"])),
+        ],
         "same": "" if compared["differences"] else "Every option is the same in these runs.",
         "sentence": "",
     }
@@ -94,6 +97,20 @@ def _results(jobs: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[st
         if any(isinstance(value, (int, float)) for value in found):
             rows.append((label, [_number(value) for value in found]))
     return rows
+
+
+def _judged(jobs: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
+    """What a judge has said, where one has looked; which judge, where they differ."""
+    seen = [verdicts.get(job["id"]) for job in jobs]
+    if not any(seen):
+        return []
+    rates = ["-" if one is None else words.share(one["win_rate"]) + _interval(one["ci95"]) for one in seen]
+    where = ["-" if one is None else f"{one['judge']}, {one['comparison']}" for one in seen]
+    return [("win rate when judged", rates), ("judge, comparison", where)]
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return f" ({words.share(ends[0])} to {words.share(ends[1])})" if ends else ""
 
 
 def _differences(differences: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[str]]]:

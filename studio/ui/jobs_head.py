@@ -91,6 +91,8 @@ def _readings(job: Job) -> list[tuple[str, str]]:
 def _events(job: Job) -> list[str]:
     """What the trainer noticed, and each time the run was lost; newest last."""
     found = [
-        event.get("text") if event["kind"] == "notice" else event.get("reason") for event in job["events"] if event["kind"] in TOLD_EVENTS
+        event.get("text") if event["kind"] == "notice" else f"Interrupted: {event.get('reason')}. It goes on from its last checkpoint."
+        for event in job["events"]
+        if event["kind"] in TOLD_EVENTS
     ]
     return list(dict.fromkeys(text for text in found if text))[-MAX_EVENTS:]

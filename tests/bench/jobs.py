@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from studio.settings import PACKAGE_ROOT
 from tests.workers import row, wait_for
 
 MOST_BEYOND_S, LEAST_SPEED, MOST_WATCHING = 1.0, 0.97, 1.03
-LONG_STEPS, PAIRS = 200, 9
+LONG_STEPS, BLOCKS = 200, 150
+PARTS = ("first", "speed", "watching", "crowd")
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 OPTIONS = {**DEMOS["router"].options, "max_steps": 2, "save_steps": 2, "eval_steps": 2}
 
@@ -134,10 +135,10 @@ def speeds(studio: Studio, dataset: str, repeats: int, home: Path) -> dict[str, 
     return {kind: statistics.median(values) for kind, values in found.items()}
 
 
-def watching(pairs: int) -> tuple[float, float, float]:
-    """CPU time of a step with all that is watched, beside one without: the median of pairs and its 95 % interval."""
+def watching(blocks: int) -> tuple[float, float, float]:
+    """CPU time of a step with all that is watched, beside one without: the median of blocks of four steps and its 95 % interval."""
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        found = _child("_steps", folder, str(pairs))
+        found = _child("_steps", folder, str(blocks))
     ratios = [on / off for on, off in zip(found["on"], found["off"], strict=True)]
     chance = random.Random(0)
     drawn = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))
@@ -153,29 +154,45 @@ def _child(module: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def run(repeats: int = 3, pairs: int = PAIRS) -> list[dict[str, Any]]:
+def run(repeats: int = 3, blocks: int = BLOCKS, parts: Sequence[str] = PARTS) -> list[dict[str, Any]]:
     """Entries with measure, value, unit, against, ratio."""
+    entries = []
     with tempfile.TemporaryDirectory(prefix="studio-bench-", ignore_cleanup_errors=True) as home:
         studio, dataset = open_studio(Path(home))
-        first = measure(studio, dataset, repeats, Path(home))
-        speed = speeds(studio, dataset, repeats, Path(home))
+        if "first" in parts:
+            entries += _told_first(measure(studio, dataset, repeats, Path(home)))
+        if "speed" in parts:
+            entries += _told_speed(speeds(studio, dataset, repeats, Path(home)))
         studio.db.dispose()
-    middle, low, high = watching(pairs)
-    with tempfile.TemporaryDirectory(prefix="studio-bench-", ignore_cleanup_errors=True) as home:
-        crowd = _child("_crowd", home)
+    if "watching" in parts:
+        entries.append(_told_watching(blocks))
+    if "crowd" in parts:
+        with tempfile.TemporaryDirectory(prefix="studio-bench-", ignore_cleanup_errors=True) as home:
+            entries.append(_told_crowd(_child("_crowd", home)))
+    return entries
+
+
+def _told_first(first: Mapping[str, float]) -> list[dict[str, Any]]:
     against = f"bare script {first['bare']:.2f} s"
     entries = [_entry(f"launch to first step, trainer {kind}", first[kind], "s", against, first["bare"]) for kind in ("ready", "cold")]
-    entries.append(_entry("beyond the bare script", first["ready"] - first["bare"], "s", f"limit {MOST_BEYOND_S:g} s"))
+    return [*entries, _entry("beyond the bare script", first["ready"] - first["bare"], "s", f"limit {MOST_BEYOND_S:g} s")]
+
+
+def _told_speed(speed: Mapping[str, float]) -> list[dict[str, Any]]:
     against = f"bare script {speed['bare']:,.0f}"
-    entries.append(
-        _entry("speed of a job, nothing watched", speed["unwatched"], "tokens/s", f"{against}, limit {LEAST_SPEED}", speed["bare"])
-    )
-    entries.append(_entry("speed of a job, samples and drift watched", speed["watched"], "tokens/s", against, speed["bare"]))
-    interval = f"95 % interval {low:.3f}-{high:.3f}, {pairs} pairs, limit {MOST_WATCHING}"
-    entries.append(_entry("CPU of a step, all metrics on / off", middle, "", interval, 1.0, digits=3))
+    plain = _entry("speed of a job, nothing watched", speed["unwatched"], "tokens/s", f"{against}, limit {LEAST_SPEED}", speed["bare"])
+    return [plain, _entry("speed of a job, samples and drift watched", speed["watched"], "tokens/s", against, speed["bare"])]
+
+
+def _told_watching(blocks: int) -> dict[str, Any]:
+    middle, low, high = watching(blocks)
+    interval = f"95 % interval {low:.3f}-{high:.3f}, {blocks} blocks of four steps, limit {MOST_WATCHING}"
+    return _entry("CPU of a step, all metrics on / off", middle, "", interval, 1.0, digits=3)
+
+
+def _told_crowd(crowd: Mapping[str, Any]) -> dict[str, Any]:
     told = ", ".join(f"{crowd[f'{kind}s']:,} {kind}s p95 {crowd[f'{kind}_p95_s'] * 1000:.0f} ms" for kind in ("write", "read"))
-    entries.append(_entry("8 writers and 20 readers: lock errors", crowd["errors"], "", told))
-    return entries
+    return _entry("8 writers and 20 readers: lock errors", crowd["errors"], "", told)
 
 
 def _entry(measure: str, value: float, unit: str, against: str, beside: float | None = None, digits: int = 2) -> dict[str, Any]:
@@ -186,9 +203,10 @@ def _entry(measure: str, value: float, unit: str, against: str, beside: float | 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.jobs", description="Jobs beside bare scripts.")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument("--part", action="append", choices=PARTS, help="measure only this; may be given more than once")
     arguments = parser.parse_args()
-    for entry in run(arguments.repeats, arguments.pairs):
+    for entry in run(arguments.repeats, arguments.blocks, arguments.part or PARTS):
         ratio = f": {entry['ratio']}" if entry["ratio"] is not None else ""
         print(f"{entry['measure']:<44} {entry['value']:>10,} {entry['unit']}  ({entry['against']}{ratio})")
     return 0

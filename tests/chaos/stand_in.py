@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -105,4 +104,4 @@ def take_over() -> None:
 
 if __name__ == "__main__":
     take_over()
-    sys.exit(train.main())
+    train.leave(train.main())

@@ -2,7 +2,11 @@
 
 Jobs of the same rows and options run one after the other while one process after the other is killed: trainer, workers,
 page, engine, supervisor. After each kill the studio has to recover. At the end every job has succeeded with the adapter of
-the run that nothing happened to. Prints one JSON document; the exit code says whether every promise was kept.
+the run that nothing happened to. Prints one JSON document; the exit code says whether every promise was kept. SIGTERM ends
+it early, with the document about the kills so far.
+
+Stuck is what does not come back within STUCK_S of its death, and a queue in which for STUCK_S no attempt begins, no step is
+kept and no job ends although nothing that trains has been killed meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from typing import Any
 
 import httpx
 import psutil
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from jobs.rundir import RunDir
 from studio import processes, supervisor
@@ -41,6 +45,7 @@ LIMIT_S = 180.0  # after which the storm itself gives up
 WAITING = 2  # jobs that are always there, so that an idle queue hides nothing
 # a trainer is what dies most often in the field; the others have to be found again by everybody else
 SHARES = {"trainer": 30, "worker-gpu": 15, "worker-light": 10, "web": 15, "engine": 15, "supervisor": 15}
+TRAINING = ("trainer", "worker-gpu", "supervisor")  # whose death stops a training
 MODULES = {"jobs.worker": "worker", "studio.web": "web", "studio.engine.server": "engine"}
 # thirteen steps with everything that could make a resumed run differ
 OPTIONS: dict[str, Any] = {"recipe": "qlora-sft", "rows": 52, "num_train_epochs": 1, "save_steps": 1, "eval_steps": 5}
@@ -60,6 +65,9 @@ class Storm:
         self.kills: Counter[str] = Counter()
         self.recovery_s: defaultdict[str, list[float]] = defaultdict(list)
         self.doubled = 0
+        self.standstills_s: list[float] = []  # each without a move and without such a death
+        self.last_kill = time.monotonic()
+        self.is_over = threading.Event()
         self.jobs: list[str] = []
         self.up: subprocess.Popen[bytes] | None = None
 
@@ -122,10 +130,16 @@ class Storm:
             self.jobs.append(submit(self.db, make_run(self.settings.runs / str(number), **OPTIONS), f"job-{number}"))
 
     def watch(self, ended: threading.Event) -> None:
-        """One trainer at a time, whatever happens."""
+        """One trainer at a time, whatever happens; and how long nothing moves."""
+        made, since = self.moves(), time.monotonic()
         while not ended.wait(0.1):
             with contextlib.suppress(psutil.Error):
                 self.doubled += len(trainers(self.settings.runs)) > 1
+            if (now_made := self.moves()) != made or self.last_kill > since:
+                made, since = now_made, time.monotonic()
+                self.standstills_s.append(0.0)
+            else:
+                self.standstills_s[-1:] = [time.monotonic() - since]
 
     def unbroken(self) -> str:
         """The digest of the adapter that nothing happens to."""
@@ -173,6 +187,8 @@ class Storm:
             victim.kill()
         self.kills[part] += 1
         begun = time.monotonic()
+        if part in TRAINING:
+            self.last_kill = begun
         if part == "supervisor":
             assert self.up
             self.up.wait()
@@ -183,17 +199,26 @@ class Storm:
 
     def wait_for_moment(self, part: str) -> None:
         """Any moment will do for most; a trainer that is always killed before its first step could never end."""
-        step = self.running_step()
-        if part in ("trainer", "worker-gpu", "supervisor") and self.chance.random() < 0.7:
+        step = self.steps_made()
+        if part in TRAINING and self.chance.random() < 0.7:
             with contextlib.suppress(TimeoutError):
-                self.wait_for(lambda: self.running_step() > step, LIMIT_S / 2)
+                self.wait_for(lambda: self.steps_made() > step, LIMIT_S / 2)
             time.sleep(self.chance.uniform(0, 0.5))
         else:
             time.sleep(self.chance.uniform(0, 2))
 
-    def running_step(self) -> float:
-        """Steps of all jobs together: it only rises."""
-        return sum(self.row(job_id).checkpoint_step for job_id in self.jobs)
+    def steps_made(self) -> int:
+        """Kept steps of all jobs together, and one for each that has ended: it only rises."""
+        with self.db.read() as session:
+            kept = session.scalar(select(func.sum(Job.checkpoint_step))) or 0
+            ended = session.scalar(select(func.count()).where(Job.status.in_(lifecycle.ENDED))) or 0
+        return kept + ended
+
+    def moves(self) -> tuple[int, int]:
+        """Changes whenever the queue gets on."""
+        with self.db.read() as session:
+            begun = session.scalar(select(func.sum(Job.attempt))) or 0
+        return begun, self.steps_made()
 
     def has_come_back(self, part: str, pid: int) -> bool:
         self.refill()  # the job that ran may have been the last one
@@ -208,22 +233,32 @@ class Storm:
         watcher.start()
         expected = self.unbroken()
         print(f"Unbroken run: {expected[:16]}", file=sys.stderr, flush=True)
+        self.standstills_s = [0.0]
         begun = time.monotonic()
-        while self.kills.total() < kills:
-            self.strike()
-            if self.kills.total() % 10 == 0:
-                print(f"{self.kills.total()} kills, {time.monotonic() - begun:.0f} s, {len(self.jobs)} jobs", file=sys.stderr, flush=True)
+        gave_up = self._strike_until(kills, begun)
         seconds = time.monotonic() - begun
         for job_id in self.jobs:
             with contextlib.suppress(TimeoutError):
                 self.wait_for(lambda job_id=job_id: self.row(job_id).status in lifecycle.ENDED, LIMIT_S)  # type: ignore[misc]
         ended.set()
         watcher.join()
-        return self.report(expected, seconds)
+        return {**self.report(expected, seconds), "asked": kills, "gave_up": gave_up}
+
+    def _strike_until(self, kills: int, begun: float) -> str:
+        """Until enough have been killed or somebody ends it; what it waited for in vain, if anything."""
+        while self.kills.total() < kills and not self.is_over.is_set():
+            try:
+                self.strike()
+            except TimeoutError as exc:
+                return str(exc)
+            if self.kills.total() % 10 == 0:
+                print(f"{self.kills.total()} kills, {time.monotonic() - begun:.0f} s, {len(self.jobs)} jobs", file=sys.stderr, flush=True)
+        return ""
 
     def report(self, expected: str, seconds: float) -> dict[str, Any]:
         rows = [self.row(job_id) for job_id in self.jobs]
         waits = sorted(wait for waits in self.recovery_s.values() for wait in waits)
+        stuck = [wait for wait in (*waits, *self.standstills_s) if wait > STUCK_S]
         return {
             "kills": self.kills.total(),
             "by_part": dict(self.kills),
@@ -231,10 +266,11 @@ class Storm:
             "attempts": sum(job.attempt for job in rows),
             "lost": [(job.name, job.status, job.reason) for job in rows if job.status != "SUCCEEDED"],
             "doubled": self.doubled,
-            "stuck_over_30_s": sum(wait > STUCK_S for wait in waits),
+            "stuck_over_30_s": len(stuck),
             "other_adapters": [job.name for job in rows if job.status == "SUCCEEDED" and self.digest(job.id) != expected],
             "broken_curves": [job.name for job in rows if job.status == "SUCCEEDED" and not self.curve_is_whole(job.id)],
             "recovery_s": {"median": round(waits[len(waits) // 2], 2), "max": round(waits[-1], 2)} if waits else {},
+            "longest_standstill_s": round(max(self.standstills_s), 2),
             "recovery_s_by_part": {part: round(max(waits), 2) for part, waits in self.recovery_s.items()},
             "seconds": round(seconds, 1),
             "seconds_per_kill": round(seconds / max(self.kills.total(), 1), 2),
@@ -255,8 +291,8 @@ class Storm:
 
 
 def is_kept(report: dict[str, Any]) -> bool:
-    bad = ("lost", "doubled", "stuck_over_30_s", "other_adapters", "broken_curves", "processes_left")
-    return not any(report[promise] for promise in bad)
+    bad = ("lost", "doubled", "stuck_over_30_s", "other_adapters", "broken_curves", "processes_left", "gave_up")
+    return report["kills"] >= report["asked"] and not any(report[promise] for promise in bad)
 
 
 @contextlib.contextmanager
@@ -277,9 +313,15 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=list(SHARES), help="kill only this; may be given more than once")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its studio shall not outlive it
     with folder(arguments.home) as home:
         storm = Storm(home.resolve(), arguments.seed, arguments.part or list(SHARES))
+
+        def end(*_: object) -> None:
+            if storm.is_over.is_set():
+                sys.exit(143)  # the second time at once; its studio shall not outlive it
+            storm.is_over.set()
+
+        signal.signal(signal.SIGTERM, end)
         try:
             report = storm.run(arguments.kills)
         finally:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs import executor, warm
@@ -64,10 +65,13 @@ def test_a_ready_trainer_makes_the_same_bytes_as_a_cold_one(tmp_path: Path, read
     child = executor.submit(runs[0], 1, threads=1)
     finish(runs[0], child)
     waiting = ready._process
-    assert waiting is not None and ready.begin(runs[1], 1, threads=2) is None  # its threads are settled
+    assert waiting is not None and "jobs.ready" in psutil.Process(waiting.pid).cmdline()
+    assert ready.begin(runs[1], 1, threads=2) is None  # its threads are settled
     child = executor.submit(runs[1], 1, threads=1, ready=ready)
     assert child.pid == waiting.pid and child.born > 0 and ready._process is None
     assert niceness(child.pid) == niceness(os.getpid())
+    wait_for(lambda: (runs[1].attempt(1).path / "events.jsonl").exists())
+    assert psutil.Process(child.pid).cmdline()[1:8] == executor.command(str(runs[1].path), "--attempt", "1", "--watch-stdin")[1:]
     finish(runs[1], child)
     assert len({sha256(run.adapter / "adapter_model.safetensors") for run in runs}) == 1
     losses = [[e.get("loss") for e in run.attempt(1).read_events(0)[0] if e["type"] in ("progress", "eval")] for run in runs]

@@ -120,6 +120,11 @@ def test_runs_are_found_written_upon_and_laid_beside_each_other(
     assert swatch == page.locator("#jobs-list .swatch.run-1").evaluate("one => getComputedStyle(one).backgroundColor")
     page.get_by_role("button", name="Leave the comparison").click()
     expect(page.locator("#job-head h2")).to_contain_text("slower")
+    page.get_by_role("button", name="Change it and train again").click()
+    expect(page.locator("#tab-train-button")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("button", name=re.compile("All options")).click()
+    expect(page.locator("#option-learning_rate input")).to_have_value("0.001")
+    expect(page.locator("#option-max_steps input")).to_have_value("3")
 
 
 def begin(api: httpx.Client, data: str, name: str, **options: Any) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from jobs.rundir import RunDir
 from studio.db import lifecycle
-from studio.db.models import Job
+from studio.db.models import Adapter, Comparison, Job, Judgement
 from studio.errors import ConfigError, NotFoundError, StudioError, TakenError
 from studio.services import Studio
 from studio.settings import STATIC, Settings
+from studio.ui import jobs_compare
 
 FINISHED = {"steps": 10, "seconds": 20.0, "train_loss": 1.0}
 
@@ -244,9 +245,29 @@ def test_runs_are_compared_by_what_differs(studio: Studio) -> None:
     assert found["differences"] == {"lora.r": [8, 16]}
     assert {len(curves["train"]) for curves in found["curves"].values()} == {400}
     assert found["results"] == {first["id"]: FINISHED, second["id"]: FINISHED}
+    assert found["judged"] == {first["id"]: None, second["id"]: None}
     for few in ([], ["first"], ["first", "first"]):
         with pytest.raises(StudioError, match="two to twenty"):
             studio.jobs.compare(few)
+
+
+def test_what_a_judge_said_last_joins_the_table_of_runs(studio: Studio) -> None:
+    first, second = submit(studio, "first"), submit(studio, "second")
+    with studio.db.write() as session:
+        session.add(Adapter(name="first", base_model="starter", method="lora", job_id=first["id"], path="", bytes=0, sha256=""))
+        session.add(Comparison(id="c1", name="held-out", base_model="starter", contestants=["base", "first"], prompts=[]))
+        session.add(Comparison(id="c2", name="elsewhere", base_model="other", contestants=["base", "first"], prompts=[]))
+        for at, (comparison, rate) in enumerate([("c1", 0.25), ("c1", 0.75), ("c2", 0.5)]):
+            readings = {"win_rate": {"base": 1 - rate, "first": rate}, "ci95": {"first": [rate - 0.1, rate + 0.1]}}
+            session.add(Judgement(comparison_id=comparison, judge="reference", kind="reference", readings=readings, created_at=float(at)))
+        session.add(Judgement(comparison_id="c1", judge="starter", kind="model", created_at=9.0))  # has not ended
+    found = studio.jobs.compare(["first", "second"])
+    assert found["judged"] == {
+        first["id"]: {"win_rate": 0.75, "ci95": [0.65, 0.85], "judge": "reference", "comparison": "held-out"},
+        second["id"]: None,
+    }
+    told = dict(jobs_compare.beside(found, {first["id"]: "run-1", second["id"]: "run-2"})["parts"][0][1])
+    assert told["win rate when judged"] == ["75 % (65 % to 85 %)", "-"] and told["judge, comparison"] == ["reference, held-out", "-"]
 
 
 def test_a_script_is_python_and_carries_the_options(studio: Studio) -> None:

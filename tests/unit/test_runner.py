@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from studio.db.models import Job, JobEvent
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
+from tests.workers import row, wait_for, wait_for_status
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -72,6 +73,41 @@ def test_the_engine_gives_way_above_seventy_percent_of_the_device(settings: Sett
 def test_without_an_engine_there_is_nobody_to_ask(settings: Settings) -> None:
     sharing.begin(replace(settings, engine_url="http://127.0.0.1:9"), "job", 1, total=1)
     sharing.end(replace(settings, engine_url="http://127.0.0.1:9"), "job")
+
+
+class SilentEngine(BaseHTTPRequestHandler):
+    """An engine that hangs until somebody lets it go."""
+
+    let_go = threading.Event()
+
+    def do_GET(self) -> None:
+        self.let_go.wait(60)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_wish_to_cancel_does_not_wait_for_an_engine_that_hangs(settings: Settings) -> None:
+    SilentEngine.let_go.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SilentEngine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    db = open_store(settings)
+    run = make_run(settings.runs / "run")
+    job_id = submit(db, run)
+    working = threading.Thread(target=Runner(replace(settings, engine_url=f"http://127.0.0.1:{server.server_port}"), db, "gpu").run)
+    working.start()
+    try:
+        wait_for(lambda: row(db, job_id).status == "RUNNING")
+        with db.write() as session:
+            lifecycle.cancel(session, job_id)
+        wait_for_status(db, job_id, "CANCELLED")
+        assert not run.attempts.exists()  # no trainer was started only to be ended
+    finally:
+        SilentEngine.let_go.set()
+        working.join()
+        server.shutdown()
+        server.server_close()
+        db.dispose()
 
 
 def test_a_database_that_fails_for_a_moment_costs_a_beat_and_not_the_job(settings: Settings) -> None:
