@@ -178,10 +178,11 @@ class AskedModel:
                 is_of_this_question = exc.code == "not_openai" or (400 <= exc.status < 500 and exc.status not in (*HOPELESS, 408, 429))
                 if is_of_this_question:
                     return FinishedAnswer(f"(no verdict: {exc})", None, 0, 0, 0.0)
-                if exc.status in HOPELESS or attempt + 1 == ATTEMPTS or time.monotonic() - begun > PATIENCE_S:
-                    raise self._given_up(exc, attempt + 1) from None
                 pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.25)
-                self._rest(max(pause, float(exc.details.get("retry_after") or 0)))
+                pause = max(pause, float(exc.details.get("retry_after") or 0))
+                if exc.status in HOPELESS or attempt + 1 == ATTEMPTS or time.monotonic() - begun + pause > PATIENCE_S:
+                    raise self._given_up(exc, attempt + 1) from None
+                self._rest(pause)
         raise AssertionError("unreachable")
 
     def _given_up(self, exc: EngineError, attempts: int) -> StudioError:

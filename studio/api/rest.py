@@ -98,6 +98,10 @@ class Note(Body):
     text: str
 
 
+class NewReport(Body):
+    rows: int | None = Field(default=None, ge=1, le=1000, description="Held-out rows; as the training said where it is left out.")
+
+
 class Question(Body):
     message: str | None = None
     messages: list[Json] | None = None
@@ -325,6 +329,18 @@ def verify(studio: Here, file: Annotated[UploadFile, File()]) -> Json:
 @router.get("/jobs/{job}")
 def show_job(studio: Here, job: str) -> Json:
     return studio.jobs.show(job)
+
+
+@router.get("/jobs/{job}/report")
+def job_report(studio: Here, job: str) -> Json:
+    """Base against adapter on held-out rows; it follows every training by itself."""
+    return studio.reports.show(job)
+
+
+@router.post("/jobs/{job}/report", status_code=201)
+def make_job_report(studio: Here, job: str, body: NewReport | None = None) -> Json:
+    """Once more, or for an adapter that was kept from a cancelled training."""
+    return studio.reports.make(job, body.rows if body else None)
 
 
 @router.get("/jobs/{job}/logs")

@@ -137,6 +137,70 @@ def metrics(job: Job, json: JsonFlag = False) -> None:
 
 
 @app.command()
+def report(
+    job: Job,
+    rows: Annotated[int | None, typer.Option(min=1, max=1000, help="Make it anew, of so many held-out rows.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Base against adapter on rows that the training never saw; made by itself after each training, finished here where it waits."""
+    from studio import supervisor
+    from studio.errors import NotFoundError
+
+    studio = open_studio()
+    try:
+        found = studio.reports.show(job) if rows is None else studio.reports.make(job, rows)
+    except NotFoundError:
+        found = studio.reports.make(job)
+    if found["status"] == "QUEUED":
+        studio.jobs.move(found["job"], priority=0)  # somebody waits for it now
+    if found["status"] in ("QUEUED", "RUNNING"):
+        with supervisor.assistance(studio.settings, say, queues=("light",), engine=True):
+            ended = follow(studio, found["job"])
+        found = studio.reports.show(job)
+    else:
+        ended = studio.jobs.show(found["job"])
+    show(found, json, _report_text(found))
+    leave_unless_succeeded(ended)
+
+
+def _report_text(found: dict[str, Any]) -> str:
+    if found["status"] != "SUCCEEDED":
+        return f"{found['status']}: {found['reason']} {found['fix']}".strip()
+    columns = (
+        "name",
+        "exact_match",
+        "exact_match_normalized",
+        "contains",
+        "number_match",
+        "rougeL",
+        "bleu",
+        "chrf",
+        "perplexity",
+        "tokens",
+        "seconds",
+    )
+    rows = [{"name": name, **row} for name, row in found["metrics"].items()]
+    lines = [f"{found['rows']} held-out rows, answered by {found['base']} and {found['adapter']}", table(rows, columns, "No answers.")]
+    judged, counts = found["judge"], found["counts"]
+    if judged and judged["win_rate"] is not None:
+        low, high = judged["ci95"]
+        lines.append(
+            f"By the {judged['judge']} judge {found['adapter']} wins {judged['win_rate']:.0%} ({low:.0%} to {high:.0%}): "
+            f"{counts['wins']} won, {counts['losses']} lost, {counts['ties']} equal."
+        )
+        lines += [f"  ! {warning}" for warning in judged["warnings"]]
+    for kind in ("wins", "losses"):
+        for row in found[kind]:
+            lines.append(f"{kind[:-1] if kind == 'wins' else 'loss'}: {_line(row['prompt'])}")
+            lines += [f"    {who}: {_line(row[who])}" for who in ("reference", "base", "tuned")]
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:160] or "(nothing)"
+
+
+@app.command()
 def cancel(
     job: Job,
     keep: Annotated[bool, typer.Option("--keep", help="Make the last checkpoint the job's adapter.")] = False,

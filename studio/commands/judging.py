@@ -30,8 +30,9 @@ def judge(
 
     settings = load_settings()
     studio = open_studio(settings)
-    will = studio.judging.estimate(comparison, judge)
-    say(f"{will['judge']}: {will['questions']} questions, about {will['prompt_tokens']:,} tokens." + _time(will["seconds"]))
+    will = studio.judging.estimate(comparison, judge, template=template)
+    tokens = f"about {will['prompt_tokens']:,} tokens to read, at most {will['completion_tokens']:,} to write"
+    say(f"{will['judge']}: {will['questions']} questions, {tokens}." + _time(will["seconds"]))
     made = studio.judging.judge(
         comparison, judge, criteria=criteria, template=template, budget_tokens=budget_tokens, probes=probes, concurrency=concurrency
     )

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from jobs import queue
+from jobs import measures, queue
 from studio.db import lifecycle
 from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
 from studio.db.session import Database
@@ -122,6 +122,23 @@ class ComparisonService:
                 "answers": [_answer(row) for row in rows],
                 "scores": _scores(comparison, rows),
             }
+
+    def metrics(
+        self, comparison_id: str, *, perplexity: bool = False, schema: Mapping[str, Any] | None = None, pattern: str | None = None
+    ) -> dict[str, Any]:
+        """{"id", "contestants": {name: figures}} of the answers so far: every metric with its interval, length, seconds, tokens.
+
+        `perplexity` adds what each model of this machine makes of the references; it loads them on the CPU. Raises StudioError.
+        """
+        with self.db.read() as session:
+            row = self.find(session, comparison_id)
+            job = session.get(Job, row.job_id) if row.job_id else None
+            answered = session.scalars(select(Answer).where(Answer.comparison_id == row.id)).all()
+        found = measures.measure(self.settings, row, answered, schema=schema, pattern=pattern)
+        for contestant in job.config.get("contestants", []) if perplexity and job else []:
+            said = measures.perplexity(self.settings, row, contestant)
+            found.setdefault(contestant["name"], {})["perplexity"] = said["perplexity"] if said else None
+        return {"id": row.id, "name": row.name, "contestants": found}
 
     def delete(self, comparison_id: str) -> dict[str, Any]:
         """Delete the comparison and its answers. Refused while its job runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from jobs.runner import Runner
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.settings import Settings
+from tests import workers
 
 PROMPTS = 18
 Reply = Callable[[str, str], str]
@@ -141,6 +143,22 @@ def test_trouble_that_passes_is_waited_for_and_nothing_is_judged_twice(
     assert found["status"] == "SUCCEEDED" and found["invalid"] == 0 and set(asked.values()) == {1}
     found = judged(studio, "http://127.0.0.1:1#gone")
     assert found["status"] == "FAILED" and "no answer in 6 attempts" in found["reason"] and "retry" in found["fix"]
+
+
+def test_a_killed_worker_judges_no_pair_twice(studio: Studio, comparison: dict[str, Any]) -> None:
+    with served(lambda a, b: time.sleep(0.05) or ("A" if a.startswith("right") else "B")) as (judge, asked):
+        made = studio.judging.judge("c", judge, concurrency=2, probes=False)
+        with workers.worker("light") as process:
+            kept = workers.wait_for(lambda: len(studio.judging.verdicts(made["id"])) >= 10 and studio.judging.verdicts(made["id"]))
+            process.kill()
+            process.wait()
+        before = {(row["prompt_id"], row["a"]) for row in studio.judging.verdicts(made["id"])}
+        assert {(row["prompt_id"], row["a"]) for row in kept} <= before
+        with workers.worker("light"):
+            workers.wait_for_status(studio.db, made["job"], "SUCCEEDED")
+    found = studio.judging.show(made["id"])
+    assert found["verdicts"] == 2 * PROMPTS == len(asked) and found["win_rate"]["file:x"] == pytest.approx(2 / 3)
+    assert 10 <= len(before) < 2 * PROMPTS and sum(asked.values()) <= 2 * PROMPTS + 2, "only what was under way is asked again"
 
 
 def test_a_budget_ends_the_asking(studio: Studio, comparison: dict[str, Any]) -> None:

@@ -84,6 +84,11 @@ def test_rows_with_different_numbers_of_references() -> None:
     found = metrics.measure([("the cat sat down", ["a dog", "The cat sat down."]), ("x", ["x"])], schema={"type": "number"})
     assert found["exact_match"] == 0.5 and found["exact_match_normalized"] == 1.0 and found["schema_match"] == 0.0
     assert found["rouge1"] == 1.0 and found["n"] == 2
+    assert (
+        metrics.contains("It is Lima, I think.", ["lima"])
+        and not metrics.contains("Limassol", ["Lima"])
+        and not metrics.contains("x", [""])
+    )
 
 
 def both_orders(prompt: int, x_wins: bool) -> list[Verdict]:
