@@ -12,8 +12,6 @@ from studio.errors import StudioError
 
 FACTS = ("exact_match", "bytes", "seconds_per_answer", "training", "training_seconds", "eval_loss")
 MEASURED = (
-    "name",
-    "n",
     "exact_match",
     "contains",
     "number_match",
