@@ -11,19 +11,8 @@ from studio.commands.terminal import JsonFlag, open_studio, read_text, show, tab
 from studio.errors import StudioError
 
 FACTS = ("exact_match", "bytes", "seconds_per_answer", "training", "training_seconds", "eval_loss")
-MEASURED = (
-    "exact_match",
-    "contains",
-    "number_match",
-    "token_f1",
-    "rougeL",
-    "bleu",
-    "chrf",
-    "json_valid",
-    "perplexity",
-    "tokens",
-    "seconds",
-)
+SCORES = ("exact_match", "contains", "number_match", "token_f1", "rougeL", "bleu", "chrf", "json_valid")
+MEASURED = ("name", "n", *SCORES, "perplexity", "tokens", "seconds")
 
 
 def metrics(
@@ -48,9 +37,8 @@ def metrics(
         if stemmer:
             raise StudioError("--stemmer measures a file only.", "Leave it out.")
         found = open_studio().comparisons.metrics(comparison, perplexity=perplexity, schema=_schema(json_schema), pattern=pattern)
-        show(
-            found, json, table([{"name": name, **row} for name, row in found["contestants"].items()], MEASURED, "Nobody has answered yet.")
-        )
+        rows = [{"name": name, **row} for name, row in found["contestants"].items()]
+        show(found, json, table(rows, MEASURED, "Nobody has answered yet."))
         return
     if perplexity:
         raise StudioError("--perplexity needs the models, not only their answers.", "Name a comparison.")
