@@ -40,7 +40,7 @@ def run(context: LightContext) -> dict[str, Any]:
             judge.run(yielding.part(1))
         return _figures(yielding.part(1))
     except StudioError:
-        if yielding.is_wanted():  # a training took the engine's memory: that is no failure
+        if yielding.is_wanted(at_once=True):  # a training took the engine's memory: that is no failure
             raise Stopped from None
         raise
 
@@ -66,8 +66,9 @@ class Yielding:
     def is_stopping(self) -> bool:
         return self._context.stop_requested() or self.is_wanted()
 
-    def is_wanted(self) -> bool:
-        if self._gives_way and time.monotonic() - self._looked_at >= LOOK_S:
+    def is_wanted(self, at_once: bool = False) -> bool:
+        """Whether a training holds the device, as seen within LOOK_S or `at_once`."""
+        if self._gives_way and (at_once or time.monotonic() - self._looked_at >= LOOK_S):
             self._looked_at = time.monotonic()
             with self._context.db.read() as session:
                 self._is_wanted = not lifecycle.device_is_free(session)
