@@ -119,7 +119,9 @@ class NewComparison(Body):
     base_model: str = "starter"
     contestants: list[str] = Field(default_factory=lambda: ["base"])
     prompts: list[Json] | None = None
-    data: str | None = None
+    data: str | None = Field(default=None, description="Ask the rows of this dataset.")
+    questions: str | None = Field(default=None, description="Ask published questions: mt-bench or vicuna.")
+    held_out: str | None = Field(default=None, description="Ask the rows that this training held out.")
     name: str | None = None
     params: GenerationParams | None = Field(default=None, description="Greedy when left out.")
 
@@ -494,6 +496,8 @@ def compare(studio: Here, body: NewComparison) -> Json:
     return studio.comparisons.create(
         prompts=_prompts(studio, body.prompts),
         data=body.data,
+        questions=body.questions,
+        held_out=body.held_out,
         base_model=body.base_model,
         contestants=body.contestants,
         name=body.name,

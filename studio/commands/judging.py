@@ -18,7 +18,7 @@ def judge(
     ] = None,
     criteria: Annotated[str, typer.Option(metavar="TEXT", help="What the judge must go by.")] = "",
     template: Annotated[
-        str | None, typer.Option(metavar="T", help="How a model is asked: pair, brief, mt-bench, mt-bench-single or score.")
+        str | None, typer.Option(metavar="T", help="How a model is asked: pair, brief, mt-bench, mt-bench-single, score or rubric.")
     ] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop asking once this many tokens are spent.")] = None,
     probes: Annotated[bool, typer.Option(help="Also let a constant answer play, to try the judge.")] = True,

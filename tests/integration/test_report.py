@@ -22,6 +22,7 @@ from jobs.runner import SLOT, Runner, conclude
 from studio.catalogue.models import tensors
 from studio.db import lifecycle
 from studio.db.models import Job
+from studio.errors import StudioError
 from studio.services import Studio
 from studio.settings import Settings
 from tests.engines import KEY, PROJECTIONS, RANK, engine
@@ -122,6 +123,18 @@ def test_a_training_succeeds_whatever_is_wrong_with_its_report(studio: Studio, t
     job = studio.jobs.show("first")
     assert job["status"] == "SUCCEEDED" and job["adapter"] and job["report"] is None
     assert studio.comparisons.list() == [] and waiting(studio) == []
+
+
+def test_held_out_rows_and_published_questions_can_be_asked(studio: Studio) -> None:
+    succeeded(studio)
+    asked = studio.comparisons.create(held_out="first", base_model="starter", contestants=["base", "first"])
+    assert asked["prompt_count"] == 4 and all(prompt["reference"] for prompt in asked["prompts"])
+    known = studio.comparisons.create(questions="mt-bench", base_model="starter", contestants=["base"])
+    assert known["prompt_count"] == 80 and {len(prompt["turns"]) for prompt in known["prompts"]} == {2}
+    assert sum("references" in prompt for prompt in known["prompts"]) == 30
+    for wrong in ({"questions": "mt-bank"}, {"held_out": "second"}, {"questions": "vicuna", "held_out": "first"}):
+        with pytest.raises(StudioError):
+            studio.comparisons.create(**wrong, base_model="starter", contestants=["base"])
 
 
 def test_an_adapter_can_be_deleted_before_its_report(studio: Studio) -> None:
