@@ -110,7 +110,7 @@ def _asked(prompt: Prompt, criteria: str) -> dict[str, str]:
     return {
         "question": "\n\n".join(turns),
         "reference": defanged(references[-1]),
-        "criteria": f" Judge by this: {defanged(criteria.strip())}" if criteria.strip() else "",
+        "criteria": f" Judge by this: {defanged(criteria.strip()).rstrip('.')}." if criteria.strip() else "",
         **{f"question_{n}": text for n, text in enumerate(turns, 1)},
         **{f"ref_answer_{n}": defanged(text) for n, text in enumerate(references, 1)},
     }

@@ -142,7 +142,7 @@ class RatingService:
                     "bytes": adapter.bytes if adapter else None,
                     "job": training.id if training else None,
                     "training": training.name if training else None,
-                    "training_seconds": training.ended_at - training.started_at if training and _has_ended(training) else None,
+                    "training_seconds": _seconds(training) if training else None,
                     "eval_loss": _eval_loss(session, adapter),
                 }
         return found
@@ -225,8 +225,8 @@ def _per_pair(lines: Iterable[tuple[str, str, str, str, str]]) -> list[tuple[str
     return [(p, a, b, "a" if mean > 0.5 else "b" if mean < 0.5 else "tie", rater) for (p, a, b, rater), mean in means.items()]
 
 
-def _has_ended(job: Job) -> bool:
-    return bool(job.ended_at and job.started_at)
+def _seconds(job: Job) -> float | None:
+    return job.ended_at - job.started_at if job.ended_at and job.started_at else None
 
 
 def _eval_loss(session: Session, adapter: Adapter | None) -> float | None:
