@@ -152,9 +152,8 @@ def report(
         found = studio.reports.show(job) if rows is None else studio.reports.make(job, rows)
     except NotFoundError:
         found = studio.reports.make(job)
-    if found["status"] == "QUEUED":
-        studio.jobs.move(found["job"], priority=0)  # somebody waits for it now
     if found["status"] in ("QUEUED", "RUNNING"):
+        studio.reports.hurry(job)
         with supervisor.assistance(studio.settings, say, queues=("light",), engine=True):
             ended = follow(studio, found["job"])
         found = studio.reports.show(job)

@@ -105,7 +105,7 @@ def test_it_waits_for_an_engine_and_for_trainings_unless_somebody_asks(studio: S
         assert waiting(studio) == [] and session.get_one(Job, report).priority == AUTOMATIC
     context = LightContext(studio.settings, studio.db, report, 1, {}, lambda: False, lambda *_: None)
     assert Yielding(context).is_stopping(), "a report that runs gives way"
-    studio.jobs.move(report, priority=0)
+    studio.reports.hurry("first")
     assert waiting(studio) == [report] and not Yielding(context).is_stopping()
 
 
