@@ -31,7 +31,8 @@ Figures = Mapping[str, Mapping[str, Any]]
 def measures(found: Figures, names: Sequence[str] = ()) -> dict[str, Any]:
     """Data of pieces/measures.html; a measure that nobody has is left out. `names`: what the columns are called."""
     columns = list(found)
-    rows = [(label, [_with_interval(found[name], key) for name in columns]) for key, label in SHARES]
+    shares = [one for one in SHARES if one[0] != "number_match" or any(found[name].get("number_match") for name in columns)]
+    rows = [(label, [_with_interval(found[name], key) for name in columns]) for key, label in shares]
     rows += [(label, [_figure(found[name].get(key)) for name in columns]) for key, label in FIGURES]
     if any(found[name].get("json_valid") for name in columns):
         rows.append(("valid JSON", [words.share(found[name].get("json_valid")) or "–" for name in columns]))
@@ -81,7 +82,7 @@ def report(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "wins": wins,
         "warnings": judged["warnings"] if judged else [],
         "ends": [(title, rows) for title, rows in ends if rows],
-        **measures(found["metrics"], [f"{name} alone" if name == found["base"] else name for name in found["metrics"]]),
+        **measures(found["metrics"], ["the base" if name == found["base"] else name for name in found["metrics"]]),
     }
 
 
