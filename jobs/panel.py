@@ -30,6 +30,7 @@ ATTEMPTS = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 PATIENCE_S = 900.0  # for one question: a judge that hangs must not hold the job for hours
 HOPELESS = (401, 403, 404)  # the next question would get the same answer
+SCHEMA_TOKENS = 24  # of a verdict as a JSON object
 EQUAL = 1e-6  # log-probabilities nearer than this are a tie
 
 
@@ -112,7 +113,7 @@ class Rule:
 
 
 class AskedModel:
-    """A model behind our engine or a URL. Replies of the engine are held to the form of a verdict; others are read strictly."""
+    """A model behind our engine or a URL. Replies are held to the form of a verdict where the server can; all are read strictly."""
 
     def __init__(self, model: dict[str, Any], judge: judging.Judge, criteria: str, context: LightContext) -> None:
         self.contestant = Contestant.from_json(model)
@@ -121,8 +122,12 @@ class AskedModel:
         self.criteria = criteria
         self._is_stopping = context.stop_requested
         self._client = EngineClient.from_settings(context.settings, lane="batch")
-        self._params = GenerationParams(temperature=0.0, max_new_tokens=judge.max_new_tokens)
-        self._grammar = None if self.contestant.url else Grammar("gbnf", judge.grammar)
+        room = judge.max_new_tokens
+        self._grammar: Grammar | None = Grammar("gbnf", judge.grammar)
+        if self.contestant.url:  # other servers know schemas at best; one that refuses them is asked without
+            self._grammar = Grammar("json_schema", judge.schema) if judge.schema else None
+            room = max(room, SCHEMA_TOKENS)
+        self._params = GenerationParams(temperature=0.0, max_new_tokens=room)
         self._ratings: dict[str, Future[FinishedAnswer]] = {}
         self._lock = threading.Lock()
 

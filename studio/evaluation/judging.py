@@ -69,6 +69,13 @@ class Judge:
         """GBNF of a reply, for engines that can hold a model to it."""
         return GRAMMARS[self.kind, self.reply]
 
+    @property
+    def schema(self) -> str:
+        """The same as a JSON schema, for servers that know no grammars; "" where the reply holds an explanation."""
+        key, value = ("winner", {"enum": ["A", "B", "C"]}) if self.kind == "pairwise" else ("rating", {"enum": list(range(1, 11))})
+        shape = {"type": "object", "properties": {key: value}, "required": [key], "additionalProperties": False}
+        return "" if self.reply == "brackets" else orjson.dumps(shape).decode()
+
     def template(self, prompt: Prompt) -> Mapping[str, str]:
         names = [*(["turns"] if len(prompt["turns"]) > 1 else []), *(["reference"] if prompt.get("reference") else [])]
         return self.templates["_".join(names) or "plain"]

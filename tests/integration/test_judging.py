@@ -23,27 +23,31 @@ from tests import workers
 
 PROMPTS = 18
 Reply = Callable[[str, str], str]
+FORMS: list[Any] = []  # of replies, as the judge that is served was asked for them
 
 
 @contextmanager
-def served(reply: Reply, status: Callable[[int], int] = lambda _: 200) -> Iterator[tuple[str, Counter[str]]]:
+def served(reply: Reply, status: Callable[[int], int] = lambda _: 200, refuses_schemas: bool = False) -> Iterator[tuple[str, Counter[str]]]:
     """A judge that replies `reply(answer a, answer b)`; its URL#MODEL, and how often each question was asked."""
     asked: Counter[str] = Counter()
+    FORMS.clear()
     count = iter(range(10**6))
 
     class Judge(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
-            code = status(next(count))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text, form = body["messages"][-1]["content"], body.get("response_format")
+            FORMS.extend([form] if form else [])
+            code = 400 if form and refuses_schemas else status(next(count))
             asked[text] += code == 200
             a, b = (text.split(f"[The Start of Assistant {side}'s Answer]\n")[1].split("\n[The End")[0] for side in "AB")
             said = {"choices": [{"message": {"content": reply(a, b)}}], "usage": {"prompt_tokens": 10, "completion_tokens": 1}}
-            body = reply(a, b).encode() if reply(a, b).startswith("<") else json.dumps(said).encode()
+            answer = reply(a, b).encode() if reply(a, b).startswith("<") else json.dumps(said).encode()
             self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(answer)))
             self.send_header("Retry-After", "0")
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -116,6 +120,16 @@ def test_a_judge_that_always_says_a_is_seen_through_and_cached(studio: Studio, c
         assert again["cached"] == again["verdicts"] == found["verdicts"] and sum(asked.values()) == before
     with pytest.raises(StudioError, match="decided clearly"):
         studio.preferences.make(["c"])
+
+
+def test_another_server_is_held_to_a_verdict_where_it_knows_schemas(studio: Studio, comparison: dict[str, Any]) -> None:
+    with served(lambda a, b: '{"winner": "A"}' if a.startswith("right") else '{"winner": "B"}', refuses_schemas=False) as (judge, asked):
+        found = judged(studio, judge, probes=False)
+        assert found["invalid"] == 0 and found["swap_consistency"] == 1.0
+        assert {form["type"] for form in FORMS} == {"json_schema"} and len(FORMS) == sum(asked.values())
+        assert FORMS[0]["json_schema"]["schema"]["properties"]["winner"]["enum"] == ["A", "B", "C"]
+    with served(lambda a, b: "A" if a.startswith("right") else "B", refuses_schemas=True) as (judge, asked):
+        assert judged(studio, judge, probes=False)["invalid"] == 0 and set(asked.values()) == {1}
 
 
 def test_a_judge_that_counts_words_is_flagged_and_a_perfect_one_is_not(studio: Studio, comparison: dict[str, Any]) -> None:
