@@ -199,6 +199,7 @@ class ComparisonService:
             "data": comparison.dataset_id,
             "prompt_count": len(comparison.prompts),
             "job": comparison.job_id,
+            "training": job.config["training"] if job and job.kind == lifecycle.REPORT else None,  # whose report it is
             "status": job.status if job else "SUCCEEDED",
             "reason": job.reason if job else "",
             "fix": job.fix if job else "",
