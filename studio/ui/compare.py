@@ -245,7 +245,8 @@ def _list(rows: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
 def _facts(row: dict[str, Any]) -> str:
     who = words.count(len(row["contestants"]), "contestant")
     report = "report after training · " if row["training"] else ""
-    return f"{report}{words.count(row['prompt_count'], 'prompt')} · {who} · {words.STATUS_WORDS[row['status']]} · {words.ago(row['created_at'])}"
+    asked, when = words.count(row["prompt_count"], "prompt"), words.ago(row["created_at"])
+    return f"{report}{asked} · {who} · {words.STATUS_WORDS[row['status']]} · {when}"
 
 
 def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:
