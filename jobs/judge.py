@@ -33,7 +33,10 @@ def run(context: LightContext) -> dict[str, Any]:
     """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, Stopped when asked."""
     judgement_id = str(context.config["judgement"])
     bench = Bench(context, judgement_id, context.config)
-    spent = bench.judge()
+    try:
+        spent = bench.judge()
+    finally:
+        bench.panelist.close()
     found = {**bench.read(), "is_cut_by_budget": spent}
     with context.db.write() as session:
         session.get_one(Judgement, judgement_id).readings = found

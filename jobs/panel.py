@@ -74,6 +74,8 @@ class Panelist(Protocol):
 
     def questions(self, cases: Sequence[Case]) -> list[Question]: ...
 
+    def close(self) -> None: ...
+
 
 def panelist(judgement: Judgement, config: dict[str, Any], context: LightContext) -> Panelist:
     """The judge that a judgement names."""
@@ -100,6 +102,9 @@ class Rule:
 
     def questions(self, cases: Sequence[Case]) -> list[Question]:
         return [self._question(case) for case in cases if case.prompt.get("reference")]
+
+    def close(self) -> None:
+        """It holds nothing."""
 
     def _question(self, case: Case) -> Question:
         reference, a, b = case.prompt["reference"], case.answers_a[-1], case.answers_b[-1]
@@ -134,6 +139,9 @@ class AskedModel:
     def questions(self, cases: Sequence[Case]) -> list[Question]:
         make = self._pairwise if self.judge.kind == "pairwise" else self._single
         return [make(case) for case in cases]
+
+    def close(self) -> None:
+        self._client.close()
 
     def _pairwise(self, case: Case) -> Question:
         messages = judging.question(self.judge, case.prompt, case.answers_a, case.answers_b, self.criteria)
@@ -220,6 +228,9 @@ class Likelihood:
 
     def questions(self, cases: Sequence[Case]) -> list[Question]:
         return [self._question(case) for case in cases]
+
+    def close(self) -> None:
+        """Its model ends with its process."""
 
     def _question(self, case: Case) -> Question:
         texts = [_conversation(case.prompt, answers) for answers in (case.answers_a, case.answers_b)]
