@@ -167,7 +167,7 @@ class ComparisonService:
         for contestant in job.config.get("contestants", []) if perplexity and job else []:
             said = measures.perplexity(self.settings, row, contestant)
             found.setdefault(contestant["name"], {})["perplexity"] = said["perplexity"] if said else None
-        return {"id": row.id, "name": row.name, "contestants": found}
+        return {"id": row.id, "name": row.name, "contestants": {name: found[name] for name in row.contestants if name in found}}
 
     def delete(self, comparison_id: str) -> dict[str, Any]:
         """Delete the comparison and its answers. Refused while its job runs."""
