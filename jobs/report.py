@@ -82,7 +82,8 @@ def _figures(context: LightContext) -> dict[str, Any]:
         judgement = session.get(Judgement, context.config.get("judgement", ""))
         lines = session.scalars(select(VerdictRow).where(VerdictRow.judgement_id == judgement.id)).all() if judgement else []
     base, tuned = comparison.contestants
-    metrics = measures.measure(context.settings, comparison, answers)
+    measured = measures.measure(context.settings, comparison, answers)
+    metrics = {name: measured[name] for name in comparison.contestants if name in measured}
     for contestant in context.config["contestants"]:
         if contestant["name"] in metrics:
             metrics[contestant["name"]]["perplexity"] = _perplexity(context, comparison, contestant)
