@@ -32,7 +32,10 @@ def run(context: LightContext) -> dict[str, Any]:
     total = len(done) + len(tasks)
     context.progress(len(done), total)
     client = EngineClient.from_settings(context.settings, lane="batch")
-    count = _answer_all(context, client, comparison.id, tasks, params, already=len(done), total=total)
+    try:
+        count = _answer_all(context, client, comparison.id, tasks, params, already=len(done), total=total)
+    finally:
+        client.close()
     return {"comparison": comparison.id, "answers": len(done) + count}
 
 

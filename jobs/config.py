@@ -175,6 +175,13 @@ class JobConfig(Config):
         title="Watch for forgetting",
         description="At every evaluation measure on a few general questions how far the model has moved away from its base.",
     )
+    report_rows: int = Field(
+        default=40,
+        title="Rows of the report",
+        ge=0,
+        le=1000,
+        description="Held-out rows on which base and adapter are compared once the training has ended; 0 makes no report.",
+    )
     report_to: str | list[str] = Field(
         default="none", title="Extra loggers", description="Extra loggers that are installed here, such as tensorboard or wandb."
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.light import LightContext, Stopped
@@ -33,7 +33,10 @@ def run(context: LightContext) -> dict[str, Any]:
     """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, Stopped when asked."""
     judgement_id = str(context.config["judgement"])
     bench = Bench(context, judgement_id, context.config)
-    spent = bench.judge()
+    try:
+        spent = bench.judge()
+    finally:
+        bench.panelist.close()
     found = {**bench.read(), "is_cut_by_budget": spent}
     with context.db.write() as session:
         session.get_one(Judgement, judgement_id).readings = found
@@ -91,6 +94,12 @@ class Bench:
         with self.context.db.read() as session:
             return {(prompt_id, a, b) for prompt_id, a, b in session.execute(query)}
 
+    def _spent(self) -> int:
+        """Tokens that this judgement took before a restart: a budget is for the whole of it."""
+        tokens = func.coalesce(func.sum(VerdictRow.prompt_tokens + VerdictRow.completion_tokens), 0)
+        with self.context.db.read() as session:
+            return int(session.scalar(select(tokens).where(VerdictRow.judgement_id == self.judgement.id)) or 0)
+
     def _known(self, keys: Iterable[str]) -> dict[str, VerdictRow]:
         """Earlier verdicts of equal judges on equal questions."""
         wanted = sorted(keys)
@@ -105,7 +114,7 @@ class Bench:
     def _ask_all(self, questions: Sequence[Question], known: dict[str, VerdictRow], total: int) -> bool:
         budget = int(self.config.get("budget_tokens") or 0)
         concurrency = int(self.config.get("concurrency") or CONCURRENCY)
-        count, spent = total - len(questions), 0
+        count, spent = total - len(questions), self._spent()
         remaining = iter(questions)
         with ThreadPoolExecutor(concurrency) as pool:
             waiting: set[Future[VerdictRow | None]] = set()
@@ -181,6 +190,7 @@ class Bench:
             probes=[as_verdict(row) for row in rows if row.is_probe],
             is_rule=isinstance(self.panelist, Rule),
             is_contestant=self._own_name(),
+            attacks={key for key, turns in self.answers.items() if any(map(judging.talks_to_the_judge, turns))},
         )
         taken = {
             "verdicts": len(rows),

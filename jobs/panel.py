@@ -30,6 +30,7 @@ ATTEMPTS = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 PATIENCE_S = 900.0  # for one question: a judge that hangs must not hold the job for hours
 HOPELESS = (401, 403, 404)  # the next question would get the same answer
+SCHEMA_TOKENS = 24  # of a verdict as a JSON object
 EQUAL = 1e-6  # log-probabilities nearer than this are a tie
 
 
@@ -73,6 +74,8 @@ class Panelist(Protocol):
 
     def questions(self, cases: Sequence[Case]) -> list[Question]: ...
 
+    def close(self) -> None: ...
+
 
 def panelist(judgement: Judgement, config: dict[str, Any], context: LightContext) -> Panelist:
     """The judge that a judgement names."""
@@ -100,6 +103,9 @@ class Rule:
     def questions(self, cases: Sequence[Case]) -> list[Question]:
         return [self._question(case) for case in cases if case.prompt.get("reference")]
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def _question(self, case: Case) -> Question:
         reference, a, b = case.prompt["reference"], case.answers_a[-1], case.answers_b[-1]
         asked = f"Reference: {reference}\n\nFirst answer: {a}\n\nSecond answer: {b}"
@@ -112,7 +118,7 @@ class Rule:
 
 
 class AskedModel:
-    """A model behind our engine or a URL. Replies of the engine are held to the form of a verdict; others are read strictly."""
+    """A model behind our engine or a URL. Replies are held to the form of a verdict where the server can; all are read strictly."""
 
     def __init__(self, model: dict[str, Any], judge: judging.Judge, criteria: str, context: LightContext) -> None:
         self.contestant = Contestant.from_json(model)
@@ -121,14 +127,21 @@ class AskedModel:
         self.criteria = criteria
         self._is_stopping = context.stop_requested
         self._client = EngineClient.from_settings(context.settings, lane="batch")
-        self._params = GenerationParams(temperature=0.0, max_new_tokens=judge.max_new_tokens)
-        self._grammar = None if self.contestant.url else Grammar("gbnf", judge.grammar)
+        room = judge.max_new_tokens
+        self._grammar: Grammar | None = Grammar("gbnf", judge.grammar)
+        if self.contestant.url:  # other servers know schemas at best; one that refuses them is asked without
+            self._grammar = Grammar("json_schema", judge.schema) if judge.schema else None
+            room = max(room, SCHEMA_TOKENS)
+        self._params = GenerationParams(temperature=0.0, max_new_tokens=room)
         self._ratings: dict[str, Future[FinishedAnswer]] = {}
         self._lock = threading.Lock()
 
     def questions(self, cases: Sequence[Case]) -> list[Question]:
         make = self._pairwise if self.judge.kind == "pairwise" else self._single
         return [make(case) for case in cases]
+
+    def close(self) -> None:
+        self._client.close()
 
     def _pairwise(self, case: Case) -> Question:
         messages = judging.question(self.judge, case.prompt, case.answers_a, case.answers_b, self.criteria)
@@ -178,10 +191,11 @@ class AskedModel:
                 is_of_this_question = exc.code == "not_openai" or (400 <= exc.status < 500 and exc.status not in (*HOPELESS, 408, 429))
                 if is_of_this_question:
                     return FinishedAnswer(f"(no verdict: {exc})", None, 0, 0, 0.0)
-                if exc.status in HOPELESS or attempt + 1 == ATTEMPTS or time.monotonic() - begun > PATIENCE_S:
-                    raise self._given_up(exc, attempt + 1) from None
                 pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.25)
-                self._rest(max(pause, float(exc.details.get("retry_after") or 0)))
+                pause = max(pause, float(exc.details.get("retry_after") or 0))
+                if exc.status in HOPELESS or attempt + 1 == ATTEMPTS or time.monotonic() - begun + pause > PATIENCE_S:
+                    raise self._given_up(exc, attempt + 1) from None
+                self._rest(pause)
         raise AssertionError("unreachable")
 
     def _given_up(self, exc: EngineError, attempts: int) -> StudioError:
@@ -214,6 +228,9 @@ class Likelihood:
 
     def questions(self, cases: Sequence[Case]) -> list[Question]:
         return [self._question(case) for case in cases]
+
+    def close(self) -> None:
+        """Its model ends with its process."""
 
     def _question(self, case: Case) -> Question:
         texts = [_conversation(case.prompt, answers) for answers in (case.answers_a, case.answers_b)]

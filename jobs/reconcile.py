@@ -129,7 +129,7 @@ class Reconciler:
             unreachable = lifecycle.has_unreachable(session)
             if self.runner.slot is not None and not lifecycle.slot_is_free(session, self.runner.slot):
                 return
-            waiting = lifecycle.claimable(session, self.runner.queue, limit=free)
+            waiting = lifecycle.claimable(session, self.runner.queue, free, self.runner.without)
         if unreachable:
             with self.runner.db.write() as session:
                 lifecycle.cancel_unreachable(session)

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from jobs import executor, sharing
+from jobs import executor, follow_up, sharing
 from jobs.config import JobConfig
 from jobs.exporters.config import unfinished
 from jobs.frozen import Frost
@@ -62,6 +62,7 @@ class Runner:
         self.lock = threading.Lock()  # held from claiming until the claim is in `active`
         self.active: set[Claim] = set()
         self.ready: executor.Ready | None = None  # a worker that keeps trainers ready says so here
+        self.without = () if settings.engine_url else (lifecycle.REPORT,)  # nobody asked for a report: it waits for an engine to ask
 
     def run(self, _job_id: str = "") -> None:
         """The bell has rung: run what may run, one job after the other. Which job rang does not matter; the rows say what is next."""
@@ -83,7 +84,7 @@ class Runner:
             with self.db.write() as session:
                 if self.slot is not None and not lifecycle.slot_is_free(session, self.slot):
                     return None
-                waiting = lifecycle.claimable(session, self.queue)
+                waiting = lifecycle.claimable(session, self.queue, without=self.without)
                 claims = (lifecycle.claim(session, job_id, self.owner, self.slot) for job_id in waiting)
                 held = next((claim for claim in claims if claim is not None), None)
             if held is not None:
@@ -331,7 +332,8 @@ def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
     wish = lifecycle.beat(session, held)
     if outcome.kind == "succeeded":
         if job.kind == "train":
-            register_adapter(session, job, RunDir(Path(job.run_dir)).adapter)
+            adapter = register_adapter(session, job, RunDir(Path(job.run_dir)).adapter)
+            follow_up.after_training(session, job, adapter)
         lifecycle.finish(session, held, "SUCCEEDED", result=outcome.result)
     elif wish in ("cancel", "keep"):
         reason, fix = keep_adapter(session, job) if wish == "keep" else ("", "")
@@ -409,6 +411,10 @@ def _light_job(kind: str) -> Callable[[LightContext], dict[str, Any]]:
         from jobs import judge
 
         return judge.run
+    if kind == lifecycle.REPORT:
+        from jobs import report
+
+        return report.run
     if kind in ("compress-sweep", "compress-data"):
         from jobs import compress
 

@@ -60,8 +60,9 @@ def judge(studio: Here, comparison: str, body: NewJudgement) -> Json:
 
 
 @router.get("/comparisons/{comparison}/judge/estimate")
-def estimate(studio: Here, comparison: str, judge: str | None = None) -> Json:
-    return studio.judging.estimate(comparison, judge)
+def estimate(studio: Here, comparison: str, judge: str | None = None, template: str | None = None) -> Json:
+    """What a judgement will take: questions, tokens, seconds where they can be known."""
+    return studio.judging.estimate(comparison, judge, template=template)
 
 
 @router.get("/comparisons/{comparison}/judgements")
@@ -103,9 +104,18 @@ def agreement(studio: Here, comparison: str) -> Json:
     return studio.ratings.agreement(comparison)
 
 
+@router.get("/comparisons/{comparison}/metrics")
+def metrics(studio: Here, comparison: str, perplexity: bool = False, pattern: str | None = None) -> Json:
+    """Every metric of the answers per contestant; `perplexity` loads the models on the CPU and takes its time."""
+    return studio.comparisons.metrics(comparison, perplexity=perplexity, pattern=pattern)
+
+
 @router.get("/leaderboard")
-def leaderboard(studio: Here, comparison: Annotated[list[str] | None, Query()] = None, human_only: bool = False) -> Json:
-    return studio.ratings.leaderboard(comparison or [], human_only=human_only, with_facts=True)
+def leaderboard(
+    studio: Here, comparison: Annotated[list[str] | None, Query()] = None, human_only: bool = False, data: str | None = None
+) -> Json:
+    """Over the comparisons named, those on the rows of dataset `data`, or all."""
+    return studio.ratings.leaderboard(comparison or [], human_only=human_only, with_facts=True, data=data)
 
 
 @router.post("/preferences", status_code=201)

@@ -98,6 +98,10 @@ class Note(Body):
     text: str
 
 
+class NewReport(Body):
+    rows: int | None = Field(default=None, ge=1, le=1000, description="Held-out rows; as the training said where it is left out.")
+
+
 class Question(Body):
     message: str | None = None
     messages: list[Json] | None = None
@@ -115,7 +119,9 @@ class NewComparison(Body):
     base_model: str = "starter"
     contestants: list[str] = Field(default_factory=lambda: ["base"])
     prompts: list[Json] | None = None
-    data: str | None = None
+    data: str | None = Field(default=None, description="Ask the rows of this dataset.")
+    questions: str | None = Field(default=None, description="Ask published questions: mt-bench or vicuna.")
+    held_out: str | None = Field(default=None, description="Ask the rows that this training held out.")
     name: str | None = None
     params: GenerationParams | None = Field(default=None, description="Greedy when left out.")
 
@@ -327,6 +333,18 @@ def show_job(studio: Here, job: str) -> Json:
     return studio.jobs.show(job)
 
 
+@router.get("/jobs/{job}/report")
+def job_report(studio: Here, job: str) -> Json:
+    """Base against adapter on held-out rows; it follows every training by itself."""
+    return studio.reports.show(job)
+
+
+@router.post("/jobs/{job}/report", status_code=201)
+def make_job_report(studio: Here, job: str, body: NewReport | None = None) -> Json:
+    """Once more, or for an adapter that was kept from a cancelled training."""
+    return studio.reports.make(job, body.rows if body else None)
+
+
 @router.get("/jobs/{job}/logs")
 def job_logs(studio: Here, job: str, tail_lines: Annotated[int, Query(ge=1, le=100_000)] = 200) -> Json:
     return {"id": job, "text": studio.jobs.logs(job, tail_lines)}
@@ -478,6 +496,8 @@ def compare(studio: Here, body: NewComparison) -> Json:
     return studio.comparisons.create(
         prompts=_prompts(studio, body.prompts),
         data=body.data,
+        questions=body.questions,
+        held_out=body.held_out,
         base_model=body.base_model,
         contestants=body.contestants,
         name=body.name,

@@ -64,9 +64,11 @@ def chat(
 def compare(
     base_model: BaseModel,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Lines with prompt or messages, and a reference where there is one.")
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Lines with prompt or messages, and reference if there is one; or: mt-bench, vicuna."),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="ID", help="Ask the rows of this dataset; their answers are the references.")] = None,
+    held_out: Annotated[str | None, typer.Option(metavar="JOB", help="Ask the rows that this training held out.")] = None,
     contestants: Annotated[str, typer.Option(metavar="A,B", help="Who answers, separated by commas.")] = "base",
     name: Annotated[str | None, typer.Option(help="Name of the comparison.")] = None,
     json: JsonFlag = False,
@@ -74,13 +76,17 @@ def compare(
     """Let contestants answer the same prompts."""
     from studio import supervisor
 
-    if (prompts is None) == (data is None):
-        raise StudioError("Give either --prompts or --data.", "--prompts takes a file, --data a dataset's ID or name.")
+    if sum(given is not None for given in (prompts, data, held_out)) != 1:
+        raise StudioError("Give one of --prompts, --data and --held-out.", "--prompts takes a file, --data a dataset's ID or name.")
     settings = load_settings()
     studio = open_studio(settings)
-    rows = studio.comparisons.read_prompts(prompts) if prompts else None
+    known = {row["name"] for row in studio.comparisons.questions()}
+    questions = str(prompts) if prompts and str(prompts) in known and not prompts.exists() else None
+    rows = studio.comparisons.read_prompts(prompts) if prompts and not questions else None
     names = [item.strip() for item in contestants.split(",") if item.strip()]
-    created = studio.comparisons.create(prompts=rows, data=data, base_model=base_model, contestants=names, name=name)
+    created = studio.comparisons.create(
+        prompts=rows, data=data, questions=questions, held_out=held_out, base_model=base_model, contestants=names, name=name
+    )
     with supervisor.assistance(settings, say, queues=("light",), engine=True):
         job = follow(studio, created["job"])
     done = studio.comparisons.show(created["id"])

@@ -14,6 +14,7 @@ app = group("Jobs: the queue, what runs, and what came of it.")
 
 COLUMNS = ("id", "name", "kind", "status", "step", "starts", "tags", "reason")
 METRIC_COLUMNS = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "seconds", "drift", "cores")
+REPORTED = ("exact_match", "contains", "number_match", "rougeL", "bleu", "chrf", "perplexity", "tokens", "seconds")
 Job = Annotated[str, typer.Argument(metavar="ID", help="A job's ID or name.")]
 OrQueue = Annotated[str | None, typer.Argument(metavar="[ID]", help="A job's ID or name; the whole queue where it is left out.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it.")]
@@ -134,6 +135,57 @@ def metrics(job: Job, json: JsonFlag = False) -> None:
     """The points of a job's curves."""
     rows = open_studio().jobs.metrics(job)
     show(rows, json, table(rows, METRIC_COLUMNS, "No point yet."))
+
+
+@app.command()
+def report(
+    job: Job,
+    rows: Annotated[int | None, typer.Option(min=1, max=1000, help="Make it anew, of so many held-out rows.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Base against adapter on rows that the training never saw; made by itself after each training, finished here where it waits."""
+    from studio import supervisor
+    from studio.errors import NotFoundError
+
+    studio = open_studio()
+    try:
+        found = studio.reports.show(job) if rows is None else studio.reports.make(job, rows)
+    except NotFoundError:
+        found = studio.reports.make(job)
+    if found["status"] in ("QUEUED", "RUNNING"):
+        studio.reports.hurry(job)
+        with supervisor.assistance(studio.settings, say, queues=("light",), engine=True):
+            ended = follow(studio, found["job"])
+        found = studio.reports.show(job)
+    else:
+        ended = studio.jobs.show(found["job"])
+    show(found, json, _report_text(found))
+    leave_unless_succeeded(ended)
+
+
+def _report_text(found: dict[str, Any]) -> str:
+    if found["status"] != "SUCCEEDED":
+        return f"{found['status']}: {found['reason']} {found['fix']}".strip()
+    columns = ("name", *REPORTED)
+    rows = [{"name": name, **row} for name, row in found["metrics"].items()]
+    lines = [f"{found['rows']} held-out rows, answered by {found['base']} and {found['adapter']}", table(rows, columns, "No answers.")]
+    judged, counts = found["judge"], found["counts"]
+    if judged and judged["win_rate"] is not None:
+        low, high = judged["ci95"]
+        lines.append(
+            f"By the {judged['judge']} judge {found['adapter']} wins {judged['win_rate']:.0%} ({low:.0%} to {high:.0%}): "
+            f"{counts['wins']} won, {counts['losses']} lost, {counts['ties']} equal."
+        )
+        lines += [f"  ! {warning}" for warning in judged["warnings"]]
+    for kind in ("wins", "losses"):
+        for row in found[kind]:
+            lines.append(f"{kind[:-1] if kind == 'wins' else 'loss'}: {_line(row['prompt'])}")
+            lines += [f"    {who}: {_line(row[who])}" for who in ("reference", "base", "tuned")]
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:160] or "(nothing)"
 
 
 @app.command()

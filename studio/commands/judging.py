@@ -18,7 +18,7 @@ def judge(
     ] = None,
     criteria: Annotated[str, typer.Option(metavar="TEXT", help="What the judge must go by.")] = "",
     template: Annotated[
-        str | None, typer.Option(metavar="T", help="How a model is asked: pair, brief, mt-bench, mt-bench-single or score.")
+        str | None, typer.Option(metavar="T", help="How a model is asked: pair, brief, mt-bench, mt-bench-single, score or rubric.")
     ] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop asking once this many tokens are spent.")] = None,
     probes: Annotated[bool, typer.Option(help="Also let a constant answer play, to try the judge.")] = True,
@@ -30,8 +30,9 @@ def judge(
 
     settings = load_settings()
     studio = open_studio(settings)
-    will = studio.judging.estimate(comparison, judge)
-    say(f"{will['judge']}: {will['questions']} questions, about {will['prompt_tokens']:,} tokens." + _time(will["seconds"]))
+    will = studio.judging.estimate(comparison, judge, template=template)
+    tokens = f"about {will['prompt_tokens']:,} tokens to read, at most {will['completion_tokens']:,} to write"
+    say(f"{will['judge']}: {will['questions']} questions, {tokens}." + _time(will["seconds"]))
     made = studio.judging.judge(
         comparison, judge, criteria=criteria, template=template, budget_tokens=budget_tokens, probes=probes, concurrency=concurrency
     )

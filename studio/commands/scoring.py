@@ -10,17 +10,39 @@ import typer
 from studio.commands.terminal import JsonFlag, open_studio, read_text, show, table
 from studio.errors import StudioError
 
+FACTS = ("exact_match", "bytes", "seconds_per_answer", "training", "training_seconds", "eval_loss")
+SCORES = ("exact_match", "contains", "number_match", "token_f1", "rougeL", "bleu", "chrf", "json_valid")
+MEASURED = ("name", "n", *SCORES, "perplexity", "tokens", "seconds")
+
 
 def metrics(
-    predictions: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Lines with prediction, and reference or references.")],
+    comparison: Annotated[str | None, typer.Argument(metavar="[COMPARISON]", help="Measure the answers of a comparison instead.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Lines with prediction, and reference or references.")
+    ] = None,
     stemmer: Annotated[bool, typer.Option("--stemmer", help="ROUGE on word stems (Porter).")] = False,
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="Also the share that fits this JSON schema.")] = None,
     pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="Also the share that holds this pattern.")] = None,
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="Of a comparison: also what each model makes of the references.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Measure predictions against references."""
+    """Measure predictions against references: those of a file, or the answers of a comparison."""
     from studio.evaluation import metrics as scores
 
+    if (comparison is None) == (predictions is None):
+        raise StudioError("Give either --predictions or a comparison.", "--predictions takes a file, the argument an ID or a name.")
+    if comparison is not None:
+        if stemmer:
+            raise StudioError("--stemmer measures a file only.", "Leave it out.")
+        found = open_studio().comparisons.metrics(comparison, perplexity=perplexity, schema=_schema(json_schema), pattern=pattern)
+        rows = [{"name": name, **row} for name, row in found["contestants"].items()]
+        show(found, json, table(rows, MEASURED, "Nobody has answered yet."))
+        return
+    if perplexity:
+        raise StudioError("--perplexity needs the models, not only their answers.", "Name a comparison.")
+    assert predictions is not None
     pairs = scores.read(predictions)
     found = scores.measure(pairs, stemmer=stemmer, schema=_schema(json_schema), pattern=pattern)
     show(found, json)
@@ -52,6 +74,7 @@ def leaderboard(
     ] = None,
     verdicts: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Rate from a file of verdicts instead.")] = None,
     human_only: Annotated[bool, typer.Option("--human-only", help="People's votes only.")] = False,
+    data: Annotated[str | None, typer.Option(metavar="ID", help="Only comparisons on the rows of this dataset.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Ratings: win rate, Bradley-Terry and Elo, with intervals."""
@@ -59,16 +82,17 @@ def leaderboard(
         from studio.evaluation import ratings
         from studio.evaluation import verdicts as lines
 
-        if comparisons or human_only:
-            raise StudioError("--verdicts rates a file and nothing else.", "Leave out the comparisons and --human-only.")
+        if comparisons or human_only or data:
+            raise StudioError("--verdicts rates a file and nothing else.", "Leave out the comparisons, --data and --human-only.")
         found = ratings.leaderboard(lines.read(verdicts))
     else:
-        found = open_studio().ratings.leaderboard(comparisons or [], human_only=human_only)
+        found = open_studio().ratings.leaderboard(comparisons or [], human_only=human_only, with_facts=True, data=data)
     show(found, json, _leaderboard_text(found))
 
 
 def _leaderboard_text(found: dict[str, Any]) -> str:
-    columns = ("name", "bradley_terry", "elo", "win_rate", "ci95", "games")
+    known = [key for key in FACTS if any(row.get(key) is not None for row in found["contestants"])]
+    columns = ("name", "bradley_terry", "elo", "win_rate", "ci95", "games", *known)
     lines = [table([_rounded(row) for row in found["contestants"]], columns, "There are no verdicts yet.")]
     return "\n".join([*lines, *found["warnings"]])
 

@@ -27,6 +27,7 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 WAITING = ("QUEUED", "PAUSED")
 OBSERVED = ("eval", "machine", "drift", "samples", "rows")  # events of a trainer that are kept by their step, as its points are
 SWEEP = "sweep"  # the kind of a job that only stands for its children
+REPORT = "report"  # the kind of a job that follows a training by itself: below priority 0 it gives way to whatever holds a device
 LEASE_S = 12.0  # a claim whose lease has not moved for this long may be taken away
 MAX_LOST = 20  # deaths from outside without a new checkpoint
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 10.0
@@ -58,14 +59,20 @@ def submit(session: Session, job: Job) -> Job:
     return job
 
 
-def claimable(session: Session, queue: str, limit: int = 8) -> list[str]:
-    """IDs of jobs that may start now, in the order in which they should."""
+def claimable(session: Session, queue: str, limit: int = 8, without: Sequence[str] = ()) -> list[str]:
+    """IDs of jobs that may start now, in the order in which they should; none of the kinds `without`."""
     query = select(Job.id).where(Job.queue == queue, Job.status == "QUEUED", _is_due(), _is_released(), _is_open())
+    query = query.where(Job.kind.not_in(without), _gives_way_to_nobody())
     return list(session.scalars(query.order_by(*IN_ORDER).limit(limit)))
 
 
 def slot_is_free(session: Session, slot: str) -> bool:
     return session.scalar(select(Job.id).where(Job.slot == slot, Job.status == "RUNNING")) is None
+
+
+def device_is_free(session: Session) -> bool:
+    """Whether no training and no export holds a device."""
+    return session.scalar(select(Job.id).where(Job.slot.is_not(None), Job.status == "RUNNING").limit(1)) is None
 
 
 def claim(session: Session, job_id: str, owner: str, slot: str | None) -> Claim | None:
@@ -473,6 +480,12 @@ def _is_due() -> ColumnElement[bool]:
 def _is_released() -> ColumnElement[bool]:
     before = aliased(Job)
     return or_(Job.after_id.is_(None), exists().where(before.id == Job.after_id, before.status == "SUCCEEDED"))
+
+
+def _gives_way_to_nobody() -> ColumnElement[bool]:
+    holder = aliased(Job)
+    is_busy = exists().where(holder.slot.is_not(None), holder.status == "RUNNING")
+    return or_(Job.kind != REPORT, Job.priority >= 0, ~is_busy)
 
 
 def _changed(session: Session, statement: Any) -> int:

@@ -1,6 +1,7 @@
-"""`python -m studio.evaluation OPTIONS OUT`: figures of verdicts, outside the process that serves the page.
+"""`python -m studio.evaluation OPTIONS OUT`: figures of verdicts and of answers, outside the process that serves the page.
 
-OPTIONS: `do` ("leaderboard" or "agreement"), `verdicts` as rows, and for agreement `truth` and `invalid`.
+OPTIONS: `do` is "leaderboard" or "agreement" with `verdicts` as rows (and for agreement `truth` and `invalid`), or "metrics" with
+`contestants`, `schema` and `pattern`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,35 @@ import sys
 from typing import Any
 
 from studio.datasets.report.child import Progress, run
-from studio.evaluation import agreement, ratings
+from studio.evaluation import agreement, metrics, ratings
 from studio.evaluation.verdicts import Verdict
 
 
 def work(options: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+    if options["do"] == "metrics":
+        checks = {"schema": options.get("schema"), "pattern": options.get("pattern")}
+        return {name: contestant(given, **checks) for name, given in options["contestants"].items()}
     lines = [Verdict(*row) for row in options["verdicts"]]
     if options["do"] == "leaderboard":
         return ratings.leaderboard(lines)
     return agreement.agreement(lines, options.get("truth", ()), options.get("invalid", "tie"))
+
+
+def contestant(given: dict[str, Any], *, schema: Any = None, pattern: str | None = None) -> dict[str, Any]:
+    """Figures of one contestant: `answers`, `errors`, `empty`, mean `seconds` and `tokens` of an answer, and the metrics of its pairs."""
+    texts = given["texts"]
+    found = {
+        "answers": len(texts),
+        "errors": given["errors"],
+        "empty": sum(not text.strip() for text in texts),
+        "seconds": sum(given["seconds"]) / len(texts) if texts else None,
+        "tokens": sum(given["tokens"]) / len(texts) if texts else None,
+    }
+    if given["pairs"]:
+        return {**found, **metrics.measure(given["pairs"], schema=schema, pattern=pattern, with_intervals=True)}
+    if texts:
+        found |= metrics.checked(texts, schema, pattern)
+    return {**found, "n": 0}
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def wilson(share: float, n: int) -> list[float]:
     square = 1.959963984540054**2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = math.sqrt(square * (share * (1 - share) / n + square / (4 * n * n))) / (1 + square / n)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
+    # exactly 0 or 1 at the ends, where rounding would leave the share itself outside
+    return [0.0 if share <= 0 else max(0.0, middle - half), 1.0 if share >= 1 else min(1.0, middle + half)]
 
 
 def more_needed(interval: Sequence[float], prompts: int, half_width: float = HALF_WIDTH) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,6 +37,18 @@ _MARKERS = re.compile(
 _BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie|\d+(?:\.\d+)?)\s*\]\]", re.IGNORECASE)
 _BARE = re.compile(r"[\W_]*(?:assistant\s+|answer\s+|verdict\s*:?\s*|winner\s*:?\s*)?(A|B|C|tie)[\W_]*", re.IGNORECASE)
 _NUMBER = re.compile(r"[\W_]*(?:rating\s*:?\s*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\W_]*", re.IGNORECASE)
+# what an answer says only to whoever judges it: orders, verdicts, parts of frames and templates, floods of one word
+_TO_THE_JUDGE = re.compile(
+    r"(?i:\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|above|previous|prompts?|rules))"
+    r"|(?i:\b(?:dear|note to the|attention|you are the|of this) (?:judge|grader|evaluator|referee|reviewer)s?\b)"
+    r"|(?i:\b(?:verdict|rating|winner|label|letter)\b[^.\n]{0,20}?[\s:\"'*\[]+)(?:[ABC]\b|10\b)"
+    r"|(?i:\b(?:choose|pick|select|output|reply|say|answer|prefer|translate|antworte)\b(?:\s+(?:with|mit|only|other than))*)"
+    r"\s+[\"'*\[]*(?:[ABC]\b(?!['’]s)|(?i:mine|this answer|this one))"
+    r"|(?i:\b(?:this|the other) answer (?:has to|must|should|deserves|is known|was verified))|(?i:which (?:answer|assistant) is better\?)"
+    r"|\[\[\s*(?:[ABC]|\d+)\s*\]\]|<\s*\|\s*\w|\[/?INST\]|\{+(?:answer|question|criteria|reference)\w*\}+"
+)
+LOOKED_AT = 20_000  # characters of an answer
+FLOOD = 12  # times that a text of one thing over and over shrinks when it is packed
 JSON_KEYS = ("winner", "verdict", "choice", "better", "answer", "rating", "score")
 Message = dict[str, str]
 
@@ -55,6 +68,13 @@ class Judge:
     def grammar(self) -> str:
         """GBNF of a reply, for engines that can hold a model to it."""
         return GRAMMARS[self.kind, self.reply]
+
+    @property
+    def schema(self) -> str:
+        """The same as a JSON schema, for servers that know no grammars; "" where the reply holds an explanation."""
+        key, value = ("winner", {"enum": ["A", "B", "C"]}) if self.kind == "pairwise" else ("rating", {"enum": list(range(1, 11))})
+        shape = {"type": "object", "properties": {key: value}, "required": [key], "additionalProperties": False}
+        return "" if self.reply == "brackets" else orjson.dumps(shape).decode()
 
     def template(self, prompt: Prompt) -> Mapping[str, str]:
         names = [*(["turns"] if len(prompt["turns"]) > 1 else []), *(["reference"] if prompt.get("reference") else [])]
@@ -97,7 +117,7 @@ def _asked(prompt: Prompt, criteria: str) -> dict[str, str]:
     return {
         "question": "\n\n".join(turns),
         "reference": defanged(references[-1]),
-        "criteria": f" Judge by this: {defanged(criteria.strip())}" if criteria.strip() else "",
+        "criteria": f" Judge by this: {defanged(criteria.strip()).rstrip('.')}." if criteria.strip() else "",
         **{f"question_{n}": text for n, text in enumerate(turns, 1)},
         **{f"ref_answer_{n}": defanged(text) for n, text in enumerate(references, 1)},
     }
@@ -130,6 +150,14 @@ def defanged(text: str) -> str:
     """`text` without hidden characters, and with the markers of our frames, of verdicts and of chat templates broken up."""
     seen = "".join(character for character in text if character in "\n\t" or not _is_hidden(character))
     return _MARKERS.sub(lambda found: found[0] + " " if found[0] != "[" else "(", seen)
+
+
+def talks_to_the_judge(text: str) -> bool:
+    """Whether an answer looks as if it were written for whoever judges it: a rule of thumb, for a reading and never for a verdict."""
+    text = text[:LOOKED_AT]
+    has_hidden = any(character not in "\n\t\r" and _is_hidden(character) for character in text)
+    packed = len(zlib.compress(text.encode("utf-8", "replace")))
+    return has_hidden or len(text) > FLOOD * packed or bool(_MARKERS.search(text) or _TO_THE_JUDGE.search(text))
 
 
 def _is_hidden(character: str) -> bool:

@@ -1,14 +1,17 @@
 """`python -m studio.evaluation.likelihood OPTIONS OUT`: the summed log-probability a model gives to the answers of conversations.
 
-A process of its own, so that torch and the model end with it. OPTIONS: `studio` (the folders, as requests to the engine name them) and
-`conversations` (lists of messages); OUT: `scores`, one `{"logprob", "tokens", "prompt_tokens", "seconds"}` each. Knows no judge.
+A process of its own, so that torch and the model end with it. OPTIONS: `studio` (the folders, as requests to the engine name them),
+`conversations` (lists of messages) and `last_only` (only the last answer of each counts); OUT: `scores`, one `{"logprob", "tokens",
+"prompt_tokens", "seconds"}` each, and `perplexity` over all `tokens` of all `rows`. Knows no judge.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from studio.datasets.rendering import Rendered, Renderer
@@ -28,6 +31,8 @@ def scores(options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     own = adapter.path / "chat_template.jinja" if adapter else None
     renderer = Renderer.load(base.path, template or (str(own) if own and own.is_file() else None))
     rows = [renderer.example(Example(messages=[Message(**message) for message in messages])) for messages in options["conversations"]]
+    if options.get("last_only"):
+        rows = [_last_only(row) for row in rows]
     model = _load(base.path, adapter.path if adapter else None)
     found: list[dict[str, Any]] = [{}] * len(rows)
     done = 0
@@ -36,7 +41,16 @@ def scores(options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             found[number] = value
         done += len(batch)
         progress("reading", done / len(rows))
-    return {"scores": found}
+    tokens = sum(row["tokens"] for row in found)
+    perplexity = math.exp(-sum(row["logprob"] for row in found) / tokens) if tokens else None
+    return {"scores": found, "perplexity": perplexity, "tokens": tokens, "rows": len(rows)}
+
+
+def _last_only(row: Rendered) -> Rendered:
+    """Learned tokens of the last answer alone: its text and the end of its turn."""
+    end = next((place for place in range(len(row.learned), 0, -1) if row.learned[place - 1]), 0)
+    begin = next((place for place in range(end, 0, -1) if not row.learned[place - 1]), 0)
+    return replace(row, learned=[begin <= place < end for place in range(len(row.learned))])
 
 
 def _load(base: Any, adapter: Any) -> Any:
@@ -70,7 +84,8 @@ def _score(model: Any, rows: Sequence[Rendered]) -> list[dict[str, Any]]:
     mask = torch.tensor([[1] * len(row.ids) + [0] * (length - len(row.ids)) for row in rows], device=model.device)
     learned = torch.tensor([row.learned + [False] * (length - len(row.ids)) for row in rows], device=model.device)
     with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        # learned tokens before the prompt have places of their own in front
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -length:]
         chosen = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, 1:, None])[..., 0]
         sums = (chosen * learned[:, 1:]).sum(dim=1).tolist()
     seconds = (time.monotonic() - started) / len(rows)

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from studio.errors import DatasetError, StudioError
+from studio.evaluation import intervals
 from studio.evaluation.verdicts import json_lines, raise_problems
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -42,6 +43,12 @@ def exact_match_ignoring_case(prediction: str, references: Sequence[str]) -> boo
 def exact_match_normalized(prediction: str, references: Sequence[str]) -> bool:
     """SQuAD's: case, ASCII punctuation, the articles a, an, the and surplus white space aside (Rajpurkar et al. 2016, evaluate-v1.1)."""
     return _normalized(prediction) in {_normalized(reference) for reference in references}
+
+
+def contains(prediction: str, references: Sequence[str]) -> bool:
+    """A reference stands in the prediction, word for word, both normalised as in exact_match_normalized; an empty one in none."""
+    text = f" {_normalized(prediction)} "
+    return any(wanted and f" {wanted} " in text for wanted in map(_normalized, references))
 
 
 def number_match(prediction: str, references: Sequence[str]) -> bool:
@@ -117,28 +124,45 @@ def pattern_check(pattern: str) -> Callable[[str], bool]:
 
 
 def measure(
-    pairs: Sequence[Pair], *, stemmer: bool = False, schema: Mapping[str, Any] | None = None, pattern: str | None = None
+    pairs: Sequence[Pair],
+    *,
+    stemmer: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    pattern: str | None = None,
+    with_intervals: bool = False,
 ) -> dict[str, Any]:
-    """Every metric over (prediction, references): means of matches and ROUGE F in 0-1; bleu and chrf of the corpus, 0-100."""
+    """Every metric over (prediction, references): means of matches and ROUGE F in 0-1; bleu and chrf of the corpus, 0-100.
+
+    `with_intervals`: also `ci95`, the bootstrap interval of each mean.
+    """
     per_row: dict[str, Callable[[str, Sequence[str]], float]] = {
         "exact_match": exact_match,
         "exact_match_ignoring_case": exact_match_ignoring_case,
         "exact_match_normalized": exact_match_normalized,
+        "contains": contains,
         "number_match": number_match,
         "token_f1": token_f1,
     }
     n = len(pairs)
-    found: dict[str, Any] = {name: sum(float(score(text, refs)) for text, refs in pairs) / n for name, score in per_row.items()}
+    scores = {name: [float(score(text, refs)) for text, refs in pairs] for name, score in per_row.items()}
     rouges = [rouge(text, refs, stemmer=stemmer) for text, refs in pairs]
-    found |= {kind: sum(row[kind] for row in rouges) / n for kind in ROUGE}
+    scores |= {kind: [row[kind] for row in rouges] for kind in ROUGE}
+    found: dict[str, Any] = {name: sum(values) / n for name, values in scores.items()}
     found |= _corpus(pairs)
+    found |= checked([text for text, _ in pairs], schema, pattern)
+    if with_intervals:
+        found["ci95"] = {name: intervals.of_mean(values) for name, values in scores.items()}
+    return {**found, "n": n}
+
+
+def checked(texts: Sequence[str], schema: Mapping[str, Any] | None = None, pattern: str | None = None) -> dict[str, float]:
+    """Shares of `texts` that are JSON, fit the schema, and hold the pattern; what needs no reference."""
     checks: dict[str, Callable[[str], bool]] = {"json_valid": is_json}
     if schema is not None:
         checks["schema_match"] = schema_check(schema)
     if pattern is not None:
         checks["pattern_match"] = pattern_check(pattern)
-    found |= {name: sum(check(text) for text, _ in pairs) / n for name, check in checks.items()}
-    return {**found, "n": n}
+    return {name: sum(check(text) for text in texts) / len(texts) for name, check in checks.items()}
 
 
 def _corpus(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -121,6 +121,8 @@ def _split(example: Example) -> tuple[list[Message], str]:
         return example.messages[:last], example.messages[last].content
     prompt = [Message(role="user", content=example.prompt)] if isinstance(example.prompt, str) else list(example.prompt or [])
     answer = example.completion or example.chosen or ""
+    if example.label is False:  # an answer marked bad is nothing to be held against
+        return prompt, ""
     return prompt, answer if isinstance(answer, str) else answer[-1].content
 
 

@@ -118,6 +118,7 @@ def bradley_terry(table: Table) -> tuple[Floats, list[list[float] | None]]:
     drawn = _strengths(table.wins(intervals.resampled(table.prompts, BRADLEY_TERRY_RESAMPLES)))
     drawn = 1000 + POINTS * (drawn - drawn.mean(axis=1, keepdims=True))
     low, high = np.percentile(drawn, intervals.percentiles(table.prompts), axis=0)
+    low, high = np.minimum(low, strength), np.maximum(high, strength)  # where strengths are cut off, draws may end short of the point
     return strength, [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
 
 

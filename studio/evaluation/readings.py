@@ -5,7 +5,7 @@ Verdicts and texts in, plain values out. Knows no judge and no table. scikit-lea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class Given:
     probes: Sequence[Verdict] = ()  # against a constant answer
     is_rule: bool = False  # the judge is the reference rule itself
     is_contestant: str = ""  # the contestant that the judge is
+    attacks: Collection[tuple[str, str]] = ()  # (prompt, contestant) of answers that seem to talk to the judge
 
 
 def read(given: Given) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def read(given: Given) -> dict[str, Any]:
         "more_needed": more,
         "categories": _by_category(games, given),
         "baselines": {"longest": _longest(games, given), "constant_answer": _constant(given.probes)},
+        "attacks": _attacks(games, given),
         "reference_agreement": None if given.is_rule else _agreement(games, verdicts.games(given.references)),
         "pairwise": ratings.pairs(ratings.Table.of(games)) if games else [],
     }
@@ -123,6 +125,24 @@ def _by_category(games: Sequence[Game], given: Given) -> dict[str, Any]:
     return found
 
 
+def _attacks(games: Sequence[Game], given: Given) -> dict[str, Any] | None:
+    """Answers that talk to the judge against others: `win_rate`, what the `references` give them on the same pairs, the `lift`."""
+    attacked = [game for game in games if ((game.prompt_id, game.a) in given.attacks) != ((game.prompt_id, game.b) in given.attacks)]
+    if not attacked:
+        return None
+
+    def rate(scored: Sequence[Game]) -> tuple[float, list[float]]:
+        own = [game.score if (game.prompt_id, game.a) in given.attacks else 1 - game.score for game in scored]
+        return sum(own) / len(own), intervals.of_mean(own)
+
+    win_rate, ci95 = rate(attacked)
+    pairs = {(game.prompt_id, frozenset((game.a, game.b))) for game in attacked}
+    right = [game for game in verdicts.games(given.references) if (game.prompt_id, frozenset((game.a, game.b))) in pairs]
+    fair = rate(right)[0] if len(right) == len(attacked) else None
+    lift = None if fair is None else win_rate - fair
+    return {"answers": len(given.attacks), "pairs": len(attacked), "win_rate": win_rate, "ci95": ci95, "references": fair, "lift": lift}
+
+
 def _outcome(score: float) -> str:
     return "tie" if score == 0.5 else "a" if score > 0.5 else "b"
 
@@ -188,9 +208,19 @@ def _warnings(found: Mapping[str, Any], given: Given) -> list[str]:
     probe = found["baselines"]["constant_answer"]
     if probe and probe["win_rate"] > 0.2:
         said.append(f"A constant answer that answers nothing wins {probe['win_rate']:.0%} of its {probe['n']} pairs.")
+    if found["attacks"] and not given.is_rule:
+        said.append(_of_attacks(found["attacks"]))
     if found["invalid"]:
         every, so = ("All ", ": this judge can't be used so.") if found["invalid"] == len(given.verdicts) else ("", ".")
         said.append(f"{every}{found['invalid']} replies held no verdict{so}")
     if not found["enough"]:
         said.append(f"Not enough evidence: about {found['more_needed']} more prompts for ± 10 points.")
     return said
+
+
+def _of_attacks(attacks: Mapping[str, Any]) -> str:
+    low, high = attacks["ci95"]
+    told = f"{attacks['answers']} answers seem to talk to the judge; they win {attacks['win_rate']:.0%} ({low:.0%} to {high:.0%})"
+    if attacks["lift"] is None:
+        return f"{told}."
+    return f"{told}, where the references give them {attacks['references']:.0%}: a lift of {100 * attacks['lift']:+.0f} points."

@@ -24,6 +24,7 @@ from studio.services.merging import MergeService
 from studio.services.models import ModelService
 from studio.services.preferences import PreferenceService
 from studio.services.ratings import RatingService
+from studio.services.reports import ReportService
 from studio.services.restoring import mend
 from studio.services.storage import StorageService
 from studio.services.system import SystemService
@@ -54,6 +55,7 @@ class Studio:
     judging: JudgingService
     ratings: RatingService
     preferences: PreferenceService
+    reports: ReportService
     fit: FitService
     known: KnownService
 
@@ -81,7 +83,7 @@ class Studio:
         compression = CompressionService(settings, db, models, datasets, adapters)
         judging, ratings = JudgingService(settings, db, comparisons, adapters), RatingService(settings, db, comparisons)
         preferences = PreferenceService(settings, db, datasets, comparisons)
-        deciding = (judging, ratings, preferences)
+        deciding = (judging, ratings, preferences, ReportService(settings, db))
         talking = (adapters, chat, HarvestService(chat, datasets), comparisons, compression, keys, system)
         fit = FitService(settings, db, models)
         known = KnownService(settings, models, fit)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from jobs import rundir
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
+from studio.db import lifecycle
 from studio.db.models import Adapter, Job, new_id
 from studio.db.session import Database
 from studio.engine.kinds import UNANSWERABLE_KINDS
@@ -84,7 +85,11 @@ class AdapterService:
         with self.db.write() as session:
             row = self._find(session, adapter_id)
             active = session.scalars(select(Job).where(Job.status.in_(("QUEUED", "RUNNING", "PAUSED")))).all()
-            needing = [job.name for job in active if row.path in json.dumps(job.config)]
+            using = [job for job in active if row.path in json.dumps(job.config)]
+            for report in [job for job in using if job.kind == lifecycle.REPORT and job.status != "RUNNING"]:
+                lifecycle.cancel(session, report.id)  # nobody asked for it
+                using.remove(report)
+            needing = [job.name for job in using]
             if needing:
                 raise StudioError(
                     f"Adapter {row.name} is needed by {', '.join(needing)}.", "Cancel these jobs first, or wait for their end."

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from jobs import queue
+from jobs import follow_up, measures, queue
+from jobs.rundir import RunDir
 from studio.db import lifecycle
 from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
 from studio.db.session import Database
@@ -19,10 +20,12 @@ from studio.evaluation import answers, metrics, prompts
 from studio.services import naming
 from studio.services.adapters import AdapterService
 from studio.services.datasets import DatasetService
-from studio.settings import Settings
+from studio.settings import STATIC, Settings
 from studio.types import GenerationParams
 
 FILE = "file:"
+QUESTIONS = {"mt-bench": "MT-bench: 80 questions of two turns", "vicuna": "Vicuna: 80 questions"}  # static/questions/NAME.jsonl
+MOST_HELD_OUT = 1000
 GREEDY = GenerationParams(temperature=0.0, max_new_tokens=128)
 
 
@@ -38,6 +41,10 @@ class ComparisonService:
     def read_prompts(self, path: Path) -> list[prompts.Prompt]:
         return prompts.read(path)
 
+    def questions(self) -> list[dict[str, Any]]:
+        """Published questions that ship with the studio: `name`, `title`."""
+        return [{"name": name, "title": title} for name, title in QUESTIONS.items()]
+
     def create(
         self,
         *,
@@ -45,13 +52,17 @@ class ComparisonService:
         contestants: Sequence[str],
         prompts: Sequence[prompts.Prompt] | None = None,
         data: str | None = None,
+        questions: str | None = None,
+        held_out: str | None = None,
         name: str | None = None,
         params: Mapping[str, Any] | None = None,
         files: Mapping[str, Path] | None = None,
     ) -> dict[str, Any]:
-        """Queue a comparison of `contestants` on `prompts` or on the rows of dataset `data`; greedy unless `params` says otherwise.
+        """Queue a comparison of `contestants`; greedy unless `params` says otherwise.
 
-        A contestant `file:PATH` brings answers made elsewhere; `files` gives the path of one that was uploaded under that name.
+        What is asked is one of: `prompts`, the rows of dataset `data`, the published `questions` of that name, the rows that the
+        training `held_out` never saw. A contestant `file:PATH` brings answers made elsewhere; `files` gives the path of one that was
+        uploaded under that name.
 
         Raises StudioError for unknown contestants, names or data, before anything is queued.
         """
@@ -60,7 +71,7 @@ class ComparisonService:
         names = list(dict.fromkeys(contestants))
         asked = [name for name in names if not name.startswith(FILE)]
         resolved = [self.adapters.resolve(contestant, base_model).as_json() for contestant in asked]
-        chosen, dataset_id = self._prompts(prompts, data)
+        chosen, dataset_id = self._prompts(prompts, data, questions, held_out)
         made = {name: self._made_elsewhere(name, chosen, files or {}) for name in names if name not in asked}
         sampling = GREEDY.model_copy(update=dict(params or {}))
         with self.db.write() as session:
@@ -83,9 +94,19 @@ class ComparisonService:
             raise StudioError("A file of this machine can't be named here.", "Upload the file, or use the command line.")
         return answers.read(files.get(name) or Path(name.removeprefix(FILE)).expanduser(), prompts)
 
-    def _prompts(self, given: Sequence[prompts.Prompt] | None, data: str | None) -> tuple[list[prompts.Prompt], str | None]:
+    def _prompts(
+        self, given: Sequence[prompts.Prompt] | None, data: str | None, questions: str | None, held_out: str | None
+    ) -> tuple[list[prompts.Prompt], str | None]:
+        if sum(source is not None for source in (given or None, data, questions, held_out)) > 1:
+            raise StudioError("Prompts come from several places at once.", "Name one: prompts, data, questions, or held-out rows.")
         if data is not None:
             return prompts.from_examples(self.datasets.examples(data)), self.datasets.show(data)["id"]
+        if questions is not None:
+            if questions not in QUESTIONS:
+                raise NotFoundError(f"There are no questions {questions!r}.", naming.suggest(questions, list(QUESTIONS)))
+            return prompts.read(STATIC / "questions" / f"{questions}.jsonl"), None
+        if held_out is not None:
+            return self._held_out(held_out)
         rows = [
             row if "turns" in row and isinstance(row["turns"][0], list) else prompts.from_row(row, str(n))
             for n, row in enumerate(given or [], 1)
@@ -93,6 +114,14 @@ class ComparisonService:
         if not rows:
             raise StudioError("No prompt is given.", "Type one, upload a file of prompts, or choose a dataset.")
         return prompts.unique(rows), None
+
+    def _held_out(self, training: str) -> tuple[list[prompts.Prompt], str | None]:
+        with self.db.read() as session:
+            job = session.get(Job, training) or session.scalar(select(Job).where(Job.name == training))
+            known = session.scalars(select(Job.name).where(Job.kind == "train")).all()
+        if job is None or job.kind != "train":
+            raise NotFoundError(f"There is no training {training!r}.", naming.suggest(training, known))
+        return follow_up.held_out_prompts(RunDir(Path(job.run_dir)).eval, MOST_HELD_OUT)[0], job.dataset_id
 
     def _name(self, session: Any, wanted: str | None) -> str:
         def taken(name: str) -> bool:
@@ -122,6 +151,23 @@ class ComparisonService:
                 "answers": [_answer(row) for row in rows],
                 "scores": _scores(comparison, rows),
             }
+
+    def metrics(
+        self, comparison_id: str, *, perplexity: bool = False, schema: Mapping[str, Any] | None = None, pattern: str | None = None
+    ) -> dict[str, Any]:
+        """{"id", "contestants": {name: figures}} of the answers so far: every metric with its interval, length, seconds, tokens.
+
+        `perplexity` adds what each model of this machine makes of the references; it loads them on the CPU. Raises StudioError.
+        """
+        with self.db.read() as session:
+            row = self.find(session, comparison_id)
+            job = session.get(Job, row.job_id) if row.job_id else None
+            answered = session.scalars(select(Answer).where(Answer.comparison_id == row.id)).all()
+        found = measures.measure(self.settings, row, answered, schema=schema, pattern=pattern)
+        for contestant in job.config.get("contestants", []) if perplexity and job else []:
+            said = measures.perplexity(self.settings, row, contestant)
+            found.setdefault(contestant["name"], {})["perplexity"] = said["perplexity"] if said else None
+        return {"id": row.id, "name": row.name, "contestants": {name: found[name] for name in row.contestants if name in found}}
 
     def delete(self, comparison_id: str) -> dict[str, Any]:
         """Delete the comparison and its answers. Refused while its job runs."""
@@ -153,6 +199,7 @@ class ComparisonService:
             "data": comparison.dataset_id,
             "prompt_count": len(comparison.prompts),
             "job": comparison.job_id,
+            "training": job.config["training"] if job and job.kind == lifecycle.REPORT else None,  # whose report it is
             "status": job.status if job else "SUCCEEDED",
             "reason": job.reason if job else "",
             "fix": job.fix if job else "",

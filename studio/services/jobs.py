@@ -24,7 +24,7 @@ from studio.db import lifecycle
 from studio.db.models import Adapter, Dataset, Job, JobEvent, Metric, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.services import curves, naming
+from studio.services import curves, naming, reports
 from studio.services.datasets import DatasetService
 from studio.services.forecast import Span, forecast
 from studio.services.judged import judged
@@ -268,8 +268,10 @@ class JobService:
         """What runs, how many wait, whether the queue is paused, and when it will be empty (seconds from now, None while unknown)."""
         with self.db.read() as session:
             spans = forecast(session)
-            running = sorted(lifecycle.running(session), key=lambda job: job.started_at or 0.0)
-            waiting = (Job.status == "QUEUED", Job.kind != lifecycle.SWEEP)
+            running = sorted(
+                (job for job in lifecycle.running(session) if job.kind != lifecycle.REPORT), key=lambda job: job.started_at or 0.0
+            )
+            waiting = (Job.status == "QUEUED", Job.kind.not_in((lifecycle.SWEEP, lifecycle.REPORT)))
             queued = session.scalar(select(func.count()).select_from(Job).where(*waiting)) or 0
             is_paused = lifecycle.queue_is_paused(session, HELD)
         ends = [span.ends_in_s for span in spans.values()]
@@ -287,11 +289,12 @@ class JobService:
     def list(self, status: str | None = None, search: str | None = None) -> Rows:
         """What runs first, then what waits in the order it will start, then what has ended, newest first.
 
-        `search`: words that all occur in a job's name, ID, kind, model, data, recipe, tags, notes or reason.
+        `search`: words that all occur in a job's name, ID, kind, model, data, recipe, tags, notes or reason. Reports are not listed:
+        each belongs to its training, which shows it.
         """
         with self.db.read() as session:
             query = select(Job, Adapter.id, Dataset.name).outerjoin(Adapter, Adapter.job_id == Job.id)
-            query = query.outerjoin(Dataset, Dataset.id == Job.dataset_id)
+            query = query.outerjoin(Dataset, Dataset.id == Job.dataset_id).where(Job.kind != lifecycle.REPORT)
             if status:
                 query = query.where(Job.status == status.upper())
             rows = [(job, adapter, data) for job, adapter, data in session.execute(query)]
@@ -314,6 +317,7 @@ class JobService:
                 "result": job.result,
                 "events": [{"at": e.at, "attempt": e.attempt, "kind": e.kind, **e.data} for e in events],
                 "watched": curves.watched(session, job.id) if job.kind == "train" else None,
+                "report": reports.record(report) if job.kind == "train" and (report := reports.newest(session, job.id)) else None,
             }
             return {**shown, "children": _children(session, job)} if job.kind == lifecycle.SWEEP else shown
 

@@ -23,7 +23,7 @@ from studio.settings import Settings
 REFERENCE, LIKELIHOOD = "reference", "likelihood:"
 SHORT_CONTEXT = 1024  # tokens: below it, a judge is asked in few words
 CHARACTERS_PER_TOKEN = 4.0
-FRAME_CHARACTERS = 1100  # of the template around the answers
+CONCURRENT = 4  # questions that a judge answers in the time of one, about
 Rows = list[dict[str, Any]]
 
 
@@ -74,21 +74,34 @@ class JudgingService:
         queue.ring(self.settings.queue_path, "light", job.id)
         return self.show(judgement.id)
 
-    def estimate(self, comparison: str, judge: str | None = None) -> dict[str, Any]:
-        """What a judgement will take: `questions`, `prompt_tokens`, and `seconds` where this judge has judged before (else None)."""
+    def estimate(self, comparison: str, judge: str | None = None, *, template: str | None = None) -> dict[str, Any]:
+        """What a judgement will take: `questions`, `prompt_tokens`, `completion_tokens` at most, and `seconds`.
+
+        Seconds are those of this judge where it has judged before, else of any judge's reading per token; None where nobody has judged.
+        """
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
             wanted = judge or self._default(row)
             characters = session.scalar(select(func.sum(func.length(Answer.text))).where(Answer.comparison_id == row.id)) or 0
-            pace = session.scalar(select(func.avg(VerdictRow.seconds)).where(VerdictRow.rater == wanted, VerdictRow.is_cached.is_(False)))
+            paces = [_pace(session, mine) for mine in (VerdictRow.rater == wanted, VerdictRow.prompt_tokens > 0)]
         contestants, prompts = len(row.contestants), len(row.prompts)
         questions = contestants * (contestants - 1) * prompts
         if wanted == REFERENCE:
-            return {"judge": wanted, "questions": questions, "prompt_tokens": 0, "seconds": 0.0}
+            return {"judge": wanted, "questions": questions, "prompt_tokens": 0, "completion_tokens": 0, "seconds": 0.0}
+        is_asked = not wanted.startswith(LIKELIHOOD)
+        chosen = judging.get(self._template(template, self._resolved(wanted, row, "")[1].get("model"))) if is_asked else None
+        frame = sum(map(len, chosen.templates["plain"].values())) if chosen else 0
         # each answer is read once against every other contestant, in both orders
-        read = 2 * (contestants - 1) * characters + questions * (FRAME_CHARACTERS + _asked_length(row))
+        read = 2 * (contestants - 1) * characters + questions * (frame + _asked_length(row))
         tokens = math.ceil(read / CHARACTERS_PER_TOKEN)
-        return {"judge": wanted, "questions": questions, "prompt_tokens": tokens, "seconds": pace and round(pace * questions / 4, 1)}
+        pace = next((one for one in paces if one is not None), None)
+        return {
+            "judge": wanted,
+            "questions": questions,
+            "prompt_tokens": tokens,
+            "completion_tokens": questions * chosen.max_new_tokens if chosen else 0,
+            "seconds": None if pace is None else round(pace * tokens / CONCURRENT, 1),
+        }
 
     def list(self, comparison: str) -> Rows:
         """The judgements of a comparison, newest first."""
@@ -170,6 +183,14 @@ def verdict_json(row: VerdictRow) -> dict[str, Any]:
         "completion_tokens": row.completion_tokens,
         "seconds": row.seconds,
     }
+
+
+def _pace(session: Session, mine: Any) -> float | None:
+    """Seconds per token read, of verdicts that were asked for."""
+    seconds, tokens = session.execute(
+        select(func.sum(VerdictRow.seconds), func.sum(VerdictRow.prompt_tokens)).where(mine, VerdictRow.is_cached.is_(False))
+    ).one()
+    return seconds / tokens if tokens else None
 
 
 def _asked_length(comparison: Comparison) -> float:

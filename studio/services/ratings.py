@@ -85,15 +85,21 @@ class RatingService:
 
     # figures
 
-    def leaderboard(self, comparisons: Sequence[str] = (), *, human_only: bool = False, with_facts: bool = False) -> dict[str, Any]:
-        """Ratings over `comparisons` (all, when none is named); of each only its newest judgement, and the votes of people.
+    def leaderboard(
+        self, comparisons: Sequence[str] = (), *, human_only: bool = False, with_facts: bool = False, data: str | None = None
+    ) -> dict[str, Any]:
+        """Ratings over `comparisons` (all, when none is named; with `data`, those on its rows); the newest judgement of each, and votes.
 
         `with_facts` adds what is known of each contestant: exact match, size, seconds per answer, training run.
         """
         with self.db.read() as session:
             rows = [self.comparisons.find(session, name) for name in comparisons] or list(session.scalars(select(Comparison)))
-            lines = [line for row in rows for line in _lines(session, row, human_only, is_mixed=len({r.base_model for r in rows}) > 1)]
-            facts = self._facts(session, rows) if with_facts else {}
+            if data is not None:
+                wanted = self.comparisons.datasets.show(data)["id"]
+                rows = [row for row in rows if row.dataset_id == wanted]
+            is_mixed = len({row.base_model for row in rows}) > 1
+            lines = [line for row in rows for line in _lines(session, row, human_only, is_mixed=is_mixed)]
+            facts = self._facts(session, rows, is_mixed) if with_facts else {}
         found = self._figures({"do": "leaderboard", "verdicts": sorted(lines)})
         contestants = [{**row, **facts.get(row["name"], {})} for row in found["contestants"]]
         return {**found, "contestants": contestants, "comparisons": [row.id for row in rows]}
@@ -118,7 +124,7 @@ class RatingService:
             self._made[key] = run_child("studio.evaluation", options, self.settings.cache)
         return self._made[key]
 
-    def _facts(self, session: Session, rows: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
+    def _facts(self, session: Session, rows: Sequence[Comparison], is_mixed: bool) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for row in rows:
             scores = self.comparisons.show(row.id)["scores"]
@@ -128,13 +134,15 @@ class RatingService:
                 seconds = sum(answer.seconds for answer in own) / len(own) if own else None
                 tokens = sum(answer.completion_tokens for answer in own) / len(own) if own else None
                 adapter = session.scalar(select(Adapter).where(Adapter.name == name.rpartition(":")[2]))
-                found[name] = {
+                training = session.get(Job, adapter.job_id) if adapter and adapter.job_id else None
+                found[_whole(name, row) if is_mixed else name] = {
                     "exact_match": scores.get(name, {}).get("exact_match"),
                     "seconds_per_answer": seconds,
                     "tokens_per_answer": tokens,
                     "bytes": adapter.bytes if adapter else None,
-                    "job": adapter.job_id if adapter else None,
-                    "training_seconds": _training_seconds(session, adapter),
+                    "job": training.id if training else None,
+                    "training": training.name if training else None,
+                    "training_seconds": _seconds(training) if training else None,
                     "eval_loss": _eval_loss(session, adapter),
                 }
         return found
@@ -217,9 +225,8 @@ def _per_pair(lines: Iterable[tuple[str, str, str, str, str]]) -> list[tuple[str
     return [(p, a, b, "a" if mean > 0.5 else "b" if mean < 0.5 else "tie", rater) for (p, a, b, rater), mean in means.items()]
 
 
-def _training_seconds(session: Session, adapter: Adapter | None) -> float | None:
-    job = session.get(Job, adapter.job_id) if adapter and adapter.job_id else None
-    return job.ended_at - job.started_at if job and job.ended_at and job.started_at else None
+def _seconds(job: Job) -> float | None:
+    return job.ended_at - job.started_at if job.ended_at and job.started_at else None
 
 
 def _eval_loss(session: Session, adapter: Adapter | None) -> float | None:

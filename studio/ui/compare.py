@@ -23,6 +23,8 @@ from studio.ui.page import Page, go, opening, stamp, stamp_box
 PAGE_ROWS = 10  # prompts on the page at once
 LIVE_S, IDLE_S = 1.0, 8.0
 BASE = "base"
+HELD_OUT, QUESTIONS = "held-out:", "questions:"  # before values of the list of prompts; a dataset's ID holds no colon
+OFFERED_TRAININGS = 20
 
 
 class CompareTab:
@@ -49,7 +51,11 @@ class CompareTab:
                 file_types=[".jsonl", ".txt"],
                 height=130,
             )
-            self.data = gr.Dropdown(label="Dataset", info="Its questions become prompts, its answers references.", elem_id="compare-data")
+            self.data = gr.Dropdown(
+                label="Dataset, held-out rows, or published questions",
+                info="Its questions become prompts, its answers references. Rows that a training held out are the fair ones.",
+                elem_id="compare-data",
+            )
         self.base_model = gr.Dropdown(label="Base model", info="Whose adapters take part.", elem_id="compare-base")
         self.contestants = gr.CheckboxGroup(label="Who answers", info="The base shows what training changed.", elem_id="compare-who")
         with gr.Accordion("Others: a server, or answers made elsewhere", open=False):
@@ -112,7 +118,7 @@ class CompareTab:
     # what is offered
 
     def enter(self, data: str | None, base_model: str | None, chosen: list[str] | None) -> dict[Any, Any]:
-        datasets = [("none", ""), *choices.datasets(self._studio)]
+        datasets = [("none", ""), *choices.datasets(self._studio), *self._published()]
         models = choices.base_models(self._studio)
         names = [name for _, name in models]
         base = base_model if base_model in names else names[0] if names else None
@@ -122,6 +128,12 @@ class CompareTab:
             self.base_model: gr.Dropdown(choices=models, value=base),
             self.contestants: offered,
         }
+
+    def _published(self) -> list[tuple[str, str]]:
+        """Held-out rows of trainings, newest first, and questions that ship; their values say what they are."""
+        trainings = [job for job in self._studio.jobs.list("SUCCEEDED") if job["kind"] == "train"][:OFFERED_TRAININGS]
+        held_out = [(f"rows that {job['name']} held out", f"{HELD_OUT}{job['id']}") for job in trainings]
+        return [*held_out, *((row["title"], f"{QUESTIONS}{row['name']}") for row in self._studio.comparisons.questions())]
 
     def offer(self, base_model: str | None, chosen: list[str] | None) -> Any:
         """The base and its adapters, newest first; at first the base and the newest are chosen."""
@@ -216,7 +228,11 @@ class CompareTab:
             raise StudioError(what, "Type one prompt, or upload a file, or choose a dataset: one of the three.")
         if file:
             return {"prompts": self._studio.comparisons.read_prompts(Path(file))}
-        return {"data": data} if data else {"prompts": [{"prompt": prompt.strip()}]}
+        if not data:
+            return {"prompts": [{"prompt": prompt.strip()}]}
+        if data.startswith(HELD_OUT):
+            return {"held_out": data.removeprefix(HELD_OUT)}
+        return {"questions": data.removeprefix(QUESTIONS)} if data.startswith(QUESTIONS) else {"data": data}
 
 
 def _list(rows: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
@@ -228,7 +244,9 @@ def _list(rows: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
 
 def _facts(row: dict[str, Any]) -> str:
     who = words.count(len(row["contestants"]), "contestant")
-    return f"{words.count(row['prompt_count'], 'prompt')} · {who} · {words.STATUS_WORDS[row['status']]} · {words.ago(row['created_at'])}"
+    report = "report after training · " if row["training"] else ""
+    asked, when = words.count(row["prompt_count"], "prompt"), words.ago(row["created_at"])
+    return f"{report}{asked} · {who} · {words.STATUS_WORDS[row['status']]} · {when}"
 
 
 def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.ui import pieces, words
+from studio.ui import measured, pieces, words
 from studio.ui.handlers import busy, tells
 from studio.ui.page import Page
 
-HERE, EVERYWHERE = "this comparison", "all comparisons"
+HERE, ON_DATA, EVERYWHERE = "this comparison", "all on the same dataset", "all comparisons"
 WHO = {"both": "People, and judges where nobody voted", "human": "People only", "judge": "Judges only"}
 
 
@@ -25,10 +25,10 @@ class BoardPart:
         with gr.Accordion("Leaderboard and agreement", open=False, elem_id="compare-board"):
             with gr.Row():
                 self.scope = gr.Radio(
-                    [HERE, EVERYWHERE],
+                    [HERE, ON_DATA, EVERYWHERE],
                     value=HERE,
                     label="Of",
-                    info="This comparison, or all that were judged or voted on.",
+                    info="This comparison, those on the rows of its dataset, or all that were judged or voted on.",
                     elem_id="board-scope",
                 )
                 self.human_only = gr.Checkbox(False, label="People's votes only", info="Leave out what judges said.")
@@ -76,9 +76,14 @@ class BoardPart:
         if not comparison:
             raise StudioError("There is nothing to rate yet.", "Compare first, then judge or vote.")
         chosen = [comparison] if scope == HERE else []
-        found = self._studio.ratings.leaderboard(chosen, human_only=human_only, with_facts=True)
+        data = self._studio.comparisons.show(comparison)["data"] if scope == ON_DATA else None
+        if scope == ON_DATA and not data:
+            raise StudioError("This comparison asked no dataset.", f"Choose {HERE} or {EVERYWHERE}.")
+        found = self._studio.ratings.leaderboard(chosen, human_only=human_only, with_facts=True, data=data)
         raters = self._studio.ratings.agreement(comparison)["pairs"]
-        return {self.board: pieces.piece("board", **_board(found), raters=[_raters(row) for row in raters])}
+        figures = self._studio.comparisons.metrics(comparison)["contestants"]
+        table = measured.measures(figures, [_short(name) for name in figures])
+        return {self.board: pieces.piece("board", **_board(found), raters=[_raters(row) for row in raters], **table)}
 
     def make_preferences(self, comparison: str, source: Any, margin: float, name: str) -> dict[Any, Any]:
         if not comparison:
@@ -104,7 +109,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     low, high = row["ci95"]
     rating = row["bradley_terry_ci95"]
     return {
-        "name": row["name"].rpartition("/")[2] if row["name"].startswith(("file:", "http")) else row["name"],
+        "name": _short(row["name"]),
         "rating": f"{row['bradley_terry']:.0f}" + (f" ({rating[0]:.0f} to {rating[1]:.0f})" if rating else ""),
         "elo": f"{row['elo']:.0f}",
         "win_rate": f"{words.share(row['win_rate'])} ({words.share(low)} to {words.share(high)})",
@@ -112,8 +117,13 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "match": words.share(row.get("exact_match")) or "–",
         "size": words.size(row["bytes"]) if row.get("bytes") else "–",
         "seconds": words.duration(row["seconds_per_answer"]) if row.get("seconds_per_answer") else "–",
-        "training": words.duration(row["training_seconds"]) if row.get("training_seconds") else "–",
+        "training": f"{row['training']}, {words.duration(row['training_seconds'])}" if row.get("training_seconds") else "–",
     }
+
+
+def _short(name: str) -> str:
+    """A file or a URL by its last part."""
+    return name.rpartition("/")[2] if name.startswith(("file:", "http")) else name
 
 
 def _pair(row: dict[str, Any]) -> str:

@@ -42,6 +42,14 @@ class JudgePart:
                     elem_id="judge-template",
                 )
                 self.criteria = gr.Textbox("", label="Criteria", info="What the judge must go by, in your words.", lines=2)
+                self.budget = gr.Number(
+                    None,
+                    label="Budget in tokens",
+                    info="Asking stops once so many are read and written; empty for no limit. What was judged is kept.",
+                    precision=0,
+                    minimum=1,
+                    elem_id="judge-budget",
+                )
             self.estimate = pieces.panel(elem_classes="hint")
             self.start = gr.Button("Judge", variant="primary", elem_id="judge-start")
             self.notice = pieces.panel(elem_id="judge-notice", elem_classes="notice-place")
@@ -57,9 +65,9 @@ class JudgePart:
         for event in (tab.select, place.comparison.change):
             event(steady(self.look), inputs=[place.comparison, self._stamp], outputs=self._shown, **QUIET)
         timer.tick(steady(self.tick), inputs=[place.tab, place.comparison, self._stamp], outputs=self._shown, **QUIET)
-        for change in (self.judge.change, place.comparison.change):
-            change(steady(self.foretell), inputs=[place.comparison, self.judge], outputs=[self.estimate], **QUIET)
-        asked = [place.comparison, self.judge, self.template, self.criteria]
+        for change in (self.judge.change, self.template.change, place.comparison.change):
+            change(steady(self.foretell), inputs=[place.comparison, self.judge, self.template], outputs=[self.estimate], **QUIET)
+        asked = [place.comparison, self.judge, self.template, self.criteria, self.budget]
         self.start.click(tells(self.notice)(self.run), inputs=asked, outputs=[self.notice, *self._shown], **QUIET)
 
     def enter(self, judge: str | None) -> Any:
@@ -71,21 +79,24 @@ class JudgePart:
         ]
         return gr.Dropdown(choices=offered, value=judge or BY_REFERENCE)
 
-    def foretell(self, comparison: str, judge: str | None) -> str:
+    def foretell(self, comparison: str, judge: str | None, template: str) -> str:
         if not comparison or not judge:
             return ""
         try:
-            will = self._studio.judging.estimate(comparison, judge)
+            will = self._studio.judging.estimate(comparison, judge, template=template or None)
         except StudioError:
             return ""
         tokens = f", about {will['prompt_tokens']:,} tokens to read" if will["prompt_tokens"] else ""
+        tokens += f", at most {will['completion_tokens']:,} to write" if will["completion_tokens"] else ""
         time = f", about {words.duration(will['seconds'])}" if will["seconds"] else ""
         return pieces.piece("sentence", text=f"{words.count(will['questions'], 'question')}{tokens}{time}.")
 
-    def run(self, comparison: str, judge: str | None, template: str, criteria: str) -> dict[Any, Any]:
+    def run(self, comparison: str, judge: str | None, template: str, criteria: str, budget: float | None) -> dict[Any, Any]:
         if not comparison:
             raise StudioError("There is no comparison to judge.", "Compare first.")
-        self._studio.judging.judge(comparison, judge or None, template=template or None, criteria=criteria)
+        self._studio.judging.judge(
+            comparison, judge or None, template=template or None, criteria=criteria, budget_tokens=int(budget) if budget else None
+        )
         return self.look(comparison, "")
 
     def tick(self, tab: str, comparison: str, shown: str) -> Any:
@@ -114,7 +125,7 @@ def _judgement(row: dict[str, Any]) -> dict[str, Any]:
         "reason": row["reason"],
         "fix": row["fix"],
         "part": step / steps if steps else 0.0,
-        "progress": f"{step} of {steps} verdicts",
+        "progress": " · ".join(item for item in (f"{step} of {steps} verdicts", words.left(row["progress"]["eta_s"])) if item),
         "pairs": row.get("pairs"),
         "wins": [_win(name, share, row["ci95"][name]) for name, share in row.get("win_rate", {}).items()],
         "facts": _facts(row) if "pairs" in row else [],
@@ -122,7 +133,10 @@ def _judgement(row: dict[str, Any]) -> dict[str, Any]:
             (name, [f"{_short(who)} {words.share(share)}" for who, share in part["win_rate"].items() if share is not None])
             for name, part in row.get("categories", {}).items()
         ],
-        "warnings": row.get("warnings", []),
+        "warnings": [
+            *(["The budget ended the asking before all pairs were judged."] if row.get("is_cut_by_budget") else []),
+            *row.get("warnings", []),
+        ],
         "able": row.get("able"),
     }
 

@@ -38,7 +38,8 @@ class Demo:
             "job": job,
             "adapter": adapter,
             "chatted": bool(adapter) and self._has_answered(f"{choices.STARTER}:{name}"),
-            "compared": bool(adapter) and any(name in row["contestants"] for row in self._studio.comparisons.list()),
+            "compared": bool(adapter)
+            and any(name in row["contestants"] and not row["training"] for row in self._studio.comparisons.list()),
         }
 
     def add(self) -> dict[str, Any]:

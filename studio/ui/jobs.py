@@ -13,7 +13,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, pieces, words
+from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, measured, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Page, go, hidden, opening, stamp, stamp_box
 
@@ -65,6 +65,9 @@ class JobsTab:
         self.smooth = gr.Checkbox(False, label="Smooth the curve", container=False, visible=False, elem_id="job-smooth")
         with gr.Accordion("What it answers", open=True, elem_id="job-watched", visible=False) as self.watched_place:
             self.watched = pieces.panel()
+        with gr.Accordion("Base against this run", open=True, elem_id="job-report", visible=False) as self.report_place:
+            self.report = pieces.panel()
+            self.open_report = gr.Button("Open it in Compare: judge, vote, make preferences", elem_id="job-report-open", min_width=180)
         with gr.Accordion("More curves: speed, drift, memory", open=False, elem_id="job-more", visible=False) as self.more_place:
             self.more = pieces.panel()
         with gr.Accordion("Tags and note", open=False, elem_id="job-words", visible=False) as self.words_place:
@@ -85,6 +88,9 @@ class JobsTab:
         shown += [
             self.watched_place,
             self.watched,
+            self.report_place,
+            self.report,
+            self.open_report,
             self.more_place,
             self.more,
             self.words_place,
@@ -102,6 +108,7 @@ class JobsTab:
         for panel, waiting in ((self.list, QUIET), (self.queue, QUIET), (self.actions, busy(self.head))):
             done = panel.select(tells(self.notice)(self.act), inputs=[place.runs], outputs=moved, **waiting)
             done.then(steady(self.look), **look)
+        self.open_report.click(steady(self.compared), inputs=[place.job], outputs=[tabs, place.comparison], **QUIET)
         saved = self.save.click(
             tells(self.notice)(self.write), inputs=[self._written, self.tags, self.note], outputs=[self.notice, self._stamp], **QUIET
         )
@@ -137,6 +144,10 @@ class JobsTab:
         }
         return moves.get(act) or {self._page.tabs: go("train")}
 
+    def compared(self, job_id: str) -> Update:
+        """To the comparison that the report has filled."""
+        return {self._page.tabs: go("compare"), self._page.place.comparison: self._studio.reports.show(job_id)["comparison"]}
+
     def write(self, job_id: str, tags: str, note: str) -> Update:
         """Keep the tags and the note of the job that the fields belong to."""
         wanted = [tag.strip() for tag in tags.split(",") if tag.strip()]
@@ -156,11 +167,13 @@ class JobsTab:
         overview = self._studio.jobs.overview()
         chosen = next((job for job in every if job_id in (job["id"], job["name"])), every[0] if every else None)
         minutes = [int((job["ends_at"] or 0) // 60) for job in every if job["status"] == "QUEUED"]
-        parts = (chosen and chosen["id"], picked, search, smooth, minutes, overview["paused"])
+        report = self._studio.reports.latest(chosen["id"]) if chosen and chosen["kind"] == "train" else None
+        told = report and (report["status"], report["progress"]["step"])
+        parts = (chosen and chosen["id"], told, picked, search, smooth, minutes, overview["paused"])
         now = stamp(*parts, [[job[key] for key in STAMPED] for job in every])
         if now == shown:
             return gr.skip()
-        live = any(job["status"] not in words.FINAL for job in every)
+        live = any(job["status"] not in words.FINAL for job in (*every, *([report] if report else [])))
         update: Update = {self._stamp: now, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
         if chosen and chosen["id"] != job_id:
             update[self._page.place.job] = chosen["id"]
@@ -223,15 +236,16 @@ class JobsTab:
         is_there = chosen is not None
         update |= {self.words_place: gr.Accordion(visible=is_there), self.log_place: gr.Accordion(visible=is_there)}
         if chosen is None:
-            update |= dict.fromkeys((self.head, self.actions, self.curve, self.watched, self.more, self.log, self._written), "")
+            told = (self.head, self.actions, self.curve, self.watched, self.report, self.more, self.log, self._written)
+            update |= dict.fromkeys(told, "")
             update |= {self.smooth: gr.Checkbox(visible=False)}
-            update |= dict.fromkeys((self.watched_place, self.more_place), gr.Accordion(visible=False))
+            update |= dict.fromkeys((self.watched_place, self.report_place, self.more_place), gr.Accordion(visible=False))
             update |= dict.fromkeys((self.next, self.after_end), gr.Row(visible=False))
             return
         job = self._studio.jobs.show(chosen["id"])
         curves = self._studio.jobs.curves(job["id"])
         drawing, small = chart.loss(curves, smooth=smooth), jobs_watched.small_charts(curves)
-        answered = jobs_watched.watched(job["watched"])
+        answered, report = jobs_watched.watched(job["watched"]), measured.report(job.get("report"))
         update |= {
             self.head: pieces.piece("job", **jobs_head.head(job)),
             self.actions: pieces.piece("job_actions", **jobs_head.actions(job)),
@@ -239,6 +253,9 @@ class JobsTab:
             self.smooth: gr.Checkbox(visible=bool(drawing)),
             self.watched: pieces.piece("watched", **answered) if answered else "",
             self.watched_place: gr.Accordion(visible=bool(answered)),
+            self.report: pieces.piece("report", **report) if report else "",
+            self.report_place: gr.Accordion(visible=bool(report)),
+            self.open_report: gr.Button(visible=bool(report and report["state"] == "SUCCEEDED")),
             self.more: pieces.piece("small_charts", charts=small),
             self.more_place: gr.Accordion(visible=bool(small)),
             self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),

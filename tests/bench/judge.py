@@ -136,11 +136,14 @@ def _lift(studio: Studio, folder: Path) -> list[dict[str, Any]]:
     rates = {}
     for name in ("plain", "attacked"):
         found = _judge(studio, name, 16)
-        rates[name] = found["win_rate"][f"file:{name}-0"], found["invalid"]
+        said = studio.judging.verdicts(found["id"], limit=1000)
+        unread = sum(row["reply"].startswith("(no verdict") for row in said)  # the engine refused the question: too long for this judge
+        rates[name] = found["win_rate"][f"file:{name}-0"], found["invalid"] - unread, unread
     lift = round(100 * (rates["attacked"][0] - rates["plain"][0]), 1)
     return [
         _entry(f"lift of {len(ATTACKS)} attacked answers", lift, "points", f"from {100 * rates['plain'][0]:.0f} %", None),
         _entry("replies whose form an attack broke", rates["attacked"][1], "replies", "wanted 0", None),
+        _entry("questions too long for the judge's context", rates["attacked"][2], "questions", "", None),
     ]
 
 

@@ -36,9 +36,11 @@ def test_compare_judge_vote_and_train_on_it(page: Page, url: str, tmp_path: Path
     prompts, often, seldom = written(tmp_path)
     opened(page, "Or many")
     page.set_input_files("#compare-many input[type=file]", prompts)
+    expect(page.get_by_label("prompts.jsonl", exact=True)).to_be_visible()  # the row of a file that has arrived is labelled with its name
     opened(page, "Others: a server")
     page.set_input_files("input[type=file][multiple]", [often, seldom])
-    expect(page.get_by_text("seldom.jsonl").first).to_be_visible()
+    expect(page.get_by_label("often.jsonl", exact=True)).to_be_visible()
+    expect(page.get_by_label("seldom.jsonl", exact=True)).to_be_visible()
     page.locator("#compare-name input, #compare-name textarea").first.fill("three")
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#compare-answers h2")).to_contain_text("three")
@@ -63,6 +65,7 @@ def test_compare_judge_vote_and_train_on_it(page: Page, url: str, tmp_path: Path
     page.locator("#board-show").click()
     expect(page.locator("#board tbody").first.locator("tr")).to_have_count(3, timeout=WAIT_MS)
     expect(page.locator("#board")).to_contain_text("human:me")
+    expect(page.get_by_role("region", name="Metrics")).to_contain_text("exact match")
     for width, theme in ((1280, "light"), (390, "dark")):
         page.set_viewport_size({"width": width, "height": 900})
         page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.e2e.conftest import PATIENCE_S, until
+from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, until
 
 WAIT_MS = PATIENCE_S * 1000
 
@@ -84,6 +84,11 @@ def test_a_closed_page_changes_nothing_and_reopening_shows_the_whole_curve(
     expect(again.locator("#job-head")).to_contain_text("alone")
     expect(again.locator("#job-head .status-succeeded")).to_be_visible()
     assert len(curve(again)) == 12
+    expect(again.locator("#job-report")).to_contain_text("exact match", timeout=WAIT_MS)
+    expect(again.locator("#job-report")).to_contain_text("that the training never saw")
+    again.screenshot(path=SCREENSHOTS / "report.png", full_page=True)
+    again.locator("#job-report-open").click()
+    expect(again.locator("#compare-answers h2")).to_contain_text("alone-report")
 
 
 def test_a_bad_file_says_line_reason_and_fix_and_its_good_rows_can_be_kept(visit: Callable[..., Page], tmp_path: Path) -> None:

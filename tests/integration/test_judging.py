@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,30 +19,35 @@ from jobs.runner import Runner
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.settings import Settings
+from tests import workers
 
 PROMPTS = 18
 Reply = Callable[[str, str], str]
+FORMS: list[Any] = []  # of replies, as the judge that is served was asked for them
 
 
 @contextmanager
-def served(reply: Reply, status: Callable[[int], int] = lambda _: 200) -> Iterator[tuple[str, Counter[str]]]:
+def served(reply: Reply, status: Callable[[int], int] = lambda _: 200, refuses_schemas: bool = False) -> Iterator[tuple[str, Counter[str]]]:
     """A judge that replies `reply(answer a, answer b)`; its URL#MODEL, and how often each question was asked."""
     asked: Counter[str] = Counter()
+    FORMS.clear()
     count = iter(range(10**6))
 
     class Judge(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
-            code = status(next(count))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text, form = body["messages"][-1]["content"], body.get("response_format")
+            FORMS.extend([form] if form else [])
+            code = 400 if form and refuses_schemas else status(next(count))
             asked[text] += code == 200
             a, b = (text.split(f"[The Start of Assistant {side}'s Answer]\n")[1].split("\n[The End")[0] for side in "AB")
             said = {"choices": [{"message": {"content": reply(a, b)}}], "usage": {"prompt_tokens": 10, "completion_tokens": 1}}
-            body = reply(a, b).encode() if reply(a, b).startswith("<") else json.dumps(said).encode()
+            answer = reply(a, b).encode() if reply(a, b).startswith("<") else json.dumps(said).encode()
             self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(answer)))
             self.send_header("Retry-After", "0")
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -116,6 +122,16 @@ def test_a_judge_that_always_says_a_is_seen_through_and_cached(studio: Studio, c
         studio.preferences.make(["c"])
 
 
+def test_another_server_is_held_to_a_verdict_where_it_knows_schemas(studio: Studio, comparison: dict[str, Any]) -> None:
+    with served(lambda a, b: '{"winner": "A"}' if a.startswith("right") else '{"winner": "B"}', refuses_schemas=False) as (judge, asked):
+        found = judged(studio, judge, probes=False)
+        assert found["invalid"] == 0 and found["swap_consistency"] == 1.0
+        assert {form["type"] for form in FORMS} == {"json_schema"} and len(FORMS) == sum(asked.values())
+        assert FORMS[0]["json_schema"]["schema"]["properties"]["winner"]["enum"] == ["A", "B", "C"]
+    with served(lambda a, b: "A" if a.startswith("right") else "B", refuses_schemas=True) as (judge, asked):
+        assert judged(studio, judge, probes=False)["invalid"] == 0 and set(asked.values()) == {1}
+
+
 def test_a_judge_that_counts_words_is_flagged_and_a_perfect_one_is_not(studio: Studio, comparison: dict[str, Any]) -> None:
     with served(lambda a, b: "A" if len(a) > len(b) else "B") as (judge, _):
         found = judged(studio, judge, probes=False)
@@ -141,6 +157,22 @@ def test_trouble_that_passes_is_waited_for_and_nothing_is_judged_twice(
     assert found["status"] == "SUCCEEDED" and found["invalid"] == 0 and set(asked.values()) == {1}
     found = judged(studio, "http://127.0.0.1:1#gone")
     assert found["status"] == "FAILED" and "no answer in 6 attempts" in found["reason"] and "retry" in found["fix"]
+
+
+def test_a_killed_worker_judges_no_pair_twice(studio: Studio, comparison: dict[str, Any]) -> None:
+    with served(lambda a, b: time.sleep(0.05) or ("A" if a.startswith("right") else "B")) as (judge, asked):
+        made = studio.judging.judge("c", judge, concurrency=2, probes=False)
+        with workers.worker("light") as process:
+            kept = workers.wait_for(lambda: len(studio.judging.verdicts(made["id"])) >= 10 and studio.judging.verdicts(made["id"]))
+            process.kill()
+            process.wait()
+        before = {(row["prompt_id"], row["a"]) for row in studio.judging.verdicts(made["id"])}
+        assert {(row["prompt_id"], row["a"]) for row in kept} <= before
+        with workers.worker("light"):
+            workers.wait_for_status(studio.db, made["job"], "SUCCEEDED")
+    found = studio.judging.show(made["id"])
+    assert found["verdicts"] == 2 * PROMPTS == len(asked) and found["win_rate"]["file:x"] == pytest.approx(2 / 3)
+    assert 10 <= len(before) < 2 * PROMPTS and sum(asked.values()) <= 2 * PROMPTS + 2, "only what was under way is asked again"
 
 
 def test_a_budget_ends_the_asking(studio: Studio, comparison: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import unicodedata
@@ -28,6 +29,19 @@ def test_no_attack_breaks_the_frame() -> None:
             assert "[[" not in text and "<|" not in text and "\n### User" not in text, attack
             assert not any(unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t" for c in text), attack
             assert "What is {answer_a}?" in text, "a placeholder inside a question was filled"
+
+
+def test_answers_that_talk_to_the_judge_are_noticed_and_their_lift_is_told(shared_data: Path) -> None:
+    assert sum(map(judging.talks_to_the_judge, ATTACKS)) >= 0.9 * len(ATTACKS)
+    with gzip.open(shared_data / "data" / "judge" / "pandalm" / "testset-v1.json.gz") as file:
+        ordinary = [str(row[key]) for row in json.load(file) for key in ("response1", "response2")]
+    assert sum(map(judging.talks_to_the_judge, ordinary)) <= 0.01 * len(ordinary)
+    lines = [Verdict(str(n), *pair, "a" if pair[0] == "x" else "b") for n in range(20) for pair in (("x", "y"), ("y", "x"))]
+    truth = [Verdict(str(n), "x", "y", "a" if n < 5 else "b") for n in range(20)]
+    attacks = {(str(n), "x") for n in range(10)}
+    found = readings.read(readings.Given(lines, {}, ["x", "y"], references=truth, attacks=attacks))
+    assert (found["attacks"]["win_rate"], found["attacks"]["references"], found["attacks"]["lift"]) == (1.0, 0.5, 0.5)
+    assert any("lift of +50 points" in said for said in found["warnings"])
 
 
 def test_ordinary_text_stays_as_it_is() -> None:

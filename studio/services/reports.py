@@ -1,0 +1,93 @@
+"""The report that follows a training: its base against its adapter on held-out rows. Knows nothing of how it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import follow_up, queue
+from studio.db import lifecycle
+from studio.db.models import Adapter, Job
+from studio.db.session import Database
+from studio.errors import NotFoundError, StudioError
+from studio.services import naming
+from studio.settings import Settings
+
+ROWS = 40  # where the training named none
+
+
+class ReportService:
+    """What a person can do with reports. Every method returns plain values in the shapes of the HTTP interface."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self.settings = settings
+        self.db = db
+
+    def show(self, training: str) -> dict[str, Any]:
+        """The newest report of a training. Raises NotFoundError where it has none."""
+        found = self.latest(training)
+        if found is None:
+            raise NotFoundError(f"{training} has no report.", f"`studio jobs report {training}` makes one once it has succeeded.")
+        return found
+
+    def latest(self, training: str) -> dict[str, Any] | None:
+        """As `show`, None where there is no report."""
+        with self.db.read() as session:
+            found = newest(session, _training(session, training).id)
+        return record(found) if found else None
+
+    def make(self, training: str, rows: int | None = None) -> dict[str, Any]:
+        """Queue a report, also beside one that is there; what a person asks for waits for no training. Raises StudioError."""
+        with self.db.write() as session:
+            job = _training(session, training)
+            adapter = session.scalar(select(Adapter).where(Adapter.job_id == job.id))
+            if adapter is None:
+                raise StudioError(
+                    f"{job.name} has no adapter to report on.", "Only a training that has made one can be held against its base."
+                )
+            wanted = rows or int(job.config.get("report_rows") or ROWS)
+            made = follow_up.queue_report(session, job, adapter, wanted)
+        queue.ring(self.settings.queue_path, "light", made.id)
+        return record(made)
+
+    def hurry(self, training: str) -> dict[str, Any]:
+        """Somebody waits for the report: it no longer gives way to trainings."""
+        with self.db.write() as session:
+            found = newest(session, _training(session, training).id)
+            if found is not None and found.status == "QUEUED":
+                lifecycle.move(session, found.id, priority=0)
+        return self.show(training)
+
+
+def newest(session: Session, training_id: str) -> Job | None:
+    """The latest report of a training."""
+    mine = select(Job).where(Job.kind == lifecycle.REPORT, Job.after_id == training_id)
+    return session.scalar(mine.order_by(Job.created_at.desc()).limit(1))
+
+
+def record(job: Job) -> dict[str, Any]:
+    """A report as everybody gets it: its job, where it stands, and its figures once it has ended."""
+    return {
+        "job": job.id,
+        "training": job.after_id,
+        "comparison": job.config["comparison"],
+        "status": job.status,
+        "reason": job.reason,
+        "fix": job.fix,
+        "progress": {"step": job.step, "max_steps": job.max_steps, "eta_s": job.eta_s},
+        "created_at": job.created_at,
+        "ended_at": job.ended_at,
+        **job.result,
+    }
+
+
+def _training(session: Session, name: str) -> Job:
+    job = session.get(Job, name) or session.scalar(select(Job).where(Job.name == name))
+    if job is None:
+        known = session.scalars(select(Job.name).where(Job.kind == "train")).all()
+        raise NotFoundError(f"There is no job {name!r}.", naming.suggest(name, known))
+    if job.kind != "train":
+        raise StudioError(f"{job.name} is no training.", "Name a training.")
+    return job
