@@ -84,6 +84,14 @@ def judge(reference: Reference, found: Behaviour, same_ids: bool) -> dict[str, A
     }
 
 
+def with_second_reader(verdict: dict[str, Any], name: str, other: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of one reader with that of another beside it under "readers"; it passes where both do."""
+    kept = ("identical", "max_logit_diff", "worst_share", "clear_tokens", "wrong_tokens", "same_template_ids", "passed", "reason")
+    reasons = [verdict["reason"], f"Read by {name}: {other['reason']}" if other["reason"] else ""]
+    passed = verdict["passed"] and other["passed"]
+    return {**verdict, "readers": {name: {key: other[key] for key in kept}}, "passed": passed, "reason": " ".join(filter(None, reasons))}
+
+
 def _reasons(effect: float, share: float, wrong: int, held: int, same_ids: bool) -> Iterator[str]:
     if effect == 0:
         yield "The adapter changes nothing on these prompts, so nothing can be proved."
