@@ -118,7 +118,16 @@ def load(config: JobConfig, device: Device) -> Any:
         # and models with biases can't be evaluated during training
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if getattr(model, "is_quantized", False) and device.name == "cpu":
+        _leave_the_file(model)
     return model
+
+
+def _leave_the_file(model: Any) -> None:
+    """Copy what was not quantised out of the mapped file: one view of it would hold the pages of all weights in memory."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def _quantization(config: JobConfig, device: Device) -> Any:

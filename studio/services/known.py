@@ -21,7 +21,7 @@ UNCHECKED = "Licence, gate and weights were written down from what is publicly k
 
 
 def _said(command: Sequence[str]) -> str:
-    """What a child prints within SEARCH_S; "" for one that takes longer. Its stdin stays open: the end of it tells a child that we are gone."""
+    """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it tells a child that we are gone."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         timer = threading.Timer(SEARCH_S, child.kill)
         timer.start()

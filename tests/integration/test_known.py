@@ -15,9 +15,7 @@ from tests.hub_server import Hub
 MODELS = {"org/Tiny-Chat": 5, "org/tiny-code": 900, "org/large": 10**6}
 
 
-def test_the_hub_is_searched_by_name_the_most_fetched_first(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_is_searched_by_name_the_most_fetched_first(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Hub({}, gated=("org/Tiny-Chat",), models=MODELS) as hub:
         for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}.items():
             monkeypatch.setenv(name, value)
