@@ -63,6 +63,10 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("Phi, 4-bit, recomputed, batch 4 x 256", PHI, "qlora-sft", {"per_device_train_batch_size": 4, "max_length": 256, **CHECKPOINT}),
     ("Llama, 4-bit, dropout, batch 2 x 256", SMALL, "qlora-sft", {
         "per_device_train_batch_size": 2, "max_length": 256, "lora.lora_dropout": 0.1}),
+    ("Llama, 4-bit, DPO, batch 2 x 256", SMALL, "dpo", {"per_device_train_batch_size": 2, "max_length": 256}),
+    ("Llama, all trained, batch 2 x 256", SMALL, "lora-sft", {"method": "full", "per_device_train_batch_size": 2, "max_length": 256}),
+    ("Llama, 8-bit, batch 2 x 256", SMALL, "lora-sft", {
+        "quantization.load_in_8bit": True, "per_device_train_batch_size": 2, "max_length": 256}),
 ]  # fmt: skip
 # of the published rows: method column -> recipe; the rest of the settings stand in the row
 EXPRESSED = {"QLoRA": "qlora-sft", "LoRA": "lora-sft"}
@@ -132,19 +136,22 @@ def _measure(config: dict[str, Any], job: Any) -> int:
         run.path.mkdir()
         frozen = {"base_model": "random", "model_name_or_path": str(folder / "model")}
         write_json(run.config, {**job.model_dump(mode="json"), **frozen})
-        rows = [_row(number, job.max_length) for number in range(STEPS * job.per_device_train_batch_size)]
+        rows = [_row(number, job.max_length, job.objective) for number in range(STEPS * job.per_device_train_batch_size)]
         run.train.write_text("\n".join(rows) + "\n", encoding="utf-8")
         return int(_child("train", folder)["peak_memory_bytes"])
 
 
-def _row(number: int, length: int) -> str:
-    """Every second row fills max_length, the others nine tenths of it, so that batches are padded as real ones are."""
+def _row(number: int, length: int, objective: str = "sft") -> str:
+    """Every second row fills max_length, the others do not, so that batches are padded as real ones are."""
     text = (ROW * (length // 100 + 1))[: length * 6] if number % 2 == 0 else ROW[: int(length * 0.9 * 2)]
-    return json.dumps({"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]})
+    asked, answered = {"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}
+    if objective == "dpo":
+        return json.dumps({"prompt": [asked], "chosen": [answered], "rejected": [{"role": "assistant", "content": "No."}]})
+    return json.dumps({"messages": [asked, answered]})
 
 
 def _child(what: str, folder: Path) -> dict[str, Any]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}  # as jobs.train
     command = [sys.executable, "-m", "tests.bench.memory", what, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
