@@ -108,7 +108,8 @@ def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: Event
     if config.format in llama_cpp_reader.FORMATS and llama_cpp_reader.is_here():
         answers = reference.behaviour.answers
         seen, same = llama_cpp_reader.observe(config, folder, renderer, reference.prompts, answers, questions)
-        verified = proof.with_second_reader(verified, llama_cpp_reader.NAME, proof.judge(reference, seen, same))
+        other = proof.judge(reference, seen, same, llama_cpp_reader.max_share(config))
+        verified = proof.with_second_reader(verified, llama_cpp_reader.NAME, other)
     log.notice(f"Proof {cards.proof_sentence(verified)[0].lower()}{cards.proof_sentence(verified)[1:]}")
     cards.write(folder, config, verified)
     return verified

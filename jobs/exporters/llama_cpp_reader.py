@@ -6,6 +6,7 @@ transformers' reader and llama.cpp are two readers of one format: a file that on
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from jobs.exporters import gguf_file, models
 from jobs.exporters.config import ExportConfig
-from jobs.exporters.proof import NEW_TOKENS, Behaviour, Ids
+from jobs.exporters.proof import MAX_SHARE, NEW_TOKENS, Behaviour, Ids
 from studio.datasets.rendering import Renderer
 
 FORMATS = ("gguf", "gguf-lora")
@@ -24,6 +25,11 @@ NAME = "llama.cpp"
 
 def is_here() -> bool:
     return importlib.util.find_spec("llama_cpp") is not None
+
+
+def max_share(config: ExportConfig) -> float:
+    """What its logits may be off; any share of an 8-bit file, beside which it rounds what it computes to 8 bits too."""
+    return math.inf if config.format == "gguf" and config.outtype == "q8_0" else MAX_SHARE
 
 
 def observe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -82,6 +83,8 @@ def test_every_format_of_a_qlora_adapter_passes_its_proof(made: dict[str, Any], 
     assert verified["passed"], verified
     assert verified["effect"] > 1 and verified["max_logit_diff"] < 0.05 * verified["effect"] and verified["worst_share"] < 0.05
     assert verified["prompts"] == 6 and verified["clear_tokens"] > 10 and verified["same_template_ids"]
+    if importlib.util.find_spec("llama_cpp") and found["format"].startswith("gguf"):
+        assert verified["readers"]["llama.cpp"]["passed"], verified
     assert found["bytes"] == sum(file.stat().st_size for file in Path(found["path"]).iterdir())
 
 
