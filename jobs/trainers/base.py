@@ -126,9 +126,10 @@ def load(config: JobConfig, device: Device) -> Any:
 
 def _leave_the_file(model: Any) -> None:
     """Copy what was not quantised out of the mapped file: one view of it would hold the pages of all weights in memory."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.clone()
+    whole = [(tensor, tensor.data_ptr()) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    copies = {place: tensor.data.clone() for tensor, place in whole}  # embeddings and head may be one tensor under two names
+    for tensor, place in whole:
+        tensor.data = copies[place]
 
 
 def _quantization(config: JobConfig, device: Device) -> Any:

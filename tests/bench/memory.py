@@ -169,6 +169,7 @@ def make(folder: Path) -> dict[str, Any]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values), dtype=torch.bfloat16)
     model = model.to_empty(device="cpu")
+    model.tie_weights()  # which the line before undoes
     for parameter in model.parameters():
         parameter.data.uniform_(-0.02, 0.02)
     model.save_pretrained(folder / "model")
