@@ -126,7 +126,8 @@ def load(config: JobConfig, device: Device) -> Any:
 
 def _leave_the_file(model: Any) -> None:
     """Copy what was not quantised out of the mapped file: one view of it would hold the pages of all weights in memory."""
-    whole = [(tensor, tensor.data_ptr()) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    floats = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    whole = [(tensor, (tensor.data_ptr(), tensor.shape)) for tensor in floats]
     copies = {place: tensor.data.clone() for tensor, place in whole}  # embeddings and head may be one tensor under two names
     for tensor, place in whole:
         tensor.data = copies[place]
