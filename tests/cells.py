@@ -64,6 +64,7 @@ def run(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
 
     model = Path(cell.get("model") or STARTER)
     rate = STRONGER.get(str(cell["options"].get("method")), QUICK["learning_rate"])
+    rate = 0.002 if cell["options"].get("lora.loraplus_lr_ratio") else rate  # its second matrix learns sixteen times as fast
     made = make_run(folder, rows=4, recipe="lora-sft", model=model, **{**QUICK, "learning_rate": rate, **cell["options"]})
     made.eval.write_text("", encoding="utf-8")
     config = JobConfig.model_validate_json(made.config.read_text(encoding="utf-8"))
