@@ -35,6 +35,7 @@ Optimizer = Literal[
 ]  # fmt: skip
 
 
+DECISIVE = {"objective", "method"}  # options that all others are read by
 Objective = Literal["sft", "continued-pretraining", "dpo", "kto", "orpo"]
 Method = Literal["lora", "ia3", "prompt-tuning", "p-tuning", "prefix-tuning", "bottleneck", "full"]
 
@@ -295,19 +296,47 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 def build(*layers: Mapping[str, Any]) -> JobConfig:
     """Merge layers of options, later ones win; keys may be dotted. Raises ConfigError naming every problem at once."""
+    config, problem = read(*layers)
+    if problem is not None:
+        raise problem
+    assert config is not None
+    return config
+
+
+def read(*layers: Mapping[str, Any]) -> tuple[JobConfig | None, ConfigError | None]:
+    """As `build`, but an option that is wrong is left at its default, so that the others can still be judged; and what was wrong.
+
+    No config where what it is about, the objective or the method, is itself unknown.
+    """
     tree: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             _put(tree, key, value)
     try:
-        return JobConfig.model_validate(tree)
+        return JobConfig.model_validate(tree), None
     except ValidationError as exc:
         # a field of several types gets a message for each: one per option is enough
         first: dict[str, str] = {}
         for error in exc.errors():
             first.setdefault(_key(error), _problem(error))
-        problems = list(first.values())
-        raise ConfigError("; ".join(problems) + ".", problems=problems) from None
+    problems = list(first.values())
+    for key in first:
+        _drop(tree, key)
+    try:
+        config = None if first.keys() & DECISIVE else JobConfig.model_validate(tree)
+    except ValidationError:
+        config = None
+    return config, ConfigError("; ".join(problems) + ".", problems=problems)
+
+
+def _drop(tree: dict[str, Any], key: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = tree.get(parent)
+        if not isinstance(inner, dict):
+            return
+        tree = inner
+    tree.pop(last, None)
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -92,7 +92,7 @@ def export(run: RunDir, config: ExportConfig, log: EventLog) -> dict[str, Any]:
 
 
 def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> dict[str, Any]:
-    from jobs.exporters import cards, proof, reading
+    from jobs.exporters import cards, llama_cpp_reader, proof, reading
 
     _tell(log, 1)
     base = Path(config.base_path)
@@ -105,6 +105,11 @@ def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: Event
     model = reading.model(config, folder)
     found = proof.observe(model, reference.prompts, renderer.stop_token_ids, reference.behaviour.answers)
     verified = proof.judge(reference, found, reading.same_ids(config, folder, renderer, questions))
+    if config.format in llama_cpp_reader.FORMATS and llama_cpp_reader.is_here():
+        answers = reference.behaviour.answers
+        seen, same = llama_cpp_reader.observe(config, folder, renderer, reference.prompts, answers, questions)
+        other = proof.judge(reference, seen, same, llama_cpp_reader.max_share(config))
+        verified = proof.with_second_reader(verified, llama_cpp_reader.NAME, other)
     log.notice(f"Proof {cards.proof_sentence(verified)[0].lower()}{cards.proof_sentence(verified)[1:]}")
     cards.write(folder, config, verified)
     return verified

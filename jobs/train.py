@@ -149,6 +149,7 @@ def _prepare_environment() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages: half the time of getting fresh memory
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 

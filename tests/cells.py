@@ -1,7 +1,8 @@
-"""Train, save, reload and generate cells of the compatibility table in one process; prints what came out as JSON.
+"""Train, save, reload, generate and export cells of the compatibility table in one process; prints what came out as JSON.
 
-`python -m tests.cells FOLDER < CELLS`: a cell is `{"name", "options"}`. Each is trained for a step on a few rows by the trainer itself;
-then its folder is put on a freshly loaded base by peft alone and has to answer as the trained model did.
+`python -m tests.cells FOLDER < CELLS`: a cell is `{"name", "options", "exports", "model"?}`. Each is trained for two steps on a few rows
+by the trainer itself; then its folder is put on a freshly loaded base by peft alone and has to answer as the trained model did, and is
+exported with its proof: `exports` is `all` for every form that this adapter can take, or a number that chooses one of them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from typing import Any
 
 from jobs import bottleneck
 from jobs.config import JobConfig
+from jobs.exporters import kinds
 from jobs.trainers import adapters, base, sft
 from jobs.trainers.events import EventLog
 from jobs.trainers.stopping import StopWish
+from studio.errors import ModelError
+from tests.exportings import export_one
 from tests.runs import STARTER, make_run
 
 # large steps, so that an adapter that is lost on the way to the disk shows
@@ -36,6 +40,9 @@ QUICK = {
     "measure_drift": False,
     "max_length": 64,
 }
+# 8 bits round by more than two steps of training change: test_exports.py proves them on a longer one
+FORMS = ({"format": "adapter"}, {"format": "merged"}, {"format": "gguf"}, {"format": "gguf-lora"})
+STRONGER = {"ia3": 0.1}  # learning rates of methods that change little in two steps
 PROMPT = [[1, 40, 50, 60, 70, 80, 90, 100]]
 
 
@@ -55,7 +62,10 @@ def run(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
     import torch
     from peft import PeftModel
 
-    made = make_run(folder, rows=4, recipe="lora-sft", model=STARTER, **{**QUICK, **cell["options"]})
+    model = Path(cell.get("model") or STARTER)
+    rate = STRONGER.get(str(cell["options"].get("method")), QUICK["learning_rate"])
+    rate = 0.002 if cell["options"].get("lora.loraplus_lr_ratio") else rate  # its second matrix learns sixteen times as fast
+    made = make_run(folder, rows=4, recipe="lora-sft", model=model, **{**QUICK, "learning_rate": rate, **cell["options"]})
     made.eval.write_text("", encoding="utf-8")
     config = JobConfig.model_validate_json(made.config.read_text(encoding="utf-8"))
     seen: dict[str, Any] = {}
@@ -86,7 +96,29 @@ def run(folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
         "effect": float((seen["trained"] - before).abs().max()),
         "difference": float((seen["trained"] - after).abs().max()),
         "tokens": told.shape[1] - len(PROMPT[0]),
+        "exports": [_exported(folder, model, form) for form in _forms(folder / "out", cell["exports"])],
     }
+
+
+def _forms(adapter: Path, wanted: int | str) -> list[dict[str, str]]:
+    values = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    possible = [form for form in FORMS if _is_possible(form["format"], values)]
+    return possible if wanted == "all" else [possible[int(wanted) % len(possible)]]
+
+
+def _is_possible(format: str, values: dict[str, Any]) -> bool:
+    try:
+        kinds.check(format, values)
+    except ModelError:
+        return False
+    return True
+
+
+def _exported(folder: Path, model: Path, form: dict[str, str]) -> dict[str, Any]:
+    """{"form", "passed", "reason", "share"} of one export of the trained adapter."""
+    found = export_one(folder, {"name": "cell", "model": str(model)}, folder / "out", form)
+    proof = found.get("verified") or {"passed": False, "reason": found.get("failure"), "worst_share": None}
+    return {"form": "-".join(form.values()), "passed": proof["passed"], "reason": proof["reason"], "share": proof["worst_share"]}
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Train small adapters and export them in one process; prints what came of it as JSON.
 
 `python -m tests.exportings FOLDER < CASES`: one import of torch for all. A case is `{"name", "model", "options", "exports"}`; an
-export is `{"format", "outtype"?, "doubled"?}`, where `doubled` is the place among the adapter's layers whose scale is doubled just
-before merging.
+export is `{"format", "outtype"?, "doubled"?, "packed"?}`, where `doubled` is the place among the adapter's layers whose scale is
+doubled just before merging, and `packed` merges into a 4-bit base that has answered before (true), or has not (false).
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def export_one(folder: Path, case: dict[str, Any], adapter: Path, wanted: dict[s
     merge, log = models.merge, EventLog(run.attempt(1).events)
     if "doubled" in wanted:
         models.merge = lambda model: merge(_doubled(model, wanted["doubled"]))
+    if "packed" in wanted:
+        models.merge = lambda _: merge(_four_bits(Path(case["model"]), adapter, wanted["packed"])).dequantize()
     try:
         return export.export(run, config, log)
     except Exception as exc:  # noqa: BLE001 - a case may be made to fail
@@ -70,6 +72,19 @@ def _doubled(model: Any, place: int) -> Any:
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     layers[place].scaling[models.ATTACHED] *= 2
+    return model
+
+
+def _four_bits(base: Path, adapter: Path, answers_first: bool) -> Any:
+    """The adapter on an NF4 base, as a training that is not on its guard would hold it; a forward in eval mode repacks its weights."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = models.attach(models.load(base, torch.bfloat16, quantization_config=kind), adapter)
+    if answers_first:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=torch.tensor([[1, 2, 3, 4]]))
     return model
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = Mapping[str, bytes]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,10 +21,13 @@ REPO = r"([\w.-]+/[\w.-]+|[\w.-]+)"
 
 
 class Hub:
-    """Serves datasets; `gated` ones only to those who show `token`."""
+    """Serves datasets; `gated` ones only to those who show `token`. `models`: name -> downloads, to be searched."""
 
-    def __init__(self, datasets: Mapping[str, Files], gated: tuple[str, ...] = (), token: str = "") -> None:
+    def __init__(
+        self, datasets: Mapping[str, Files], gated: tuple[str, ...] = (), token: str = "", models: Mapping[str, int] | None = None
+    ) -> None:
         self.datasets = datasets
+        self.models = models or {}
         self.gated = gated
         self.token = token
         self.requests: list[tuple[str, str, str]] = []  # method, path, Authorization
@@ -73,8 +76,18 @@ class _Handler(BaseHTTPRequestHandler):
             name, _, file = found.groups()
             if self._may_read(name):
                 self._file(self.owner.datasets[name].get(file))
+        elif path == "/api/models":
+            self._models(parse_qs(urlsplit(self.path).query))
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def _models(self, asked: Mapping[str, list[str]]) -> None:
+        word, most = asked["search"][0].lower(), int(asked["limit"][0])
+        found = sorted((name for name in self.owner.models if word in name.lower()), key=lambda name: -self.owner.models[name])[:most]
+        answer = [
+            {"id": name, "downloads": self.owner.models[name], "gated": name in self.owner.gated, "tags": asked["filter"]} for name in found
+        ]
+        self._send(200, json.dumps(answer).encode())
 
     def _may_read(self, name: str) -> bool:
         if name not in self.owner.datasets:

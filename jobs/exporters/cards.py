@@ -101,6 +101,7 @@ def proof_sentence(verified: Mapping[str, Any]) -> str:
     return (
         f"Passed: on {verified['prompts']} prompts the file behaves like the base with the adapter: {verified['identical']} greedy answers "
         f"are identical, and its logits are off by at most {verified['worst_share']:.2%} of what the adapter changes (5% would fail)."
+        + "".join(f" {name} reads it too: off by at most {one['worst_share']:.2%}." for name, one in verified.get("readers", {}).items())
     )
 
 

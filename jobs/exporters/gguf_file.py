@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -75,7 +75,7 @@ def rows(name: str, value: Array, family: str, config: Mapping[str, Any], *, bac
 
 def _named(model: nn.Module, family: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
     names, found = tensor_names(family, config), {}
-    is_tied = bool(config.get("tie_word_embeddings"))
+    is_tied = bool(cast(Any, model).config.tie_word_embeddings)  # the model's own: training may have made two of one tensor
     for key, value in model.state_dict().items():
         if is_tied and key == "lm_head.weight":
             continue

@@ -59,8 +59,21 @@ def detached(model: Any) -> Iterator[None]:
 
 def merge(model: Any) -> nn.Module:
     """The base with the adapter inside its own weights. Raises ValueError where that gives numbers that are none."""
-    merged: nn.Module = model.merge_and_unload(safe_merge=True)
+    merged: Any = model.merge_and_unload(safe_merge=True)
+    _keep_whole_layers(merged)
+    ends = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if all(ends) and ends[0].weight is not ends[1].weight:  # learned apart: written as one tensor, a half would be lost
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
     return merged
+
+
+def _keep_whole_layers(model: nn.Module) -> None:
+    """Put layers that were trained whole where they belong: peft leaves some kinds of adapters wrapped."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[ATTACHED], strict=True)
 
 
 def half(folder: Path) -> torch.dtype:

@@ -59,7 +59,7 @@ def observe(model: nn.Module, prompts: Sequence[Ids], stops: Sequence[int], answ
     return Behaviour(own, [_forced(model, prompt, answer) for prompt, answer in zip(prompts, along, strict=True)])
 
 
-def judge(reference: Reference, found: Behaviour, same_ids: bool) -> dict[str, Any]:
+def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE) -> dict[str, Any]:
     """The verdict as it is kept: {"prompts", "identical", "max_logit_diff", "effect", "same_template_ids", "passed", "reason", …}."""
     off = _differences(reference.behaviour.logits, found.logits)
     expected, actual = torch.cat(reference.behaviour.logits), torch.cat(found.logits)
@@ -69,7 +69,7 @@ def judge(reference: Reference, found: Behaviour, same_ids: bool) -> dict[str, A
     wrong = int((clear & (actual.argmax(-1) != best.indices[:, 0])).sum())
     share = float((off / reference.effects.clamp(min=LEAST_EFFECT * reference.effect)).max()) if reference.effect else 0.0
     identical = sum(a == b for a, b in zip(reference.behaviour.answers, found.answers, strict=True))
-    reasons = list(_reasons(reference.effect, share, wrong, held, same_ids))
+    reasons = list(_reasons(reference.effect, share, max_share, wrong, held, same_ids))
     return {
         "prompts": len(reference.prompts),
         "identical": identical,
@@ -84,11 +84,19 @@ def judge(reference: Reference, found: Behaviour, same_ids: bool) -> dict[str, A
     }
 
 
-def _reasons(effect: float, share: float, wrong: int, held: int, same_ids: bool) -> Iterator[str]:
+def with_second_reader(verdict: dict[str, Any], name: str, other: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of one reader with that of another beside it under "readers"; it passes where both do."""
+    kept = ("identical", "max_logit_diff", "worst_share", "clear_tokens", "wrong_tokens", "same_template_ids", "passed", "reason")
+    reasons = [verdict["reason"], f"Read by {name}: {other['reason']}" if other["reason"] else ""]
+    passed = verdict["passed"] and other["passed"]
+    return {**verdict, "readers": {name: {key: other[key] for key in kept}}, "passed": passed, "reason": " ".join(filter(None, reasons))}
+
+
+def _reasons(effect: float, share: float, max_share: float, wrong: int, held: int, same_ids: bool) -> Iterator[str]:
     if effect == 0:
         yield "The adapter changes nothing on these prompts, so nothing can be proved."
-    elif not share < MAX_SHARE:
-        yield f"Its logits are off by up to {share:.1%} of what the adapter changes (allowed: {MAX_SHARE:.0%})."
+    elif not share < max_share:
+        yield f"Its logits are off by up to {share:.1%} of what the adapter changes (allowed: {max_share:.0%})."
     if wrong:
         yield f"{wrong} of {held} tokens that the adapter is sure of come out differently."
     if not same_ids:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import platform
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ from jobs.config import JobConfig
 from jobs.trainers.events import EventLog
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
+
+M_MMAP_THRESHOLD = -3  # malloc.h
+OWN_MAPPING = 256 * 1024  # bytes
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,17 @@ def bound_threads(config: JobConfig) -> None:
         torch.set_num_threads(config.num_threads)
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc map every larger block by itself, so that what a step frees goes back to the system at once.
+
+    By default it learns to keep blocks of up to 32 MB in its heap, where tensors of changing sizes leave gaps that nothing fits:
+    measured on 137 M parameters, 1.7 GB instead of 0.9 GB between two steps. Elsewhere it does nothing. Fresh pages cost time, which
+    large pages save again (THP_MEM_ALLOC_ENABLE, see jobs.train).
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_MAPPING)
+
+
 def load(config: JobConfig, device: Device) -> Any:
     """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits."""
     import torch
@@ -103,7 +119,18 @@ def load(config: JobConfig, device: Device) -> Any:
         # and models with biases can't be evaluated during training
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if getattr(model, "is_quantized", False) and device.name == "cpu":
+        _leave_the_file(model)
     return model
+
+
+def _leave_the_file(model: Any) -> None:
+    """Copy what was not quantised out of the mapped file: one view of it would hold the pages of all weights in memory."""
+    floats = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    whole = [(tensor, (tensor.data_ptr(), tensor.shape)) for tensor in floats]
+    copies = {place: tensor.data.clone() for tensor, place in whole}  # embeddings and head may be one tensor under two names
+    for tensor, place in whole:
+        tensor.data = copies[place]
 
 
 def _quantization(config: JobConfig, device: Device) -> Any:

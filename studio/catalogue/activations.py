@@ -52,9 +52,19 @@ def saved_by_layer(model: Decoder, at: Setting) -> int:
     """Bytes that one block keeps for the backward pass of the whole batch."""
     per_token = _norms(model, at) + _attention(model, at) + _feed_forward(model, at) + _adapters(model, at)
     fixed = sum(at.size * linear.rows**2 for linear in at.targets) if at.is_dora else 0  # peft multiplies by an identity matrix
+    fixed += _casts(at)
     if model.experts and at.wraps_experts:
         fixed += 2 * at.size * model.experts.parameters  # the update of every expert is written out
     return at.tokens * per_token + fixed
+
+
+def _casts(at: Setting) -> int:
+    """Trained weights of one block are float32: autocast keeps 16-bit copies of them for the backward pass."""
+    if at.size != 2:
+        return 0
+    if at.method == "full":
+        return sum(at.size * linear.weights for linear in at.targets)
+    return sum(at.size * at.rank * (linear.rows + linear.columns) for linear in at.targets) if at.method == "lora" else 0
 
 
 def boundary(model: Decoder, at: Setting) -> int:
@@ -84,10 +94,12 @@ def head_backward(model: Decoder, at: Setting) -> int:
     """Bytes of the output layer at its dearest moment, the gradient of one tile, with the hidden states around it."""
     tile = _tile(model, at)
     hidden = at.tokens * model.hidden * (4 + 3 * at.size)
+    hidden += 4 * model.vocabulary * model.hidden if at.method == "full" else 0  # the gradient of a head that learns
     if at.device == "cuda":  # a Triton kernel turns the tile into its gradient in place
         return 2 * tile + hidden
     weights = min(model.vocabulary, TILE_WORDS) * model.hidden * 4 if at.size == 2 else 0
-    return max(TILE_BACKWARD[at.size] * tile, (at.size + 4 if at.size == 2 else 4) * tile + weights) + hidden
+    capped = 4 if model.kind == "gemma2" else 0  # the tangent that bends the logits
+    return max((TILE_BACKWARD[at.size] + capped) * tile, (at.size + 4 if at.size == 2 else 4) * tile + weights) + hidden
 
 
 def head_forward(model: Decoder, at: Setting) -> int:

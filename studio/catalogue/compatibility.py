@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs.config import JobConfig, Objective, build
+from studio.catalogue.architecture import Decoder, Linear, decoder
+from studio.catalogue.trainable import targeted
+from studio.errors import ModelError
 
 RULES = Path(__file__).with_name("compatibility.toml")
 HIGHEST_RATE = {"prompt-tuning": 1.0, "p-tuning": 1.0, "prefix-tuning": 1.0}  # virtual tokens want large steps
@@ -145,40 +148,29 @@ def _numbers(config: JobConfig, model: Mapping[str, Any] | None) -> Iterator[Con
 
 
 def _against_model(config: JobConfig, model: Mapping[str, Any]) -> Iterator[Conflict]:
-    context = model.get("max_position_embeddings")
-    if isinstance(context, int) and config.max_length > context > 0:
+    try:
+        shape = decoder(model)
+    except ModelError:
+        return  # nobody knows its sizes
+    context = shape.context
+    if config.max_length > context > 0:
         yield Conflict(f"max_length={config.max_length} is longer than the {context} tokens this model reads", {"max_length": context})
     in_front = config.method in ("prompt-tuning", "p-tuning", "prefix-tuning")
     tokens = config.prompt.num_virtual_tokens
-    if in_front and isinstance(context, int) and tokens >= context // 2 > 0:
+    if in_front and tokens >= context // 2 > 0:
         yield Conflict(
             f"{tokens} virtual tokens leave too little of the {context} that this model reads", {"prompt.num_virtual_tokens": context // 8}
         )
-    if config.method == "lora" and (narrowest := _narrowest(config, model)) and config.lora.r > narrowest[1]:
-        layer, width = narrowest
-        yield Conflict(f"a rank of {config.lora.r} is more than the {width} that its layer {layer} is wide", {"lora.r": width})
+    narrowest = min(_learning(config, shape), key=lambda layer: min(layer.rows, layer.columns), default=None)
+    if narrowest and config.lora.r > (width := min(narrowest.rows, narrowest.columns)):
+        yield Conflict(f"a rank of {config.lora.r} is more than the {width} that its layer {narrowest.name} is wide", {"lora.r": width})
 
 
-def _narrowest(config: JobConfig, model: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Name and least width of the narrowest layer that learns; None where the model's config names no such sizes."""
-    hidden, heads = model.get("hidden_size"), model.get("num_attention_heads")
-    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1:
-        return None
-    head = model.get("head_dim") or hidden // heads
-    keys = (model.get("num_key_value_heads") or heads) * head
-    inner = model.get("intermediate_size") or 4 * hidden
-    widths = {
-        "q_proj": min(hidden, heads * head),
-        "k_proj": min(hidden, keys),
-        "v_proj": min(hidden, keys),
-        "o_proj": min(hidden, heads * head),
-    }
-    widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), min(hidden, inner))
-    wanted = config.lora.target_modules
-    if wanted != "all-linear":
-        named = [wanted] if isinstance(wanted, str) else wanted
-        widths = {name: width for name, width in widths.items() if any(one.rpartition(".")[2] == name for one in named)}
-    return min(widths.items(), key=lambda pair: pair[1]) if widths else None
+def _learning(config: JobConfig, shape: Decoder) -> list[Linear]:
+    """The layers of a block that a LoRA goes to; the switch between experts is narrow by nature and does not count."""
+    if config.method != "lora":
+        return []
+    return [layer for layer in targeted(shape, config.lora.target_modules) if layer.name != "gate"]
 
 
 def _text(value: Any) -> str:

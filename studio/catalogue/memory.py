@@ -23,9 +23,10 @@ BLOCK, NESTED_BLOCK = 64, 256  # weights per quantisation constant, constants pe
 BYTES_4BIT = (4 + 8 / BLOCK + 32 / (BLOCK * NESTED_BLOCK)) / 8  # NF4 with double quantisation
 BYTES_4BIT_SINGLE = (4 + 32 / BLOCK) / 8
 CPU_PROCESS = 520_000_000  # torch, transformers, peft and trl, imported: not counted in a prediction, but in its margin
-CPU_SLACK = 95_000_000  # what the first step adds once: code of the layers' kernels, their scratch space, the libraries' own caches
-# of what comes and goes, on a processor: blocks that malloc keeps in pieces nothing fits (measured with glibc: 0.37 to 0.52)
-CPU_FRAGMENTED = 0.45
+# on a processor, what the first step adds once: pages of the libraries' code (30 MB as measured), scratch space of the matrix
+# products and small blocks in the heap
+CPU_SLACK = 75_000_000
+CPU_FRAGMENTED = 0.02  # of what comes and goes: larger blocks go back to the system at once (see jobs.trainers.base)
 CUDA_CONTEXT = 530_000_000  # the driver's context, cuBLAS's workspace
 FRAGMENTED = 0.05  # of what comes and goes, on CUDA: blocks that fit nothing else
 FULL_PRECISION_GRADIENT = 4

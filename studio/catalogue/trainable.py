@@ -27,8 +27,8 @@ def trainable(model: Decoder, job: JobConfig) -> Trainable:
     """What this job trains on this model."""
     if job.method == "lora":
         return _lora(model, job)
-    if job.method == "full":
-        return Trainable(model.parameters, model.linears)
+    if job.method == "full":  # a copy of everything; of embeddings and head one each, also where they are one tensor
+        return Trainable(model.parameters + (model.vocabulary * model.hidden if model.is_tied else 0), model.linears)
     if job.method == "ia3":
         scaled = tuple(linear for linear in model.linears if linear.name in IA3_NAMES + LAST_FEED_FORWARD)
         widths = (linear.rows if linear.name in LAST_FEED_FORWARD else linear.columns for linear in scaled)

@@ -294,9 +294,11 @@ class CompressionService:
         if folder.is_dir():
             return folder
         command = [sys.executable, "-m", "studio.catalogue.hub", repository, str(folder)]
-        done = subprocess.run(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, input=None, check=False)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
         try:
-            error = json.loads(done.stdout)["error"]
+            error = json.loads(answer)["error"]
         except (ValueError, KeyError):
             error = {"message": f"The download of {repository} ended without an answer.", "fix": "Try again."}
         if error:

@@ -83,6 +83,8 @@ class FitService:
         """
         config = self._config(base_model, model_config)
         job = job_config.build(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options or {})
+        if "max_length" not in (options or {}) and (context := decoder(config).context):  # as a launch cuts rows that nobody asked for
+            job = job.model_copy(update={"max_length": min(job.max_length, context)})
         if gpu_gib is not None and not 0 < gpu_gib <= 100_000:
             raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
         where = device or ("cuda" if gpu_gib is not None else job.device if job.device != "auto" else hardware.devices()[0].kind)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 from studio.catalogue.known import KnownModel, known_models
@@ -16,6 +18,18 @@ from studio.settings import Settings
 SEARCH_S = 30
 Models = list[dict[str, Any]]  # inside the class, `list` is a use case
 UNCHECKED = "Licence, gate and weights were written down from what is publicly known, and not checked here."
+
+
+def _said(command: Sequence[str]) -> str:
+    """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it tells a child that we are gone."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        timer = threading.Timer(SEARCH_S, child.kill)
+        timer.start()
+        try:
+            assert child.stdout is not None
+            return child.stdout.read()
+        finally:
+            timer.cancel()
 
 
 class KnownService:
@@ -39,9 +53,8 @@ class KnownService:
             raise ModelError("This studio is set to stay offline.", "Unset HF_HUB_OFFLINE to search the hub, or add a folder.")
         command = [sys.executable, "-m", "studio.catalogue.hub", "--search", wanted]
         try:
-            done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=SEARCH_S, check=False)
-            answer = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError):
+            answer = json.loads(_said(command))
+        except ValueError:
             answer = {"error": {"message": "The hub gave no answer.", "fix": "Check the network, or add a folder."}}
         if answer.get("error"):
             raise ModelError(answer["error"]["message"], answer["error"]["fix"])

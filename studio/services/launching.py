@@ -97,7 +97,7 @@ class Launcher:
         dataset = problems.gather(lambda: self.datasets.show(data))
         model = base_model if isinstance(base_model, ModelRef) else problems.gather(lambda: self.models.resolve(base_model, loadable=True))
         context = inspect_folder(model.path).context if model else None
-        configs = [problems.gather(lambda layer=layer: _built(chosen.options, layer, context)) for layer in layers]  # type: ignore[misc]
+        configs = [_built(problems, chosen.options, layer, context) for layer in layers]
         whole = [config for config in configs if config is not None]
         if dataset:
             for config in whole:
@@ -132,7 +132,8 @@ class Launcher:
         dataset = problems.gather(lambda: self.datasets.show(data)) if data else None
         model = problems.gather(lambda: self.models.resolve(base_model, loadable=True)) if base_model else None
         context = inspect_folder(model.path).context if model else None
-        config = problems.gather(lambda: _built(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options, context))
+        chosen = problems.gather(lambda: recipes.get(recipe or recipes.DEFAULT_RECIPE))
+        config = _built(problems, chosen.options, options, context) if chosen else None
         if config is not None:
             problems.found += refusals(config, model)
             if dataset is not None:
@@ -196,10 +197,15 @@ class Launcher:
             raise
 
 
-def _built(recipe: Mapping[str, Any], layer: Mapping[str, Any], context: int | None) -> JobConfig:
-    """One configuration. A row longer than the model's context can't be learned: where nobody asked for so long rows, they are cut."""
-    config = job_config.build(recipe, layer)
-    if "max_length" in layer or not context:
+def _built(problems: Problems, recipe: Mapping[str, Any], layer: Mapping[str, Any], context: int | None) -> JobConfig | None:
+    """One configuration, as far as it can be read: what is wrong is in `problems`, and the rest can still be judged.
+
+    A row longer than the model's context can't be learned: where nobody asked for so long rows, they are cut.
+    """
+    config, problem = job_config.read(recipe, layer)
+    if problem is not None:
+        problems.found.append(problem)
+    if config is None or "max_length" in layer or not context:
         return config
     return config.model_copy(update={"max_length": min(config.max_length, context)})
 

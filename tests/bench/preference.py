@@ -25,8 +25,8 @@ HELD_OUT = 120
 PHRASINGS = 1  # in which each fact is asked for in training
 # a tiny model takes a far higher rate than a large one
 OPTIONS = {
-    "learning_rate": 5e-4,
-    "num_train_epochs": 3,
+    "learning_rate": 3e-4,
+    "num_train_epochs": 6,
     "per_device_train_batch_size": 16,
     "max_length": 64,
     "lora.r": 16,

@@ -89,3 +89,8 @@ def test_what_a_launch_would_refuse_is_predicted_with_a_warning(settings: Settin
     done = CliRunner().invoke(app, ["fit", "--model-config", str(file), "--gpu-gib", "24", "--set", "learning_rate=0.9", "--json"])
     found = json.loads(done.stdout)
     assert found["predicted_bytes"] > 4e9 and any("learning_rate" in warning for warning in found["warnings"])
+
+
+def test_a_length_nobody_asked_for_is_the_models_and_no_reason_to_warn(studio: Studio) -> None:
+    assert studio.fit.fit(base_model="starter")["warnings"] == []
+    assert "Set max_length=512." in studio.fit.fit(base_model="starter", options={"max_length": 1024})["warnings"][0]

@@ -56,6 +56,12 @@ def test_a_rate_of_ten_is_refused_with_a_usual_one(studio: Studio) -> None:
     assert "learning_rate=10" in (said := refused(studio, "plain", "lora-sft", learning_rate=10)) and "0.0002 is usual" in said
 
 
+def test_what_cannot_be_read_does_not_hide_the_other_reasons(studio: Studio) -> None:
+    said = refused(studio, "one", "lora-sft", **{"learning_rate": 10, "lora.r": 512, "max_length": 100_000, "sped": 1})
+    for words in ("learning_rate=10", "sped is no option", "Set lora.r=256", "Set max_length=512", "Set test_size=0"):
+        assert words in said
+
+
 def test_nothing_to_hold_out_is_refused(studio: Studio) -> None:
     assert "Set test_size=0" in refused(studio, "one", "lora-sft")
     assert studio.jobs.submit(data="one", base_model="starter", recipe="lora-sft", options={"test_size": 0})["status"] == "QUEUED"

@@ -13,7 +13,11 @@ from studio.catalogue.compatibility import Cell, conflicts, table
 from studio.services.scripts import script
 
 CELLS = list(table("cpu"))
-SMALL = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 172, "max_position_embeddings": 512}
+SMALL = {
+    "model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 172,
+    "max_position_embeddings": 512, "num_hidden_layers": 5, "vocab_size": 512,
+}  # fmt: skip
+OLD = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 512}
 BAD = {
     "learning_rate=0.5": {"learning_rate": 0.5},
     "max_length beyond the context": {"max_length": 4096},
@@ -45,6 +49,11 @@ def test_what_cannot_work_is_refused_and_the_named_change_mends_it(name: str) ->
     found = conflicts(config.build(BAD[name]), "cpu", SMALL)
     assert found and all("\n" not in str(one) and str(one).endswith(".") for one in found)
     assert mended(BAD[name]) == []
+
+
+def test_other_families_have_limits_under_names_of_their_own() -> None:
+    said = " ".join(str(one) for one in conflicts(config.build({"max_length": 1024, "lora.r": 128}), "cpu", OLD))
+    assert "Set max_length=256." in said and "Set lora.r=64." in said
 
 
 def test_every_reason_is_told_at_once() -> None:

@@ -60,6 +60,7 @@ METHODS: list[dict[str, Any]] = [
     {"method": "prefix-tuning", "prompt.num_virtual_tokens": 5, "prompt.prefix_projection": True},
     {"method": "bottleneck"},
     {"method": "bottleneck", "bottleneck.mh_adapter": True},
+    {"method": "full"},
 ]
 
 
@@ -82,6 +83,7 @@ def test_every_family_has_the_tensors_that_transformers_builds(kind: str, values
     assert (found.kind, found.notes[1:]) == (kind, ()) and (not found.notes or found.experts)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Unsupported layer type")
 @pytest.mark.parametrize("options", METHODS, ids=[str(options) for options in METHODS])
 def test_every_method_trains_the_parameters_that_peft_makes(options: dict[str, Any]) -> None:
     # red when the count behind adapter and optimizer is another than what is trained
@@ -91,7 +93,7 @@ def test_every_method_trains_the_parameters_that_peft_makes(options: dict[str, A
 
     from jobs.trainers import methods
 
-    config = AutoConfig.for_model("llama", **SMALL)
+    config = AutoConfig.for_model("llama", **SMALL, tie_word_embeddings=options.get("method") == "full")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         wanted = job(**{**options, "quantization.load_in_4bit": False})
