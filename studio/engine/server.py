@@ -103,7 +103,7 @@ class Routes:
         """With `{"job", "keep_bytes"}` the engine leaves that much to the job until `resume`."""
         held = await run_in_threadpool(self._scheduler.unload)
         if await request.body():
-            self._scheduler.share(*_job(await _read_json(request)))
+            self._scheduler.share(*_job(await _read_json(request)), gave_way=True)
         return JSONResponse({"unloaded_bytes": held})
 
     async def share(self, request: Request) -> Response:

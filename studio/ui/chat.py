@@ -13,7 +13,7 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.services.harvest import context
-from studio.ui import chat_shown, choices, pieces, words
+from studio.ui import chat_shown, choices, pieces, sharing, words
 from studio.ui.chat_answering import Answer, Answering
 from studio.ui.chat_keeping import KeepingPiece
 from studio.ui.chat_settings import SettingsPiece, Wishes, wishes
@@ -40,8 +40,9 @@ class ChatTab:
 
     def _layout_conversation(self) -> None:
         self.shown = stamp_box("chat")  # whose transcript the page shows, so that a late look can't undo a newer one
-        self.transcript = pieces.panel(elem_id="chat-transcript")
-        self.live = pieces.panel(elem_id="chat-live")
+        with gr.Column(elem_id="chat-scroll"):  # of one height while it holds messages: what is below stays where it is
+            self.transcript = pieces.panel(elem_id="chat-transcript")
+            self.live = pieces.panel(elem_id="chat-live")
         self.notice = pieces.panel(elem_id="chat-notice", elem_classes="notice-place")
         self.position = gr.State(0)
         with gr.Column(visible=False, elem_id="chat-correct") as self.correcting:
@@ -70,6 +71,7 @@ class ChatTab:
             max_choices=MOST_AT_ONCE,
             elem_id="chat-who",
         )
+        self.sharing = pieces.panel(elem_id="chat-sharing")
         self.system = gr.Textbox(
             "",
             label="System prompt",
@@ -135,6 +137,11 @@ class ChatTab:
             self.go_on: gr.Button(visible=_can_go_on(messages)),
             **self.keeping.look(conversations, shown),
         }
+
+    def share(self) -> str:
+        """While something trains: how both share the machine."""
+        told = sharing.sentence(self._studio.system.strip())
+        return pieces.piece("sentence", text=told) if told else ""
 
     def turn_to(self, chat_id: str, shown: str) -> dict[Any, Any]:
         """Another conversation, with the system prompt that it began with."""

@@ -251,6 +251,21 @@ def test_a_prompt_too_long_is_refused_with_both_counts(client: openai.OpenAI, ba
     assert refused.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ((300, 10, 200, 10, 40), r"leave out its messages up to number 2, which have \d+ tokens"),
+        ((10, 10, 600), r"message 3 of 3 \(user, \d+ tokens\)"),
+        ((600,), "the prompt by at least"),
+    ],
+)
+def test_a_conversation_too_long_says_what_to_cut(client: openai.OpenAI, base: Path, sizes: tuple[int, ...], told: str) -> None:
+    talk: Any = [{"role": "assistant" if n % 2 else "user", "content": "dog " * size} for n, size in enumerate(sizes)]
+    with pytest.raises(openai.BadRequestError, match=told) as refused:
+        client.chat.completions.create(model="m", messages=talk, extra_body={"studio": studio_field(base)})
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_an_answer_ends_where_the_context_does(client: openai.OpenAI, base: Path) -> None:
     done = complete(client, base, prompt="dog " * 250, max_tokens=400)
     assert done.usage.total_tokens <= 512
