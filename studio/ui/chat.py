@@ -256,6 +256,7 @@ class ChatTab:
         opens = self._opens(chat_id, _asked(rows), answers, wanted, system.strip())
         running = self._answering[chat_id] = Answering(answers, opens)
         try:
+            running.start()
             yield {
                 **self.look(chat_id),
                 **self._writing(True),

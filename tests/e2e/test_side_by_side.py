@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from playwright.sync_api import Page, expect
 from studio.settings import STATIC
 from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, until
 from tests.engines import make_adapter
+from tests.servers import processes_of
 
 ADAPTERS = 8
 PROMPT = "What is the capital of France?"
@@ -88,3 +90,72 @@ def test_a_training_and_chat_share_the_machine_by_the_policy_that_is_shown(
     api.post(f"/jobs/{job['id']}/cancel").raise_for_status()
     until(lambda: api.get(f"/jobs/{job['id']}").json()["status"] == "CANCELLED")
     expect(page.locator("#chat-sharing")).not_to_contain_text("beside-chat")
+
+
+def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: Callable[..., Page], api: httpx.Client) -> None:
+    page = visit("chat")
+    page.locator("#chat-new").click()
+    page.locator("#chat-preset input").click()
+    page.get_by_role("option", name=re.compile("Precise")).click()
+    expect(page.locator("#chat-temperature input")).to_have_value("0")
+    page.locator("#chat-max_new_tokens input").fill("2")
+    page.locator("#chat-system textarea").fill("Answer briefly.")
+    page.locator("#chat-message textarea").fill("Which rivers are long, and why is it so?")
+    page.get_by_role("button", name="The exact prompt").click()
+    page.locator("#chat-show-prompt").click()
+    expect(page.locator("#chat-prompt")).to_contain_text("Answer briefly.")
+    expect(page.locator("#chat-prompt")).to_contain_text(re.compile(r"\d+ tokens of a context of 512 · chat template"))
+    page.get_by_role("button", name="Send").click()
+    answer = page.locator("#chat-transcript .message.assistant")
+    expect(answer).to_contain_text("cut at the longest answer", timeout=WAIT_MS)
+    expect(answer.locator(".facts").first).to_contain_text(re.compile(r"2 tokens · .*tokens/s · first after [\d,]+ ms"))
+    cut = answer.locator(".text").text_content() or ""
+    page.locator("#chat-max_new_tokens input").fill("12")
+    page.locator("#chat-go-on").click()
+    expect(answer.locator(".facts").first).not_to_contain_text("2 tokens ·", timeout=WAIT_MS)
+    assert (answer.locator(".text").text_content() or "").startswith(cut) and len(answer.locator(".text").text_content() or "") > len(cut)
+
+    answer.get_by_role("button", name="Good answer").click()
+    expect(answer.get_by_role("button", name="Good answer")).to_have_attribute("aria-pressed", "true")
+    answer.get_by_role("button", name="Correct it").click()
+    page.locator("#chat-correct textarea").fill("The Nile and the Amazon.")
+    page.locator("#chat-correct-keep").click()
+    expect(answer).to_contain_text("corrected by you")
+    page.locator("#chat-lessons [data-kind=preferences]").click()
+    expect(page.locator("#chat-notice")).to_contain_text("1 row kept as dataset")
+    kept = next(row for row in api.get("/datasets").json() if row["kind"] == "preference")
+    pair = api.get(f"/datasets/{kept['id']}/rows").json()
+    row = (pair["rows"] if isinstance(pair, dict) else pair)[0]
+    assert row["chosen"][0]["content"] == "The Nile and the Amazon." and row["rejected"][0]["content"].startswith(cut)
+
+    page.locator("#chat-search input, #chat-search textarea").first.fill("long, and why")
+    expect(page.locator("#chat-list button.row")).to_have_count(1)
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Export this conversation as JSON").click()
+    assert "The Nile and the Amazon." in Path(saved.value.path()).read_text(encoding="utf-8")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.locator("#chat-message textarea")).to_have_value("Which rivers are long, and why is it so?")
+    page.locator("#chat-delete").click()
+    expect(page.locator("#chat-list button.row", has_text="Which rivers are long")).to_have_count(0)
+
+
+def test_a_chat_survives_the_death_of_the_engine(visit: Callable[..., Page], api: httpx.Client) -> None:
+    page = visit("chat")
+    page.locator("#chat-new").click()
+    page.locator("#chat-max_new_tokens input").fill("460")
+    page.get_by_role("button", name="Form and speed").click()
+    page.locator("#chat-grammar textarea").fill('root ::= ("one " | "two " | "three "){2000}')
+    page.locator("#chat-message textarea").fill("Count")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#chat-live .text")).to_contain_text(re.compile("(one|two|three)"), timeout=WAIT_MS)
+    home = next(check["detail"] for check in api.get("/doctor").json()["checks"] if check["name"] == "home")
+    engine = next(process for process in processes_of(Path(home)) if "studio.engine.server" in process.cmdline())
+    engine.kill()
+
+    expect(page.locator("#chat-transcript .message.assistant")).to_contain_text("broke off here", timeout=WAIT_MS)
+    expect(page.locator("#chat-transcript .message.assistant")).to_contain_text(re.compile("(one|two|three)"))
+    expect(page.locator("#chat-notice")).to_contain_text("stopped in the middle of the answer")
+    page.locator("#chat-grammar textarea").fill("")
+    page.locator("#chat-message textarea").fill(PROMPT)
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#chat-transcript .message.assistant").nth(1)).to_contain_text("tokens/s", timeout=WAIT_MS)
