@@ -16,7 +16,7 @@ from studio.services.harvest import context
 from studio.ui import chat_shown, choices, pieces, sharing, words
 from studio.ui.chat_answering import Answer, Answering
 from studio.ui.chat_keeping import KeepingPiece
-from studio.ui.chat_settings import SettingsPiece, Wishes, wishes
+from studio.ui.chat_settings import DRAFTS, SettingsPiece, Wishes, wishes
 from studio.ui.handlers import QUIET, busy, message, steady, tells
 from studio.ui.page import Page, opening, stamp_box
 from studio.ui.programs import ProgramsPiece
@@ -90,7 +90,8 @@ class ChatTab:
     def _wire(self) -> None:
         place, keeping = self._page.place, self.keeping
         looks = [place.chat, self.shown, self.transcript, self.compare, self.go_on, *keeping.outputs]
-        self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=[self.contestant, *looks], **QUIET)
+        entered = [self.contestant, self.settings.speculation, *looks]
+        self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=entered, **QUIET)
         place.chat.change(steady(self.turn_to), inputs=[place.chat, self.shown], outputs=[self.system, *looks], **QUIET)
         asked = [place.chat, self.message, self.contestant, self.system, *self.settings.inputs]
         answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
@@ -121,7 +122,9 @@ class ChatTab:
         names = [chosen] if isinstance(chosen, str) else list(chosen or [])
         known = {value for _, value in offered}
         kept = [name for name in names if name in known or "#" in name]
-        return {self.contestant: gr.Dropdown(choices=offered, value=kept or [offered[0][1]]), **self.look(chat_id)}
+        drafts = gr.Dropdown(choices=[*DRAFTS, *((f"by {name}, a smaller model", name) for _, name in choices.base_models(self._studio))])
+        chosen_now = gr.Dropdown(choices=offered, value=kept or [offered[0][1]])
+        return {self.contestant: chosen_now, self.settings.speculation: drafts, **self.look(chat_id)}
 
     def look(self, chat_id: str) -> dict[Any, Any]:
         """The conversation and the list of all, from rows."""

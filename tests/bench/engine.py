@@ -36,7 +36,7 @@ SHAPES = {"small": (768, 15, 2048), "large": (1536, 18, 4096)}  # about 110 M an
 CLIENTS, CLIENTS_S = 32, 120.0
 MANY, BUDGET, REQUESTS = 200, 8, 500
 ROUNDS = 9
-PARTS = ("crowd", "many", "batch", "server")
+PARTS = ("crowd", "many", "switch", "batch", "server")
 
 
 def make_base(folder: Path, size: str = "small") -> Path:
@@ -276,7 +276,10 @@ def of_the_batch(base: Path, adapters: Sequence[Path]) -> Iterator[dict[str, Any
         found = mixed(base, adapters, dtype)
         equal = "tokens equal" if found["same"] else "tokens differ"
         yield entry(f"{ADAPTERS} adapters in one batch, {dtype}", found["ratio"], "x", f"{ADAPTERS} passes: {equal}; at least 2")
-    times = switching(base, adapters, "float32")
+
+
+def of_the_switch(base: Path, adapters: Sequence[Path], dtype: str) -> Iterator[dict[str, Any]]:
+    times = switching(base, adapters, dtype)
     ratio = round(times["reload_ms"] / times["switch_ms"], 1)
     yield entry("switch to a warm adapter", times["switch_ms"], "ms", f"reload {times['reload_ms']} ms; at most 20", ratio)
     yield entry("attach an adapter from disk", times["attach_ms"], "ms", "with its probe")
@@ -333,11 +336,13 @@ def run(
             yield from of_the_crowd(folder, client_s)
         if "many" in parts:
             yield from of_many(folder, requests)
-        if not {"batch", "server"} & set(parts):
+        if not {"batch", "switch", "server"} & set(parts):
             return
         base = make_base(folder / "base", size)
+        adapters = [make_adapter(base, folder / f"a{number}", number, strength=0.02) for number in range(ADAPTERS)]
+        if "switch" in parts:
+            yield from of_the_switch(base, adapters, "float32" if size == "small" else "bfloat16")  # as the engine chooses here
         if "batch" in parts:
-            adapters = [make_adapter(base, folder / f"a{number}", number, strength=0.02) for number in range(ADAPTERS)]
             yield from of_the_batch(base, adapters)
         if "server" in parts:
             yield from of_the_server(base, folder / "home")
