@@ -256,6 +256,7 @@ class ChatTab:
     ) -> Iterator[dict[Any, Any]]:
         """Stream `answers` to the page and keep them; with `position`, that message goes on."""
         rows = self._studio.chat.messages(chat_id)
+        self._studio.chat.instruct(chat_id, system.strip())
         opens = self._opens(chat_id, _asked(rows), answers, wanted, system.strip())
         running = self._answering[chat_id] = Answering(answers, opens)
         try:
