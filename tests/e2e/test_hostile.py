@@ -161,7 +161,7 @@ DRAWN = {
     "jobs": "#jobs-list .row",
     "compare": "#compare-answers .answer",
     "models": "#models-list .row",
-    "train": "#tab-train-button[aria-selected=true]",
+    "train": "#train-preview .render",
     "compress": "#tab-compress-button[aria-selected=true]",
     "start": "#start-steps .steps",
 }

@@ -42,7 +42,7 @@ def alone(api: httpx.Client, name: str) -> str:
 
 
 def test_base_and_eight_adapters_answer_side_by_side_as_they_do_alone(
-    visit: Callable[..., Page], api: httpx.Client, names: list[str]
+    visit: Callable[..., Page], api: httpx.Client, names: list[str], axe: str
 ) -> None:
     page = visit("chat")
     expect(page.locator("#chat-who")).to_contain_text("starter")
@@ -68,6 +68,9 @@ def test_base_and_eight_adapters_answer_side_by_side_as_they_do_alone(
     for width, height in ((1280, 800), (1920, 1080), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
         page.screenshot(path=SCREENSHOTS / f"beside-{width}.png", full_page=True)
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in found if rule["impact"] in ("serious", "critical")]
 
 
 def test_a_training_and_chat_share_the_machine_by_the_policy_that_is_shown(
