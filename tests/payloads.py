@@ -113,7 +113,7 @@ LOOK = """() => {
       if (/javascript:|elsewhere\\.example/i.test(attribute.value)) found.push(element.outerHTML.slice(0, 120));
     }
   }
-  for (const name of ['iframe', 'object', 'embed', 'base', 'marquee', 'plaintext', 'math', 'meta[http-equiv=refresh]', 'img[src="x"]'])
+  for (const name of ['iframe', 'object', 'embed', 'base:not([href="./"])', 'marquee', 'plaintext', 'math', 'meta[http-equiv=refresh]', 'img[src="x"]'])
     for (const element of document.querySelectorAll(name)) found.push(element.outerHTML.slice(0, 120));
   if (window.pwned) found.push('it ran');
   return found;

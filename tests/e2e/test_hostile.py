@@ -183,6 +183,7 @@ def test_hostile_files_are_refused_and_shown_in_words(page: Page, server: Server
     broken = "\n".join(f'{{"prompt": {json.dumps(text)}, "completion": ' for text in PAYLOADS)
     page.set_input_files("#data-file input[type=file]", {"name": f"{FILE_NAME}.jsonl", "mimeType": "text/plain", "buffer": broken.encode()})
     expect(page.locator("#data-notice")).to_contain_text("JSON")
+    page.goto(f"{server.url}/?tab=data")
     table = "\n".join(f'"{text}","{AWAY}"' for text in (text.replace('"', '""').replace("\x00", "") for text in PAYLOADS))
     page.set_input_files("#data-file input[type=file]", {"name": "x.csv", "mimeType": "text/csv", "buffer": table.encode()})
     expect(page.locator("#data-notice")).to_contain_text("pwned")

@@ -129,9 +129,9 @@ def test_prompts_that_begin_alike_are_read_once(folder: ModelFolder) -> None:
     assert [answer.ids for answer in answers] == [write(local.load(folder), None, PROMPT + end).ids for end in ends]
 
 
-@pytest.mark.parametrize(("quantization", "share"), [("nf4", 1 / 3), ("int8", 0.5)])
+@pytest.mark.parametrize(("quantization", "share", "most_off"), [("nf4", 1 / 3, 0.3), ("int8", 0.5, 0.08)])
 def test_a_quantised_base_and_an_adapter_beside_it_say_nearly_what_they_say_in_full(
-    model: local.LocalModel, folder: ModelFolder, tmp_path: Path, quantization: str, share: float
+    model: local.LocalModel, folder: ModelFolder, tmp_path: Path, quantization: str, share: float, most_off: float
 ) -> None:
     ref = AdapterRef("a", make_adapter(folder.path, tmp_path / "a", 1, strength=0.05))
     small = local.load(ModelFolder("stories", folder.path, quantization))
@@ -146,5 +146,5 @@ def test_a_quantised_base_and_an_adapter_beside_it_say_nearly_what_they_say_in_f
     for exact, near in ((keys[0], keys[1]), (None, None)):
         expected = logits(model, exact).softmax(-1)
         off = (logits(small, near).softmax(-1) - expected).abs().sum(-1).mean() / 2  # total variation
-        assert off < 0.15
+        assert off < most_off
     assert write(small, None).ids != write(small, keys[1]).ids
