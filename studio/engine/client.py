@@ -204,8 +204,8 @@ class EngineClient:
                 if contestant.url and self._spares(contestant, sent, problem, refused):
                     continue
                 pause = float(problem.details.get("retry_after") or PAUSE_S)
-                is_passing = problem.status == 429 or problem.code == "engine_stopping"
-                if contestant.url and problem.status in STUMBLES and stumbles < len(STUMBLE_PAUSES_S):
+                is_passing = problem.status == 429 or problem.code == "engine_stopping" or _is_loading(problem)
+                if contestant.url and not is_passing and problem.status in STUMBLES and stumbles < len(STUMBLE_PAUSES_S):
                     pause, is_passing, stumbles = STUMBLE_PAUSES_S[stumbles], True, stumbles + 1
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 problem, is_passing = _unreachable(url, exc), not contestant.url
@@ -334,6 +334,11 @@ def _from_body(body: Any, status: int) -> EngineError:
         param=holder.get("param"),
         **({"job": holder["job"]} if "job" in holder else {}),
     )
+
+
+def _is_loading(problem: EngineError) -> bool:
+    """llama.cpp's server answers so until its model is in memory."""
+    return problem.status == 503 and "loading model" in problem.message.lower()
 
 
 def _unreachable(url: str, exc: Exception) -> EngineError:

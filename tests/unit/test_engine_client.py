@@ -234,6 +234,12 @@ def test_a_service_that_stumbles_is_asked_again(server: Server, client: EngineCl
     assert client.chat(foreign(server), MESSAGES, PARAMS).text == "hello"
 
 
+def test_a_model_that_is_being_loaded_is_waited_for(server: Server, client: EngineClient) -> None:
+    loading = (503, {"Retry-After": "0"}, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
+    server.script(*[loading] * 4, (200, {}, WHOLE))
+    assert client.chat(foreign(server), MESSAGES, PARAMS).text == "hello"
+
+
 def test_an_answer_in_parts_is_read(server: Server, client: EngineClient) -> None:
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
     server.script((200, {}, {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}))
