@@ -139,7 +139,7 @@ def stream(url: str, model: str, prompt: str, tokens: int) -> tuple[float, float
         for line in response.iter_lines():
             if line.startswith("data: {") and '"finish_reason": null' in line:
                 arrivals.append(time.perf_counter())
-    return arrivals[0] - begun, (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
+    return arrivals[0] - begun, (len(arrivals) - 1) / max(arrivals[-1] - arrivals[0], 1e-9)
 
 
 class Bare:
@@ -314,7 +314,8 @@ def of_the_server(base: Path, home: Path) -> Iterator[dict[str, Any]]:
 
 def of_the_crowd(folder: Path, client_s: float) -> Iterator[dict[str, Any]]:
     with studio(folder / "crowd") as running:
-        stream(running.url, "starter", PROMPT, 2)
+        warm = {"model": "starter", "prompt": PROMPT, "max_tokens": 2}
+        httpx.post(f"{running.url}/v1/completions", json=warm, timeout=120, trust_env=False).raise_for_status()
         ends = crowd(running.url, "starter", client_s)
     told = f"{ends['refused with Retry-After']} were 429 with Retry-After, {ends['other']} anything else"
     yield entry(f"{CLIENTS} clients for {client_s:g} s, answered", ends["answered"], "requests", told)
