@@ -256,13 +256,14 @@ class ChatTab:
     ) -> Iterator[dict[Any, Any]]:
         """Stream `answers` to the page and keep them; with `position`, that message goes on."""
         rows = self._studio.chat.messages(chat_id)
-        self._studio.chat.instruct(chat_id, system.strip())
         opens = self._opens(chat_id, _asked(rows), answers, wanted, system.strip())
         running = self._answering[chat_id] = Answering(answers, opens)
         try:
             running.start()
             yield {
-                **self.look(chat_id),
+                self._page.place.chat: chat_id,
+                self.shown: chat_id,
+                self.transcript: chat_shown.transcript(rows if position is None else rows[:-1]),
                 **self._writing(True),
                 self.notice: "",
                 self.live: chat_shown.live(answers, "Waiting for the engine"),
@@ -273,6 +274,7 @@ class ChatTab:
             del self._answering[chat_id]
             running.stop.set()
             self._keep(chat_id, answers, position)
+            self._studio.chat.instruct(chat_id, system.strip())
         errors = [self._dated(answer.error) for answer in answers if answer.error]
         yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: message(errors[0]) if errors else ""}
 
