@@ -15,8 +15,10 @@ from studio.types import GenerationParams, Message
 PLAINEST = 2  # the last form in which a schema is asked of another server: not at all
 
 # what some servers refuse and an answer can do without; the first one they take under another name
-SPARABLE = ("max_tokens", "stream_options", "seed", "top_p", "top_k", "temperature", "repetition_penalty", "presence_penalty")
-SPARABLE += ("frequency_penalty",)
+SPARABLE = (
+    *("max_tokens", "stream_options", "temperature", "seed", "top_p", "top_k"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 RENAMED = {"max_tokens": "max_completion_tokens"}  # OpenAI's own reasoning models
 REFUSES = re.compile(r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra|not permitted|not allowed", re.IGNORECASE)
 
