@@ -136,7 +136,7 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
     with page.expect_download() as saved:
         page.get_by_role("link", name="Export this conversation as JSON").click()
     assert "The Nile and the Amazon." in Path(saved.value.path()).read_text(encoding="utf-8")
-    page.get_by_role("button", name="Edit").click()
+    page.locator("#chat-transcript [data-act=edit]").click()
     expect(page.locator("#chat-message textarea")).to_have_value("Which rivers are long, and why is it so?")
     page.locator("#chat-delete").click()
     expect(page.locator("#chat-list button.row", has_text="Which rivers are long")).to_have_count(0)
