@@ -41,6 +41,19 @@
     if (row) row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }, 60);
 
+  // the newest words of a conversation stay in sight, unless the reader has scrolled back
+  const follow = (box) => {
+    let isPinned = true;
+    const isAtEnd = () => box.scrollHeight - box.scrollTop - box.clientHeight < 48;
+    box.addEventListener("scroll", () => { isPinned = isAtEnd(); }, { passive: true });
+    new MutationObserver(() => { if (isPinned) box.scrollTop = box.scrollHeight; }).observe(box, { childList: true, subtree: true, characterData: true });
+    box.scrollTop = box.scrollHeight;
+  };
+  new MutationObserver((_, looking) => {
+    const box = document.getElementById("chat-scroll");
+    if (box) { looking.disconnect(); follow(box); }
+  }).observe(document, { childList: true, subtree: true });
+
   window.studio = {
     remember,
     showMarked,

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from studio.catalogue.models import tensors
+
 KEY = "engine-test-key"
 RANK = 4
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -60,14 +62,15 @@ def make_adapter(base: Path, target: Path, seed: int, *, strength: float = 0.3, 
     """A LoRA of `base` with random weights, as peft saves it; strong enough to change what it says."""
     random = np.random.default_rng(seed)
     weights = {}
-    for name, matrix in load_file(base / "model.safetensors").items():
+    matrices = load_file(base / "model.safetensors") if use_dora else {}  # numpy knows no bfloat16
+    for name, _, shape in sorted(tensors(base / "model.safetensors")):
         if "_proj." not in name:
             continue
         place = f"base_model.model.{name.removesuffix('.weight')}"
-        weights[f"{place}.lora_A.weight"] = random.normal(0, 0.1, (RANK, matrix.shape[1])).astype(np.float32)
-        weights[f"{place}.lora_B.weight"] = random.normal(0, 1, (matrix.shape[0], RANK)).astype(np.float32) * np.float32(strength)
+        weights[f"{place}.lora_A.weight"] = random.normal(0, 0.1, (RANK, shape[1])).astype(np.float32)
+        weights[f"{place}.lora_B.weight"] = random.normal(0, 1, (shape[0], RANK)).astype(np.float32) * np.float32(strength)
         if use_dora:
-            weights[f"{place}.lora_magnitude_vector"] = np.linalg.norm(matrix, axis=1).astype(np.float32)
+            weights[f"{place}.lora_magnitude_vector"] = np.linalg.norm(matrices[name], axis=1).astype(np.float32)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

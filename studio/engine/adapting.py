@@ -137,8 +137,9 @@ def share_weights(base: nn.Module) -> nn.Module:
     """The same modules once more over the very same tensors: another kind of adapter may change these modules and costs no memory."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
     for module in base.modules():
-        if hasattr(module, "state") and hasattr(module, "has_fp16_weights"):  # bitsandbytes moves 8-bit weights there on first use
-            shared[id(module.state)] = module.state
+        state = getattr(module, "state", None)
+        if hasattr(state, "has_fp16_weights"):  # bitsandbytes moves 8-bit weights and their scales there on first use
+            shared[id(state)] = state
     return copy.deepcopy(base, shared)
 
 

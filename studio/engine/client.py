@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from studio.types import GenerationParams
 START_S = 120.0  # how long a request waits for an engine that is starting, restarting or full
 PAUSE_S = 0.25
 ATTEMPTS = 3  # for an engine that dies before the first word
+STUMBLES = (502, 503, 504, 529)  # of a service on the net, which is there again soon
+STUMBLE_PAUSES_S = (0.5, 2.0)
+log = logging.getLogger(__name__)
 TIMEOUT = httpx.Timeout(600.0, connect=5.0, pool=60.0)  # a first answer waits for the model to load
 
 
@@ -48,6 +52,7 @@ class EngineClient:
         self._lane = lane
         self._api_keys = tuple(api_keys)
         self._plainer: dict[str, int] = {}  # other servers that refused a schema, and the form that they took
+        self._refused: dict[tuple[str, str], set[str]] = {}  # and fields that they refused, by URL and model
         self._start_s = start_s
         # our own engine is on loopback, which a proxy of the environment can't reach
         self._own = httpx.Client(timeout=TIMEOUT, trust_env=False)
@@ -165,14 +170,14 @@ class EngineClient:
         usage = _usage(value) or Usage(0, 0)
         seconds = time.monotonic() - started
         finish, facts = choice.get("finish_reason"), {} if contestant.url else choice.get("studio") or {}
-        return FinishedAnswer(text or "", finish, usage.prompt_tokens, usage.completion_tokens, seconds, facts)
+        return FinishedAnswer(_text(text), finish, usage.prompt_tokens, usage.completion_tokens, seconds, facts)
 
     def _events(self, contestant: Contestant, body: dict[str, Any]) -> Iterator[Event]:
         finish_reason, usage, facts = None, None, None
         with self._response(contestant, "/chat/completions", body) as response:
             for chunk in _chunks(response):
                 choice = (chunk.get("choices") or [{}])[0]  # the usage chunk has none
-                text = (choice.get("delta") or {}).get("content")
+                text = _text((choice.get("delta") or {}).get("content"))
                 if text:
                     yield Event(text=text)
                 finish_reason = choice.get("finish_reason") or finish_reason
@@ -187,15 +192,21 @@ class EngineClient:
         """A response that has begun, 2xx. Waits for our engine to start and for a full queue to drain."""
         client, url = self._target(contestant)
         deadline = time.monotonic() + self._start_s
+        refused, stumbles = self._refused.setdefault((contestant.url, contestant.model), set()), 0
         while True:
             pause, problem = PAUSE_S, None
+            sent = outgoing.sparing(body, refused) if contestant.url else body
             try:
-                response = client.send(client.build_request("POST", url + path, json=body, headers=self._headers(contestant)), stream=True)
+                response = client.send(client.build_request("POST", url + path, json=sent, headers=self._headers(contestant)), stream=True)
                 if response.status_code < 400:
                     break
                 problem = _error(response)
+                if contestant.url and self._spares(contestant, sent, problem, refused):
+                    continue
                 pause = float(problem.details.get("retry_after") or PAUSE_S)
-                is_passing = problem.status == 429 or problem.code == "engine_stopping"
+                is_passing = problem.status == 429 or problem.code == "engine_stopping" or _is_loading(problem)
+                if contestant.url and not is_passing and problem.status in STUMBLES and stumbles < len(STUMBLE_PAUSES_S):
+                    pause, is_passing, stumbles = STUMBLE_PAUSES_S[stumbles], True, stumbles + 1
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 problem, is_passing = _unreachable(url, exc), not contestant.url
             except httpx.HTTPError as exc:
@@ -209,6 +220,16 @@ class EngineClient:
             raise _gone(url) from exc
         finally:
             response.close()
+
+    def _spares(self, contestant: Contestant, sent: dict[str, Any], problem: EngineError, refused: set[str]) -> bool:
+        """Whether the server only refused a field that can be left out or has another name there; it is remembered."""
+        name = (
+            outgoing.refused_field(sent, f"{problem.details.get('param') or ''} {problem.message}") if problem.status in (400, 422) else ""
+        )
+        if name:
+            refused.add(name)
+            log.warning("%s does not take %s, so it is asked without.", contestant.url, name)
+        return bool(name)
 
     def _target(self, contestant: Contestant) -> tuple[httpx.Client, str]:
         if not contestant.url:
@@ -252,6 +273,14 @@ def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
             if "error" in chunk:
                 raise _from_body(chunk, 500)
             yield chunk
+
+
+def _text(content: Any) -> str:
+    """Content is a text, or a list of parts of which some are text."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:
@@ -305,6 +334,11 @@ def _from_body(body: Any, status: int) -> EngineError:
         param=holder.get("param"),
         **({"job": holder["job"]} if "job" in holder else {}),
     )
+
+
+def _is_loading(problem: EngineError) -> bool:
+    """llama.cpp's server answers so until its model is in memory."""
+    return problem.status == 503 and "loading model" in problem.message.lower()
 
 
 def _unreachable(url: str, exc: Exception) -> EngineError:

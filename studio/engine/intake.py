@@ -74,7 +74,7 @@ def _answer(
         base=request.base,
         adapter=request.adapter,
         prompt_ids=ids,
-        limit=min(_wanted(request), _room(request, ids, facts)),
+        limit=min(_wanted(request), _room(request, renderer, ids, facts)),
         params=request.params,
         seed=seed + index,
         stop_ids=_stop_ids(renderer),
@@ -134,17 +134,34 @@ def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> Prompt:
     return Prompt(text, renderer.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _room(request: GenerationRequest, ids: list[int], facts: ModelFacts) -> int:
+def _room(request: GenerationRequest, renderer: Renderer, ids: list[int], facts: ModelFacts) -> int:
     """Tokens that the answer may have."""
     context = facts.context or UNKNOWN_CONTEXT
     if len(ids) >= context:
+        excess = len(ids) - context + 1
         raise bad_request(
             f"This model's context is {context} tokens and the prompt has {len(ids)} tokens. "
-            f"Shorten the prompt by at least {len(ids) - context + 1} tokens.",
+            f"Shorten {_what_to_cut(request, renderer, excess)} by at least {excess} tokens.",
             param="messages" if request.is_chat else "prompt",
             code="context_length_exceeded",
         )
     return context - len(ids)
+
+
+def _what_to_cut(request: GenerationRequest, renderer: Renderer, excess: int) -> str:
+    """ "the prompt", or of a conversation the part that holds enough: its oldest turns, else its longest message."""
+    if not request.is_chat or len(request.messages) < 2:
+        return "the prompt"
+    sizes = [len(renderer.tokenizer.encode(message.content, add_special_tokens=False).ids) for message in request.messages]
+    saved, last = 0, len(sizes) - 1
+    for number, message in enumerate(request.messages[:last]):
+        if message.role == "system":
+            continue
+        saved += sizes[number]
+        if saved >= excess and request.messages[number + 1].role == "user":
+            return f"the conversation (leave out its messages up to number {number + 1}, which have {saved} tokens)"
+    longest = max(range(len(sizes)), key=sizes.__getitem__)
+    return f"message {longest + 1} of {len(sizes)} ({request.messages[longest].role}, {sizes[longest]} tokens)"
 
 
 def _stop_ids(renderer: Renderer) -> frozenset[int]:

@@ -22,17 +22,21 @@ log = logging.getLogger("studio.engine")
 
 @dataclass(frozen=True)
 class Lease:
-    """`job` may take `keep_bytes`; of what was `free_bytes` then, the engine may use the rest."""
+    """`job` may take `keep_bytes`; of what was `free_bytes` then, the engine may use the rest.
+
+    `gave_way`: what the engine had loaded then was unloaded, since both did not fit.
+    """
 
     job: str
     keep_bytes: int
     free_bytes: int
     expires: float
+    gave_way: bool = False
 
     @classmethod
-    def begin(cls, job: str, keep_bytes: int) -> Lease:
+    def begin(cls, job: str, keep_bytes: int, gave_way: bool = False) -> Lease:
         """From what is free now."""
-        return cls(job, keep_bytes, free_bytes(), time.time() + LONGEST_S)
+        return cls(job, keep_bytes, free_bytes(), time.time() + LONGEST_S, gave_way)
 
     @property
     def room_bytes(self) -> int:
@@ -43,7 +47,7 @@ class Lease:
         return time.time() > self.expires
 
     def as_json(self) -> dict[str, Any]:
-        return {"job": self.job, "room_bytes": self.room_bytes}
+        return {"job": self.job, "room_bytes": self.room_bytes, "keep_bytes": self.keep_bytes, "gave_way": self.gave_way}
 
 
 def free_bytes() -> int:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import logging
 import math
 import sys
 from pathlib import Path
@@ -129,6 +130,7 @@ def _admit_bitsandbytes() -> None:
                 asked = getattr(sys.modules.get(name), check, None)
                 if asked is not None:
                     asked.cache_clear()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast of every layer in every step
     try:
         importlib.import_module("bitsandbytes")
     except Exception as exc:  # noqa: BLE001  (it loads compiled code of its own)

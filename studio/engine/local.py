@@ -49,6 +49,7 @@ class LocalModel:
         self._base = model
         self._peft: Any = None  # peft.PeftModel around a second tree, which holds the plain LoRAs
         self._active = ""  # key of the LoRA that is switched on there
+        self._tuned: list[Any] = []  # its layers that LoRAs change, looked up when one is switched on
         self._count = 0
         self._probe: Tensor | None = None
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -123,9 +124,17 @@ class LocalModel:
         if not attached.is_mixable:
             return (attached.tree or self._base), {}
         if attached.key != self._active:
-            self._peft.set_adapter(attached.key)
-            self._active = attached.key
+            self._switch_to(attached.key)
         return self._peft, {}
+
+    def _switch_to(self, key: str) -> None:
+        """What a forward pass needs of peft's set_adapter, which also looks at every adapter of every layer to say what is trained."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._tuned = self._tuned or [module for module in self._peft.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in self._tuned:
+            layer._active_adapter = [key]
+        self._active = key
 
     def has_room(self, adapter: AdapterRef, in_use: Sequence[str]) -> bool:
         """Whether `adapter` fits the budget beside those that must stay."""
@@ -181,7 +190,7 @@ class LocalModel:
             self._drop_lora(key)
             raise foreign(adapter, self.folder, f"it has weights for {unexpected[0]}, which this base lacks")
         self._peft.eval()
-        self._active = ""
+        self._active, self._tuned = "", []
 
     def _effect(self, key: str) -> float:
         """How far the adapter moves the base's logits on a few tokens; NaN counts as far."""
@@ -210,7 +219,7 @@ class LocalModel:
             self._drop_lora(gone.key)
 
     def _drop_lora(self, key: str) -> None:
-        self._active = ""
+        self._active, self._tuned = "", []
         if self._peft is None or key not in self._peft.peft_config:
             return
         if len(self._peft.peft_config) == 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -12,6 +13,14 @@ from studio.engine.protocol import Contestant, Grammar
 from studio.types import GenerationParams, Message
 
 PLAINEST = 2  # the last form in which a schema is asked of another server: not at all
+
+# what some servers refuse and an answer can do without; the first one they take under another name
+SPARABLE = (
+    *("max_tokens", "stream_options", "temperature", "seed", "top_p", "top_k"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+RENAMED = {"max_tokens": "max_completion_tokens"}  # OpenAI's own reasoning models
+REFUSES = re.compile(r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra|not permitted|not allowed", re.IGNORECASE)
 
 Messages = Sequence[Message | Mapping[str, Any]]
 
@@ -31,13 +40,27 @@ def plainer(body: dict[str, Any], form: int) -> dict[str, Any]:
     return rest if form == PLAINEST else {**rest, "response_format": {"type": "json_object", "schema": given["json_schema"]["schema"]}}
 
 
+def refused_field(body: Mapping[str, Any], said: str) -> str:
+    """The field of `body` that a server's words refuse and that can be spared; "" where they mean something else."""
+    if not REFUSES.search(said):
+        return ""
+    named = (name for name in SPARABLE if name in body and re.search(rf"\b{name}\b", said))
+    return next((name for name in named if name not in RENAMED or RENAMED[name] in said), "")
+
+
+def sparing(body: dict[str, Any], refused: Collection[str]) -> dict[str, Any]:
+    """`body` for a server that has refused these fields before."""
+    return {RENAMED.get(name, name) if name in refused else name: body[name] for name in body if name not in refused or name in RENAMED}
+
+
 def common(contestant: Contestant, params: GenerationParams, grammar: Grammar | None) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": contestant.model or contestant.name,
         "max_tokens": params.max_new_tokens,
         "temperature": params.temperature,
-        "top_p": params.top_p,
     }
+    if params.top_p < 1:  # text-generation-inference refuses 1.0, which is everybody's default
+        body["top_p"] = params.top_p
     if grammar is not None and not contestant.url and "max_new_tokens" not in params.model_fields_set:
         del body["max_tokens"]  # the schema says how long it may get
     optional = {"top_k", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop"}

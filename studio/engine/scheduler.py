@@ -92,9 +92,9 @@ class Scheduler:
             self._changed.wait_for(lambda: self._unload_by is None or self._is_closing, timeout=wait_s + LONGEST_STEP_S)
         return held
 
-    def share(self, job: str, keep_bytes: int) -> None:
+    def share(self, job: str, keep_bytes: int, *, gave_way: bool = False) -> None:
         """Until `resume`, what is loaded anew must leave `keep_bytes` of what is free now to the job."""
-        self._lease = Lease.begin(job, keep_bytes)
+        self._lease = Lease.begin(job, keep_bytes, gave_way)
 
     def resume(self, job: str) -> None:
         """`job` has ended; harmless for another one."""

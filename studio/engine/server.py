@@ -32,6 +32,7 @@ from studio.engine.scheduler import IDLE_S, Scheduler
 from studio.errors import EngineError
 
 GRACE_S = 1  # for connections to close once their answers were ended
+SWITCH_S = 0.001  # the thread that computes lets the one that speaks go first: a token shall not wait for the next one
 LAST_RESORT_S = 1.8  # a step of a large model can't be interrupted, ending the process can
 
 log = logging.getLogger("studio.engine")
@@ -103,7 +104,7 @@ class Routes:
         """With `{"job", "keep_bytes"}` the engine leaves that much to the job until `resume`."""
         held = await run_in_threadpool(self._scheduler.unload)
         if await request.body():
-            self._scheduler.share(*_job(await _read_json(request)))
+            self._scheduler.share(*_job(await _read_json(request)), gave_way=True)
         return JSONResponse({"unloaded_bytes": held})
 
     async def share(self, request: Request) -> Response:
@@ -248,6 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     # peft would import it and torch's compiler with it: 3 s and 50 MB, until a quantised base is asked for (studio.engine.loading)
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    sys.setswitchinterval(SWITCH_S)
     chosen = settings.load()
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

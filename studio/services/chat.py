@@ -181,6 +181,13 @@ class ChatService:
             row.title = title
             return _conversation(row)
 
+    def instruct(self, conversation_id: str, system: str) -> dict[str, Any]:
+        """Change the system prompt: what is asked from now on, and the rows made of this conversation, begin with it."""
+        with self.db.write() as session:
+            row = _find(session, conversation_id)
+            row.system = system
+            return _conversation(row)
+
     def delete(self, conversation_id: str) -> dict[str, Any]:
         """The conversation and its messages are gone for good."""
         with self.db.write() as session:

@@ -35,6 +35,7 @@ def build(studio: Studio) -> gr.Blocks:
             models = ModelsTab(studio, page)
         compress.wire_chat(chat)
         strip.wire(page, blocks)
+        strip.shown.change(steady(chat.share), outputs=[chat.sharing], **QUIET)
         start.wire(blocks, chat.contestant, chat.message)
         Links(studio, page).wire(data, train, jobs, chat, compare)
         _chat_with_model(studio, page, models, chat)

@@ -13,10 +13,10 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.services.harvest import context
-from studio.ui import chat_shown, choices, pieces, words
+from studio.ui import chat_shown, choices, pieces, sharing, words
 from studio.ui.chat_answering import Answer, Answering
 from studio.ui.chat_keeping import KeepingPiece
-from studio.ui.chat_settings import SettingsPiece, Wishes, wishes
+from studio.ui.chat_settings import DRAFTS, SettingsPiece, Wishes, wishes
 from studio.ui.handlers import QUIET, busy, message, steady, tells
 from studio.ui.page import Page, opening, stamp_box
 from studio.ui.programs import ProgramsPiece
@@ -40,8 +40,9 @@ class ChatTab:
 
     def _layout_conversation(self) -> None:
         self.shown = stamp_box("chat")  # whose transcript the page shows, so that a late look can't undo a newer one
-        self.transcript = pieces.panel(elem_id="chat-transcript")
-        self.live = pieces.panel(elem_id="chat-live")
+        with gr.Column(elem_id="chat-scroll"):  # of one height while it holds messages: what is below stays where it is
+            self.transcript = pieces.panel(elem_id="chat-transcript")
+            self.live = pieces.panel(elem_id="chat-live")
         self.notice = pieces.panel(elem_id="chat-notice", elem_classes="notice-place")
         self.position = gr.State(0)
         with gr.Column(visible=False, elem_id="chat-correct") as self.correcting:
@@ -70,6 +71,7 @@ class ChatTab:
             max_choices=MOST_AT_ONCE,
             elem_id="chat-who",
         )
+        self.sharing = pieces.panel(elem_id="chat-sharing")
         self.system = gr.Textbox(
             "",
             label="System prompt",
@@ -88,7 +90,8 @@ class ChatTab:
     def _wire(self) -> None:
         place, keeping = self._page.place, self.keeping
         looks = [place.chat, self.shown, self.transcript, self.compare, self.go_on, *keeping.outputs]
-        self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=[self.contestant, *looks], **QUIET)
+        entered = [self.contestant, self.settings.speculation, *looks]
+        self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=entered, **QUIET)
         place.chat.change(steady(self.turn_to), inputs=[place.chat, self.shown], outputs=[self.system, *looks], **QUIET)
         asked = [place.chat, self.message, self.contestant, self.system, *self.settings.inputs]
         answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
@@ -119,7 +122,9 @@ class ChatTab:
         names = [chosen] if isinstance(chosen, str) else list(chosen or [])
         known = {value for _, value in offered}
         kept = [name for name in names if name in known or "#" in name]
-        return {self.contestant: gr.Dropdown(choices=offered, value=kept or [offered[0][1]]), **self.look(chat_id)}
+        drafts = gr.Dropdown(choices=[*DRAFTS, *((f"by {name}, a smaller model", name) for _, name in choices.base_models(self._studio))])
+        chosen_now = gr.Dropdown(choices=offered, value=kept or [offered[0][1]])
+        return {self.contestant: chosen_now, self.settings.speculation: drafts, **self.look(chat_id)}
 
     def look(self, chat_id: str) -> dict[Any, Any]:
         """The conversation and the list of all, from rows."""
@@ -135,6 +140,11 @@ class ChatTab:
             self.go_on: gr.Button(visible=_can_go_on(messages)),
             **self.keeping.look(conversations, shown),
         }
+
+    def share(self) -> str:
+        """While something trains: how both share the machine."""
+        told = sharing.sentence(self._studio.system.strip())
+        return pieces.piece("sentence", text=told) if told else ""
 
     def turn_to(self, chat_id: str, shown: str) -> dict[Any, Any]:
         """Another conversation, with the system prompt that it began with."""
@@ -249,8 +259,11 @@ class ChatTab:
         opens = self._opens(chat_id, _asked(rows), answers, wanted, system.strip())
         running = self._answering[chat_id] = Answering(answers, opens)
         try:
+            running.start()
             yield {
-                **self.look(chat_id),
+                self._page.place.chat: chat_id,
+                self.shown: chat_id,
+                self.transcript: chat_shown.transcript(rows if position is None else rows[:-1]),
                 **self._writing(True),
                 self.notice: "",
                 self.live: chat_shown.live(answers, "Waiting for the engine"),
@@ -261,6 +274,7 @@ class ChatTab:
             del self._answering[chat_id]
             running.stop.set()
             self._keep(chat_id, answers, position)
+            self._studio.chat.instruct(chat_id, system.strip())
         errors = [self._dated(answer.error) for answer in answers if answer.error]
         yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: message(errors[0]) if errors else ""}
 

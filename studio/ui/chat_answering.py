@@ -55,10 +55,13 @@ class Answering:
         self._opens = opens
         self._events: queue.Queue[tuple[Answer, Event | None]] = queue.Queue()
 
-    def updates(self) -> Iterator[bool]:
-        """True when some text grew, False now and then while nothing comes; ends with the last answer, or when stopped."""
+    def start(self) -> None:
+        """Ask all of them, so that the engine reads while the page is still being drawn."""
         for answer in self.answers:
             threading.Thread(target=self._read, args=(answer,), daemon=True).start()
+
+    def updates(self) -> Iterator[bool]:
+        """True when some text grew, False now and then while nothing comes; ends with the last answer, or when stopped."""
         looked = time.monotonic()
         while not self.stop.is_set() and not all(answer.ended for answer in self.answers):
             grown = self._take()
@@ -67,7 +70,7 @@ class Answering:
                 yield grown
 
     def _take(self) -> bool:
-        """Wait for an event, then gather what comes within JOIN_S."""
+        """Wait for an event, then gather what comes within JOIN_S; the very first words of an answer are shown at once."""
         until = time.monotonic() + JOIN_S
         grown = False
         while (wait := until - time.monotonic()) > 0:
@@ -78,8 +81,11 @@ class Answering:
             if event is None:
                 answer.ended = True
                 return True
+            is_first = bool(event.text) and not answer.text
             answer.take(event)
             grown = grown or bool(event.text)
+            if is_first and self._events.empty():
+                break
         return grown
 
     def _read(self, answer: Answer) -> None:

@@ -48,7 +48,8 @@ class KeepingPiece:
 
     def wire(self, notice: gr.HTML, chat: gr.Textbox) -> None:
         self.list.select(self.open, outputs=[chat], **QUIET)
-        self.search.input(steady(self.find), inputs=[self.search, chat], outputs=[self.list], **QUIET)
+        # change, not input: gradio tells of input at a key alone, so not when text is pasted, cut or cleared
+        self.search.change(steady(self.find), inputs=[self.search, chat], outputs=[self.list], **QUIET)
         self.lessons.select(tells(notice)(self._making(notice)), outputs=[notice], **QUIET)
 
     def open(self, event: gr.EventData) -> str:

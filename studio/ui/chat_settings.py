@@ -84,7 +84,7 @@ class SettingsPiece:
                     DRAFTS,
                     value="",
                     label="Drafts · speculative decoding",
-                    info="The same answer, sometimes sooner; at temperature 0, one contestant at a time.",
+                    info="The same answer, sometimes sooner; for one contestant at temperature 0. The gain is told below it.",
                     min_width=150,
                     elem_id="chat-drafts",
                 )

@@ -29,9 +29,23 @@ element.addEventListener('click', (event) => {
 });
 """
 
+# characters that turn the direction of what follows: left open in a name or an answer, they would turn our own words too
+TURNS, ISOLATES = "\u202a\u202b\u202d\u202e", "\u2066\u2067\u2068"
+
+
+def _closed(value: Any) -> Any:
+    """`value`, with the ends of the turns that it leaves open."""
+    if not isinstance(value, str) or value.isascii() or hasattr(value, "__html__"):
+        return value
+    turns = sum(map(value.count, TURNS)) - value.count("\u202c")
+    isolates = sum(map(value.count, ISOLATES)) - value.count("\u2069")
+    return value + "\u2069" * max(0, isolates) + "\u202c" * max(0, turns)
+
+
 _environment = Environment(
     loader=FileSystemLoader([Path(__file__).parent / "pieces", STATIC]),
     autoescape=True,
+    finalize=_closed,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

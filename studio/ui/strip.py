@@ -23,13 +23,13 @@ class Strip:
     def __init__(self, studio: Studio) -> None:
         self._system = studio.system
         self.panel = pieces.panel(elem_id="strip")
-        self._shown = stamp_box("strip")
+        self.shown = stamp_box("strip")
         self._timer = gr.Timer(IDLE_S)
 
     def wire(self, page: Page, blocks: gr.Blocks) -> None:
-        outputs = [self.panel, self._shown, self._timer]
-        blocks.load(steady(self.refresh), inputs=[self._shown], outputs=outputs, **QUIET)
-        self._timer.tick(steady(self.refresh), inputs=[self._shown], outputs=outputs, **QUIET)
+        outputs = [self.panel, self.shown, self._timer]
+        blocks.load(steady(self.refresh), inputs=[self.shown], outputs=outputs, **QUIET)
+        self._timer.tick(steady(self.refresh), inputs=[self.shown], outputs=outputs, **QUIET)
         self.panel.select(self.follow, outputs=[page.tabs, page.place.job], **QUIET)
 
     def refresh(self, shown: str) -> Any:
@@ -39,7 +39,7 @@ class Strip:
             return gr.skip()
         return {
             self.panel: pieces.piece("strip", chips=readings),
-            self._shown: stamp(readings),
+            self.shown: stamp(readings),
             self._timer: gr.Timer(BUSY_S if is_busy(strip) else IDLE_S),
         }
 
@@ -81,10 +81,12 @@ def _engine(engine: dict[str, Any]) -> dict[str, Any]:
         loading = engine["loading"]
         expected = f", about {words.duration(loading['expected_s'])}" if loading.get("expected_s") else ""
         return _chip("engine", f"engine: loading {loading['name']}{expected}", "chat", tone="running")
+    job = (engine.get("yielded") or {}).get("job")
     if engine.get("loaded"):
         loaded = engine["loaded"]
         adapters = len(loaded["adapters"])
-        return _chip("engine", f"engine: {loaded['base']}" + (f" + {words.count(adapters, 'adapter')}" if adapters else ""), "chat")
-    if engine.get("yielded"):
-        return _chip("engine", f"engine: leaves room for {engine['yielded']['job']}", "chat")
+        text = f"engine: {loaded['base']}" + (f" + {words.count(adapters, 'adapter')}" if adapters else "")
+        return _chip("engine", text + (f", beside {job}" if job else ""), "chat")
+    if job:
+        return _chip("engine", f"engine: leaves room for {job}", "chat")
     return _chip("engine", "engine: idle" if engine.get("ok", True) else "engine: not answering", "chat")

@@ -63,12 +63,22 @@ def chat(browser: Browser, talker: str, tmp_path_factory: pytest.TempPathFactory
         yield page
 
 
+def stop_by_mouse(page: Page) -> None:
+    """Press Stop where it stands: it must not move while the answer grows."""
+    button = page.get_by_role("button", name="Stop")
+    expect(button).to_be_visible()
+    before = button.bounding_box()
+    page.wait_for_timeout(600)
+    assert before is not None and button.bounding_box() == before
+    page.mouse.click(before["x"] + before["width"] / 2, before["y"] + before["height"] / 2)
+
+
 def test_an_answer_is_text_is_stopped_and_what_was_written_is_kept(chat: Page) -> None:
     chat.get_by_role("button", name="Suggest a question").click()
     expect(chat.locator("#chat-message textarea")).not_to_be_empty()
     chat.locator("#chat-message textarea").press("Enter")
     expect(chat.locator("#chat-live .text")).to_contain_text("**bold** <img src=x onerror=alert(1)> ${alert(2)}")
-    chat.get_by_role("button", name="Stop").press("Enter")
+    stop_by_mouse(chat)
 
     answer = chat.locator("#chat-transcript .message.assistant")
     expect(answer).to_contain_text("stopped here")
@@ -86,7 +96,7 @@ def test_retry_writes_the_last_answer_anew_and_a_second_message_has_to_wait(chat
     chat.locator("#chat-message textarea").fill("And me?")
     chat.locator("#chat-message textarea").press("Enter")
     expect(chat.locator("#chat-notice")).to_contain_text("still being written")
-    chat.get_by_role("button", name="Stop").press("Enter")
+    stop_by_mouse(chat)
 
     expect(chat.locator("#chat-live .message")).to_have_count(0)
     expect(chat.locator("#chat-transcript .message")).to_have_count(before)

@@ -5,16 +5,14 @@ Leaves a screenshot of each in tests/e2e/screenshots, for people to look at.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from studio.ui.page import TABS
-from tests.e2e.conftest import HOSTILE_PROMPT, SCREENSHOTS, until
+from tests.e2e.conftest import SCREENSHOTS
 
 SIZES = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 390, "height": 844}}
 # what shows that a tab of a used studio has its rows
@@ -54,25 +52,3 @@ def test_a_tab_breaks_no_rule_and_never_scrolls_sideways(
 
     serious = [rule for rule in found if rule["impact"] in ("serious", "critical")]
     assert not [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious]
-
-
-@pytest.fixture(scope="module")
-def newest_is_hostile(api: httpx.Client, trained: dict[str, Any]) -> None:
-    """Tabs open on what is newest: other tests have added rows and comparisons since."""
-    row = json.dumps({"prompt": f"{HOSTILE_PROMPT} 1", "completion": "<img src=x onerror=alert(2)> ${alert(3)}"})
-    api.post("/datasets/text", json={"text": f"{row}\n{row}", "name": "hostile-again"}).raise_for_status()
-    prompts = [{"prompt": f"{HOSTILE_PROMPT} ?", "reference": "<b>${alert(4)}</b>"}]
-    body = {"base_model": "starter", "contestants": ["base"], "prompts": prompts, "params": {"max_new_tokens": 8}}
-    made = api.post("/comparisons", json=body).raise_for_status().json()
-    until(lambda: api.get(f"/comparisons/{made['id']}").json()["status"] == "SUCCEEDED")
-
-
-@pytest.mark.usefixtures("newest_is_hostile")
-@pytest.mark.parametrize("tab", ["data", "train", "jobs", "compare"])
-def test_hostile_rows_stay_text(visit: Callable[..., Page], tab: str) -> None:
-    # the fixture of the page fails on any dialog, error or foreign request that they cause
-    page = drawn(visit, tab, "light")
-
-    if tab != "jobs":
-        expect(page.locator("body")).to_contain_text("${alert(1)} {{value}} <script>alert(0)</script>")
-    assert page.locator("img[src=x]").count() == 0

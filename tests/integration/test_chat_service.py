@@ -192,6 +192,7 @@ def test_a_conversation_is_kept_changed_and_deleted(notes: ChatService) -> None:
     assert [m["content"] for m in notes.messages(first["id"])] == ["hi"]
     assert notes.append(first["id"], role="assistant", content="again")["position"] == 1
     assert notes.rename(second["id"], "two")["title"] == "two"
+    assert notes.instruct(second["id"], "be brief")["system"] == "be brief"
     notes.delete(first["id"])
     assert [c["title"] for c in notes.conversations()] == ["two"]
 

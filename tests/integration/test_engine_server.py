@@ -94,12 +94,12 @@ def test_an_empty_prompt_gives_the_published_story(client: openai.OpenAI, base: 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_drafts_give_the_very_same_story(client: openai.OpenAI, base: Path, adapters: list[Path], adapted: bool) -> None:
     published = (base / "published_greedy_output.txt").read_text().rstrip("\n")
-    adapter = adapters[0] if adapted else None
-    expected = text_of(client, base, adapter, prompt="", max_tokens=256)
+    adapter, tokens = (adapters[0], 80) if adapted else (None, 256)
+    expected = text_of(client, base, adapter, prompt="", max_tokens=tokens)
     field = {**studio_field(base, adapter), "assistant": {"name": "itself", "path": str(base)}}
     for draft in ("prompt_lookup", "assistant"):
         body = {"speculation": draft, "studio": field}
-        done = client.completions.create(model="m", prompt="", temperature=0, max_tokens=256, extra_body=body)
+        done = client.completions.create(model="m", prompt="", temperature=0, max_tokens=tokens, extra_body=body)
         assert done.choices[0].text == expected and (adapted or expected == published)
         assert done.choices[0].studio["speculation"]["tokens_per_pass"] >= 1  # type: ignore[attr-defined]
 
@@ -248,6 +248,21 @@ def test_a_gbnf_grammar_is_kept_and_a_bad_one_is_refused_with_its_line(client: o
 def test_a_prompt_too_long_is_refused_with_both_counts(client: openai.OpenAI, base: Path) -> None:
     with pytest.raises(openai.BadRequestError, match=r"512 tokens.* 1\d\d\d tokens") as refused:
         complete(client, base, prompt="dog " * 1000)
+    assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ((200, 10, 60, 10, 40), r"leave out its messages up to number 2, which have \d+ tokens"),
+        ((10, 10, 600), r"message 3 of 3 \(user, \d+ tokens\)"),
+        ((600,), "the prompt by at least"),
+    ],
+)
+def test_a_conversation_too_long_says_what_to_cut(client: openai.OpenAI, base: Path, sizes: tuple[int, ...], told: str) -> None:
+    talk: Any = [{"role": "assistant" if n % 2 else "user", "content": "dog " * size} for n, size in enumerate(sizes)]
+    with pytest.raises(openai.BadRequestError, match=told) as refused:
+        client.chat.completions.create(model="m", messages=talk, extra_body={"studio": studio_field(base)})
     assert refused.value.code == "context_length_exceeded"
 
 

@@ -218,9 +218,11 @@ def test_an_adapter_answers_otherwise_than_its_base(sdk: openai.OpenAI, adapter:
     assert told("stories260K") != told("stories260K:tuned") and told("stories260K") == told("stories260K")
 
 
-def test_an_empty_prompt_gives_the_published_story(sdk: openai.OpenAI, shared_data: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"speculation": "prompt_lookup"}, {"assistant_model": "stories260K"}])
+def test_an_empty_prompt_gives_the_published_story(sdk: openai.OpenAI, shared_data: Path, more: dict[str, str]) -> None:
     published = (shared_data / "models" / "stories260K" / "published_greedy_output.txt").read_text().strip()
-    done = sdk.completions.create(model="stories260K", prompt="", max_tokens=256, temperature=0)
+    done = sdk.completions.create(model="stories260K", prompt="", max_tokens=256, temperature=0, extra_body=more)
+    assert not more or done.choices[0].studio["speculation"]["drafted_tokens"] > 0  # type: ignore[attr-defined]
     assert done.choices[0].text.strip() == published and done.usage is not None and done.usage.completion_tokens == 256
 
 

@@ -195,3 +195,52 @@ def test_a_server_that_refuses_a_schema_is_asked_in_plainer_forms_and_remembered
         client.chat(foreign(server), MESSAGES, PARAMS, grammar=schema)
     forms = [body.get("response_format", {}).get("type") for _, _, body in server.asked]
     assert forms == ["json_schema", "json_object", None, None]
+
+
+REFUSALS: dict[str, Any] = {
+    "OpenAI": {
+        "error": {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        }
+    },
+    "Mistral": {"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"]}]}},
+    "vLLM": {"object": "error", "message": "[{'type': 'extra_forbidden', 'loc': ('body', 'presence_penalty')}]", "code": 400},
+}
+
+
+@pytest.mark.parametrize("maker", REFUSALS)
+def test_a_field_that_a_server_refuses_is_left_out_or_renamed_and_remembered(server: Server, client: EngineClient, maker: str) -> None:
+    server.script((400 if maker != "Mistral" else 422, {}, REFUSALS[maker]), (200, {}, WHOLE), (200, {}, WHOLE))
+    params = GenerationParams(temperature=0, seed=1, presence_penalty=1, max_new_tokens=9)
+    for _ in range(2):
+        assert client.chat(foreign(server), MESSAGES, params).text == "hello"
+    first, second, third = (body for _, _, body in server.asked)
+    gone = {"OpenAI": "max_tokens", "Mistral": "seed", "vLLM": "presence_penalty"}[maker]
+    assert gone in first and gone not in second and second == third
+    assert first["temperature"] == second["temperature"] == 0
+    assert second.get("max_completion_tokens", second.get("max_tokens")) == 9
+
+
+def test_a_refusal_of_a_value_stays_a_refusal(server: Server, client: EngineClient) -> None:
+    server.script((400, {}, {"error": {"message": "temperature must be at most 2", "param": "temperature"}}), (200, {}, WHOLE))
+    with pytest.raises(EngineError, match="at most 2"):
+        client.chat(foreign(server), MESSAGES, GenerationParams(temperature=4))
+
+
+def test_a_service_that_stumbles_is_asked_again(server: Server, client: EngineClient) -> None:
+    server.script((503, {}, "{}"), (200, {}, WHOLE))
+    assert client.chat(foreign(server), MESSAGES, PARAMS).text == "hello"
+
+
+def test_a_model_that_is_being_loaded_is_waited_for(server: Server, client: EngineClient) -> None:
+    loading = (503, {"Retry-After": "0"}, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
+    server.script(*[loading] * 4, (200, {}, WHOLE))
+    assert client.chat(foreign(server), MESSAGES, PARAMS).text == "hello"
+
+
+def test_an_answer_in_parts_is_read(server: Server, client: EngineClient) -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    server.script((200, {}, {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}))
+    assert client.chat(foreign(server), MESSAGES, PARAMS).text == "hello"

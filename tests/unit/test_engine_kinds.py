@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from studio.engine import intake, local
 from studio.engine.answer import Answer
@@ -128,9 +129,22 @@ def test_prompts_that_begin_alike_are_read_once(folder: ModelFolder) -> None:
     assert [answer.ids for answer in answers] == [write(local.load(folder), None, PROMPT + end).ids for end in ends]
 
 
-def test_a_base_in_four_bit_answers_with_an_adapter_beside_it(folder: ModelFolder, tmp_path: Path) -> None:
-    model = local.load(ModelFolder("stories", folder.path, "nf4"))
-    key = model.attach(AdapterRef("a", make_adapter(folder.path, tmp_path / "a", 1))).key
-    full = sum(weight.numel() * 4 for weight in local.load(folder)._base.parameters())
-    assert model.bytes < full / 3
-    assert write(model, None).ids != write(model, key).ids
+@pytest.mark.parametrize(("quantization", "share", "most_off"), [("nf4", 1 / 3, 0.3), ("int8", 0.5, 0.08)])
+def test_a_quantised_base_and_an_adapter_beside_it_say_nearly_what_they_say_in_full(
+    model: local.LocalModel, folder: ModelFolder, tmp_path: Path, quantization: str, share: float, most_off: float
+) -> None:
+    ref = AdapterRef("a", make_adapter(folder.path, tmp_path / "a", 1, strength=0.05))
+    small = local.load(ModelFolder("stories", folder.path, quantization))
+    assert small.bytes < share * model.bytes
+    ids = torch.tensor([list(write(model, None).prompt_ids)])
+    mask = torch.ones_like(ids)
+
+    def logits(of: local.LocalModel, key: str | None) -> torch.Tensor:
+        return of.forward(ids, mask, mask.cumsum(1) - 1, DynamicCache(), [key], ids.shape[1])[0].float()
+
+    keys = [of.attach(ref).key for of in (model, small)]  # before the first answer: 8-bit weights move on first use
+    for exact, near in ((keys[0], keys[1]), (None, None)):
+        expected = logits(model, exact).softmax(-1)
+        off = (logits(small, near).softmax(-1) - expected).abs().sum(-1).mean() / 2  # total variation
+        assert off < most_off
+    assert write(small, None).ids != write(small, keys[1]).ids

@@ -184,3 +184,13 @@ def test_versions_stand_behind_what_they_were_made_of() -> None:
         ("new", 0, ""),
         ("orphan", 0, ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [("\u202eevil", "\u202c"), ("\u2067a\u202db", "\u2069\u202c"), ("\u202ba\u202c", ""), ("<b>plain</b>", ""), ("übel", "")],
+)
+def test_a_text_that_turns_its_direction_does_not_turn_the_words_after_it(text: str, ends: str) -> None:
+    shown = pieces.piece("sentence", text=text)
+
+    assert shown == f"<p>{text.replace('<', '&lt;').replace('>', '&gt;')}{ends}</p>"
