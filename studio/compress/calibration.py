@@ -16,6 +16,8 @@ from studio.compress.selection import Selection, Selector
 from studio.errors import StudioError
 
 MISS = 0.05  # of the rate: more is told
+LARGE = 8  # a document of more than this part of all tokens is large
+SMALLEST_PASSAGE = 24  # tokens: shorter ones say too little to be ranked
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,27 @@ class Calibration:
         fixed = [bytearray(len(text)) for text in self.contexts]
         if self.asked.method.name != "longllmlingua":
             return [Part(n, 0, len(text)) for n, text in enumerate(self.contexts)], fixed
-        room = self.backend.max_position_embeddings - self._count(self.asked.question) - 40
-        return [part for n, text in enumerate(self.contexts) for part in self._passages(n, text, max(32, room))], fixed
+        return self._passages(), fixed
 
-    def _passages(self, context: int, text: str, room: int) -> list[Part]:
-        """A document that fits the model's window is ranked as a whole; a longer or a lone one by its paragraphs."""
-        is_lone = sum(bool(other.strip()) for other in self.contexts) == 1
-        tokens = self.backend.get_token_length(text)
-        if tokens <= room and not is_lone:
-            return [Part(context, 0, len(text))]
-        found: list[Part] = []
-        for start, end in spans.passages(text):
-            pieces = -(-self.backend.get_token_length(text[start:end]) // room)  # a paragraph longer than the window is cut
-            size = -(-(end - start) // pieces)
-            found += [Part(context, at, min(end, at + size)) for at in range(start, end, size)]
-        return found
+    def _passages(self) -> list[Part]:
+        """What is ranked: documents that fit the model's window; a longer or a lone one by its paragraphs, or their sentences.
+
+        A compressor that keeps or drops passages as they are needs small ones, so it gets large documents in passages too.
+        """
+        lengths = [self.backend.get_token_length(text) for text in self.contexts]
+        room = max(32, self.backend.max_position_embeddings - self._count(self.asked.question) - 40)
+        is_lone = sum(bool(text.strip()) for text in self.contexts) == 1
+        whole = room if not methods.keeps_passages(self.backend.facts, self.asked.options) else min(room, sum(lengths) // LARGE)
+        limit = min(room, max(SMALLEST_PASSAGE, sum(lengths) // (2 * LARGE)))
+        return [
+            part
+            for n, (text, tokens) in enumerate(zip(self.contexts, lengths, strict=True))
+            for part in (
+                [Part(n, 0, len(text))]
+                if not is_lone and tokens <= max(whole, limit)
+                else [Part(n, *edges) for edges in spans.passages(text, limit, self.backend.get_token_length)]
+            )
+        ]
 
     def _structured_parts(self) -> tuple[list[Part], list[bytearray]]:
         parts, fixed = [], []
@@ -222,8 +230,11 @@ class Calibration:
                 f"This compressor has only {facts.vocabulary:,} pieces, so dropping tokens cuts inside words. "
                 "Use self_information or llmlingua2 instead."
             )
-        if facts.cuts_words and self.asked.method.name == "longllmlingua" and "use_token_level_filter" not in self.asked.options:
-            notes.append("Whole passages and whole words were kept, because this compressor's vocabulary is too small to drop tokens.")
+        if self.asked.method.name == "longllmlingua" and methods.keeps_passages(facts, self.asked.options):
+            notes.append(
+                "Whole passages and whole words were kept, because this compressor's vocabulary is too small to drop tokens. "
+                "Passages are ranked by how well they foretell the question and by the rare words that they share with it."
+            )
         return notes
 
     def _count(self, text: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studio.compress import budget, llmlingua, spans
+from studio.compress import budget, llmlingua, methods, ranking, spans
 from studio.compress.information import Information
 from studio.compress.methods import Method
 from studio.compress.tracing import word_mask
@@ -45,7 +45,7 @@ class Selector:
         self._given = set(options)
         self._ranking: list[int] | None = None
         keeps_words = method.name == "self_information" or (backend.facts.cuts_words and method.name == "structured")
-        ranks_passages = method.name == "longllmlingua" and backend.facts.cuts_words and "use_token_level_filter" not in options
+        ranks_passages = method.name == "longllmlingua" and methods.keeps_passages(backend.facts, options)
         self.select = self._passages if ranks_passages else self._words if keeps_words else self._library
 
     def _library(self, rate: float) -> Selection:
@@ -130,8 +130,12 @@ class Selector:
         return mask
 
     def _rank(self) -> list[int]:
+        """By the library's `rank_method` where the caller names one; else by LongLLMLingua's measure and by shared words together."""
         filled = [index for index, text in enumerate(self.texts) if text.strip()]
-        ranking = (
-            llmlingua.rank(self.backend, [self.texts[index] for index in filled], self.question) if len(filled) > 1 else range(len(filled))
-        )
-        return [filled[n] for n in ranking]
+        texts = [self.texts[index] for index in filled]
+        if len(filled) < 2:
+            return filled
+        order = llmlingua.rank(self.backend, texts, self.question, str(self.options.get("rank_method", "longllmlingua")))
+        if "rank_method" not in self._given:
+            order = ranking.fused([order, ranking.by_words(texts, self.question)], len(texts))
+        return [filled[n] for n in order]

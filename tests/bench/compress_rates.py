@@ -18,7 +18,9 @@ from studio.settings import PACKAGE_ROOT, STATIC
 
 RATES = (0.25, 0.5, 0.7)
 STARTER, WORDS = STATIC / "starter", STATIC / "starter" / "words"
-GOLDEN = "data/compression/golden/models/gpt2-tiny"
+GOLDEN = "data/compression/golden/models"
+BERT, XLM_R = "tiny-bert-base-multilingual-cased-clf", "tiny-xlm-roberta-large-clf"
+TOKENS = {"use_token_level_filter": True}  # LongLLMLingua as published also where a vocabulary is small
 QUESTION = "What was decided, and how much does it cost?"
 NEEDLES = 100
 
@@ -57,29 +59,37 @@ def prompts(folder: Path) -> dict[str, list[str]]:
 
 
 def rates(only: str = "") -> Iterator[dict[str, Any]]:
-    """One row per method, prompt and rate, as it is measured."""
+    """One row per method, prompt and rate, as it is measured. `only`: names of prompts or of methods, with commas between."""
     from studio.compress import load
 
     folder = settings.load().test_data
-    starter, words, gpt2 = load(STARTER), load(WORDS, STARTER), load(folder / GOLDEN)
-    chosen = (
-        (words, "llmlingua2"),
-        (gpt2, "llmlingua"),
-        (gpt2, "longllmlingua"),
-        (starter, "longllmlingua"),
-        (starter, "self_information"),
+    wanted = set(only.split(",")) if only else set()
+    starter, words = load(STARTER), load(WORDS, STARTER)
+    gpt2, llama, bert, xlm_r = (load(folder / GOLDEN / name) for name in ("gpt2-tiny", "llama-tiny", BERT, XLM_R))
+    chosen: tuple[tuple[Any, str, dict[str, Any]], ...] = (
+        *((compressor, "llmlingua2", {}) for compressor in (words, bert, xlm_r)),
+        *((compressor, "llmlingua", {}) for compressor in (gpt2, llama)),
+        *((compressor, "longllmlingua", TOKENS) for compressor in (gpt2, llama)),
+        (starter, "longllmlingua", {}),
+        (starter, "self_information", {}),
+        *((compressor, "selective_context", {}) for compressor in (gpt2, starter)),
+        *((compressor, "structured", {}) for compressor in (starter, words)),
     )
-    for compressor, method in (*chosen, (gpt2, "selective_context"), (starter, "structured")):
+    named = {method for _, method, _ in chosen}
+    for compressor, method, options in chosen:
+        if wanted & named and method not in wanted:
+            continue
         for name, contexts in prompts(folder).items():
-            if only and name not in only.split(","):
+            if wanted - named and name not in wanted:
                 continue
             given = _tagged(contexts) if method == "structured" else contexts
+            question = QUESTION if method == "longllmlingua" else ""
             for rate in RATES:
-                made = compressor.compress(given, method=method, rate=rate, question=QUESTION if method == "longllmlingua" else "")
+                made = compressor.compress(given, method=method, rate=rate, question=question, **options)
                 achieved = made.achieved_compressible if method == "structured" else made.achieved
                 slack = _longest_sentence(compressor, contexts) / made.tokens_before if method == "selective_context" else 0.05
                 yield {
-                    "method": f"{method} ({Path(compressor.name).name})",
+                    "method": f"{method} ({Path(compressor.name).name.removesuffix('-clf')})",
                     "prompt": name,
                     "requested": rate,
                     "achieved": achieved,
@@ -138,11 +148,11 @@ def _filler(rng: random.Random) -> str:
 
 
 def main() -> None:
-    print(f"{'method':<32}{'prompt':<10}{'tokens':>8}{'asked':>7}{'got':>7}  ok   s")
+    print(f"{'method':<44}{'prompt':<10}{'tokens':>8}{'asked':>7}{'got':>7}  ok   s")
     for row in rates(next((argument for argument in sys.argv[1:] if not argument.isdecimal()), "")):
         got, mark = f"{row['achieved']:.3f}", "yes" if row["ok"] else "NO"
         print(
-            f"{row['method']:<32}{row['prompt']:<10}{row['tokens']:>8,}{row['requested']:>7}{got:>7}  {mark:<4}{row['seconds']}", flush=True
+            f"{row['method']:<44}{row['prompt']:<10}{row['tokens']:>8,}{row['requested']:>7}{got:>7}  {mark:<4}{row['seconds']}", flush=True
         )
     count = next((int(argument) for argument in sys.argv[1:] if argument.isdecimal()), NEEDLES)
     kept = sum(needle(seed) for seed in range(count))

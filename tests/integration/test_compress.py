@@ -71,6 +71,25 @@ def _is_same(case: dict[str, Any], compressor: Compressor) -> bool:
     return same and made.tokens_before == expected["origin_tokens"]
 
 
+def test_without_calibration_the_defaults_are_the_librarys(compressors: dict[str, Compressor]) -> None:
+    tiny = compressors["tiny-bert-base-multilingual-cased-clf"]
+    half = tiny.compress(PROMPT, calibrate=False)
+    assert half.text == tiny.compress(PROMPT, rate=0.5, calibrate=False).text and half.requested == 0.5
+    both = tiny.compress(PROMPT, rate=0.9, target_token=20, calibrate=False)
+    assert both.text == tiny.compress(PROMPT, target_token=20, calibrate=False).text
+    labelled = tiny.compress(PROMPT, rate=0.5, calibrate=False, return_word_label=True, word_sep="|", label_sep="=")
+    pairs = [pair.rpartition("=") for pair in (labelled.fn_labeled_original_prompt or "").split("|")]
+    assert {label for _, _, label in pairs} == {"0", "1"} and pairs[0][0] == "Item"
+
+
+def test_a_brain_float_model_gives_the_library_numbers(golden: Path) -> None:
+    folder = golden / "models" / "gpt2-tiny"
+    made = load(folder, device="cpu", dtype="bfloat16").compress(
+        DOCUMENTS, method="longllmlingua", rate=0.5, question="Where did the cat sit?", use_sentence_level_filter=True, calibrate=False
+    )
+    assert made.text and made.tokens_after < made.tokens_before
+
+
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.7])
 @pytest.mark.parametrize("method", ["llmlingua", "longllmlingua"])
 def test_causal_methods_meet_the_rate_on_a_short_prompt(compressors: dict[str, Compressor], method: str, rate: float) -> None:
@@ -179,6 +198,7 @@ def test_odd_texts_give_an_honest_result(words: Compressor, starter: Compressor,
         ("a b", {"rate": 0.5, "method": "llmlingua2"}, "needs a token classifier"),
         ("a b", {"rate": 0.5, "method": "longllmlingua"}, "needs a question"),
         ("a b", {"rate": 0.5, "itertive_size": 5}, "iterative_size"),
+        ("a b", {"rate": 0.5, "iterative_size": 0}, "iterative_size 0"),
         ("a b", {"rate": 0.5, "rank_method": "openai"}, "service or a download"),
         ("a \ud800 b", {"rate": 0.5}, "half of a character"),
         ("<llmlingua>a", {"rate": 0.5, "method": "structured"}, "never closed"),

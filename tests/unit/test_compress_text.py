@@ -7,6 +7,7 @@ import json
 import pytest
 
 from jobs.compress import recommend
+from jobs.panel import Rule, Said, duels, score
 from studio.compress import budget, checks, sections, spans
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
@@ -93,6 +94,34 @@ def test_the_lowest_good_rate_is_recommended_and_none_where_nothing_is_right() -
     points = [{"rate": r, "exact_match": s} for r, s in ((1.0, 0.8), (0.6, 0.78), (0.4, 0.5), (0.25, 0.8))]
     assert recommend(points, "exact_match", 0.05)["recommended"] == 0.6
     assert recommend([{"rate": 1.0, "exact_match": 0.0}], "exact_match", 0.05)["recommended"] is None
+
+
+def test_a_pair_is_judged_in_both_orders_and_equal_answers_are_not_asked_about() -> None:
+    prompt = {"id": "1", "turns": [[{"role": "user", "content": "2+2?"}]], "reference": "4"}
+    told: list[int] = []
+    said = duels(Rule(), [(prompt, "5", "4"), (prompt, "4", "4"), (prompt, "4", "5")], told.append)
+    assert [[one.winner for one in pair] for pair in said] == [["b", "a"], [], ["a", "b"]] and told == [1, 1, 3, 3]
+    assert [score(pair) for pair in said] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("winners", "expected"), [(("a", "a"), 0.5), (("a", "tie"), 0.75), (("invalid", "b"), 1.0), (("invalid", "invalid"), None)]
+)
+def test_a_judge_that_goes_by_position_finds_a_tie(winners: tuple[str, ...], expected: float | None) -> None:
+    assert score([Said(winner, "") for winner in winners]) == expected
+
+
+def test_what_the_judge_says_names_nobody_before_the_vote() -> None:
+    asked = {
+        "before": {"text": "Lima."},
+        "after": {"text": "Paris."},
+        "is_swapped": True,
+        "contestant": "starter",
+        "saving": {},
+        "judged": {"judge": "J", "winner": "original", "consistent": True},
+    }
+    assert compress_shown.answers(asked, None, True)["judged"] == "J prefers Answer B, asked in both orders."
+    assert "the whole prompt" in compress_shown.answers({**asked, "voted": True}, None, True)["judged"]
 
 
 def test_break_even_needs_reading_to_cost_more_than_compressing() -> None:
