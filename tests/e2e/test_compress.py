@@ -28,8 +28,11 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
     page.get_by_role("button", name="Ask both").click()
     answers = page.locator("#compress-answers .answer")
     expect(answers).to_have_count(2, timeout=120_000)
+    page.get_by_role("button", name="Let the judge decide").click()
+    expect(page.locator("#compress-answers .judged")).to_contain_text("likelihood:starter", timeout=120_000)
     if page.get_by_role("button", name="No difference").count():
         expect(page.locator("#compress-answers")).not_to_contain_text("The whole prompt")
+        expect(page.locator("#compress-answers .who").first).to_have_text("Answer A")
         page.get_by_role("button", name="No difference").click()
         expect(page.locator("#compress-answers")).to_contain_text("Votes so far")
     expect(page.locator("#compress-answers")).to_contain_text("The whole prompt")
@@ -42,10 +45,11 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
 
 def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]) -> None:
     rows = [{"text": f"Um, well, what is the capital of {place}?", "reference": capital} for place, capital in CAPITALS.items()]
-    body = {"contestant": "starter", "rows": rows, "rates": [1, 0.5], "metric": "rougeL"}
+    body = {"contestant": "starter", "rows": rows, "rates": [1, 0.5], "metric": "rougeL", "judge": "starter"}
     job = api.post("/compress/sweep", json=body).raise_for_status().json()
     done = until(lambda: api.get(f"/compress/jobs/{job['id']}").json())
     assert [point["rate"] for point in done["points"]] == [1.0, 0.5] and done["points"][0]["n"] == len(CAPITALS)
+    assert done["points"][0]["judge"] == 0.5 and 0 <= done["points"][1]["judge"] <= 1  # equal answers are a tie
     page = visit("compress")
     expect(page.locator("#compress-curve polyline")).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "compress-curve.png", full_page=True)
