@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from studio.compress import budget, checks, methods, sections, spans
+from studio.compress.importance import Importance
 from studio.compress.information import Information
 from studio.compress.llmlingua import Backend
 from studio.compress.request import Request
@@ -33,9 +34,10 @@ class Part:
 class Calibration:
     """One calibrated compression: its parts, what must stay in them, and the search."""
 
-    def __init__(self, backend: Backend, information: Information, asked: Request) -> None:
+    def __init__(self, backend: Backend, information: Information, importance: Importance, asked: Request) -> None:
         self.backend = backend
         self.information = information
+        self.importance = importance
         self.asked = asked
         self.notes: list[str] = []
         self.documents: dict[int, sections.Document] = {}
@@ -110,7 +112,7 @@ class Calibration:
         if method.name == "structured":
             name = "llmlingua2" if backend.use_llmlingua2 else "self_information" if backend.facts.cuts_words else "llmlingua"
             method = replace(methods.METHODS[name], calibrated={"use_context_level_filter": False})
-        return Selector(backend, self.information, method, texts, self.asked.question, self.asked.options), mine
+        return Selector(backend, self.information, self.importance, method, texts, self.asked.question, self.asked.options), mine
 
     def meet(self, wanted: int, total: int) -> tuple[str, list[bytearray], float | None]:
         """Text, masks and inner rate closest to `wanted` tokens."""

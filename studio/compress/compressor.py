@@ -14,6 +14,7 @@ from typing import Any
 from studio.compress import checks, methods, models, spans
 from studio.compress.calibration import Calibration
 from studio.compress.checks import MustKeep
+from studio.compress.importance import Importance
 from studio.compress.information import Information
 from studio.compress.llmlingua import Backend, Counter
 from studio.compress.request import Request
@@ -61,6 +62,7 @@ class Compressor:
         self.counter = counter
         self.name = str(backend.folder)
         self.information = Information(backend)
+        self.importance = Importance(backend)
 
     @classmethod
     def load(cls, compressor: str | Path, counter: str | Path | None = None, **options: Any) -> Compressor:
@@ -144,7 +146,7 @@ class Compressor:
         if asked.method.kind == models.CAUSAL and sum(map(len, asked.contexts)) > MOST_CAUSAL:
             fix = "Use llmlingua2, or compress it in parts."
             raise StudioError(f"{asked.method.name} takes at most {MOST_CAUSAL:,} characters.", fix)
-        job = Calibration(self.backend, self.information, asked)
+        job = Calibration(self.backend, self.information, self.importance, asked)
         before = self._count(job.original)
         wanted = before * asked.rate if asked.rate is not None else float(asked.target_token or 0)
         masks, inner, notes = [spans.full(text) for text in job.contexts], None, []

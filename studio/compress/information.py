@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from studio.compress import spans
 
 OVERLAP = 0.25  # of a window that is read again, so that its first words have something before them
-REMEMBERED = 64
+REMEMBERED = 200_000  # words of all texts: about 30 MB
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Information:
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self._known: OrderedDict[str, list[Word]] = OrderedDict()
+        self._held = 0
 
     def words(self, text: str) -> list[Word]:
         if text not in self._known:
             self._known[text] = self._read(text)
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+            self._held += len(self._known[text])
+            while self._held > REMEMBERED and len(self._known) > 1:
+                self._held -= len(self._known.popitem(last=False)[1])
         self._known.move_to_end(text)
         return self._known[text]
 

@@ -11,6 +11,7 @@ Knows folders and texts; nothing of rates that are met, of must-keep words or of
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import itertools
 import re
@@ -36,7 +37,7 @@ from studio.compress.tracing import Trace
 from studio.errors import StudioError
 
 BUDGET = re.compile(r"[+*]\d+(\.\d+)?")
-REMEMBERED_CHUNKS = 4096  # of classifier logits: about 4 KB each
+REMEMBERED_CHUNKS = 2048  # of classifier logits: about 4 KB each
 REMEMBERED_RANKS = 4096
 ROWS = 16  # of one classifier batch
 
@@ -50,6 +51,10 @@ def sentences(text: str) -> list[str]:
         return [text] if text else []
     leading = text[: len(text) - len(text.lstrip())]  # the library asserts that the first piece begins the text
     return [leading + pieces[0], *pieces[1:]]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Counter:
@@ -105,7 +110,7 @@ class RememberingClassifier:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         lengths = attention_mask.sum(dim=1).tolist()
-        keys = [row[:length].cpu().numpy().tobytes() for row, length in zip(input_ids, lengths, strict=True)]
+        keys = [_digest(row[:length].cpu().numpy().tobytes()) for row, length in zip(input_ids, lengths, strict=True)]
         fresh = {key: n for n, key in enumerate(keys) if key not in self._known}
         order = sorted(fresh.values(), key=lambda n: lengths[n])
         for first in range(0, len(order), ROWS):
@@ -224,6 +229,12 @@ class Backend(library.PromptCompressor):
             self.trace.words = [list(zip(words, labels, strict=True)) for words, labels in zip(out[1], out[2], strict=True)]
         return out
 
+    def _PromptCompressor__token_prob_to_word_prob(self, token_probs: Any, **kwargs: Any) -> Any:
+        out = super()._PromptCompressor__token_prob_to_word_prob(token_probs, **kwargs)
+        if self.trace is not None:
+            self.trace.probabilities.append(out)
+        return out
+
     def control_context_budget(self, *args: Any, **kwargs: Any) -> Any:
         budget = kwargs.get("context_budget", "+100")
         if not BUDGET.fullmatch(str(budget)):  # the library evaluates it as code
@@ -268,7 +279,7 @@ class Backend(library.PromptCompressor):
         is_whole = input_ids is None and granularity == "sentence" and not args and not set(kwargs) - {"condition_mode", "condition_pos_id"}
         if not is_whole or mode == "before" or place < 0:
             return super().get_ppl(text, granularity, input_ids, *args, **kwargs)
-        key = (text, mode, place)
+        key = (_digest(text.encode("utf-8", "surrogatepass")), mode, place)
         if key not in self._ranks:
             self._ranks[key] = self._rank_loss(text, place if mode == "after" else 0)
             if len(self._ranks) > REMEMBERED_RANKS:
