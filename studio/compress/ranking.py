@@ -1,4 +1,4 @@
-"""Orders of passages, the likeliest to hold an answer first: by the words that they share with a question, and of several orders one.
+"""Orders of passages, the likeliest to hold an answer first, by what they share with a question beside what a model says of them.
 
 Knows text only.
 """
@@ -14,8 +14,8 @@ from studio.compress import spans
 K1, B = 1.2, 0.75  # Okapi BM25's usual ones
 
 
-def by_words(passages: Sequence[str], question: str) -> list[int]:
-    """Indexes of the passages that share a word with the question, by BM25 (Robertson and Zaragoza 2009); others are left out."""
+def shared_words(passages: Sequence[str], question: str) -> list[float]:
+    """How much each passage shares of the question's rare words, 0-1: BM25 (Robertson and Zaragoza 2009), the best one is 1."""
     bags = [Counter(_words(text)) for text in passages]
     lengths = [sum(bag.values()) for bag in bags]
     mean = sum(lengths) / max(1, len(lengths)) or 1.0
@@ -25,16 +25,14 @@ def by_words(passages: Sequence[str], question: str) -> list[int]:
         rarity = math.log(1 + (len(bags) - holding + 0.5) / (holding + 0.5))
         for n, bag in enumerate(bags):
             scores[n] += rarity * bag[word] * (K1 + 1) / (bag[word] + K1 * (1 - B + B * lengths[n] / mean))
-    return [n for n in sorted(range(len(bags)), key=lambda n: -scores[n]) if scores[n] > 0]
+    best = max(scores, default=0.0)
+    return [score / best if best else 0.0 for score in scores]
 
 
-def fused(orders: Sequence[Sequence[int]], count: int) -> list[int]:
-    """One order of several by reciprocal ranks (Cormack, Clarke and Buettcher 2009): what any of them has in front comes early."""
-    scores = [0.0] * count
-    for order in orders:
-        for place, index in enumerate(order):
-            scores[index] += 1 / (1 + place)
-    return sorted(range(count), key=lambda n: -scores[n])
+def fused(order: Sequence[int], shared: Sequence[float]) -> list[int]:
+    """The order changed so that passages come early that either are in front of it or share most: reciprocal place plus share."""
+    scores = {index: 1 / (1 + place) + shared[index] for place, index in enumerate(order)}
+    return sorted(order, key=lambda index: -scores[index])
 
 
 def _words(text: str) -> list[str]:

@@ -152,5 +152,5 @@ class Selector:
             return filled
         order = llmlingua.rank(self.backend, texts, self.question, str(self.options.get("rank_method", "longllmlingua")))
         if "rank_method" not in self._given:
-            order = ranking.fused([order, ranking.by_words(texts, self.question)], len(texts))
+            order = ranking.fused(order, ranking.shared_words(texts, self.question))
         return [filled[n] for n in order]

@@ -147,6 +147,22 @@ def test_the_passage_that_answers_the_question_is_kept_whole(starter: Compressor
     assert abs(made.achieved - 0.25) <= 0.05
 
 
+def test_a_running_text_is_ranked_by_its_sentences(starter: Compressor) -> None:
+    needle = "The pass key is 71432, and nobody should tell it."
+    text = " ".join([*DOCUMENTS, *DOCUMENTS, needle, *DOCUMENTS])
+    made = starter.compress(text, method="longllmlingua", question="What is the pass key?", rate=0.25)
+    assert needle in made.text and abs(made.achieved - 0.25) <= 0.05
+
+
+def test_another_rate_is_made_of_what_was_read(words: Compressor) -> None:
+    first = words.compress(PROMPT * 3, rate=0.5)
+    reads = []
+    hook = words.backend.raw_model.register_forward_hook(lambda *_: reads.append(1))
+    second = words.compress(PROMPT * 3, rate=0.3)
+    hook.remove()
+    assert second.tokens_after < first.tokens_after and not reads
+
+
 def test_tags_and_json_keep_their_form(starter: Compressor, words: Compressor) -> None:
     head = "<llmlingua, compress=False>Head: 1 < 2\n</llmlingua>"
     text = f"{head}<llmlingua, rate=0.4>{DOCUMENTS[0]}</llmlingua>\n<llmlingua>{PROMPT}</llmlingua>"

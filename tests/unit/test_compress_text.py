@@ -8,7 +8,7 @@ import pytest
 
 from jobs.compress import recommend
 from jobs.panel import Rule, Said, duels, score
-from studio.compress import budget, checks, sections, spans
+from studio.compress import budget, checks, ranking, sections, spans
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
 from studio.services.savings import predict
@@ -41,6 +41,20 @@ def test_a_cut_leaves_a_space_between_words_and_none_in_chinese() -> None:
     for dropped in (",", "天"):
         spans.drop(mask, text.index(dropped), text.index(dropped) + 1)
     assert spans.assemble(text, mask) == "one two 今很好"
+
+
+def test_long_paragraphs_are_cut_behind_sentences_and_nothing_is_lost() -> None:
+    text = "One two. Three four five.\n\nSix. " + "x" * 50 + " Seven eight."
+    found = spans.passages(text, 20, len)
+    assert "".join(text[start:end] for start, end in found) == text
+    assert [text[start:end] for start, end in found[:3]] == ["One two. ", "Three four five.\n\n", "Six. "]
+
+
+def test_a_passage_that_shares_rare_words_comes_early_wherever_a_model_puts_it() -> None:
+    passages = ["the cat sat", "the key is 7", "the dog ran"]
+    shared = ranking.shared_words(passages, "Where is the key?")
+    assert shared[1] == 1 and shared[0] == shared[2] < 0.2
+    assert ranking.fused([2, 0, 1], shared) == [1, 2, 0]
 
 
 def test_words_of_the_original_carry_their_fate() -> None:
