@@ -44,8 +44,8 @@ class Reading:
             for is_kept, place in zip(chosen.tolist(), places, strict=False):
                 if is_kept and place is not None:
                     spans.keep(mask, *place)
-        for place in self.unknown:
-            mask[place] = 1
+        for character in self.unknown:
+            mask[character] = 1
         return mask
 
 
