@@ -43,6 +43,7 @@ class Calibration:
         self.documents: dict[int, sections.Document] = {}
         self.contexts = list(asked.contexts)  # as they are read: of a JSON text its long strings, one after the other
         self.parts, self.fixed = self._parts()
+        self.units = [spans.units(text) for text in self.contexts]
         whole = [self.documents[n].text if n in self.documents else text for n, text in enumerate(self.contexts)]
         self.original = asked.joined(whole)  # without tags
         self.selectors = {rate: self._selector(rate) for rate in dict.fromkeys(part.rate for part in self.parts)}
@@ -155,8 +156,8 @@ class Calibration:
         made = [bytearray(mask) for mask in masks]
         for part, mask in zip(parts, selection.masks, strict=True):
             made[part.context][part.start : part.end] = mask
-        for text, mask in zip(self.contexts, made, strict=True):
-            spans.close_units(text, mask)
+        for text, mask, units in zip(self.contexts, made, self.units, strict=True):
+            spans.close_units(mask, units)
             if any(mask) or not self._drops_documents():
                 self._force(text, mask)
         is_whole = len(parts) == len(self.contexts)
@@ -226,7 +227,7 @@ class Calibration:
         notes = []
         facts = self.backend.facts
         if selector.unknown:
-            notes.append(f"The compressor has no word for {selector.unknown:,} characters; they were kept.")
+            notes.append(f"The compressor has no word for {selector.unknown:,} characters; they were kept. self_information can cut them.")
         if facts.cuts_words and self.asked.method.name == "llmlingua":
             notes.append(
                 f"This compressor has only {facts.vocabulary:,} pieces, so dropping tokens cuts inside words. "

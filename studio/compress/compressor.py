@@ -160,7 +160,7 @@ class Compressor:
         keeps_nothing = not any(any(mask) for mask in masks)
         if (after >= before or keeps_nothing) and text != job.original:
             text, after, masks = job.original, before, [spans.full(context) for context in job.contexts]
-            notes.append("Nothing could be saved, so the original is returned.")
+            notes = [*job.warnings(text, after, before, wanted), "Nothing could be saved, so the original is returned."]
         done = self._result(asked, text, before, after, job.words(masks), notes)
         lost = checks.lost(job.original, text, tuple(checks.KINDS))
         share = job.achieved_compressible(after, before)

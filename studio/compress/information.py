@@ -5,16 +5,17 @@ For models whose vocabulary is so small that dropping tokens would cut inside wo
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import regex
 import torch
 from torch.nn.functional import cross_entropy
 
 from studio.compress import spans
 
+UNIT_OR_WORD = regex.compile(f"{spans.UNIT.pattern}|{spans.WORD.pattern}")
 OVERLAP = 0.25  # of a window that is read again, so that its first words have something before them
 REMEMBERED = 200_000  # words of all texts: about 30 MB
 
@@ -75,5 +76,4 @@ class Information:
 
 def _units(text: str) -> list[tuple[int, int]]:
     """Words, numbers and marks; a number is one word."""
-    pattern = re.compile(f"{spans.UNIT.pattern}|{spans.WORD.pattern}")
-    return [match.span() for match in pattern.finditer(text)]
+    return [match.span() for match in UNIT_OR_WORD.finditer(text)]

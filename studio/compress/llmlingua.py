@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import inspect
 import itertools
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,6 @@ from studio.compress import models, spans
 from studio.compress.tracing import Trace
 from studio.errors import StudioError
 
-BUDGET = re.compile(r"[+*]\d+(\.\d+)?")
 REMEMBERED_CHUNKS = 2048  # of classifier logits: about 4 KB each
 REMEMBERED_RANKS = 4096
 ROWS = 16  # of one classifier batch
@@ -236,9 +234,6 @@ class Backend(library.PromptCompressor):
         return out
 
     def control_context_budget(self, *args: Any, **kwargs: Any) -> Any:
-        budget = kwargs.get("context_budget", "+100")
-        if not BUDGET.fullmatch(str(budget)):  # the library evaluates it as code
-            raise StudioError(f"context_budget {budget!r} is not + or * and a number.", "Write +100 or *1.5.")
         out = super().control_context_budget(*args, **kwargs)
         if self.trace is not None:
             self.trace.contexts = list(out[2])

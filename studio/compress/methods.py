@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,7 @@ METHODS = {
 TOKEN_LEVEL = ("llmlingua", "longllmlingua", "llmlingua2")
 RANKS = ("llmlingua", "longllmlingua", "gzip", "bm25")  # the library's others fetch models, or send the text away
 LIBRARY_RATE = 0.5  # llmlingua's default
+BUDGET = re.compile(r"[+*]\d+(\.\d+)?")
 LARGEST_WINDOW = 1_000_000  # tokens
 OWN = ("context", "instruction", "question", "rate", "target_token", "context_segs", "context_segs_rate", "context_segs_compress")
 
@@ -88,6 +90,8 @@ def check_options(chosen: Method, options: Mapping[str, Any]) -> None:
     size = options.get("iterative_size", 1)
     if not isinstance(size, int) or not 1 <= size <= LARGEST_WINDOW:  # with 0 or less the library never ends
         raise StudioError(f"iterative_size {size!r} is no whole number of 1 to {LARGEST_WINDOW:,}.", "The library's own is 200.")
+    if not BUDGET.fullmatch(str(options.get("context_budget", "+100"))):  # the library evaluates it as code
+        raise StudioError(f"context_budget {options['context_budget']!r} is not + or * and a number.", "Write +100 or *1.5.")
     if (rank := options.get("rank_method")) is not None and rank not in RANKS:
         raise StudioError(f"rank_method {rank!r} needs a service or a download.", f"Choose of {', '.join(RANKS)}.")
     if rank == "bm25" and importlib.util.find_spec("rank_bm25") is None:

@@ -6,18 +6,29 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+import regex
+
 # what is whole or gone: numbers, contractions, addresses
 UNIT = re.compile(r"https?://\S+|[\w.+-]+@[\w-]+(?:\.\w+)+|\d+(?:[.,:/]\d+)+%?|\d+%?|\w+['’]\w+")
+CLUSTER = regex.compile(r"\X")  # a letter with its marks, a family or a flag of several emoji
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|(?<=[。！？])|\n+")
 CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
-WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’.,:][^\W{CJK}]+)*|[^\w\s]|_")
+LETTERS = rf"(?:(?![{CJK}])[\p{{L}}\p{{M}}\p{{N}}_])+"  # marks too: the vowels of many scripts are marks
+WORD = regex.compile(rf"[{CJK}]|{LETTERS}(?:['’.,:]{LETTERS})*|[^\w\s]")
 
 
-def close_units(text: str, mask: bytearray) -> None:
-    """Keep all of a number, a contraction or an address of which something is kept."""
-    for match in UNIT.finditer(text):
-        if any(mask[match.start() : match.end()]):
-            keep(mask, match.start(), match.end())
+def units(text: str) -> list[tuple[int, int]]:
+    """(start, end) of what is whole or gone: numbers, contractions, addresses, and characters that are made of several."""
+    found = [match.span() for match in UNIT.finditer(text)]
+    clusters = () if text.isascii() else CLUSTER.finditer(text)
+    return found + [match.span() for match in clusters if match.end() - match.start() > 1]
+
+
+def close_units(mask: bytearray, places: Sequence[tuple[int, int]]) -> None:
+    """Keep all of each of `places` of which something is kept."""
+    for start, end in places:
+        if any(mask[start:end]):
+            keep(mask, start, end)
 
 
 def keep(mask: bytearray, start: int, end: int) -> None:

@@ -354,6 +354,8 @@ class CompressionService:
 
 
 def _check_lists(options: Mapping[str, Any]) -> None:
+    if "self" in options:
+        raise StudioError("There is no option 'self'.", "See /api/docs.")
     for name in ("must_keep", "keep_patterns"):
         value = options.get(name, [])
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):

@@ -31,8 +31,18 @@ def test_a_number_is_whole_or_gone_and_spaces_stay_between_neighbours() -> None:
     mask = bytearray(len(text))
     spans.keep(mask, 0, 3)
     spans.keep(mask, 5, 6)  # the 8 alone
-    spans.close_units(text, mask)
+    spans.close_units(mask, spans.units(text))
     assert spans.assemble(text, mask) == "pay  80,000"
+
+
+def test_a_letter_goes_with_its_marks_and_a_family_stays_together() -> None:
+    text = "e\u0301a 👩\u200d👩\u200d👧 🇫🇷"
+    mask = bytearray(len(text))
+    for place in (0, text.index("👧"), text.index("🇷")):
+        spans.keep(mask, place, place + 1)
+    spans.close_units(mask, spans.units(text))
+    assert spans.assemble(text, mask) == "e\u0301 👩\u200d👩\u200d👧 🇫🇷"
+    assert [match.group() for match in spans.WORD.finditer("हिन्दी भाषा")] == ["हिन्दी", "भाषा"]
 
 
 def test_a_cut_leaves_a_space_between_words_and_none_in_chinese() -> None:
