@@ -42,12 +42,16 @@ def segments(original: str, kept: Sequence[Sequence[Any]]) -> list[tuple[str, bo
 METRICS = {"exact_match": "exact match", "number_match": "number right", "rougeL": "ROUGE-L", "judge": "judge's score"}
 
 
+FITS = "The whole prompt can't be read by this model; the compressed one can."
+
+
 def answers(asked: Mapping[str, Any], votes: Mapping[str, int] | None, toy: bool) -> dict[str, Any]:
     """Data of pieces/compression_answers.html; titles tell who is who only after the vote."""
     order = ("after", "before") if asked["is_swapped"] else ("before", "after")
     same = asked["before"]["text"] == asked["after"]["text"] and not asked["before"].get("error")
     reveals = {"before": "The whole prompt", "after": "The compressed prompt"}
-    open_now = bool(asked.get("voted")) or same
+    failed = [name for name in order if asked[name].get("error")]
+    open_now = bool(asked.get("voted")) or same or bool(failed)  # beside an error there is nothing to vote on
     listed = [
         {"error": "", **asked[name], "title": reveals[name] if open_now else f"Answer {letter}"}
         for name, letter in zip(order, "AB", strict=True)
@@ -59,7 +63,7 @@ def answers(asked: Mapping[str, Any], votes: Mapping[str, int] | None, toy: bool
         "votes": votes,
         "contestant": asked["contestant"],
         "toy": toy,
-        "saving": saving(asked["saving"]),
+        "saving": FITS if failed == ["before"] else saving(asked["saving"]),
         "judged": _judged(asked.get("judged"), [(name, answer["title"]) for name, answer in zip(order, listed, strict=True)]),
     }
 

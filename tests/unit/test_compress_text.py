@@ -148,6 +148,12 @@ def test_what_the_judge_says_names_nobody_before_the_vote() -> None:
     assert "the whole prompt" in compress_shown.answers({**asked, "voted": True}, None, True)["judged"]
 
 
+def test_beside_a_prompt_that_does_not_fit_there_is_no_vote() -> None:
+    asked = {"before": {"text": "", "error": "too long"}, "after": {"text": "Lima."}, "is_swapped": False, "contestant": "m", "saving": {}}
+    shown = compress_shown.answers(asked, None, False)
+    assert shown["voted"] and shown["saving"] == compress_shown.FITS and shown["answers"][0]["title"] == "The whole prompt"
+
+
 def test_break_even_needs_reading_to_cost_more_than_compressing() -> None:
     slow = predict((4000, 4.0), (2000, 2.0), 0.5)
     assert slow["saved_s"] == pytest.approx(1.5) and 0 < slow["break_even_tokens"] < 4000
