@@ -111,7 +111,7 @@ class CompressTab:
         with gr.Row(visible=False, elem_classes="buttons") as self.after:
             self.ask = gr.Button("Ask both", elem_id="compress-ask", min_width=130)
         self.answers = pieces.panel(elem_id="compress-answers")
-        with gr.Row(visible=False, elem_classes="fields") as self.judging:
+        with gr.Row(visible=False, elem_classes="fields making") as self.judging:
             self.judge = gr.Dropdown(label="Judge", info="Asked in both orders which answer is better.", scale=3, elem_id="compress-judge")
             self.decide = gr.Button("Let the judge decide", elem_id="compress-decide", min_width=170)
         self.curve = pieces.panel(elem_id="compress-curve")

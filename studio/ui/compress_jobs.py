@@ -106,7 +106,7 @@ class CompressJobs:
             tolerance=(tolerance or 0) / 100,
             limit=max(1, int(limit or 20)),
         )
-        said = pieces.said(f"{job['name']} is queued. You may leave; the curve appears here and on the Jobs tab.", "info")
+        said = pieces.said(f"{job['name']} is queued. You may leave; the curve appears here.", "info")
         return {self.notice: said, self._timer: gr.Timer(LIVE_S)}
 
     def start_shortening(self, dataset: str | None, method: str, compressor: str | None, rate: float) -> dict[Any, Any]:
