@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 from playwright.sync_api import Page, expect
@@ -43,7 +42,7 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
     expect(page.locator("#chat-message textarea")).to_have_value(re.compile("80,000"))
 
 
-def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]) -> None:
+def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Client) -> None:
     rows = [{"text": f"Um, well, what is the capital of {place}?", "reference": capital} for place, capital in CAPITALS.items()]
     body = {"contestant": "starter", "rows": rows, "rates": [1, 0.5], "metric": "rougeL", "judge": "starter"}
     job = api.post("/compress/sweep", json=body).raise_for_status().json()
@@ -55,7 +54,7 @@ def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Cl
     page.screenshot(path=SCREENSHOTS / "compress-curve.png", full_page=True)
 
 
-def test_a_dataset_gets_a_shorter_version(api: httpx.Client, trained: dict[str, Any]) -> None:
+def test_a_dataset_gets_a_shorter_version(api: httpx.Client) -> None:
     long = "The committee met, and so it went on and on about the harbour and the 12 boats of the town. " * 4
     rows = "\n".join(f'{{"prompt": "{long} What is {n}?", "completion": "It is {n}."}}' for n in range(3))
     data = api.post("/datasets/text", json={"text": rows, "name": "wordy"}).raise_for_status().json()
