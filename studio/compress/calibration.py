@@ -5,8 +5,9 @@ Knows a loaded backend and one checked request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from studio.compress import budget, checks, methods, sections, spans
 from studio.compress.importance import Importance
@@ -17,6 +18,7 @@ from studio.compress.selection import Selection, Selector
 from studio.errors import StudioError
 
 MISS = 0.05  # of the rate: more is told
+STARVING = 0.5  # of the rate: known words get that much of their own tokens at least
 LARGE = 8  # a document of more than this part of all tokens is large
 SMALLEST_PASSAGE = 24  # tokens: shorter ones say too little to be ranked
 
@@ -134,9 +136,17 @@ class Calibration:
             text = self.asked.joined(self._texts(made, sequence))
             return self._count(text), (text, made)
 
+        if self.asked.rate is not None and self.backend.use_llmlingua2:  # for a classifier an attempt costs next to nothing
+            wanted = self._fed(wanted, total, selector, attempt)
         first = max(0.01, (wanted - (total - compressible)) / max(1, compressible))
         _, (text, made), inner = budget.meet(attempt, wanted, total, first=first, at_most=self.asked.target_token is not None)
         return text, made, round(inner, 4)
+
+    def _fed(self, wanted: int, total: int, selector: Selector, attempt: Callable[[float], tuple[int, Any]]) -> int:
+        """`wanted`, or more where letters without a word must stay and would starve the words beside them, numbers above all."""
+        least, _ = attempt(budget.SMALLEST)
+        room = STARVING * (self.asked.rate or 0) * (total - least)
+        return max(wanted, round(least + room)) if selector.unknown else wanted
 
     def _meet_sections(self, selector: Selector, parts: list[Part], rate: float, masks: list[bytearray]) -> None:
         """Sections with a rate of their own, met on their own tokens."""

@@ -113,6 +113,12 @@ def test_chinese_becomes_shorter_without_spaces_or_broken_characters(words: Comp
     assert "\ufffd" not in made.text and " " not in made.text
 
 
+def test_letters_without_a_word_do_not_starve_the_numbers(words: Compressor) -> None:
+    made = words.compress("हिन्दी भाषा में 80,000 और ไทย ภาษา 1.5 as the price of it, which nobody had foreseen at all. " * 3, rate=0.5)
+    assert made.text.count("80,000") == 3 and made.text.count("1.5") == 3 and "हिन्दी" in made.text
+    assert any("no word" in warning for warning in made.warnings)
+
+
 def test_what_must_stay_stays_and_what_was_never_there_is_told(words: Compressor) -> None:
     made = words.compress(PROMPT, rate=0.3, must_keep=["urls", "negations"], keep_patterns=["Land Use"], force_tokens=["apples", "zebra"])
     assert all(text in made.text for text in ("https://example.com/a?b=1", "haven't", "not", "Land Use", "apples"))
