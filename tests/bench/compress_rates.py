@@ -104,11 +104,11 @@ def _longest_sentence(compressor: Any, contexts: list[str]) -> int:
 
 
 def main() -> None:
-    print(f"{'method':<44}{'prompt':<10}{'tokens':>8}{'asked':>7}{'got':>7}  ok   s")
+    print(f"{'method':<46}{'prompt':<10}{'tokens':>8}{'asked':>7}{'got':>7}  ok   s")
     for row in rates(sys.argv[1] if len(sys.argv) > 1 else ""):
         got, mark = f"{row['achieved']:.3f}", "yes" if row["ok"] else "NO"
         print(
-            f"{row['method']:<44}{row['prompt']:<10}{row['tokens']:>8,}{row['requested']:>7}{got:>7}  {mark:<4}{row['seconds']}", flush=True
+            f"{row['method']:<46}{row['prompt']:<10}{row['tokens']:>8,}{row['requested']:>7}{got:>7}  {mark:<4}{row['seconds']}", flush=True
         )
 
 
