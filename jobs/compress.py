@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import select
 
 from jobs.light import LightContext, Stopped
+from jobs.panel import Panelist, duels, score, seated
 from jobs.rundir import fsync_folder
 from studio.compress.process import CompressorProcess
 from studio.db.models import Dataset
@@ -59,22 +60,35 @@ def sweep(context: LightContext) -> dict[str, Any]:
     prompts, rates = config["prompts"], sorted(config["rates"], reverse=True)
     client, contestant = EngineClient.from_settings(context.settings, lane="batch"), Contestant.from_json(config["contestant"])
     params = GenerationParams.model_validate(config["params"])
-    total, done, points = len(rates) * len(prompts), 0, []
+    judge = seated(config["judge"], context) if config.get("judge") else None
+    total, done, points = len(rates) * len(prompts) * (2 if judge else 1), 0, []
+    answered: dict[float, list[dict[str, Any]]] = {}
     with _compressing(context) as compress:
         for rate in rates:
-            rows = []
+            rows = answered[rate] = []
             for prompt in prompts:
                 context.progress(done, total)
-                made = compress(prompt["text"], rate, prompt.get("question", ""))
-                text = made["text"] if config["method"] == "longllmlingua" else _asked(made["text"], prompt.get("question", ""))
-                rows.append({**_answer(client, contestant, text, params), "made": made, "reference": prompt["reference"]})
+                question = prompt.get("question", "")
+                made = compress(prompt["text"], rate, question)
+                text = made["text"] if made["text"].endswith(question) else _asked(made["text"], question)
+                kept = {name: made[name] for name in ("tokens_before", "tokens_after", "seconds")}
+                rows.append({**_answer(client, contestant, text, params), "made": kept, "reference": prompt["reference"]})
                 done += 1
             points.append(_point(rate, rows))
+    if judge is not None:
+
+        def told(judged: int) -> None:
+            if context.stop_requested():
+                raise Stopped
+            context.progress(done + judged, total)
+
+        _judge(judge, prompts, answered, points, told)
     context.progress(total, total)
     return {
         "points": points,
         "tolerance": config["tolerance"],
         "metric": config["metric"],
+        "judge": (config.get("judge") or {}).get("judge", ""),
         **recommend(points, config["metric"], config["tolerance"]),
     }
 
@@ -113,6 +127,38 @@ def _point(rate: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "failed": sum(bool(row["error"]) for row in rows),
         "n": n,
     }
+
+
+def _judge(
+    judge: Panelist,
+    prompts: Sequence[Mapping[str, Any]],
+    answered: Mapping[float, Sequence[Mapping[str, Any]]],
+    points: Sequence[dict[str, Any]],
+    told: Callable[[int], None],
+) -> None:
+    """Write into each point how its answers do against those to the whole prompts: 0.5 is as good, 0 always worse.
+
+    Every pair is judged in both orders. All are asked for at once, so that a judge that needs a process needs one.
+    """
+    whole = max(answered)
+    asked = [
+        {
+            "id": str(n),
+            "turns": [[{"role": "user", "content": _asked(row["text"], row.get("question", ""))}]],
+            "reference": row["reference"],
+        }
+        for n, row in enumerate(prompts)
+    ]
+    pairs = [
+        (prompt, row["text"], first["text"])
+        for point in points
+        for prompt, row, first in zip(asked, answered[point["rate"]], answered[whole], strict=True)
+    ]
+    scores = [score(said) for said in duels(judge, pairs, told)]
+    for n, point in enumerate(points):
+        mine = [value for value in scores[n * len(prompts) : (n + 1) * len(prompts)] if value is not None]
+        point["judge"] = round(sum(mine) / len(mine), 4) if mine else 0.0
+        point["judged"] = len(mine)
 
 
 def recommend(points: Sequence[Mapping[str, Any]], metric: str, tolerance: float) -> dict[str, Any]:

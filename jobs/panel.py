@@ -9,7 +9,7 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from studio.engine.protocol import Contestant, Grammar
 from studio.errors import EngineError, StudioError
 from studio.evaluation import judging
 from studio.evaluation.prompts import Prompt
+from studio.evaluation.verdicts import SCORES, SWAPPED
 from studio.types import GenerationParams
 
 ATTEMPTS = 6
@@ -79,11 +80,45 @@ class Panelist(Protocol):
 
 def panelist(judgement: Judgement, config: dict[str, Any], context: LightContext) -> Panelist:
     """The judge that a judgement names."""
-    if judgement.kind == "reference":
+    said = {"kind": judgement.kind, "template": judgement.template, "criteria": judgement.criteria}
+    return seated({**config, **said}, context)
+
+
+def seated(chosen: Mapping[str, Any], context: LightContext) -> Panelist:
+    """The judge of `kind`, `model`, `template` and `criteria`."""
+    if chosen["kind"] == "reference":
         return Rule()
-    if judgement.kind == "likelihood":
-        return Likelihood(config["model"], context)
-    return AskedModel(config["model"], judging.get(judgement.template), judgement.criteria, context)
+    if chosen["kind"] == "likelihood":
+        return Likelihood(chosen["model"], context)
+    return AskedModel(chosen["model"], judging.get(chosen["template"]), chosen.get("criteria", ""), context)
+
+
+def duels(judge: Panelist, pairs: Sequence[tuple[Prompt, str, str]], told: Callable[[int], None] = lambda _: None) -> list[list[Said]]:
+    """What the judge says of each (prompt, one, other), `one` shown first and then second, so that `a` is `one` and then `other`.
+
+    Equal texts are not asked about: their list is empty. So is that of a pair that the judge knows nothing about. `told`: pairs so far.
+    """
+    cases = [
+        (n, Case(prompt, name, rest, [first], [second]))
+        for n, (prompt, one, other) in enumerate(pairs)
+        if one != other
+        for name, rest, first, second in (("one", "other", one, other), ("other", "one", other, one))
+    ]
+    places = {id(case): n for n, case in cases}
+    found: list[list[Said]] = [[] for _ in pairs]
+    for question in judge.questions([case for _, case in cases]):
+        found[places[id(question.case)]].append(question.ask())
+        told(places[id(question.case)] + 1)
+    return found
+
+
+def score(said: Sequence[Said]) -> float | None:
+    """Of the first of two texts, 0-1, from what a judge said in both orders; 0.5 is a tie, None when no order had a verdict."""
+    if not said:
+        return 0.5
+    turned = [said[0].winner, *(SWAPPED[other.winner] for other in said[1:])]
+    valid = [SCORES[winner] for winner in turned if winner in SCORES]
+    return sum(valid) / len(valid) if valid else None
 
 
 def identity_of(contestant: dict[str, Any]) -> Any:

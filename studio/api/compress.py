@@ -45,7 +45,8 @@ class Sweep(Body):
     rates: list[float] = Field(default_factory=lambda: [1.0, 0.8, 0.6, 0.4, 0.25])
     method: str = "llmlingua2"
     compressor: str | None = None
-    metric: str = "exact_match"
+    metric: str = Field(default="exact_match", description="exact_match, number_match, rougeL or judge.")
+    judge: str | None = Field(default=None, description="likelihood:MODEL, a model or URL#MODEL: sets answers beside the whole prompts'.")
     tolerance: float = Field(default=0.05, ge=0, le=1)
     limit: int = Field(default=50, ge=1, le=1000)
     options: Json = Field(default_factory=dict)
@@ -65,6 +66,19 @@ class Pair(Body):
     after: str
     contestant: str = "starter"
     compress_seconds: float = Field(default=0.0, ge=0)
+
+
+class Answers(Body):
+    prompt: str
+    before: str
+    after: str
+    judge: str = Field(description="likelihood:MODEL, a model, or URL#MODEL.")
+
+
+@router.post("/compress/judge")
+def judge(studio: Here, body: Answers) -> Json:
+    """Which of two answers a judge prefers, asked in both orders."""
+    return studio.compression.judge_both(body.prompt, body.before, body.after, body.judge)
 
 
 @router.post("/compress/sweep", status_code=202)

@@ -5,10 +5,12 @@ Knows a loaded backend and one checked request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from studio.compress import budget, checks, methods, sections, spans
+from studio.compress.importance import Importance
 from studio.compress.information import Information
 from studio.compress.llmlingua import Backend
 from studio.compress.request import Request
@@ -16,6 +18,9 @@ from studio.compress.selection import Selection, Selector
 from studio.errors import StudioError
 
 MISS = 0.05  # of the rate: more is told
+STARVING = 0.5  # of the rate: known words get that much of their own tokens at least
+LARGE = 8  # a document of more than this part of all tokens is large
+SMALLEST_PASSAGE = 24  # tokens: shorter ones say too little to be ranked
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,16 @@ class Part:
 class Calibration:
     """One calibrated compression: its parts, what must stay in them, and the search."""
 
-    def __init__(self, backend: Backend, information: Information, asked: Request) -> None:
+    def __init__(self, backend: Backend, information: Information, importance: Importance, asked: Request) -> None:
         self.backend = backend
         self.information = information
+        self.importance = importance
         self.asked = asked
         self.notes: list[str] = []
         self.documents: dict[int, sections.Document] = {}
         self.contexts = list(asked.contexts)  # as they are read: of a JSON text its long strings, one after the other
         self.parts, self.fixed = self._parts()
+        self.units = [spans.units(text) for text in self.contexts]
         whole = [self.documents[n].text if n in self.documents else text for n, text in enumerate(self.contexts)]
         self.original = asked.joined(whole)  # without tags
         self.selectors = {rate: self._selector(rate) for rate in dict.fromkeys(part.rate for part in self.parts)}
@@ -50,21 +57,27 @@ class Calibration:
         fixed = [bytearray(len(text)) for text in self.contexts]
         if self.asked.method.name != "longllmlingua":
             return [Part(n, 0, len(text)) for n, text in enumerate(self.contexts)], fixed
-        room = self.backend.max_position_embeddings - self._count(self.asked.question) - 40
-        return [part for n, text in enumerate(self.contexts) for part in self._passages(n, text, max(32, room))], fixed
+        return self._passages(), fixed
 
-    def _passages(self, context: int, text: str, room: int) -> list[Part]:
-        """A document that fits the model's window is ranked as a whole; a longer or a lone one by its paragraphs."""
-        is_lone = sum(bool(other.strip()) for other in self.contexts) == 1
-        tokens = self.backend.get_token_length(text)
-        if tokens <= room and not is_lone:
-            return [Part(context, 0, len(text))]
-        found: list[Part] = []
-        for start, end in spans.passages(text):
-            pieces = -(-self.backend.get_token_length(text[start:end]) // room)  # a paragraph longer than the window is cut
-            size = -(-(end - start) // pieces)
-            found += [Part(context, at, min(end, at + size)) for at in range(start, end, size)]
-        return found
+    def _passages(self) -> list[Part]:
+        """What is ranked: documents that fit the model's window; a longer or a lone one by its paragraphs, or their sentences.
+
+        A compressor that keeps or drops passages as they are needs small ones, so it gets large documents in passages too.
+        """
+        lengths = [self.backend.get_token_length(text) for text in self.contexts]
+        room = max(32, self.backend.max_position_embeddings - self._count(self.asked.question) - 40)
+        is_lone = sum(bool(text.strip()) for text in self.contexts) == 1
+        whole = room if not methods.keeps_passages(self.backend.facts, self.asked.options) else min(room, sum(lengths) // LARGE)
+        limit = min(room, max(SMALLEST_PASSAGE, sum(lengths) // (2 * LARGE)))
+        return [
+            part
+            for n, (text, tokens) in enumerate(zip(self.contexts, lengths, strict=True))
+            for part in (
+                [Part(n, 0, len(text))]
+                if not is_lone and tokens <= max(whole, limit)
+                else [Part(n, *edges) for edges in spans.passages(text, limit, self.backend.get_token_length)]
+            )
+        ]
 
     def _structured_parts(self) -> tuple[list[Part], list[bytearray]]:
         parts, fixed = [], []
@@ -102,7 +115,7 @@ class Calibration:
         if method.name == "structured":
             name = "llmlingua2" if backend.use_llmlingua2 else "self_information" if backend.facts.cuts_words else "llmlingua"
             method = replace(methods.METHODS[name], calibrated={"use_context_level_filter": False})
-        return Selector(backend, self.information, method, texts, self.asked.question, self.asked.options), mine
+        return Selector(backend, self.information, self.importance, method, texts, self.asked.question, self.asked.options), mine
 
     def meet(self, wanted: int, total: int) -> tuple[str, list[bytearray], float | None]:
         """Text, masks and inner rate closest to `wanted` tokens."""
@@ -123,9 +136,17 @@ class Calibration:
             text = self.asked.joined(self._texts(made, sequence))
             return self._count(text), (text, made)
 
+        if self.asked.rate is not None and self.backend.use_llmlingua2:  # for a classifier an attempt costs next to nothing
+            wanted = self._fed(wanted, total, selector, attempt)
         first = max(0.01, (wanted - (total - compressible)) / max(1, compressible))
         _, (text, made), inner = budget.meet(attempt, wanted, total, first=first, at_most=self.asked.target_token is not None)
         return text, made, round(inner, 4)
+
+    def _fed(self, wanted: int, total: int, selector: Selector, attempt: Callable[[float], tuple[int, Any]]) -> int:
+        """`wanted`, or more where letters without a word must stay and would starve the words beside them, numbers above all."""
+        least, _ = attempt(budget.SMALLEST)
+        room = STARVING * (self.asked.rate or 0) * (total - least)
+        return max(wanted, round(least + room)) if selector.unknown else wanted
 
     def _meet_sections(self, selector: Selector, parts: list[Part], rate: float, masks: list[bytearray]) -> None:
         """Sections with a rate of their own, met on their own tokens."""
@@ -145,8 +166,8 @@ class Calibration:
         made = [bytearray(mask) for mask in masks]
         for part, mask in zip(parts, selection.masks, strict=True):
             made[part.context][part.start : part.end] = mask
-        for text, mask in zip(self.contexts, made, strict=True):
-            spans.close_units(text, mask)
+        for text, mask, units in zip(self.contexts, made, self.units, strict=True):
+            spans.close_units(mask, units)
             if any(mask) or not self._drops_documents():
                 self._force(text, mask)
         is_whole = len(parts) == len(self.contexts)
@@ -216,14 +237,17 @@ class Calibration:
         notes = []
         facts = self.backend.facts
         if selector.unknown:
-            notes.append(f"The compressor has no word for {selector.unknown:,} characters; they were kept.")
+            notes.append(f"The compressor has no word for {selector.unknown:,} characters; they were kept. self_information can cut them.")
         if facts.cuts_words and self.asked.method.name == "llmlingua":
             notes.append(
                 f"This compressor has only {facts.vocabulary:,} pieces, so dropping tokens cuts inside words. "
                 "Use self_information or llmlingua2 instead."
             )
-        if facts.cuts_words and self.asked.method.name == "longllmlingua" and "use_token_level_filter" not in self.asked.options:
-            notes.append("Whole passages and whole words were kept, because this compressor's vocabulary is too small to drop tokens.")
+        if self.asked.method.name == "longllmlingua" and methods.keeps_passages(facts, self.asked.options):
+            notes.append(
+                "Whole passages and whole words were kept, because this compressor's vocabulary is too small to drop tokens. "
+                "Passages are ranked by how well they foretell the question and by the rare words that they share with it."
+            )
         return notes
 
     def _count(self, text: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from studio.compress import checks, methods, models, spans
 from studio.compress.calibration import Calibration
 from studio.compress.checks import MustKeep
+from studio.compress.importance import Importance
 from studio.compress.information import Information
 from studio.compress.llmlingua import Backend, Counter
 from studio.compress.request import Request
@@ -28,6 +29,7 @@ class Compression:
 
     `kept`: the words of the original in order, each with whether it is in `text`. `lost`: kinds of things that must not get lost
     (see studio.compress.checks.KINDS) -> those that did. `achieved_compressible`: the share without what had to stay as it is.
+    `fn_labeled_original_prompt`: llmlingua's, where `return_word_label` asks for it and nothing is calibrated.
     """
 
     text: str
@@ -45,6 +47,7 @@ class Compression:
     lost: dict[str, list[str]] = field(default_factory=dict)
     inner_rate: float | None = None
     achieved_compressible: float | None = None
+    fn_labeled_original_prompt: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -59,6 +62,7 @@ class Compressor:
         self.counter = counter
         self.name = str(backend.folder)
         self.information = Information(backend)
+        self.importance = Importance(backend)
 
     @classmethod
     def load(cls, compressor: str | Path, counter: str | Path | None = None, **options: Any) -> Compressor:
@@ -92,7 +96,8 @@ class Compressor:
 
         With `calibrate` the rate is met by search, numbers stay whole, `must_keep` (kinds of studio.compress.checks.KINDS),
         `keep_patterns` and force_tokens stay, and the result is never longer than the original. Without, it is llmlingua's own
-        result, bit for bit. `options` are llmlingua's, by its names. Raises StudioError for what can't be done.
+        result, bit for bit, its own default where neither rate nor target is given. `options` are llmlingua's, by its names.
+        Raises StudioError for what can't be done.
         """
         started = time.monotonic()
         chosen = methods.method(method or ("llmlingua2" if self.backend.use_llmlingua2 else "llmlingua"))
@@ -100,7 +105,7 @@ class Compressor:
             contexts=[contexts] if isinstance(contexts, str) else list(contexts),
             method=chosen,
             rate=rate,
-            target_token=target_token,
+            target_token=None if target_token == -1 else target_token,  # the library's word for none
             instruction=instruction,
             question=question,
             force_tokens=list(force_tokens),
@@ -108,6 +113,7 @@ class Compressor:
             drop_consecutive=drop_consecutive,
             must_keep=MustKeep([*must_keep, *(["numbers"] if force_digits else [])], force_tokens, keep_patterns),
             options=options,
+            calibrate=calibrate,
         )
         asked.check(self.backend)
         done = self._calibrated(asked) if calibrate else self._plain(asked)
@@ -117,8 +123,8 @@ class Compressor:
 
     def _plain(self, asked: Request) -> Compression:
         arguments = {"context": asked.contexts, **asked.method.sets, **asked.options}
-        arguments |= {"rate": asked.rate} if asked.target_token is None else {"target_token": asked.target_token}
-        arguments |= {name: value for name, value in (("instruction", asked.instruction), ("question", asked.question)) if value}
+        given = {name: getattr(asked, name) for name in ("rate", "target_token", "instruction", "question")}
+        arguments |= {name: value for name, value in given.items() if value not in (None, "")}
         if asked.method.kind == models.CLASSIFIER:
             forced = {
                 "force_tokens": asked.force_tokens,
@@ -126,12 +132,13 @@ class Compressor:
                 "drop_consecutive": asked.drop_consecutive,
             }
             arguments |= {name: value for name, value in forced.items() if value}
-        out, trace = self.backend.run(asked.method.call, arguments)
+        out, trace = self.backend.run(asked.method.call, arguments, as_published=True)
         before, after = int(out["origin_tokens"]), int(out["compressed_tokens"])
         masks = None if asked.method.call != "compress_prompt" else trace.masks(asked.contexts)
         kept = [pair for text, mask in zip(asked.contexts, masks or [], strict=False) for pair in spans.words(text, mask)]
         warnings = [] if masks is not None else ["Which words were kept can't be told for this call of the library."]
-        return self._result(asked, out["compressed_prompt"], before, after, kept, warnings)
+        done = self._result(asked, out["compressed_prompt"], before, after, kept, warnings)
+        return replace(done, fn_labeled_original_prompt=out.get("fn_labeled_original_prompt"))
 
     # the rate that was asked for
 
@@ -139,7 +146,7 @@ class Compressor:
         if asked.method.kind == models.CAUSAL and sum(map(len, asked.contexts)) > MOST_CAUSAL:
             fix = "Use llmlingua2, or compress it in parts."
             raise StudioError(f"{asked.method.name} takes at most {MOST_CAUSAL:,} characters.", fix)
-        job = Calibration(self.backend, self.information, asked)
+        job = Calibration(self.backend, self.information, self.importance, asked)
         before = self._count(job.original)
         wanted = before * asked.rate if asked.rate is not None else float(asked.target_token or 0)
         masks, inner, notes = [spans.full(text) for text in job.contexts], None, []
@@ -153,20 +160,23 @@ class Compressor:
         keeps_nothing = not any(any(mask) for mask in masks)
         if (after >= before or keeps_nothing) and text != job.original:
             text, after, masks = job.original, before, [spans.full(context) for context in job.contexts]
-            notes.append("Nothing could be saved, so the original is returned.")
+            notes = [*job.warnings(text, after, before, wanted), "Nothing could be saved, so the original is returned."]
         done = self._result(asked, text, before, after, job.words(masks), notes)
         lost = checks.lost(job.original, text, tuple(checks.KINDS))
         share = job.achieved_compressible(after, before)
         return replace(done, original=job.original, lost=lost, inner_rate=inner, achieved_compressible=share)
 
     def _result(self, asked: Request, text: str, before: int, after: int, kept: list[tuple[str, bool]], warnings: list[str]) -> Compression:
-        requested = asked.rate if asked.rate is not None else min(1.0, float(asked.target_token or 0) / max(1, before))
+        if asked.target_token is not None:
+            requested = min(1.0, float(asked.target_token) / max(1, before))
+        else:
+            requested = methods.LIBRARY_RATE if asked.rate is None else asked.rate
         return Compression(
             text=text,
             tokens_before=before,
             tokens_after=after,
             requested=round(requested, 4),
-            achieved=round(after / before, 4) if before else 1.0,
+            achieved=after / before if before else 1.0,
             counter=str(self.counter),
             method=asked.method.name,
             seconds=0.0,

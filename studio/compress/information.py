@@ -5,18 +5,19 @@ For models whose vocabulary is so small that dropping tokens would cut inside wo
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import regex
 import torch
 from torch.nn.functional import cross_entropy
 
 from studio.compress import spans
 
+UNIT_OR_WORD = regex.compile(f"{spans.UNIT.pattern}|{spans.WORD.pattern}")
 OVERLAP = 0.25  # of a window that is read again, so that its first words have something before them
-REMEMBERED = 64
+REMEMBERED = 200_000  # words of all texts: about 30 MB
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Information:
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self._known: OrderedDict[str, list[Word]] = OrderedDict()
+        self._held = 0
 
     def words(self, text: str) -> list[Word]:
         if text not in self._known:
             self._known[text] = self._read(text)
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+            self._held += len(self._known[text])
+            while self._held > REMEMBERED and len(self._known) > 1:
+                self._held -= len(self._known.popitem(last=False)[1])
         self._known.move_to_end(text)
         return self._known[text]
 
@@ -73,5 +76,4 @@ class Information:
 
 def _units(text: str) -> list[tuple[int, int]]:
     """Words, numbers and marks; a number is one word."""
-    pattern = re.compile(f"{spans.UNIT.pattern}|{spans.WORD.pattern}")
-    return [match.span() for match in pattern.finditer(text)]
+    return [match.span() for match in UNIT_OR_WORD.finditer(text)]

@@ -3,18 +3,20 @@
 What differs from the library: the model loads from safetensors only and runs no code of its own; tokens are counted with the
 tokenizer that the caller names; sentences are split here; key-value caches are converted; the rows of `[NEWi]` tokens are the
 mean of the embedding rows before resizing; nothing is reseeded and nothing grows from call to call. Classifier batches are
-trimmed to their text and remembered, rank perplexities too. No method of the library is copied.
+trimmed to their text and remembered, rank perplexities too, and losses are made without copies. No method is copied.
 
 Knows folders and texts; nothing of rates that are met, of must-keep words or of names of models.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import itertools
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,28 +27,32 @@ import torch
 from llmlingua import prompt_compressor as library
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, DynamicCache
 
-from studio.compress import models
+from studio.catalogue.models import read_json
+from studio.compress import models, spans
 from studio.compress.tracing import Trace
 from studio.errors import StudioError
 
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|(?<=[。！？])|\n+")
-BUDGET = re.compile(r"[+*]\d+(\.\d+)?")
-REMEMBERED_CHUNKS = 4096  # of classifier logits: about 4 KB each
+REMEMBERED_CHUNKS = 2048  # of classifier logits: about 4 KB each
 REMEMBERED_RANKS = 4096
 ROWS = 16  # of one classifier batch
 
 
 def sentences(text: str) -> list[str]:
     """Exact, ordered substrings; what separates two belongs to neither. Stands in for nltk's, which needs a download."""
-    cuts = [match.end() for match in SENTENCE_END.finditer(text)]
+    cuts = [match.end() for match in spans.SENTENCE_END.finditer(text)]
     pieces = [text[start:end].strip() for start, end in itertools.pairwise((0, *cuts, len(text)))]
     pieces = [piece for piece in pieces if piece]
     if not pieces:
         return [text] if text else []
     leading = text[: len(text) - len(text.lstrip())]  # the library asserts that the first piece begins the text
     return [leading + pieces[0], *pieces[1:]]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Counter:
@@ -76,18 +82,21 @@ class CachedCausal:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.is_ranking = False  # then nobody asks for the cache
+        self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def last_logits(self, input_ids: Tensor, count: int) -> Tensor:
+        """Logits of the last `count` tokens, [count, vocabulary], without a cache and without those that nobody asks for."""
+        asked = {"logits_to_keep": count} if self._can_keep else {}
+        logits: Tensor = self.model(input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **asked).logits
+        return logits[0, -count:].float()
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any = None, use_cache: bool = True) -> Any:
-        if self.is_ranking:
-            out = self.model(input_ids, attention_mask=attention_mask, use_cache=False)
-            return SimpleNamespace(logits=out.logits, past_key_values=None)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past_key_values or ()):
             cache.update(keys, values, layer)
         out = self.model(input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=use_cache)
         legacy = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
-        return SimpleNamespace(logits=out.logits, past_key_values=legacy)
+        return SimpleNamespace(logits=out.logits.float(), past_key_values=legacy)  # of bfloat16 the library can make no numbers
 
 
 class RememberingClassifier:
@@ -99,7 +108,7 @@ class RememberingClassifier:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         lengths = attention_mask.sum(dim=1).tolist()
-        keys = [row[:length].cpu().numpy().tobytes() for row, length in zip(input_ids, lengths, strict=True)]
+        keys = [_digest(row[:length].cpu().numpy().tobytes()) for row, length in zip(input_ids, lengths, strict=True)]
         fresh = {key: n for n, key in enumerate(keys) if key not in self._known}
         order = sorted(fresh.values(), key=lambda n: lengths[n])
         for first in range(0, len(order), ROWS):
@@ -142,6 +151,8 @@ class Backend(library.PromptCompressor):
         place, safe = str(self.folder), {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(place, **safe)
         self.tokenizer = AutoTokenizer.from_pretrained(place, **safe)
+        said = read_json(self.folder / "tokenizer_config.json") if (self.folder / "tokenizer_config.json").is_file() else {}
+        self._cleaned_up = bool(said.get("clean_up_tokenization_spaces", True))
         self.tokenizer.padding_side = "left"
         if (pad := config.pad_token_id or self.tokenizer.eos_token_id) is not None:
             self.tokenizer.pad_token_id = pad
@@ -169,10 +180,13 @@ class Backend(library.PromptCompressor):
         self.raw_model.requires_grad_(False)
         self.model = RememberingClassifier(self.raw_model)
 
-    def run(self, call: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], Trace]:
-        """The library's own result of `compress_prompt` or `structured_compress_prompt`, and what it kept. Raises StudioError."""
+    def run(self, call: str, arguments: dict[str, Any], *, as_published: bool = False) -> tuple[dict[str, Any], Trace]:
+        """The library's own result of `compress_prompt` or `structured_compress_prompt`, and what it kept. Raises StudioError.
+
+        `as_published`: text is decoded as it was when the library came out, which may move spaces that stand before marks.
+        """
         arguments = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in arguments.items()}
-        with self.lock, torch.inference_mode():
+        with self.lock, torch.inference_mode(), self._decoding(as_published):
             self.trace = trace = Trace()
             try:
                 return getattr(self, call)(**arguments), trace
@@ -184,6 +198,19 @@ class Backend(library.PromptCompressor):
             finally:
                 self.trace = None
                 self.context_idxs.clear()
+
+    @contextlib.contextmanager
+    def _decoding(self, as_published: bool) -> Iterator[None]:
+        """The old decoding: a tokenizer that did not say otherwise took spaces before marks away. Today's does so only when told twice."""
+        names = ("clean_up_tokenization_spaces", "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+        before = {name: getattr(self.tokenizer, name, False) for name in names}
+        for name in names if as_published and self._cleaned_up else ():
+            setattr(self.tokenizer, name, True)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.tokenizer, name, value)
 
     # seams of the library's steps, so that it can be told which characters were kept
 
@@ -200,10 +227,13 @@ class Backend(library.PromptCompressor):
             self.trace.words = [list(zip(words, labels, strict=True)) for words, labels in zip(out[1], out[2], strict=True)]
         return out
 
+    def _PromptCompressor__token_prob_to_word_prob(self, token_probs: Any, **kwargs: Any) -> Any:
+        out = super()._PromptCompressor__token_prob_to_word_prob(token_probs, **kwargs)
+        if self.trace is not None:
+            self.trace.probabilities.append(out)
+        return out
+
     def control_context_budget(self, *args: Any, **kwargs: Any) -> Any:
-        budget = kwargs.get("context_budget", "+100")
-        if not BUDGET.fullmatch(str(budget)):  # the library evaluates it as code
-            raise StudioError(f"context_budget {budget!r} is not + or * and a number.", "Write +100 or *1.5.")
         out = super().control_context_budget(*args, **kwargs)
         if self.trace is not None:
             self.trace.contexts = list(out[2])
@@ -237,19 +267,36 @@ class Backend(library.PromptCompressor):
         return (out[0] % base, *out[1:])
 
     def get_ppl(self, text: str, granularity: str = "sentence", input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the library's; the perplexity of a whole text is remembered, because every rate ranks the same texts."""
-        if input_ids is not None or granularity != "sentence" or args or kwargs.get("return_kv"):
+        """As the library's, with fewer copies; that of a whole text is remembered, because every rate ranks the same texts."""
+        if input_ids is not None and granularity == "token" and kwargs.get("return_kv"):
+            return self._window(input_ids, *args, **kwargs)
+        mode, place = kwargs.get("condition_mode", "none"), kwargs.get("condition_pos_id", 0)
+        is_whole = input_ids is None and granularity == "sentence" and not args and not set(kwargs) - {"condition_mode", "condition_pos_id"}
+        if not is_whole or mode == "before" or place < 0:
             return super().get_ppl(text, granularity, input_ids, *args, **kwargs)
-        key = (text, *sorted(kwargs.items()))
+        key = (_digest(text.encode("utf-8", "surrogatepass")), mode, place)
         if key not in self._ranks:
-            self.model.is_ranking = True
-            try:
-                self._ranks[key] = super().get_ppl(text, granularity, **kwargs)
-            finally:
-                self.model.is_ranking = False
+            self._ranks[key] = self._rank_loss(text, place if mode == "after" else 0)
             if len(self._ranks) > REMEMBERED_RANKS:
                 self._ranks.popitem(last=False)
         return self._ranks[key]
+
+    def _rank_loss(self, text: str, place: int) -> Tensor:
+        """Mean nats of the tokens of `text` behind the one at `place`; not a number where the window ends before."""
+        ids = self.tokenizer(text, return_tensors="pt")["input_ids"].to(self.device)[:, : self.max_position_embeddings]
+        if ids.shape[1] - place < 2:
+            return torch.tensor(float("nan"))
+        logits = self.model.last_logits(ids, ids.shape[1] - place)
+        return cross_entropy(logits[:-1], ids[0, place + 1 :], reduction="none").mean()
+
+    def _window(
+        self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any = None, return_kv: bool = True, end: int | None = None
+    ) -> tuple[Tensor, Any]:
+        """Nats of each token of the next window, and the cache behind it. Nothing is padded here."""
+        past = past_key_values[0][0].shape[2] if past_key_values else 0
+        end = min(input_ids.shape[1] if end is None else int(end), past + self.max_position_embeddings)
+        out = self.model(input_ids[:, past:end], attention_mask=attention_mask[:, :end], past_key_values=past_key_values)
+        return cross_entropy(out.logits[0, :-1], input_ids[0, past + 1 : end], reduction="none"), out.past_key_values
 
 
 class _Numpy:
@@ -266,8 +313,8 @@ library.nltk = SimpleNamespace(sent_tokenize=sentences)
 library.np = _Numpy()
 
 
-def rank(backend: Backend, contexts: Sequence[str], question: str) -> list[int]:
-    """LongLLMLingua's order of documents, the likeliest to hold the answer first."""
+def rank(backend: Backend, contexts: Sequence[str], question: str, method: str = "longllmlingua") -> list[int]:
+    """The library's order of documents, the likeliest to hold the answer first."""
     with backend.lock, torch.inference_mode():
-        found = backend.get_rank_results(list(contexts), question, "longllmlingua", "after", [0] * len(contexts))
-    return [index for index, _ in found]
+        found = backend.get_rank_results(list(contexts), question, method, "after", [0] * len(contexts))
+    return [int(index) for index, _ in found]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.compress.models import CAUSAL, CLASSIFIER
+from studio.compress.models import CAUSAL, CLASSIFIER, CompressorFacts
 from studio.errors import StudioError
 
 
@@ -57,6 +58,9 @@ METHODS = {
 }
 TOKEN_LEVEL = ("llmlingua", "longllmlingua", "llmlingua2")
 RANKS = ("llmlingua", "longllmlingua", "gzip", "bm25")  # the library's others fetch models, or send the text away
+LIBRARY_RATE = 0.5  # llmlingua's default
+BUDGET = re.compile(r"[+*]\d+(\.\d+)?")
+LARGEST_WINDOW = 1_000_000  # tokens
 OWN = ("context", "instruction", "question", "rate", "target_token", "context_segs", "context_segs_rate", "context_segs_compress")
 
 
@@ -65,6 +69,11 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise StudioError(f"There is no method {name!r}.", f"Choose of {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def keeps_passages(facts: CompressorFacts, options: Mapping[str, Any]) -> bool:
+    """Whether LongLLMLingua keeps passages and words whole: where dropping tokens would cut inside words, and nobody asks for it."""
+    return facts.cuts_words and "use_token_level_filter" not in options
 
 
 def check_options(chosen: Method, options: Mapping[str, Any]) -> None:
@@ -78,6 +87,11 @@ def check_options(chosen: Method, options: Mapping[str, Any]) -> None:
             raise StudioError(f"{chosen.name} has no option {name!r}.", f"Did you mean {' or '.join(near)}?" if near else "See /api/docs.")
         if isinstance(value, (dict, set)) or (value is None and name not in ("force_context_ids", "force_context_number")):
             raise StudioError(f"Option {name} can't be {value!r}.", "Give a number, a text, true, false or a list.")
+    size = options.get("iterative_size", 1)
+    if not isinstance(size, int) or not 1 <= size <= LARGEST_WINDOW:  # with 0 or less the library never ends
+        raise StudioError(f"iterative_size {size!r} is no whole number of 1 to {LARGEST_WINDOW:,}.", "The library's own is 200.")
+    if not BUDGET.fullmatch(str(options.get("context_budget", "+100"))):  # the library evaluates it as code
+        raise StudioError(f"context_budget {options['context_budget']!r} is not + or * and a number.", "Write +100 or *1.5.")
     if (rank := options.get("rank_method")) is not None and rank not in RANKS:
         raise StudioError(f"rank_method {rank!r} needs a service or a download.", f"Choose of {', '.join(RANKS)}.")
     if rank == "bm25" and importlib.util.find_spec("rank_bm25") is None:

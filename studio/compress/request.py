@@ -33,10 +33,11 @@ class Request:
     drop_consecutive: bool
     must_keep: MustKeep
     options: Mapping[str, Any]
+    calibrate: bool = True
 
     def check(self, backend: Backend) -> None:
         """Raises StudioError for the first thing that can't be done."""
-        check_wish(self.contexts, self.rate, self.target_token)
+        check_wish(self.contexts, self.rate, self.target_token, is_exact=self.calibrate)
         check_kind(self.method, backend.facts, backend.folder.name)
         for text in (*self.contexts, self.instruction, self.question):
             if any("\ud800" <= character <= "\udfff" for character in text):
@@ -52,9 +53,9 @@ class Request:
         return JOIN.join(part for part in (self.instruction, *contexts, self.question) if part)
 
 
-def check_wish(contexts: Sequence[str], rate: float | None, target_token: float | None) -> None:
-    """Raises StudioError for a wish that nobody can meet."""
-    if (rate is None) == (target_token is None):
+def check_wish(contexts: Sequence[str], rate: float | None, target_token: float | None, *, is_exact: bool = True) -> None:
+    """Raises StudioError for a wish that nobody can meet. Not `is_exact`: the library has a default, and an order of precedence."""
+    if is_exact and (rate is None) == (target_token is None):
         raise StudioError("Give either a rate or a target in tokens.", "For instance a rate of 0.5, or a target of 500 tokens.")
     if rate is not None and not 0 < rate <= 1:
         raise StudioError(f"The rate {rate:g} is not above 0 and at most 1.", "0.5 keeps half of the tokens.")

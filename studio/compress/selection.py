@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studio.compress import budget, llmlingua, spans
+from studio.compress import budget, llmlingua, methods, ranking, spans
+from studio.compress.importance import Importance
 from studio.compress.information import Information
 from studio.compress.methods import Method
+from studio.compress.models import CLASSIFIER
 from studio.compress.tracing import word_mask
 from studio.errors import StudioError
+
+THRESHOLD_OPTIONS = {"token_to_word", "chunk_end_tokens"}  # of llmlingua2, what changes no more than how words are read
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Selector:
         self,
         backend: llmlingua.Backend,
         information: Information,
+        importance: Importance,
         method: Method,
         texts: Sequence[str],
         question: str,
@@ -36,6 +41,7 @@ class Selector:
     ) -> None:
         self.backend = backend
         self.information = information
+        self.importance = importance
         self.method = method
         self.texts = list(texts)
         self.question = question
@@ -45,8 +51,10 @@ class Selector:
         self._given = set(options)
         self._ranking: list[int] | None = None
         keeps_words = method.name == "self_information" or (backend.facts.cuts_words and method.name == "structured")
-        ranks_passages = method.name == "longllmlingua" and backend.facts.cuts_words and "use_token_level_filter" not in options
-        self.select = self._passages if ranks_passages else self._words if keeps_words else self._library
+        ranks_passages = method.name == "longllmlingua" and methods.keeps_passages(backend.facts, options)
+        sets_thresholds = method.kind == CLASSIFIER and set(options) <= THRESHOLD_OPTIONS
+        ways = ((ranks_passages, self._passages), (keeps_words, self._words), (sets_thresholds, self._importances))
+        self.select = next((way for is_it, way in ways if is_it), self._library)
 
     def _library(self, rate: float) -> Selection:
         """The library at `rate`, its choice followed character by character."""
@@ -67,6 +75,13 @@ class Selector:
         if trace.words is not None:
             self._keep_unknown(masks, trace)
         return Selection(masks, trace.contexts if trace.contexts is not None else list(range(len(self.texts))))
+
+    def _importances(self, rate: float) -> Selection:
+        """The words that a classifier wants to keep most."""
+        given = {name: value for name, value in self.options.items() if name in THRESHOLD_OPTIONS}
+        readings = self.importance.read(self.texts, given)
+        self.unknown = sum(len(reading.unknown) for reading in readings)
+        return Selection([reading.mask(rate) for reading in readings], list(range(len(self.texts))))
 
     def _defaults(self) -> dict[str, Any]:
         if self.method.kind != "causal":
@@ -130,8 +145,12 @@ class Selector:
         return mask
 
     def _rank(self) -> list[int]:
+        """By the library's `rank_method` where the caller names one; else by LongLLMLingua's measure and by shared words together."""
         filled = [index for index, text in enumerate(self.texts) if text.strip()]
-        ranking = (
-            llmlingua.rank(self.backend, [self.texts[index] for index in filled], self.question) if len(filled) > 1 else range(len(filled))
-        )
-        return [filled[n] for n in ranking]
+        texts = [self.texts[index] for index in filled]
+        if len(filled) < 2:
+            return filled
+        order = llmlingua.rank(self.backend, texts, self.question, str(self.options.get("rank_method", "longllmlingua")))
+        if "rank_method" not in self._given:
+            order = ranking.fused(order, ranking.shared_words(texts, self.question))
+        return [filled[n] for n in order]

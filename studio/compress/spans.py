@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+
+import regex
 
 # what is whole or gone: numbers, contractions, addresses
 UNIT = re.compile(r"https?://\S+|[\w.+-]+@[\w-]+(?:\.\w+)+|\d+(?:[.,:/]\d+)+%?|\d+%?|\w+['’]\w+")
+CLUSTER = regex.compile(r"\X")  # a letter with its marks, a family or a flag of several emoji
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|(?<=[。！？])|\n+")
 CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
-WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’.,:][^\W{CJK}]+)*|[^\w\s]|_")
+LETTERS = rf"(?:(?![{CJK}])[\p{{L}}\p{{M}}\p{{N}}_])+"  # marks too: the vowels of many scripts are marks
+WORD = regex.compile(rf"[{CJK}]|{LETTERS}(?:['’.,:]{LETTERS})*|[^\w\s]")
 
 
-def close_units(text: str, mask: bytearray) -> None:
-    """Keep all of a number, a contraction or an address of which something is kept."""
-    for match in UNIT.finditer(text):
-        if any(mask[match.start() : match.end()]):
-            keep(mask, match.start(), match.end())
+def units(text: str) -> list[tuple[int, int]]:
+    """(start, end) of what is whole or gone: numbers, contractions, addresses, and characters that are made of several."""
+    found = [match.span() for match in UNIT.finditer(text)]
+    clusters = () if text.isascii() else CLUSTER.finditer(text)
+    return found + [match.span() for match in clusters if match.end() - match.start() > 1]
+
+
+def close_units(mask: bytearray, places: Sequence[tuple[int, int]]) -> None:
+    """Keep all of each of `places` of which something is kept."""
+    for start, end in places:
+        if any(mask[start:end]):
+            keep(mask, start, end)
 
 
 def keep(mask: bytearray, start: int, end: int) -> None:
@@ -80,7 +92,32 @@ def words(text: str, mask: Sequence[int]) -> list[tuple[str, bool]]:
     return found
 
 
-def passages(text: str) -> list[tuple[int, int]]:
-    """Lines and paragraphs as (start, end) that together are the whole text; each ends with the line breaks behind it."""
+def passages(text: str, limit: int, count: Callable[[str], int]) -> list[tuple[int, int]]:
+    """Lines and paragraphs as (start, end) that together are the whole text; each ends with the white space behind it.
+
+    One of more than `limit` by `count` is cut behind sentences, and a sentence that is longer still is cut anywhere.
+    """
     edges = [0, *(match.end() for match in re.finditer(r"\n+\s*", text) if match.end() < len(text)), len(text)]
-    return [(start, end) for start, end in pairwise(edges) if end > start]
+    found: list[tuple[int, int]] = []
+    for start, end in pairwise(edges):
+        if end > start:
+            found += [(start, end)] if count(text[start:end]) <= limit else _sentences(text, start, end, limit, count)
+    return found
+
+
+def _sentences(text: str, start: int, end: int, limit: int, count: Callable[[str], int]) -> Iterator[tuple[int, int]]:
+    """Stretches of whole sentences, each as long as `limit` allows."""
+    edges = [start, *(start + match.end() for match in SENTENCE_END.finditer(text[start:end]) if start + match.end() < end), end]
+    begin, held = start, 0
+    for first, last in pairwise(edges):
+        size = count(text[first:last])
+        if held and held + size > limit:
+            yield begin, first
+            begin, held = first, 0
+        held += size
+        if held > limit:  # one sentence alone
+            step = -(-(last - begin) // -(-held // limit))
+            yield from ((at, min(last, at + step)) for at in range(begin, last, step))
+            begin, held = last, 0
+    if begin < end:
+        yield begin, end

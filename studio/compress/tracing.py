@@ -23,6 +23,7 @@ class Trace:
         self.is_lost = False  # the library went a way on which places can't be followed
         self.chunks: list[Any] | None = None  # of every context, where a classifier chooses among them
         self.words: list[list[tuple[str, int]]] | None = None  # a classifier's words and labels, per chosen context
+        self.probabilities: list[list[float]] = []  # of the words of each chunk, in the order in which they were read
         self._popped: list[int] = []
         self._joined = ""
         self._lengths: list[int] = []
@@ -129,23 +130,36 @@ def sentence_mask(text: str, short: str, pieces: Sequence[str]) -> bytearray:
 def word_mask(text: str, labelled: Sequence[tuple[str, int]]) -> tuple[bytearray, bytearray]:
     """(kept, known) from a classifier's labelled words, found again in order; `known` covers what some word speaks of."""
     kept, known = bytearray(len(text)), bytearray(len(text))
-    letters, places = _plain(text)
-    cursor = 0
-    for word, is_kept in labelled:
-        wanted = _plain(word)[0]
-        at = letters.find(wanted, cursor, cursor + WINDOW) if wanted else -1
-        if at < 0:
+    for (_, is_kept), place in zip(labelled, word_places(text, [word for word, _ in labelled]), strict=True):
+        if place is None:
             continue
-        cursor = at + len(wanted)
-        begin, stop = places[at], places[cursor - 1] + 1
+        begin, stop = place
         known[begin:stop] = b"\1" * (stop - begin)
         if is_kept:
             kept[begin:stop] = b"\1" * (stop - begin)
     return kept, known
 
 
-def _plain(text: str) -> tuple[str, list[int]]:
+def word_places(text: str, words: Sequence[str]) -> list[tuple[int, int] | None]:
+    """(start, end) of a classifier's words, found again in order; None for one that is not there."""
+    letters, places = _plain(text)
+    found: list[tuple[int, int] | None] = []
+    cursor = 0
+    for word in words:
+        wanted = _plain(word)[0]
+        at = letters.find(wanted, cursor, cursor + WINDOW) if wanted else -1
+        if at < 0:
+            found.append(None)
+            continue
+        cursor = at + len(wanted)
+        found.append((places[at], places[cursor - 1] + 1))
+    return found
+
+
+def _plain(text: str) -> tuple[str, Sequence[int]]:
     """The text as tokenizers normalise it, and for each of its characters the place in `text`."""
+    if text.isascii():
+        return text.lower(), range(len(text))
     letters, places = [], []
     for place, character in enumerate(text):
         for letter in unicodedata.normalize("NFKC", character).lower():

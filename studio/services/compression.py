@@ -13,7 +13,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from jobs import queue
+from jobs import panel, queue
+from jobs.light import LightContext
 from studio.compress import methods
 from studio.compress import models as kinds
 from studio.compress.process import CompressorProcess
@@ -24,15 +25,17 @@ from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.evaluation import prompts
+from studio.evaluation.verdicts import SWAPPED
 from studio.services import naming, savings
 from studio.services.adapters import AdapterService
 from studio.services.datasets import DatasetService
+from studio.services.judging import LIKELIHOOD, REFERENCE, JudgingService
 from studio.services.models import HUB, STARTER, ModelService
 from studio.settings import Settings
 
 WORDS = "starter-words"  # the classifier that ships
 MOST_CHARACTERS = 2_000_000  # of a prompt that somebody waits for on the page or over HTTP
-METRICS = ("exact_match", "number_match", "rougeL")
+METRICS = ("exact_match", "number_match", "rougeL", "judge")
 KNOWN = (
     ("microsoft/llmlingua-2-xlm-roberta-large-meetingbank", "LLMLingua-2, many languages, 560 M parameters"),
     ("microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank", "LLMLingua-2, many languages, small: 178 M parameters"),
@@ -46,13 +49,23 @@ CAUSAL_METHODS = ("llmlingua", "longllmlingua", "selective_context", "structured
 class CompressionService:
     """What a person can do about long prompts. Every method returns plain values in the shapes of the interface."""
 
-    def __init__(self, settings: Settings, db: Database, models: ModelService, datasets: DatasetService, adapters: AdapterService) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        models: ModelService,
+        datasets: DatasetService,
+        adapters: AdapterService,
+        judging: JudgingService,
+    ) -> None:
         self.settings = settings
         self.db = db
         self.models = models
         self.datasets = datasets
         self.adapters = adapters
+        self.judging = judging
         self.process = CompressorProcess()
+        self._reading: dict[str, float] = {}  # contestant -> seconds per token, as measured last
 
     def compressors(self) -> list[dict[str, Any]]:
         """What can compress here: the shipped classifier first, the starter, added base models, fetched classifiers."""
@@ -110,6 +123,14 @@ class CompressionService:
             made["warnings"].append(f"Computed in {dtype}: another machine, or float32, may keep other words.")
         return {**made, "counter": counter or STARTER, "compressor": who}
 
+    def foresee(self, made: Mapping[str, Any], contestant: str) -> dict[str, Any] | None:
+        """What a compression saves when `contestant` reads it, from the speed measured when it was last asked; None where it never was."""
+        speed = self._reading.get(contestant)
+        if speed is None:
+            return None
+        before, after = ((made[key], made[key] * speed) for key in ("tokens_before", "tokens_after"))
+        return savings.predict(before, after, made["seconds"])
+
     # evidence
 
     def ask_both(
@@ -124,7 +145,31 @@ class CompressionService:
         sampling = savings.GREEDY.model_copy(update=dict(params or {}))
         reading = {name: savings.reading(engine, who, text) for name, text in (("before", before), ("after", after))}
         answers = {name: savings.answered(engine, who, text, sampling) for name, text in (("before", before), ("after", after))}
-        return {**answers, "saving": savings.predict(reading["before"], reading["after"], compress_seconds)}
+        saving = savings.predict(reading["before"], reading["after"], compress_seconds)
+        if saving["read_s_per_token"]:
+            self._reading[contestant] = saving["read_s_per_token"]
+        return {**answers, "saving": saving}
+
+    def judge_both(self, prompt: str, before: str, after: str, judge: str) -> dict[str, Any]:
+        """Which of two answers to `prompt` a judge prefers, asked in both orders: `before` to the whole prompt, `after` to its compression.
+
+        `winner`: original, compressed or tie, None where no order had a verdict; `consistent`: whether both orders agree.
+        Raises StudioError.
+        """
+        if judge == REFERENCE:
+            raise StudioError("The reference judge needs references.", "Name a model, or likelihood:MODEL.")
+        context = LightContext(self.settings, self.db, "", 1, {}, stop_requested=lambda: False, progress=lambda _step, _total: None)
+        asked = {"id": "1", "turns": [[{"role": "user", "content": prompt}]]}
+        said = panel.duels(panel.seated(self.judging.seat(judge), context), [(asked, before, after)])[0]
+        value = panel.score(said)
+        winner = None if value is None else "tie" if value == 0.5 else "original" if value > 0.5 else "compressed"
+        winners = [one.winner for one in said]
+        return {
+            "judge": judge,
+            "winner": winner,
+            "consistent": None if "invalid" in winners else not winners or winners[0] == SWAPPED[winners[1]],
+            "replies": [one.reply for one in said],
+        }
 
     def vote(self, prompt: str, contestant: str, first: str, second: str, winner: str) -> dict[str, Any]:
         """Keep a blind vote: `first` was shown first, `winner` is a, b or tie. Lines that `studio leaderboard --verdicts` reads."""
@@ -166,6 +211,7 @@ class CompressionService:
         method: str = "llmlingua2",
         compressor: str | None = None,
         metric: str = "exact_match",
+        judge: str | None = None,
         tolerance: float = 0.05,
         limit: int = 50,
         params: Mapping[str, Any] | None = None,
@@ -173,7 +219,9 @@ class CompressionService:
     ) -> dict[str, Any]:
         """Queue a job that measures answers against references at several rates; its result has `points` and `recommended`.
 
-        `rows`: {"text", "reference", "question"?} each, or the first `limit` rows of dataset `data`. Raises StudioError.
+        `rows`: {"text", "reference", "question"?} each, or the first `limit` rows of dataset `data`. `judge`: who says, in both orders,
+        how the answers do against those to the whole prompts; where the metric is "judge" and nobody is named, what the contestant
+        itself would say. Raises StudioError.
         """
         chosen = [dict(row) for row in rows or []] or self._prompts(data, limit)
         problem = next((rate for rate in rates if not 0 < rate <= 1), None)
@@ -191,6 +239,7 @@ class CompressionService:
             "contestant": who.as_json(),
             "params": savings.GREEDY.model_copy(update=dict(params or {})).model_dump(),
             "metric": metric,
+            "judge": self.judging.seat(judge or f"{LIKELIHOOD}{contestant}") if judge or metric == "judge" else None,
             "tolerance": tolerance,
         }
         return self._queue("compress-sweep", config, "compress-sweep")
@@ -307,6 +356,8 @@ class CompressionService:
 
 
 def _check_lists(options: Mapping[str, Any]) -> None:
+    if "self" in options:
+        raise StudioError("There is no option 'self'.", "See /api/docs.")
     for name in ("must_keep", "keep_patterns"):
         value = options.get(name, [])
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):

@@ -58,7 +58,7 @@ class JudgingService:
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
         wanted = judge or self._default(row)
-        kind, config = self._resolved(wanted, row, criteria)
+        kind, config = self._resolved(wanted, row.base_model, criteria)
         self._check(row, kind)
         chosen = self._template(template, config.get("model")) if kind == "model" else ""
         with self.db.write() as session:
@@ -139,17 +139,22 @@ class JudgingService:
             "Name a judge: a model, URL#MODEL, or likelihood:MODEL.",
         )
 
-    def _resolved(self, judge: str, comparison: Comparison, criteria: str) -> tuple[str, dict[str, Any]]:
+    def seat(self, judge: str) -> dict[str, Any]:
+        """A judge by name for whoever asks it without a comparison: `judge`, `kind`, `template`, `model`. Raises StudioError."""
+        kind, config = self._resolved(judge, None, "")
+        return {"judge": judge, "kind": kind, "template": self._template(None, config.get("model")) if kind == "model" else "", **config}
+
+    def _resolved(self, judge: str, base_model: str | None, criteria: str) -> tuple[str, dict[str, Any]]:
         if judge == REFERENCE:
             if criteria.strip():
                 raise StudioError("The reference judge is a rule: it follows no criteria.", "Name a model, or leave out the criteria.")
             return "reference", {}
         if judge.startswith(LIKELIHOOD):
-            model = self.adapters.resolve(judge.removeprefix(LIKELIHOOD), comparison.base_model)
+            model = self.adapters.resolve(judge.removeprefix(LIKELIHOOD), base_model)
             if model.url:
                 raise StudioError("A likelihood judge needs a model of this machine.", "Name a base model, or BASE:ADAPTER.")
             return "likelihood", {"model": model.as_json()}
-        return "model", {"model": self.adapters.resolve(judge, comparison.base_model).as_json()}
+        return "model", {"model": self.adapters.resolve(judge, base_model).as_json()}
 
     def _check(self, comparison: Comparison, kind: str) -> None:
         if len(comparison.contestants) < 2:

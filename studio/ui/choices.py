@@ -44,6 +44,13 @@ def contestants(studio: Studio) -> list[Choice]:
     return [(f"{name} (toy)" if is_toy(name) else name, name) for name in studio.chat.available()]
 
 
+def judges(studio: Studio) -> list[Choice]:
+    """Who can say which of two answers is better, where there are no references."""
+    models = studio.chat.available()
+    own = [(f"What {name} itself would say", f"likelihood:{name}") for name in models]
+    return [*own, *((f"{name} answers A, B or tie" + (" (toy)" if is_toy(name) else ""), name) for name in models)]
+
+
 def update(offered: list[Choice], chosen: str | None) -> Any:
     """Offer `offered`; keep what was chosen where it is still there, else take the first."""
     values = [value for _, value in offered]

@@ -111,6 +111,9 @@ class CompressTab:
         with gr.Row(visible=False, elem_classes="buttons") as self.after:
             self.ask = gr.Button("Ask both", elem_id="compress-ask", min_width=130)
         self.answers = pieces.panel(elem_id="compress-answers")
+        with gr.Row(visible=False, elem_classes="fields making") as self.judging:
+            self.judge = gr.Dropdown(label="Judge", info="Asked in both orders which answer is better.", scale=3, elem_id="compress-judge")
+            self.decide = gr.Button("Let the judge decide", elem_id="compress-decide", min_width=170)
         self.curve = pieces.panel(elem_id="compress-curve")
         with gr.Row(visible=False, elem_classes="next") as self.ending:
             self.chat = gr.Button("Use in chat", elem_id="compress-chat")
@@ -120,21 +123,21 @@ class CompressTab:
         told = tells(self.notice)
         asked = [self.prompt, self.files, self.instruction, self.question, self.method, self.rate, self.reader]
         asked += [self.window, self.room, self.must_keep, self.force, self.pattern, self.compressor]
-        shown = [self.notice, self.shown, self.text, self.after, self.answers, self.ending, self._made, self._asked]
+        shown = [self.notice, self.shown, self.text, self.after, self.answers, self.judging, self.ending, self._made, self._asked]
+        answered = [self.notice, self.answers, self.judging, self._asked]
         self.tab.select(
             steady(self.enter),
-            inputs=[self.method, self.reader, self.compressor],
-            outputs=[self.reader, self.compressor],
+            inputs=[self.method, self.reader, self.compressor, self.judge],
+            outputs=[self.reader, self.compressor, self.judge],
             **QUIET,
         )
         self.method.input(steady(self.offer), inputs=[self.method, self.compressor], outputs=[self.compressor], **QUIET)
         self.start.click(told(self.compress), inputs=asked, outputs=shown, **busy(self.shown))
         self.rate.release(told(self.slide), inputs=[self._made, *asked], outputs=shown, **busy(self.shown))
         gr.on([self.example.click, self.shown.select], lambda: EXAMPLE, outputs=[self.prompt], **QUIET)
-        self.ask.click(
-            told(self.ask_both), inputs=[self._made, self.reader], outputs=[self.notice, self.answers, self._asked], **busy(self.answers)
-        )
-        self.answers.select(told(self.vote), inputs=[self._made, self._asked], outputs=[self.notice, self.answers, self._asked], **QUIET)
+        self.ask.click(told(self.ask_both), inputs=[self._made, self.reader], outputs=answered, **busy(self.answers))
+        self.answers.select(told(self.vote), inputs=[self._made, self._asked], outputs=answered, **QUIET)
+        self.decide.click(told(self.let_judge), inputs=[self._made, self._asked, self.judge], outputs=answered, **busy(self.answers))
         self.jobs.wire(self.tab, self.curve, self.method, self.compressor, self.reader, self.rate)
         self.data.click(
             None, js="() => { document.querySelector('#compress-many button.label-wrap:not(.open)')?.click(); return []; }", **QUIET
@@ -152,9 +155,9 @@ class CompressTab:
 
     # what is offered
 
-    def enter(self, method: str, reader: str | None, compressor: str | None) -> dict[Any, Any]:
-        readers = choices.contestants(self._studio)
-        return {self.reader: choices.update(readers, reader), **self.offer(method, compressor)}
+    def enter(self, method: str, reader: str | None, compressor: str | None, judge: str | None) -> dict[Any, Any]:
+        readers, judges = choices.contestants(self._studio), choices.judges(self._studio)
+        return {self.reader: choices.update(readers, reader), self.judge: choices.update(judges, judge), **self.offer(method, compressor)}
 
     def offer(self, method: str, compressor: str | None) -> dict[Any, Any]:
         """Compressors that can do `method`. One with a tiny vocabulary is not offered for LLMLingua, whose cuts would go through words."""
@@ -204,12 +207,15 @@ class CompressTab:
             options={"must_keep": must_keep, "keep_patterns": [pattern] if pattern else []},
             **_wish(rate, window, room),
         )
+        who = reader or choices.STARTER
+        foreseen = self._studio.compression.foresee(made, who)
         return {
-            self.shown: pieces.piece("compression", **compress_shown.compression(made)),
+            self.shown: pieces.piece("compression", **compress_shown.compression(made, foreseen, who)),
             self.text: gr.Textbox(made["text"], visible=True),
             self.after: gr.Row(visible=True),
             self.ending: gr.Row(visible=True),
             self.answers: "",
+            self.judging: gr.Row(visible=False),
             self._made: {key: made[key] for key in ("text", "original", "method", "requested", "seconds")},
             self._asked: None,
         }
@@ -222,6 +228,14 @@ class CompressTab:
         who = reader or choices.STARTER
         found = self._studio.compression.ask_both(made["original"], made["text"], who, compress_seconds=made["seconds"])
         asked = {**found, "contestant": who, "is_swapped": random.random() < 0.5, "voted": False}
+        can_judge = not (found["before"].get("error") or found["after"].get("error"))
+        return {self.answers: self._answers(asked), self.judging: gr.Row(visible=can_judge), self._asked: asked}
+
+    def let_judge(self, made: dict[str, Any] | None, asked: dict[str, Any] | None, judge: str | None) -> dict[Any, Any]:
+        if made is None or asked is None or not judge:
+            raise StudioError("There is nothing to judge yet.", "Ask both first, and choose a judge.")
+        said = self._studio.compression.judge_both(made["original"], asked["before"]["text"], asked["after"]["text"], judge)
+        asked = {**asked, "judged": said}
         return {self.answers: self._answers(asked), self._asked: asked}
 
     def vote(self, made: dict[str, Any] | None, asked: dict[str, Any] | None, event: gr.EventData) -> dict[Any, Any]:

@@ -13,7 +13,7 @@ from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Page, go, stamp, stamp_box
 
 LIVE_S, IDLE_S = 1.5, 10.0
-METRICS = [("exact match", "exact_match"), ("number right", "number_match"), ("ROUGE-L", "rougeL")]
+METRICS = [(title, name) for name, title in compress_shown.METRICS.items()]
 
 
 class CompressJobs:
@@ -30,6 +30,9 @@ class CompressJobs:
             )
             with gr.Row(elem_classes="fields"):
                 self.metric = gr.Dropdown(METRICS, value="exact_match", label="Measure", info="Of the answers.", elem_id="compress-metric")
+                self.judge = gr.Dropdown(
+                    label="Judge", info="Sets answers against the whole prompts' in both orders.", elem_id="compress-curve-judge"
+                )
                 self.limit = gr.Number(
                     20, label="Prompts", info="The first of the dataset.", precision=0, minimum=1, elem_id="compress-limit"
                 )
@@ -46,12 +49,12 @@ class CompressJobs:
         place, told = self._page.place, tells(self.notice)
         looks = [curve, self._shown, self._timer]
         look = steady(self._looking(curve))
-        tab.select(steady(self.enter), inputs=[self.dataset], outputs=[self.dataset], **QUIET)
+        tab.select(steady(self.enter), inputs=[self.dataset, self.judge], outputs=[self.dataset, self.judge], **QUIET)
         with tab:  # between two tabs they would count as a tab, and the page would draw the next one twice
             entering, ticking = gr.State(True), gr.State(False)
         tab.select(look, inputs=[place.tab, self._shown, entering], outputs=looks, **QUIET)
         self._timer.tick(look, inputs=[place.tab, self._shown, ticking], outputs=looks, **QUIET)
-        given = [self.dataset, self.metric, self.limit, self.tolerance, method, compressor, reader]
+        given = [self.dataset, self.metric, self.judge, self.limit, self.tolerance, method, compressor, reader]
         self.sweep.click(told(self.start_sweep), inputs=given, outputs=[self.notice, self._timer], **busy(self.notice))
         self.shorten.click(
             told(self.start_shortening),
@@ -60,8 +63,9 @@ class CompressJobs:
             **busy(self.notice),
         )
 
-    def enter(self, chosen: str | None) -> Any:
-        return choices.update(choices.datasets(self._studio), chosen)
+    def enter(self, chosen: str | None, judge: str | None) -> dict[Any, Any]:
+        judges = [("nobody", ""), *choices.judges(self._studio)]
+        return {self.dataset: choices.update(choices.datasets(self._studio), chosen), self.judge: choices.update(judges, judge or "")}
 
     def _looking(self, curve: gr.HTML) -> Any:
         def look(tab: str, shown: str, has_entered: bool) -> Any:
@@ -78,7 +82,15 @@ class CompressJobs:
         return look
 
     def start_sweep(
-        self, dataset: str | None, metric: str, limit: float, tolerance: float, method: str, compressor: str | None, reader: str | None
+        self,
+        dataset: str | None,
+        metric: str,
+        judge: str | None,
+        limit: float,
+        tolerance: float,
+        method: str,
+        compressor: str | None,
+        reader: str | None,
     ) -> dict[Any, Any]:
         if not dataset:
             raise StudioError("No dataset is chosen.", "Add rows with answers on the Data tab.")
@@ -90,10 +102,11 @@ class CompressJobs:
             method=method,
             compressor=compressor,
             metric=metric,
+            judge=judge or None,
             tolerance=(tolerance or 0) / 100,
             limit=max(1, int(limit or 20)),
         )
-        said = pieces.said(f"{job['name']} is queued. You may leave; the curve appears here and on the Jobs tab.", "info")
+        said = pieces.said(f"{job['name']} is queued. You may leave; the curve appears here.", "info")
         return {self.notice: said, self._timer: gr.Timer(LIVE_S)}
 
     def start_shortening(self, dataset: str | None, method: str, compressor: str | None, rate: float) -> dict[Any, Any]:

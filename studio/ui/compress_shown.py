@@ -10,11 +10,12 @@ from studio.ui import words
 MOST_WORDS = 6000  # of a prompt that the page draws
 
 
-def compression(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Data of pieces/compression.html."""
+def compression(made: Mapping[str, Any], foreseen: Mapping[str, Any] | None, reader: str) -> dict[str, Any]:
+    """Data of pieces/compression.html. `foreseen`: what it saves where the reader's speed is known."""
     kept = made["kept"]
     shown = segments(made["original"], kept[:MOST_WORDS])
-    return {"made": made, "segments": shown, "cut": len(kept) > MOST_WORDS, "shown": MOST_WORDS}
+    saves = saving(foreseen) if foreseen else f"Ask both to measure how fast {reader} reads here: then the time saved stands here."
+    return {"made": made, "segments": shown, "cut": len(kept) > MOST_WORDS, "shown": MOST_WORDS, "saves": saves}
 
 
 def segments(original: str, kept: Sequence[Sequence[Any]]) -> list[tuple[str, bool]]:
@@ -38,12 +39,19 @@ def segments(original: str, kept: Sequence[Sequence[Any]]) -> list[tuple[str, bo
     return found
 
 
+METRICS = {"exact_match": "exact match", "number_match": "number right", "rougeL": "ROUGE-L", "judge": "judge's score"}
+
+
+FITS = "The whole prompt can't be read by this model; the compressed one can."
+
+
 def answers(asked: Mapping[str, Any], votes: Mapping[str, int] | None, toy: bool) -> dict[str, Any]:
     """Data of pieces/compression_answers.html; titles tell who is who only after the vote."""
     order = ("after", "before") if asked["is_swapped"] else ("before", "after")
     same = asked["before"]["text"] == asked["after"]["text"] and not asked["before"].get("error")
     reveals = {"before": "The whole prompt", "after": "The compressed prompt"}
-    open_now = bool(asked.get("voted")) or same
+    failed = [name for name in order if asked[name].get("error")]
+    open_now = bool(asked.get("voted")) or same or bool(failed)  # beside an error there is nothing to vote on
     listed = [
         {"error": "", **asked[name], "title": reveals[name] if open_now else f"Answer {letter}"}
         for name, letter in zip(order, "AB", strict=True)
@@ -55,8 +63,22 @@ def answers(asked: Mapping[str, Any], votes: Mapping[str, int] | None, toy: bool
         "votes": votes,
         "contestant": asked["contestant"],
         "toy": toy,
-        "saving": saving(asked["saving"]),
+        "saving": FITS if failed == ["before"] else saving(asked["saving"]),
+        "judged": _judged(asked.get("judged"), [(name, answer["title"]) for name, answer in zip(order, listed, strict=True)]),
     }
+
+
+def _judged(judged: Mapping[str, Any] | None, titles: Sequence[tuple[str, str]]) -> str:
+    """What a judge said, in the names that the page shows: before the vote they tell nothing."""
+    if judged is None:
+        return ""
+    if judged["winner"] is None:
+        return f"{judged['judge']} gave no verdict that can be read."
+    if judged["winner"] == "tie":
+        why = "" if judged["consistent"] else ", for it changed its mind with the order"
+        return f"{judged['judge']} finds neither better{why}."
+    title = dict(titles)["before" if judged["winner"] == "original" else "after"]
+    return f"{judged['judge']} prefers {title[0].lower() + title[1:] if title.startswith('The') else title}, asked in both orders."
 
 
 def saving(found: Mapping[str, Any]) -> str:
@@ -90,8 +112,10 @@ def curve(job: Mapping[str, Any]) -> dict[str, Any]:
     ]
     ticks = [{"at": round(154 - 142 * value, 1), "label": f"{value:.0%}"} for value in (0, 0.5, 1)]
     part = (job["step"] or 0) / job["max_steps"] if job.get("max_steps") else 0.0
-    called = {"exact_match": "exact match", "number_match": "number right", "rougeL": "ROUGE-L"}[metric]
-    return {"job": job, "points": drawn, "y_ticks": ticks, "part": part, "metric": called, "verdict": _verdict(result, called)}
+    called = METRICS[metric]
+    more = [(name, METRICS[name]) for name in ("rougeL", "judge") if name != metric and points and name in points[0]]
+    told = {"verdict": _verdict(result, called), "judge": result.get("judge", "")}
+    return {"job": job, "points": drawn, "y_ticks": ticks, "part": part, "metric": called, "more": more, **told}
 
 
 def _verdict(result: Mapping[str, Any], metric: str) -> str:
@@ -100,6 +124,11 @@ def _verdict(result: Mapping[str, Any], metric: str) -> str:
     if result.get("recommended") is None:
         return f"The whole prompts score 0 % in {metric}, so no rate can be recommended: choose a model or a measure that gets some right."
     tolerance = words.share(result["tolerance"])
+    if result["metric"] == "judge":
+        return (
+            f"Keep {words.share(result['recommended'])}: the lowest rate at which the judge's score stays within {tolerance} of "
+            "50 %, which is as good as the whole prompts."
+        )
     return (
         f"Keep {words.share(result['recommended'])}: the lowest rate at which {metric} stays within {tolerance} of the whole prompts' "
         f"{words.share(result['whole'])}."

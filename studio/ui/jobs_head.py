@@ -85,6 +85,13 @@ def _readings(job: Job) -> list[tuple[str, str]]:
     found = [(label, f"{result[key]:.3f}") for key, label in labels if isinstance(result.get(key), (int, float))]
     if result.get("tokens"):
         found.append(("tokens read", f"{result['tokens']:,}"))
+    if job["kind"] == "compress-data" and "shortened" in result:
+        found.append(("prompts made shorter; below 200 characters they stay", f"{result['shortened']:,} of {result['rows']:,}"))
+        if result["shortened"]:
+            found.append(("their tokens", f"{result['tokens_before']:,} became {result['tokens_after']:,}"))
+    if job["kind"] == "compress-sweep" and result.get("points"):
+        best = result["recommended"]
+        found.append(("lowest good rate; the curve is on the Compress tab", "none" if best is None else words.share(best)))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 from playwright.sync_api import Page, expect
@@ -28,8 +27,11 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
     page.get_by_role("button", name="Ask both").click()
     answers = page.locator("#compress-answers .answer")
     expect(answers).to_have_count(2, timeout=120_000)
+    page.get_by_role("button", name="Let the judge decide").click()
+    expect(page.locator("#compress-answers .judged")).to_contain_text("likelihood:starter", timeout=120_000)
     if page.get_by_role("button", name="No difference").count():
         expect(page.locator("#compress-answers")).not_to_contain_text("The whole prompt")
+        expect(page.locator("#compress-answers .who").first).to_have_text("Answer A")
         page.get_by_role("button", name="No difference").click()
         expect(page.locator("#compress-answers")).to_contain_text("Votes so far")
     expect(page.locator("#compress-answers")).to_contain_text("The whole prompt")
@@ -40,18 +42,19 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
     expect(page.locator("#chat-message textarea")).to_have_value(re.compile("80,000"))
 
 
-def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]) -> None:
+def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Client) -> None:
     rows = [{"text": f"Um, well, what is the capital of {place}?", "reference": capital} for place, capital in CAPITALS.items()]
-    body = {"contestant": "starter", "rows": rows, "rates": [1, 0.5], "metric": "rougeL"}
+    body = {"contestant": "starter", "rows": rows, "rates": [1, 0.5], "metric": "rougeL", "judge": "starter"}
     job = api.post("/compress/sweep", json=body).raise_for_status().json()
     done = until(lambda: api.get(f"/compress/jobs/{job['id']}").json())
     assert [point["rate"] for point in done["points"]] == [1.0, 0.5] and done["points"][0]["n"] == len(CAPITALS)
+    assert done["points"][0]["judge"] == 0.5 and 0 <= done["points"][1]["judge"] <= 1  # equal answers are a tie
     page = visit("compress")
     expect(page.locator("#compress-curve polyline")).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "compress-curve.png", full_page=True)
 
 
-def test_a_dataset_gets_a_shorter_version(api: httpx.Client, trained: dict[str, Any]) -> None:
+def test_a_dataset_gets_a_shorter_version(api: httpx.Client) -> None:
     long = "The committee met, and so it went on and on about the harbour and the 12 boats of the town. " * 4
     rows = "\n".join(f'{{"prompt": "{long} What is {n}?", "completion": "It is {n}."}}' for n in range(3))
     data = api.post("/datasets/text", json={"text": rows, "name": "wordy"}).raise_for_status().json()

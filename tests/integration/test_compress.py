@@ -71,6 +71,25 @@ def _is_same(case: dict[str, Any], compressor: Compressor) -> bool:
     return same and made.tokens_before == expected["origin_tokens"]
 
 
+def test_without_calibration_the_defaults_are_the_librarys(compressors: dict[str, Compressor]) -> None:
+    tiny = compressors["tiny-bert-base-multilingual-cased-clf"]
+    half = tiny.compress(PROMPT, calibrate=False)
+    assert half.text == tiny.compress(PROMPT, rate=0.5, calibrate=False).text and half.requested == 0.5
+    both = tiny.compress(PROMPT, rate=0.9, target_token=20, calibrate=False)
+    assert both.text == tiny.compress(PROMPT, target_token=20, calibrate=False).text
+    labelled = tiny.compress(PROMPT, rate=0.5, calibrate=False, return_word_label=True, word_sep="|", label_sep="=")
+    pairs = [pair.rpartition("=") for pair in (labelled.fn_labeled_original_prompt or "").split("|")]
+    assert {label for _, _, label in pairs} == {"0", "1"} and pairs[0][0] == "Item"
+
+
+def test_a_brain_float_model_gives_the_library_numbers(golden: Path) -> None:
+    folder = golden / "models" / "gpt2-tiny"
+    made = load(folder, device="cpu", dtype="bfloat16").compress(
+        DOCUMENTS, method="longllmlingua", rate=0.5, question="Where did the cat sit?", use_sentence_level_filter=True, calibrate=False
+    )
+    assert made.text and made.tokens_after < made.tokens_before
+
+
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.7])
 @pytest.mark.parametrize("method", ["llmlingua", "longllmlingua"])
 def test_causal_methods_meet_the_rate_on_a_short_prompt(compressors: dict[str, Compressor], method: str, rate: float) -> None:
@@ -92,6 +111,12 @@ def test_chinese_becomes_shorter_without_spaces_or_broken_characters(words: Comp
     made = words.compress(text, rate=0.5)
     assert abs(made.achieved - 0.5) <= 0.05
     assert "\ufffd" not in made.text and " " not in made.text
+
+
+def test_letters_without_a_word_do_not_starve_the_numbers(words: Compressor) -> None:
+    made = words.compress("हिन्दी भाषा में 80,000 और ไทย ภาษา 1.5 as the price of it, which nobody had foreseen at all. " * 3, rate=0.5)
+    assert made.text.count("80,000") == 3 and made.text.count("1.5") == 3 and "हिन्दी" in made.text
+    assert any("no word" in warning for warning in made.warnings)
 
 
 def test_what_must_stay_stays_and_what_was_never_there_is_told(words: Compressor) -> None:
@@ -126,6 +151,22 @@ def test_the_passage_that_answers_the_question_is_kept_whole(starter: Compressor
     made = starter.compress(documents, method="longllmlingua", question="What is the secret code of Zorblin?", rate=0.25)
     assert "The secret code of Zorblin is 7261, they say." in made.text
     assert abs(made.achieved - 0.25) <= 0.05
+
+
+def test_a_running_text_is_ranked_by_its_sentences(starter: Compressor) -> None:
+    needle = "The pass key is 71432, and nobody should tell it."
+    text = " ".join([*DOCUMENTS, *DOCUMENTS, needle, *DOCUMENTS])
+    made = starter.compress(text, method="longllmlingua", question="What is the pass key?", rate=0.25)
+    assert needle in made.text and abs(made.achieved - 0.25) <= 0.05
+
+
+def test_another_rate_is_made_of_what_was_read(words: Compressor) -> None:
+    first = words.compress(PROMPT * 3, rate=0.5)
+    reads = []
+    hook = words.backend.raw_model.register_forward_hook(lambda *_: reads.append(1))
+    second = words.compress(PROMPT * 3, rate=0.3)
+    hook.remove()
+    assert second.tokens_after < first.tokens_after and not reads
 
 
 def test_tags_and_json_keep_their_form(starter: Compressor, words: Compressor) -> None:
@@ -179,6 +220,7 @@ def test_odd_texts_give_an_honest_result(words: Compressor, starter: Compressor,
         ("a b", {"rate": 0.5, "method": "llmlingua2"}, "needs a token classifier"),
         ("a b", {"rate": 0.5, "method": "longllmlingua"}, "needs a question"),
         ("a b", {"rate": 0.5, "itertive_size": 5}, "iterative_size"),
+        ("a b", {"rate": 0.5, "iterative_size": 0}, "iterative_size 0"),
         ("a b", {"rate": 0.5, "rank_method": "openai"}, "service or a download"),
         ("a \ud800 b", {"rate": 0.5}, "half of a character"),
         ("<llmlingua>a", {"rate": 0.5, "method": "structured"}, "never closed"),

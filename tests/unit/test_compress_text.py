@@ -7,7 +7,8 @@ import json
 import pytest
 
 from jobs.compress import recommend
-from studio.compress import budget, checks, sections, spans
+from jobs.panel import Rule, Said, duels, score
+from studio.compress import budget, checks, ranking, sections, spans
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
 from studio.services.savings import predict
@@ -30,8 +31,18 @@ def test_a_number_is_whole_or_gone_and_spaces_stay_between_neighbours() -> None:
     mask = bytearray(len(text))
     spans.keep(mask, 0, 3)
     spans.keep(mask, 5, 6)  # the 8 alone
-    spans.close_units(text, mask)
+    spans.close_units(mask, spans.units(text))
     assert spans.assemble(text, mask) == "pay  80,000"
+
+
+def test_a_letter_goes_with_its_marks_and_a_family_stays_together() -> None:
+    text = "e\u0301a 👩\u200d👩\u200d👧 🇫🇷"
+    mask = bytearray(len(text))
+    for place in (0, text.index("👧"), text.index("🇷")):
+        spans.keep(mask, place, place + 1)
+    spans.close_units(mask, spans.units(text))
+    assert spans.assemble(text, mask) == "e\u0301 👩\u200d👩\u200d👧 🇫🇷"
+    assert [match.group() for match in spans.WORD.finditer("हिन्दी भाषा")] == ["हिन्दी", "भाषा"]
 
 
 def test_a_cut_leaves_a_space_between_words_and_none_in_chinese() -> None:
@@ -40,6 +51,20 @@ def test_a_cut_leaves_a_space_between_words_and_none_in_chinese() -> None:
     for dropped in (",", "天"):
         spans.drop(mask, text.index(dropped), text.index(dropped) + 1)
     assert spans.assemble(text, mask) == "one two 今很好"
+
+
+def test_long_paragraphs_are_cut_behind_sentences_and_nothing_is_lost() -> None:
+    text = "One two. Three four five.\n\nSix. " + "x" * 50 + " Seven eight."
+    found = spans.passages(text, 20, len)
+    assert "".join(text[start:end] for start, end in found) == text
+    assert [text[start:end] for start, end in found[:3]] == ["One two. ", "Three four five.\n\n", "Six. "]
+
+
+def test_a_passage_that_shares_rare_words_comes_early_wherever_a_model_puts_it() -> None:
+    passages = ["the cat sat", "the key is 7", "the dog ran"]
+    shared = ranking.shared_words(passages, "Where is the key?")
+    assert shared[1] == 1 and shared[0] == shared[2] < 0.2
+    assert ranking.fused([2, 0, 1], shared) == [1, 2, 0]
 
 
 def test_words_of_the_original_carry_their_fate() -> None:
@@ -93,6 +118,40 @@ def test_the_lowest_good_rate_is_recommended_and_none_where_nothing_is_right() -
     points = [{"rate": r, "exact_match": s} for r, s in ((1.0, 0.8), (0.6, 0.78), (0.4, 0.5), (0.25, 0.8))]
     assert recommend(points, "exact_match", 0.05)["recommended"] == 0.6
     assert recommend([{"rate": 1.0, "exact_match": 0.0}], "exact_match", 0.05)["recommended"] is None
+
+
+def test_a_pair_is_judged_in_both_orders_and_equal_answers_are_not_asked_about() -> None:
+    prompt = {"id": "1", "turns": [[{"role": "user", "content": "2+2?"}]], "reference": "4"}
+    told: list[int] = []
+    said = duels(Rule(), [(prompt, "5", "4"), (prompt, "4", "4"), (prompt, "4", "5")], told.append)
+    assert [[one.winner for one in pair] for pair in said] == [["b", "a"], [], ["a", "b"]] and told == [1, 1, 3, 3]
+    assert [score(pair) for pair in said] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("winners", "expected"), [(("a", "a"), 0.5), (("a", "tie"), 0.75), (("invalid", "b"), 1.0), (("invalid", "invalid"), None)]
+)
+def test_a_judge_that_goes_by_position_finds_a_tie(winners: tuple[str, ...], expected: float | None) -> None:
+    assert score([Said(winner, "") for winner in winners]) == expected
+
+
+def test_what_the_judge_says_names_nobody_before_the_vote() -> None:
+    asked = {
+        "before": {"text": "Lima."},
+        "after": {"text": "Paris."},
+        "is_swapped": True,
+        "contestant": "starter",
+        "saving": {},
+        "judged": {"judge": "J", "winner": "original", "consistent": True},
+    }
+    assert compress_shown.answers(asked, None, True)["judged"] == "J prefers Answer B, asked in both orders."
+    assert "the whole prompt" in compress_shown.answers({**asked, "voted": True}, None, True)["judged"]
+
+
+def test_beside_a_prompt_that_does_not_fit_there_is_no_vote() -> None:
+    asked = {"before": {"text": "", "error": "too long"}, "after": {"text": "Lima."}, "is_swapped": False, "contestant": "m", "saving": {}}
+    shown = compress_shown.answers(asked, None, False)
+    assert shown["voted"] and shown["saving"] == compress_shown.FITS and shown["answers"][0]["title"] == "The whole prompt"
 
 
 def test_break_even_needs_reading_to_cost_more_than_compressing() -> None:
