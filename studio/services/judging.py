@@ -89,7 +89,7 @@ class JudgingService:
         if wanted == REFERENCE:
             return {"judge": wanted, "questions": questions, "prompt_tokens": 0, "completion_tokens": 0, "seconds": 0.0}
         is_asked = not wanted.startswith(LIKELIHOOD)
-        chosen = judging.get(self._template(template, self._resolved(wanted, row, "")[1].get("model"))) if is_asked else None
+        chosen = judging.get(self._template(template, self._resolved(wanted, row.base_model, "")[1].get("model"))) if is_asked else None
         frame = sum(map(len, chosen.templates["plain"].values())) if chosen else 0
         # each answer is read once against every other contestant, in both orders
         read = 2 * (contestants - 1) * characters + questions * (frame + _asked_length(row))
