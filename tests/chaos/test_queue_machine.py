@@ -154,7 +154,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert not list(self.settings.runs.glob("*/doubled"))
         with self.db.read() as session:
             assert (session.scalar(select(func.count()).where(Job.status == "RUNNING")) or 0) <= 1
-            assert set(session.scalars(select(Job.id))) == set(self.steps)
+            assert set(session.scalars(select(Job.id).where(Job.kind == "train"))) == set(self.steps)  # a report follows each that succeeds
 
     def teardown(self) -> None:
         try:
