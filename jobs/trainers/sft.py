@@ -40,7 +40,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     from jobs.trainers.watch import Watch
 
     device = base.choose_device(config, log)
-    base.give_back_freed_memory()
+    base.give_back_freed_memory(model_folder)
     peak = Peak(device.name)
     base.bound_threads(config)
     card, store = AdapterCard(config, renderer), CheckpointStore(run, config.save_total_limit)
