@@ -41,10 +41,10 @@ def test_compare_judge_vote_and_train_on_it(page: Page, url: str, tmp_path: Path
     page.set_input_files("input[type=file][multiple]", [often, seldom])
     expect(page.get_by_label("often.jsonl", exact=True)).to_be_visible()
     expect(page.get_by_label("seldom.jsonl", exact=True)).to_be_visible()
-    for other in page.locator("#compare-who input:checked").all()[
-        1:
-    ]:  # adapters of tests before this one; the base is the third contestant
-        other.uncheck()
+    chosen = page.locator("#compare-who input:checked")
+    for count in range(chosen.count(), 1, -1):  # adapters of tests before this one; the base is the third contestant
+        chosen.last.click()
+        expect(chosen).to_have_count(count - 1)
     page.locator("#compare-name input, #compare-name textarea").first.fill("three")
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#compare-answers h2")).to_contain_text("three")
