@@ -283,7 +283,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for item in assignments:
         key, separator, text = item.partition("=")
         if not separator or not key.strip():
-            problems.append(f"--set {item!r} has no '='; write it as key=value")
+            problems.append(f"{item!r} has no '='; write it as key=value")
             continue
         try:
             values[key.strip()] = json.loads(text)

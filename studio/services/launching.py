@@ -300,7 +300,7 @@ def combinations(grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) ->
     if not grid:
         problems.append("a sweep varies at least one option")
     if problems:
-        raise ConfigError("; ".join(problems) + ".", "Write --grid key=[value, value].", problems=problems)
+        raise ConfigError("; ".join(problems) + ".", "Write each as key=[value, value].", problems=problems)
     count = math.prod(len(values) for values in grid.values())
     if count > MAX_CHILDREN:
         raise ConfigError(f"This grid has {count} combinations; a sweep holds at most {MAX_CHILDREN}.", "Leave out some values.")

@@ -102,7 +102,7 @@ class JobsTab:
         shown += [self.next, self.after_end, self.again, self._stamp, self._written, self._timer]
         seen = [place.job, place.runs, self.search, self.smooth, self._stamp, self._written]
         look: dict[str, Any] = {"inputs": seen, "outputs": shown, **QUIET}
-        gr.on([self.tab.select, place.job.change, place.runs.change, self.search.input, self.smooth.change], steady(self.look), **look)
+        gr.on([self.tab.select, place.job.change, place.runs.change, self.search.change, self.smooth.change], steady(self.look), **look)
         self._timer.tick(steady(self.tick), inputs=[place.tab, *seen], outputs=shown, **QUIET)
         moved = [self.notice, place.job, place.runs, tabs, self._stamp]
         for panel, waiting in ((self.list, QUIET), (self.queue, QUIET), (self.actions, busy(self.head))):

@@ -19,6 +19,7 @@ from studio.ui.fit import FitBar
 from studio.ui.handlers import QUIET, busy, tells
 from studio.ui.options import ONLY_WITH, OptionsForm
 from studio.ui.page import Page, go, opening
+from studio.ui.train_start import Starting
 from studio.ui.train_text import WrittenChoices
 
 PREVIEW_ROWS = 3
@@ -65,12 +66,18 @@ class TrainTab:
                 elem_id="train-others",
             )
             self.form = OptionsForm()
+        self.starting = Starting(self._studio)
         self.written = WrittenChoices(self.form)
         self.start = gr.Button("Start training", variant="primary", elem_id="train-start")
         self.notice = pieces.panel(elem_id="train-notice", elem_classes="notice-place")
 
     def _wire(self) -> None:
-        self.tab.select(self.enter, inputs=[self.data, self.base_model], outputs=[self.data, self.base_model, self.preview], **QUIET)
+        self.tab.select(
+            self.enter,
+            inputs=[self.data, self.base_model, self.starting.after],
+            outputs=[self.data, self.base_model, self.starting.after, self.preview],
+            **QUIET,
+        )
         self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=[*self.form.fields, self.about_recipe], **QUIET)
         self.written.wire(self.data, self.base_model, self.recipe)
         self.others.input(self.take_other, inputs=[self.others], outputs=[self.recipe], **QUIET)
@@ -99,23 +106,20 @@ class TrainTab:
         self.fit.wire(self.tab.select, self.base_model, self.recipe)
         self.start.click(
             tells(self.notice)(self.submit),
-            inputs=[self.data, self.base_model, self.recipe, self.name, *self.form.fields],
-            outputs=[self.notice, self._page.tabs, self._page.place.job, self.name],
+            inputs=[self.data, self.base_model, self.recipe, self.name, *self.starting.fields, *self.form.fields],
+            outputs=[self.notice, self._page.tabs, self._page.place.job, self._page.place.runs, self.name, *self.starting.fields],
             **busy(self.preview),
         )
         self.preview.select(self.help_empty, outputs=[self._page.tabs], **QUIET)
 
-    def enter(self, data: str | None, base_model: str | None) -> dict[Any, Any]:
+    def enter(self, data: str | None, base_model: str | None, after: str) -> dict[Any, Any]:
         """Bring the choices up to date; what was chosen stays where it still exists."""
         datasets, models = choices.datasets(self._studio), choices.base_models(self._studio)
+        offered = {self.base_model: choices.update(models, base_model), self.starting.after: self.starting.enter(after)}
         if not datasets:
             nothing = pieces.empty("There are no rows to learn from yet.", "Add data", "data")
-            return {
-                self.data: gr.Dropdown(choices=[], value=None),
-                self.base_model: choices.update(models, base_model),
-                self.preview: nothing,
-            }
-        return {self.data: choices.update(datasets, data), self.base_model: choices.update(models, base_model)}
+            return {self.data: gr.Dropdown(choices=[], value=None), self.preview: nothing, **offered}
+        return {self.data: choices.update(datasets, data), **offered}
 
     def help_empty(self) -> Any:
         return go("data")
@@ -160,14 +164,25 @@ class TrainTab:
             max_length=length,
         )
 
-    def submit(self, data: str | None, base_model: str | None, recipe: str, name: str, *fields: Any) -> dict[Any, Any]:
+    def submit(
+        self, data: str | None, base_model: str | None, recipe: str, name: str, after: str, grid: str, *fields: Any
+    ) -> dict[Any, Any]:
         if not data:
             raise StudioError("No data is chosen.", "Choose a dataset above, or add one on the Data tab.")
         if not base_model:
             raise StudioError("No base model is chosen.", "Choose one above.")
-        options = self.form.changed(recipe, fields)
-        job = self._studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=options, name=name.strip() or None)
-        return {self._page.tabs: go("jobs"), self._page.place.job: job["id"], self.name: ""}
+        awaited, values = self.starting.chosen(after, grid)
+        asked: dict[str, Any] = {"data": data, "base_model": base_model, "recipe": recipe, "name": name.strip() or None, "after": awaited}
+        asked["options"] = {key: value for key, value in self.form.changed(recipe, fields).items() if key not in values}
+        jobs, place = self._studio.jobs, self._page.place
+        job = jobs.sweep(**asked, grid=values) if values else jobs.submit(**asked)
+        return {
+            self._page.tabs: go("jobs"),
+            place.job: job["id"],
+            place.runs: "",
+            self.name: "",
+            **dict(zip(self.starting.fields, ("", ""), strict=True)),
+        }
 
     def _about(self, recipe: str) -> str:
         return pieces.piece("sentence", text=recipes.get(recipe).description)
