@@ -28,3 +28,8 @@ class LightContext:
     config: dict[str, Any]
     stop_requested: Callable[[], bool]
     progress: Callable[[int, int], None]  # (step, max_steps)
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped once the job shall end."""
+        if self.stop_requested():
+            raise Stopped

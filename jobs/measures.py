@@ -12,13 +12,22 @@ from studio.datasets.children import run_child
 from studio.db.models import Answer, Comparison
 from studio.settings import Settings
 
-Progress = Callable[[str, float], None]
+Pulse = Callable[[], None]
 
 
 def measure(
-    settings: Settings, comparison: Comparison, answers: Sequence[Answer], *, schema: Any = None, pattern: str | None = None
+    settings: Settings,
+    comparison: Comparison,
+    answers: Sequence[Answer],
+    *,
+    schema: Any = None,
+    pattern: str | None = None,
+    pulse: Pulse | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """{contestant: figures} of those that answered; the keys of studio.evaluation.metrics and of `evaluation.__main__.contestants`."""
+    """{contestant: figures} of those that answered; the keys of studio.evaluation.metrics and of `evaluation.__main__.contestants`.
+
+    `pulse` is called again and again meanwhile; what it raises ends the work.
+    """
     references = {prompt["id"]: [prompt["reference"]] for prompt in comparison.prompts if prompt.get("reference")}
     contestants: dict[str, Any] = {}
     for answer in answers:
@@ -34,11 +43,11 @@ def measure(
     if not contestants:
         return {}
     options = {"do": "metrics", "contestants": contestants, "schema": schema, "pattern": pattern}
-    return run_child("studio.evaluation", options, settings.cache)
+    return run_child("studio.evaluation", options, settings.cache, pulse=pulse)
 
 
 def perplexity(
-    settings: Settings, comparison: Comparison, contestant: Mapping[str, Any], progress: Progress | None = None
+    settings: Settings, comparison: Comparison, contestant: Mapping[str, Any], pulse: Pulse | None = None
 ) -> dict[str, Any] | None:
     """{"perplexity", "tokens", "rows"} that a model of this machine gives to the references; None where that can't be said.
 
@@ -50,5 +59,5 @@ def perplexity(
         return None
     conversations = [[*prompt["turns"][0], {"role": "assistant", "content": prompt["reference"]}] for prompt in asked]
     options = {"studio": contestant["studio"], "conversations": conversations, "last_only": True}
-    found: dict[str, Any] = run_child("studio.evaluation.likelihood", options, settings.cache, progress)
+    found: dict[str, Any] = run_child("studio.evaluation.likelihood", options, settings.cache, pulse=pulse)
     return {key: found[key] for key in ("perplexity", "tokens", "rows")}

@@ -286,13 +286,9 @@ class Likelihood:
         with self._lock:
             if not self._scores:
                 options = {"studio": self._model["studio"], "conversations": list(self._wanted.values())}
-                found = run_child("studio.evaluation.likelihood", options, self._context.settings.cache, self._told)
+                found = run_child("studio.evaluation.likelihood", options, self._context.settings.cache, pulse=self._context.stop_if_asked)
                 self._scores = dict(zip(self._wanted, found["scores"], strict=True))
         return self._scores[key]
-
-    def _told(self, _stage: str, _share: float) -> None:
-        if self._context.stop_requested():
-            raise Stopped
 
 
 def _conversation(prompt: Prompt, answers: Sequence[str]) -> Any:

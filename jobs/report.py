@@ -82,7 +82,7 @@ def _figures(context: LightContext) -> dict[str, Any]:
         judgement = session.get(Judgement, context.config.get("judgement", ""))
         lines = session.scalars(select(VerdictRow).where(VerdictRow.judgement_id == judgement.id)).all() if judgement else []
     base, tuned = comparison.contestants
-    measured = measures.measure(context.settings, comparison, answers)
+    measured = measures.measure(context.settings, comparison, answers, pulse=context.stop_if_asked)
     metrics = {name: measured[name] for name in comparison.contestants if name in measured}
     for contestant in context.config["contestants"]:
         if contestant["name"] in metrics:
@@ -102,14 +102,10 @@ def _figures(context: LightContext) -> dict[str, Any]:
 
 
 def _perplexity(context: LightContext, comparison: Comparison, contestant: Mapping[str, Any]) -> float | None:
-    def told(_stage: str, _share: float) -> None:
-        if context.stop_requested():
-            raise Stopped
-
     try:
         if count_parameters(Path(contestant["studio"]["base"]["path"])) > SMALL:
             return None
-        found = measures.perplexity(context.settings, comparison, contestant, told)
+        found = measures.perplexity(context.settings, comparison, contestant, context.stop_if_asked)
     except StudioError as exc:
         log.info("No perplexity of %s: %s", contestant["name"], exc)
         return None

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import selectors
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,23 @@ from studio.errors import DatasetError, StudioError
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS", "STUDIO_ENGINE_KEY", "STUDIO_DB_URL")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
+PULSE_S = 0.5
+READ_BYTES = 65_536
+
 log = logging.getLogger(__name__)
 
 
 def run_child(
-    module: str, options: Mapping[str, Any], scratch: Path, progress: Callable[[str, float], None] | None = None
+    module: str,
+    options: Mapping[str, Any],
+    scratch: Path,
+    progress: Callable[[str, float], None] | None = None,
+    pulse: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """What the child wrote to OUT. Raises StudioError with its words, or one for a defect; a caller that is stopped stops it."""
+    """What the child wrote to OUT. Raises StudioError with its words, or one for a defect; a caller that is stopped stops it.
+
+    `pulse` is called every PULSE_S, also while the child says nothing; what it raises ends the child.
+    """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         given, out = folder / "options.json", folder / "out.json"
@@ -39,7 +50,7 @@ def run_child(
                 environment.pop(secret, None)
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaint, env=environment)
             try:
-                _listen(child, progress)
+                _listen(child, progress, pulse or (lambda: None))
                 code = child.wait()
             finally:
                 if child.poll() is None:
@@ -55,12 +66,28 @@ def run_child(
         return answer
 
 
-def _listen(child: subprocess.Popen[bytes], progress: Callable[[str, float], None] | None) -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
+def _listen(child: subprocess.Popen[bytes], progress: Callable[[str, float], None] | None, pulse: Callable[[], None]) -> None:
+    for line in _lines(child, pulse):
         if progress is not None:
             told = orjson.loads(line)
             progress(told["stage"], told["share"])
+
+
+def _lines(child: subprocess.Popen[bytes], pulse: Callable[[], None]) -> Iterator[bytes]:
+    """What the child writes to its standard output, until it closes it."""
+    assert child.stdout is not None
+    held = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(PULSE_S):
+                pulse()
+                continue
+            read = os.read(child.stdout.fileno(), READ_BYTES)
+            if not read:
+                return
+            *lines, held = (held + read).split(b"\n")
+            yield from lines
 
 
 def _complaint(module: str, code: int, said: str) -> StudioError:

@@ -467,25 +467,28 @@ def _sum_of(counts: Counter[str]) -> str:
     return next((status for status in order if counts[status]), "QUEUED")
 
 
-def _is_open() -> ColumnElement[bool]:
-    return ~exists().where(QueueState.name == Job.queue)
+def _is_open(job: type[Job] = Job) -> ColumnElement[bool]:
+    return ~exists().where(QueueState.name == job.queue)
 
 
-def _is_due() -> ColumnElement[bool]:
+def _is_due(job: type[Job] = Job) -> ColumnElement[bool]:
     now = time.time()
     # a time further away than any back-off was written by a clock that has been set back since
-    return or_(Job.not_before <= now, Job.not_before > now + BACKOFF_MAX_S)
+    return or_(job.not_before <= now, job.not_before > now + BACKOFF_MAX_S)
 
 
-def _is_released() -> ColumnElement[bool]:
+def _is_released(job: type[Job] = Job) -> ColumnElement[bool]:
     before = aliased(Job)
-    return or_(Job.after_id.is_(None), exists().where(before.id == Job.after_id, before.status == "SUCCEEDED"))
+    return or_(job.after_id.is_(None), exists().where(before.id == job.after_id, before.status == "SUCCEEDED"))
 
 
 def _gives_way_to_nobody() -> ColumnElement[bool]:
-    holder = aliased(Job)
+    """A report that nobody asked for waits for the device, and also for whoever is about to take it: it would be interrupted at once."""
+    holder, coming = aliased(Job), aliased(Job)
     is_busy = exists().where(holder.slot.is_not(None), holder.status == "RUNNING")
-    return or_(Job.kind != REPORT, Job.priority >= 0, ~is_busy)
+    may_start = (_is_due(coming), _is_released(coming), _is_open(coming))
+    is_wanted = exists().where(coming.queue == "gpu", coming.status == "QUEUED", *may_start)
+    return or_(Job.kind != REPORT, Job.priority >= 0, ~or_(is_busy, is_wanted))
 
 
 def _changed(session: Session, statement: Any) -> int:

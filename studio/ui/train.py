@@ -79,7 +79,7 @@ class TrainTab:
             **QUIET,
         )
         self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=[*self.form.fields, self.about_recipe], **QUIET)
-        self.written.wire(self.data, self.base_model, self.recipe)
+        self.written.wire(self.data, self.base_model, self.recipe, self.starting)
         self.others.input(self.take_other, inputs=[self.others], outputs=[self.recipe], **QUIET)
         method, objective = self.form.field("method"), self.form.field("objective")
         shaped = [*self.form.sections.values(), *(self.form.field(key) for key in ONLY_WITH)]

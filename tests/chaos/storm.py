@@ -95,9 +95,9 @@ class Storm:
         return found
 
     def training(self) -> psutil.Process | None:
-        """The trainer of the job that runs, once the row knows it."""
+        """The trainer of the job that runs, once the row knows it; a report that runs has none."""
         with self.db.read() as session:
-            job = session.scalars(select(Job).where(Job.status == "RUNNING")).first()
+            job = session.scalars(select(Job).where(Job.kind == "train", Job.status == "RUNNING")).first()
         if job is None or job.pid is None or job.pid_born is None or not processes.is_alive(job.pid, job.pid_born):
             return None
         with contextlib.suppress(psutil.Error):
@@ -208,16 +208,16 @@ class Storm:
             time.sleep(self.chance.uniform(0, 2))
 
     def steps_made(self) -> int:
-        """Kept steps of all jobs together, and one for each that has ended: it only rises."""
+        """Kept steps of all trainings together, and one for each that has ended: it only rises."""
         with self.db.read() as session:
-            kept = session.scalar(select(func.sum(Job.checkpoint_step))) or 0
-            ended = session.scalar(select(func.count()).where(Job.status.in_(lifecycle.ENDED))) or 0
+            kept = session.scalar(select(func.sum(Job.checkpoint_step)).where(Job.kind == "train")) or 0
+            ended = session.scalar(select(func.count()).where(Job.kind == "train", Job.status.in_(lifecycle.ENDED))) or 0
         return kept + ended
 
     def moves(self) -> tuple[int, int]:
         """Changes whenever the queue gets on."""
         with self.db.read() as session:
-            begun = session.scalar(select(func.sum(Job.attempt))) or 0
+            begun = session.scalar(select(func.sum(Job.attempt)).where(Job.kind == "train")) or 0
         return begun, self.steps_made()
 
     def has_come_back(self, part: str, pid: int) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import SCREENSHOTS
+from studio import settings as studio_settings
+from studio.services import Studio
+from tests.e2e.conftest import SCREENSHOTS, quiet_window, until
+from tests.servers import web
 
 
 def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visit: Callable[..., Page], trained: dict[str, Any]) -> None:
@@ -37,3 +41,40 @@ def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visi
     expect(page.locator("#train-command textarea")).to_have_value(re.compile("studio train .* --recipe dpo"))
     expect(page.locator("#train-yaml textarea")).to_have_value(re.compile("objective: dpo"))
     page.screenshot(path=SCREENSHOTS / "train-dpo.png", full_page=True)
+
+
+def start(page: Page, name: str) -> None:
+    page.locator("#train-name input, #train-name textarea").first.fill(name)
+    page.get_by_role("button", name="Start training").click()
+
+
+def test_a_training_waits_for_another_and_a_grid_becomes_a_sweep(browser: Browser, tmp_path: Path) -> None:
+    opened = Studio.open(studio_settings.load({"STUDIO_HOME": str(tmp_path / "home")}))
+    opened.datasets.add_text("\n".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}' for n in range(12)), name="numbers")
+    opened.jobs.submit(data="numbers", base_model="starter", name="one", options={"max_steps": 3})
+    with web(tmp_path / "home") as server, quiet_window(browser, server.url) as window:
+        page = window.new_page()
+        page.goto(f"{server.url}/?tab=train")
+        page.get_by_role("button", name=re.compile("When it starts")).click()
+        page.locator("#train-after input").click()
+        page.get_by_role("option", name="one", exact=True).click()
+        start(page, "two")
+        expect(page.locator("#job-head h2")).to_contain_text("two")
+        expect(page.locator("#jobs-list .row", has_text="two").first).to_contain_text("after one")
+
+        page.locator("#tab-train-button").click()
+        expect(page.locator("#train-after input")).to_have_value("as soon as its turn comes")
+        page.locator("#train-grid textarea").fill("learning_rat=[0.001]\nlora.r=8")
+        start(page, "grid")
+        expect(page.locator("#train-notice")).to_contain_text("learning_rat is no option; lora.r has no list of values")
+        page.locator("#train-grid textarea").fill("learning_rate=[0.001, 0.0001]\nlora.r=[4, 8]")
+        page.get_by_role("button", name=re.compile("In writing")).click()
+        expect(page.locator("#train-command textarea")).to_have_value(re.compile(r"studio sweep .*--grid 'lora.r=\[4, 8\]'"))
+        page.screenshot(path=SCREENSHOTS / "train-starting.png", full_page=True)
+        page.get_by_role("button", name="Start training").click()
+        expect(page.locator("#job-head h2")).to_contain_text("grid")
+        expect(page.locator("#job-head")).to_contain_text("0 of 4 runs done")
+    jobs = until(opened.jobs.list)
+    tried = {(job["config"]["learning_rate"], job["config"]["lora"]["r"]) for job in jobs if job["parent"]}
+    opened.db.dispose()
+    assert tried == {(0.001, 4), (0.001, 8), (0.0001, 4), (0.0001, 8)}

@@ -109,6 +109,17 @@ def test_it_waits_for_an_engine_and_for_trainings_unless_somebody_asks(studio: S
     assert waiting(studio) == [report] and not Yielding(context).is_stopping()
 
 
+def test_it_does_not_begin_in_the_moment_between_two_trainings(studio: Studio) -> None:
+    report = succeeded(studio)["report"]["job"]
+    submit(studio.db, make_run(studio.settings.runs / "second"), "second")
+    assert waiting(studio) == [], "the device is free only until the next training takes it"
+    studio.jobs.pause_queue()
+    assert waiting(studio) == [report]
+    studio.jobs.resume_queue()
+    studio.jobs.cancel("second")
+    assert waiting(studio) == [report]
+
+
 @pytest.mark.parametrize("trouble", ["no rows", "broken rows", "gone", "unwanted"])
 def test_a_training_succeeds_whatever_is_wrong_with_its_report(studio: Studio, trouble: str) -> None:
     held, run = claimed(studio, "first", report_rows=0 if trouble == "unwanted" else 5)

@@ -1,0 +1,223 @@
+"""/api: trainings, sweeps and the queue; whatever else can be done to a job."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi.responses import FileResponse
+from pydantic import Field
+from starlette.background import BackgroundTask
+
+from studio.api.rest import Body, Here, Json, kept_upload, no_file
+
+router = APIRouter(prefix="/api")
+
+
+class NewJob(Body):
+    data: str
+    base_model: str = "starter"
+    recipe: str | None = None
+    options: Json = Field(default_factory=dict)
+    name: str | None = None
+    after: str | None = None
+
+
+class NewSweep(NewJob):
+    grid: dict[str, list[Any]] = Field(description="Dotted option -> the values to try; at most 64 combinations.")
+
+
+class Clone(Body):
+    options: Json = Field(default_factory=dict, description="What shall be another value than the original's.")
+    name: str | None = None
+
+
+class Cancel(Body):
+    keep: bool = False
+
+
+class Retry(Body):
+    fix: bool = Field(default=False, description="As a new job, with the options that the failure's remedy names.")
+
+
+class Place(Body):
+    priority: int | None = Field(default=None, ge=-1000, le=1000, description="Higher runs first.")
+    before: str | None = Field(default=None, description="The waiting job in front of which this one shall run.")
+
+
+class Tags(Body):
+    add: list[str] = Field(default_factory=list)
+    remove: list[str] = Field(default_factory=list)
+
+
+class Note(Body):
+    text: str
+
+
+class NewReport(Body):
+    rows: int | None = Field(default=None, ge=1, le=1000, description="Held-out rows; as the training said where it is left out.")
+
+
+@router.get("/jobs")
+def list_jobs(studio: Here, status: str | None = None, search: str | None = None) -> list[Json]:
+    return studio.jobs.list(status, search)
+
+
+@router.get("/queue")
+def show_queue(studio: Here) -> Json:
+    """What runs, how many wait, whether the queue is paused and when it will be empty."""
+    return studio.jobs.overview()
+
+
+@router.post("/queue/pause")
+def pause_queue(studio: Here) -> Json:
+    """Start no further training; what runs goes on."""
+    return studio.jobs.pause_queue()
+
+
+@router.post("/queue/resume")
+def resume_queue(studio: Here) -> Json:
+    return studio.jobs.resume_queue()
+
+
+@router.post("/jobs", status_code=201)
+def submit_job(studio: Here, body: NewJob) -> Json:
+    """Queue a training job."""
+    if "chat_template" in body.options:
+        no_file(body.options["chat_template"])
+    return studio.jobs.submit(
+        data=body.data, base_model=body.base_model, recipe=body.recipe, options=body.options, name=body.name, after=body.after
+    )
+
+
+@router.post("/sweeps", status_code=201)
+def sweep(studio: Here, body: NewSweep) -> Json:
+    """Queue one training per combination of options, and the job that stands for them."""
+    for template in (body.options.get("chat_template"), *body.grid.get("chat_template", [])):
+        no_file(template)
+    return studio.jobs.sweep(
+        data=body.data,
+        base_model=body.base_model,
+        grid=body.grid,
+        recipe=body.recipe,
+        options=body.options,
+        name=body.name,
+        after=body.after,
+    )
+
+
+@router.get("/jobs/compare")
+def compare_jobs(studio: Here, job: Annotated[list[str], Query(description="Two or more, by ID or name.")]) -> Json:
+    """Runs beside each other: differences of their options, curves, results."""
+    return studio.jobs.compare(job)
+
+
+@router.post("/jobs/rerun", status_code=201)
+def rerun(studio: Here, file: Annotated[UploadFile, File()], name: Annotated[str | None, Form()] = None) -> Json:
+    """Train a bundle's run again."""
+    with kept_upload(studio, file) as path:
+        return studio.bundles.rerun(path, name)
+
+
+@router.post("/jobs/verify")
+def verify(studio: Here, file: Annotated[UploadFile, File()]) -> Json:
+    """Whether a bundle's run gives the same adapter here; the first call queues the rerun, ask again until it has ended."""
+    with kept_upload(studio, file) as path:
+        return studio.bundles.verify(path)
+
+
+@router.get("/jobs/{job}")
+def show_job(studio: Here, job: str) -> Json:
+    return studio.jobs.show(job)
+
+
+@router.get("/jobs/{job}/report")
+def job_report(studio: Here, job: str) -> Json:
+    """Base against adapter on held-out rows; it follows every training by itself."""
+    return studio.reports.show(job)
+
+
+@router.post("/jobs/{job}/report", status_code=201)
+def make_job_report(studio: Here, job: str, body: NewReport | None = None) -> Json:
+    """Once more, or for an adapter that was kept from a cancelled training."""
+    return studio.reports.make(job, body.rows if body else None)
+
+
+@router.get("/jobs/{job}/logs")
+def job_logs(studio: Here, job: str, tail_lines: Annotated[int, Query(ge=1, le=100_000)] = 200) -> Json:
+    return {"id": job, "text": studio.jobs.logs(job, tail_lines)}
+
+
+@router.get("/jobs/{job}/metrics")
+def job_metrics(studio: Here, job: str) -> list[Json]:
+    return studio.jobs.metrics(job)
+
+
+@router.post("/jobs/{job}/cancel")
+def cancel_job(studio: Here, job: str, body: Cancel | None = None) -> Json:
+    """Stop a job; with `keep`, its last checkpoint becomes its adapter."""
+    return studio.jobs.cancel(job, keep=body is not None and body.keep)
+
+
+@router.post("/jobs/{job}/pause")
+def pause_job(studio: Here, job: str) -> Json:
+    """Set a job aside; a running one stops at a checkpoint."""
+    return studio.jobs.pause(job)
+
+
+@router.post("/jobs/{job}/resume")
+def resume_job(studio: Here, job: str) -> Json:
+    return studio.jobs.resume(job)
+
+
+@router.post("/jobs/{job}/retry")
+def retry_job(studio: Here, job: str, body: Retry | None = None) -> Json:
+    """Run a failed or cancelled job again from its last checkpoint; with `fix`, a new one with its remedy."""
+    return studio.jobs.apply_remedy(job) if body is not None and body.fix else studio.jobs.retry(job)
+
+
+@router.post("/jobs/{job}/clone", status_code=201)
+def clone_job(studio: Here, job: str, body: Clone | None = None) -> Json:
+    """Queue another job with the same data and options, some of them changed."""
+    body = body or Clone()
+    no_file(body.options.get("chat_template"))
+    return studio.jobs.clone(job, options=body.options, name=body.name)
+
+
+@router.post("/jobs/{job}/move")
+def move_job(studio: Here, job: str, body: Place) -> Json:
+    """Another priority, or the place in front of another waiting job."""
+    return studio.jobs.move(job, body.priority, body.before)
+
+
+@router.post("/jobs/{job}/tags")
+def tag_job(studio: Here, job: str, body: Tags) -> Json:
+    return studio.jobs.tag(job, body.add, body.remove)
+
+
+@router.post("/jobs/{job}/note")
+def note_job(studio: Here, job: str, body: Note) -> Json:
+    """Replace the note; an empty text removes it."""
+    return studio.jobs.note(job, body.text)
+
+
+@router.get("/jobs/{job}/script")
+def job_script(studio: Here, job: str) -> Json:
+    """The training as a bare TRL script."""
+    return studio.jobs.script(job)
+
+
+@router.get("/jobs/{job}/bundle")
+def job_bundle(studio: Here, job: str) -> FileResponse:
+    """Everything of a run as a .zip file."""
+    folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))
+    try:
+        target = folder / f"{studio.jobs.show(job)['name']}.zip"
+        studio.bundles.bundle(job, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return FileResponse(target, filename=target.name, background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True))
