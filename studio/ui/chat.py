@@ -93,25 +93,27 @@ class ChatTab:
         entered = [self.contestant, self.settings.speculation, *looks]
         self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=entered, **QUIET)
         place.chat.change(steady(self.turn_to), inputs=[place.chat, self.shown], outputs=[self.system, *looks], **QUIET)
-        asked = [place.chat, self.message, self.contestant, self.system, *self.settings.inputs]
+        asked = [self.shown, self.message, self.contestant, self.system, *self.settings.inputs]
         answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
         told = tells(self.notice)
         asking = {"inputs": asked, "outputs": answering, **busy()}
         gr.on([self.send.click, self.message.submit], told(self.ask), **asking)
         self.retry.click(told(self.ask_again), **asking)
         self.go_on.click(told(self.continue_answer), **asking)
-        self.stop.click(self.stop_answer, inputs=[place.chat], **QUIET)
-        self.undo.click(told(self.take_back), inputs=[place.chat], outputs=[self.notice, *looks, self.message], **QUIET)
+        self.stop.click(self.stop_answer, inputs=[self.shown], **QUIET)
+        self.undo.click(told(self.take_back), inputs=[self.shown], outputs=[self.notice, *looks, self.message], **QUIET)
         correction = [self.position, self.corrected, self.correcting]
         acting = [self.notice, *looks, self.message, *correction]
-        self.transcript.select(told(self.act), inputs=[place.chat, self.contestant], outputs=acting, **QUIET)
+        self.transcript.select(told(self.act), inputs=[self.shown, self.contestant], outputs=acting, **QUIET)
         kept = {"outputs": [self.notice, *looks, *correction], **QUIET}
-        self.keep_correction.click(told(self.correct), inputs=[place.chat, self.position, self.corrected], **kept)
+        self.keep_correction.click(told(self.correct), inputs=[self.shown, self.position, self.corrected], **kept)
         self.drop_correction.click(lambda: gr.Column(visible=False), outputs=[self.correcting], **QUIET)
-        shown = {"inputs": [place.chat, self.message, self.contestant, self.system], "outputs": [self.notice, self.prompt]}
+        shown = {"inputs": [self.shown, self.message, self.contestant, self.system], "outputs": [self.notice, self.prompt]}
         self.show_prompt.click(told(self.exact), **shown, **busy(self.prompt))
+        # a new conversation is in the URL from its first word; its place is told at the end, since that costs another call
+        self.shown.change(None, inputs=[self.shown], js="(value) => { studio.remember('chat', value); return []; }", **QUIET)
         keeping.new.click(self.begin, outputs=[*looks, self.notice], **QUIET)
-        keeping.delete.click(told(self.forget), inputs=[place.chat], outputs=[self.notice, *looks], **QUIET)
+        keeping.delete.click(told(self.forget), inputs=[self.shown], outputs=[self.notice, *looks], **QUIET)
         keeping.wire(self.notice, place.chat)
         self.programs.wire()
 
@@ -261,7 +263,6 @@ class ChatTab:
         try:
             running.start()
             yield {
-                self._page.place.chat: chat_id,
                 self.shown: chat_id,
                 self.transcript: chat_shown.transcript(rows if position is None else rows[:-1]),
                 **self._writing(True),

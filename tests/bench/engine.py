@@ -131,11 +131,11 @@ def ask(running: RunningEngine, base: Path, adapter: Path | None = None, **more:
     return httpx.post(f"{running.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
 
 
-def stream(url: str, model: str, prompt: str, tokens: int) -> tuple[float, float]:
-    """Through the studio's own /v1: seconds to the first token, and tokens per second after it."""
+def stream(client: httpx.Client, url: str, model: str, prompt: str, tokens: int) -> tuple[float, float]:
+    """Through the studio's own /v1: seconds to the first token, and tokens per second after it. `client` keeps its connection."""
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": tokens, "stream": True, "logprobs": 0}
     arrivals, begun = [], time.perf_counter()
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=300, trust_env=False) as response:
+    with client.stream("POST", f"{url}/v1/completions", json=body) as response:
         for line in response.iter_lines():
             if line.startswith("data: {") and '"finish_reason": null' in line:
                 arrivals.append(time.perf_counter())
@@ -194,7 +194,8 @@ def page_first_token(url: str, model: str, prompts: Sequence[str]) -> list[float
     path = find()
     if path is None:
         return []
-    watch = """() => { window.seen = 0; const begun = performance.now();
+    watch = """() => { window.seen = 0; let begun = 0;
+      addEventListener('keydown', () => { begun = performance.now(); }, {capture: true, once: true});
       new MutationObserver((_, me) => { const text = document.querySelector('#chat-live .text');
         if (text && text.textContent) { window.seen = performance.now() - begun; me.disconnect(); } })
         .observe(document.body, {childList: true, subtree: true, characterData: true}); }"""
@@ -290,13 +291,13 @@ def of_the_server(base: Path, home: Path) -> Iterator[dict[str, Any]]:
     home.mkdir()
     environment = clean_environment(home, OMP_NUM_THREADS="1")
     subprocess.run([sys.executable, "-m", "studio", "models", "add", str(base), "--name", "bench"], env=environment, check=True)
-    with studio(home, OMP_NUM_THREADS="1") as running:
+    with studio(home, OMP_NUM_THREADS="1") as running, httpx.Client(timeout=300, trust_env=False) as client:
         bare = Bare(base)
-        stream(running.url, "bench", "0 Once", 4)
+        stream(client, running.url, "bench", "0 Once", 4)
         bare.generate(bare.completion("0 Once"), 4)
         served, alone, in_chat = [], [], []
         for number in range(ROUNDS):
-            served.append(stream(running.url, "bench", f"{number} {PROMPT}", 32))
+            served.append(stream(client, running.url, "bench", f"{number} {PROMPT}", 32))
             alone.append(bare.generate(bare.completion(f"{number} {PROMPT}"), 32))
         asked = [f"{10 + number} {PROMPT}" for number in range(ROUNDS)]
         seen = page_first_token(running.url, "bench", asked)[1:]

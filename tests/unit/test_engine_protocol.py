@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from studio.engine import server
 from studio.engine.bodies import parse_chat, parse_completion
 from studio.engine.protocol import AdapterRef, Contestant, Grammar, ModelFolder, error_body
 from studio.errors import EngineError
@@ -110,3 +112,9 @@ def test_a_contestant_survives_as_json(contestant: Contestant) -> None:
 
 def test_only_our_own_engine_is_told_folders() -> None:
     assert Contestant("u", ModelFolder("b", Path("/b")), url="http://h/v1", model="m").studio_field() is None
+
+
+def test_a_first_token_does_not_wait_for_an_acknowledgement() -> None:
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol; what is accepted has the listener's
+    with server.listen(0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
