@@ -33,7 +33,7 @@ class ModelsTab:
                 with gr.Column(scale=2, min_width=320):
                     self.card = pieces.panel(elem_id="models-card", elem_classes="card")
                     self.storage = StoragePiece(studio, "models-disk")
-            self.chat = ending("next: Chat with it", "models-chat", visible=False)
+            self.chat = ending("Next: chat with it", "models-chat", visible=False)
         self._wire()
 
     def _layout_left(self) -> None:
@@ -83,7 +83,7 @@ class ModelsTab:
             chosen=f"{kind}/{name}",
         )
         loadable = kind == ADAPTER or next(model["loadable"] for model in models if model["name"] == name)
-        return {self.list: drawn, self.card: self._card(kind, name), self.chat: gr.Button(f"next: Chat with {name}", visible=loadable)}
+        return {self.list: drawn, self.card: self._card(kind, name), self.chat: gr.Button(f"Next: chat with {name}", visible=loadable)}
 
     def choose(self, event: gr.EventData) -> str:
         return f"{event._data['kind']}/{event._data['name']}"
