@@ -24,8 +24,8 @@ from jobs.rundir import RunDir, write_json
 from studio import settings as studio_settings
 from studio.settings import PACKAGE_ROOT, STATIC
 
-ROWS, HELD_OUT, BATCH, LONGEST = 640, 64, 16, 512
-PAIRS = 2  # of measurements of each kind, the order turned round in between
+ROWS, HELD_OUT, BATCH, LONGEST = 320, 64, 16, 512
+PAIRS = 1  # of measurements of each kind; with more, the order is turned round in between
 LEAST_OF_LIMIT, MOST_LOSS_APART = 0.9, 0.03
 FIXED = {
     "device": "cpu", "num_threads": 1, "num_train_epochs": 1, "max_length": LONGEST, "learning_rate": 2e-3, "lr_scheduler_type": "constant",
