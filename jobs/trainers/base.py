@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.trainers.events import EventLog
+from studio.catalogue.architecture import sees_whole_rows
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
 
@@ -125,6 +126,10 @@ def load(config: JobConfig, device: Device) -> Any:
             module.support_avx512bf16_for_cpu = False
     if getattr(model, "is_quantized", False) and device.name == "cpu":
         _leave_the_file(model)
+    if config.packing and sees_whole_rows(model.config.to_dict(), config.max_length):
+        from jobs.trainers import packed
+
+        packed.use(model)
     return model
 
 

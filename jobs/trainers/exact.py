@@ -16,7 +16,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jobs.rundir import PROGRESS, checkpoint_step
-from jobs.trainers import adapters, methods
+from jobs.trainers import adapters, methods, packed
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
@@ -42,6 +42,14 @@ class Exact(Trainer):
         # where PiSSA began: what is saved is the difference
         self.start = adapters.weights(self.model) if methods.is_pissa(card.config) else None
         methods.faster_second_matrix(self, card.config)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with packed.rows_of(inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with packed.rows_of(inputs):
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step

@@ -369,3 +369,11 @@ def _size(value: Any) -> int:
 def _value(text: Mapping[str, Any], names: tuple[str, ...], default: Any) -> Any:
     found = next((text[name] for name in names if text.get(name) is not None), default)
     return found if isinstance(found, (bool, int, float)) else default
+
+
+def sees_whole_rows(config: Mapping[str, Any], length: int) -> bool:
+    """Whether every layer of a model attends to all tokens before, in rows of up to `length`; `config` as in config.json."""
+    inner = text_config(config)
+    kinds, window = set(inner.get("layer_types") or ()), inner.get("sliding_window")
+    is_sliding = bool(window) and inner.get("use_sliding_window") is not False and kinds != {"full_attention"}
+    return kinds <= {"full_attention", "sliding_attention"} and (not is_sliding or int(window or 0) >= length)

@@ -16,7 +16,7 @@ from jobs.config import JobConfig
 from studio.catalogue import activations as acts
 from studio.catalogue import hardware
 from studio.catalogue.activations import Setting
-from studio.catalogue.architecture import Decoder, decoder, text_config
+from studio.catalogue.architecture import Decoder, decoder, sees_whole_rows, text_config
 from studio.catalogue.trainable import Trainable, trainable
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights per quantisation constant, constants per second-order constant
@@ -136,6 +136,7 @@ def weights(model: Decoder, job: JobConfig, size: int) -> tuple[int, int]:
 def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size: int, config: dict[str, Any]) -> Setting:
     """The batch of the longest rows that this job may meet."""
     length = min(job.max_length, model.context or job.max_length)
+    is_apart = job.attn_implementation == "sdpa" and sees_whole_rows(config, length)  # see jobs.trainers.packed
     sequences = job.per_device_train_batch_size * (2 if job.objective in PAIRED else 1)
     if job.packing:  # trl puts the rows of a packed batch behind each other in one sequence
         length, sequences = length * sequences, 1
@@ -152,7 +153,7 @@ def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size:
         dropout=job.lora.lora_dropout if lora else 0.0,
         is_dora=lora and job.lora.use_dora,
         is_quantized=job.quantization.load_in_4bit or job.quantization.load_in_8bit,
-        is_masked=sequences > 1 or job.packing,
+        is_masked=sequences > 1 or (job.packing and not is_apart),
         is_flash=job.attn_implementation == "flash_attention_2",
         is_eager=job.attn_implementation == "eager",
         wraps_experts=trained.wraps_experts,

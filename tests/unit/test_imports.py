@@ -49,6 +49,8 @@ TRAINER_MAY_IMPORT = (
     "jobs.train",
     "jobs.trainers",
     "studio",
+    "studio.catalogue",
+    "studio.catalogue.architecture",  # what a config.json says, without torch
     "studio.datasets",
     "studio.datasets.rendering",
     "studio.errors",
