@@ -1,13 +1,14 @@
 """Rows of real lengths, padded, grouped by length and packed, on the starter: `make bench TOPICS=batching`.
 
 Useful tokens (no padding) per processor second of the steps, against padded batches of random rows. The most that can be gained is
-1 / (1 - share of padding); promised are nine tenths of that, at the same loss on held-out rows after one pass with steps of like size.
+1 / (1 - share of padding); promised are nine tenths of that, at the same loss on held-out rows after as many passes with steps of like size.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -24,11 +25,13 @@ from jobs.rundir import RunDir, write_json
 from studio import settings as studio_settings
 from studio.settings import PACKAGE_ROOT, STATIC
 
-ROWS, HELD_OUT, BATCH, LONGEST = 320, 64, 16, 512
+ROWS, HELD_OUT, LONGEST = 436, 64, 512
+TOKENS = 3000  # of a step, about: short rows make larger batches, so that the fixed cost of a step counts alike
+STEPS = 24  # at least: with fewer, chance decides the loss
 PAIRS = 1  # of measurements of each kind; with more, the order is turned round in between
 LEAST_OF_LIMIT, MOST_LOSS_APART = 0.9, 0.03
 FIXED = {
-    "device": "cpu", "num_threads": 1, "num_train_epochs": 1, "max_length": LONGEST, "learning_rate": 2e-3, "lr_scheduler_type": "constant",
+    "device": "cpu", "num_threads": 1, "max_length": LONGEST, "learning_rate": 2e-3, "lr_scheduler_type": "constant",
     "test_size": 0.1, "eval_steps": 10**6, "save_steps": 10**6, "load_best_model_at_end": False, "early_stopping_patience": None,
     "logging_steps": 10**6, "sample_answers": 0, "measure_drift": False,
 }  # fmt: skip
@@ -86,7 +89,7 @@ def _child(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def measure(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One pass: {"seconds", "tokens", "eval_loss", "padding_share"}; processor seconds from the first step to the end of the last."""
+    """One training: {"seconds", "tokens", "eval_loss", "padding_share"}; processor seconds from the first step to the end of the last."""
     from transformers import TrainerCallback
 
     from jobs.trainers import objectives, sft
@@ -111,7 +114,7 @@ def measure(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any
         file.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     lengths = _lengths(tokenize(made.train, Renderer.load(STATIC / "starter"), job_config.build({"max_length": LONGEST})).dataset)
     job = job_config.build(recipes.get("lora-sft").options, FIXED, _options(way, lengths), {
-        "base_model": "starter", "model_name_or_path": str(STATIC / "starter"),
+        "num_train_epochs": _epochs(lengths), "base_model": "starter", "model_name_or_path": str(STATIC / "starter"),
     })  # fmt: skip
     write_json(made.config, job.model_dump(mode="json"))
     clock, attach = Clock(), Watch.attach
@@ -124,8 +127,13 @@ def measure(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any
     log = EventLog(made.attempt(1).events)
     figures = sft.train(made, job, folder / "adapter", log, StopWish())
     log.close()
-    share = objectives.padding_share(lengths, BATCH)
-    return {"seconds": clock.ended - clock.begun, "tokens": sum(lengths), "eval_loss": figures["eval_loss"], "padding_share": share}
+    share = objectives.padding_share(lengths, _batch(lengths))
+    return {
+        "seconds": clock.ended - clock.begun,
+        "tokens": sum(lengths) * _epochs(lengths),
+        "eval_loss": figures["eval_loss"],
+        "padding_share": share,
+    }
 
 
 def _lengths(dataset: Any) -> list[int]:
@@ -135,10 +143,18 @@ def _lengths(dataset: Any) -> list[int]:
 def _options(way: str, lengths: list[int]) -> dict[str, Any]:
     """The options of each way; a packed batch has as many sequences as hold about as many rows as the others' batches."""
     if way == "packed":
-        sequences = max(round(BATCH * statistics.mean(lengths) / LONGEST), 1)
+        sequences = max(round(TOKENS / LONGEST), 1)
         return {"packing": True, "per_device_train_batch_size": sequences}
     order = "group_by_length" if way == "grouped by length" else "random"
-    return {"per_device_train_batch_size": BATCH, "train_sampling_strategy": order}
+    return {"per_device_train_batch_size": _batch(lengths), "train_sampling_strategy": order}
+
+
+def _batch(lengths: list[int]) -> int:
+    return max(round(TOKENS / statistics.mean(lengths)), 1)
+
+
+def _epochs(lengths: list[int]) -> int:
+    return math.ceil(STEPS * _batch(lengths) / len(lengths))
 
 
 if __name__ == "__main__":
