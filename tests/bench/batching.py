@@ -1,7 +1,8 @@
 """Rows of real lengths, padded, grouped by length and packed, on the starter: `make bench TOPICS=batching`.
 
 Useful tokens (no padding) per processor second of the steps, against padded batches of random rows. The most that can be gained is
-1 / (1 - share of padding); promised are nine tenths of that, at the same loss on held-out rows after as many passes with steps of like size.
+1 / (1 - share of padding); promised are nine tenths of that, at the same loss on held-out rows after as many passes with steps of
+like size.
 """
 
 from __future__ import annotations
