@@ -94,7 +94,7 @@ def test_an_unknown_command_or_option_is_exit_2(run: Run, arguments: list[str]) 
         (["models", "remove", "starter"], "starter"),
         (["train", "--data", "nothing", "--base-model", "starter"], "nothing"),
         (["train", "--data", "nothing", "--base-model", "startr"], "starter"),
-        (["train", "--data", "x", "--base-model", "starter", "--set", "lora.r"], "--set"),
+        (["train", "--data", "x", "--base-model", "starter", "--set", "lora.r"], "key=value"),
         (["train", "--data", "x", "--base-model", "starter", "--set", "lora.rank=3"], "lora.r"),
         (["train", "--data", "x", "--base-model", "starter", "--recipe", "qlora"], "qlora-sft"),
         (["jobs", "show", "nothing"], "nothing"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 from typing import Any
@@ -14,16 +13,14 @@ from studio.services import Studio
 from studio.settings import Settings
 from studio.ui import build
 from studio.ui.page import TABS
+from tests.loops import in_a_loop
 
 FIELDS = (gr.Textbox, gr.Number, gr.Dropdown, gr.Checkbox, gr.CheckboxGroup, gr.Radio)
 
 
 @pytest.fixture
 def blocks(settings: Settings) -> gr.Blocks:
-    async def make() -> gr.Blocks:
-        return build(Studio.open(settings))
-
-    return asyncio.run(make())
+    return in_a_loop(lambda: build(Studio.open(settings)))
 
 
 def parts(blocks: gr.Blocks, *kinds: type) -> list[Any]:

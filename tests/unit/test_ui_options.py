@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import gradio as gr
 import pytest
 
 from jobs import recipes
 from jobs.config import build, options
 from studio.ui.options import OptionsForm
+from tests.loops import in_a_loop
 
 
 @pytest.fixture
 def form() -> OptionsForm:
-    async def make() -> OptionsForm:
+    def make() -> OptionsForm:
         with gr.Blocks(analytics_enabled=False):
             return OptionsForm()
 
-    return asyncio.run(make())  # gradio opens event loops of its own, and leaves them open, where none runs
+    return in_a_loop(make)  # gradio opens event loops of its own, and leaves them open, where none runs
 
 
 def test_every_option_has_a_field_with_words_and_help(form: OptionsForm) -> None:
