@@ -11,6 +11,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def run_child(
 ) -> dict[str, Any]:
     """What the child wrote to OUT. Raises StudioError with its words, or one for a defect; a caller that is stopped stops it.
 
-    `pulse` is called every PULSE_S, also while the child says nothing; what it raises ends the child.
+    `pulse` is called every PULSE_S, whether the child speaks or not; what it raises ends the child.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
@@ -76,12 +77,15 @@ def _listen(child: subprocess.Popen[bytes], progress: Callable[[str, float], Non
 def _lines(child: subprocess.Popen[bytes], pulse: Callable[[], None]) -> Iterator[bytes]:
     """What the child writes to its standard output, until it closes it."""
     assert child.stdout is not None
-    held = b""
+    held, due = b"", time.monotonic() + PULSE_S
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while True:
-            if not selector.select(PULSE_S):
+            is_talking = bool(selector.select(max(due - time.monotonic(), 0)))
+            if time.monotonic() >= due:
                 pulse()
+                due = time.monotonic() + PULSE_S
+            if not is_talking:
                 continue
             read = os.read(child.stdout.fileno(), READ_BYTES)
             if not read:

@@ -371,7 +371,7 @@ def cancel_unreachable(session: Session) -> None:
     for job, awaited in _unreachable(session):
         cancel(session, job.id)
         reason = f"It was to run after {awaited.name}, which ended {awaited.status.lower()}."
-        fix = "Submit it again without --after, or after another job."
+        fix = "Start it again without waiting for a job, or after another one."
         _changed(session, update(Job).where(Job.id == job.id).values(reason=reason, fix=fix))
 
 

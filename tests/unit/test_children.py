@@ -8,13 +8,16 @@ import psutil
 import pytest
 
 from studio.datasets.children import run_child
+from studio.settings import PACKAGE_ROOT
 
 
 class Enough(Exception):
     pass
 
 
-def test_a_silent_child_ends_when_its_caller_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("child", ["pdb", "tests.chatterbox"])  # waits for a command that never comes; never stops speaking
+def test_a_child_ends_when_its_caller_is_stopped(tmp_path: Path, child: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE_ROOT))
     looks: list[int] = []
 
     def pulse() -> None:
@@ -23,5 +26,5 @@ def test_a_silent_child_ends_when_its_caller_is_stopped(tmp_path: Path) -> None:
             raise Enough
 
     with pytest.raises(Enough):
-        run_child("pdb", {}, tmp_path, pulse=pulse)  # waits for a command that never comes
-    assert not [child for child in psutil.Process().children() if "pdb" in child.cmdline()] and not list(tmp_path.iterdir())
+        run_child(child, {}, tmp_path, pulse=pulse)
+    assert not [one for one in psutil.Process().children() if child in one.cmdline()] and not list(tmp_path.iterdir())
