@@ -287,7 +287,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             continue
         try:
             values[key.strip()] = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             values[key.strip()] = text
     if problems:
         raise ConfigError("; ".join(problems) + ".", problems=problems)

@@ -65,6 +65,8 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "per_device_train_batch_size": 2, "max_length": 256, "lora.lora_dropout": 0.1}),
     ("Llama, 4-bit, DPO, batch 2 x 256", SMALL, "dpo", {"per_device_train_batch_size": 2, "max_length": 256}),
     ("Llama, all trained, batch 2 x 256", SMALL, "lora-sft", {"method": "full", "per_device_train_batch_size": 2, "max_length": 256}),
+    ("Llama, 4-bit, packed, batch 4 x 256", SMALL, "qlora-sft", {
+        "per_device_train_batch_size": 4, "max_length": 256, "packing": True}),
     ("Llama, 8-bit, batch 2 x 256", SMALL, "lora-sft", {
         "quantization.load_in_8bit": True, "per_device_train_batch_size": 2, "max_length": 256}),
 ]  # fmt: skip

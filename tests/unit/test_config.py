@@ -40,6 +40,11 @@ def test_assignments_are_json_where_they_parse_as_json(assignment: str, value: o
     assert list(config.parse_assignments([assignment]).values()) == [value]
 
 
+def test_an_assignment_of_endless_brackets_is_text() -> None:
+    brackets = "[" * 100_000
+    assert config.parse_assignments([f"seed={brackets}"]) == {"seed": brackets}
+
+
 def test_an_assignment_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         config.parse_assignments(["lora.r", "=3"])
