@@ -8,11 +8,12 @@ ends. Needs the settings and nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 from huey.consumer import Consumer
@@ -64,7 +65,7 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
 
     `keeps_ready`: a trainer with its imports done waits for the next job.
     """
-    ended = threading.Event()
+    ended: SimpleQueue[int] = SimpleQueue()
     listen(ended)
     db = database(settings.db_url, settings.sqlite_journal)
     migrations.migrate(db)
@@ -92,7 +93,7 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
     logger.info("Worker %s of %s is ready.", name, settings.home)
     looks = 0
     reconciler.look()
-    while not ended.wait(LOOK_EVERY_S):
+    while not _has_come(ended, LOOK_EVERY_S):
         reconciler.look()
         if runner.ready is ready:
             ready.tend(is_quiet=not runner.active)
@@ -105,15 +106,25 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
     logger.info("Worker %s has ended.", name)
 
 
-def listen(ended: threading.Event) -> None:
-    """End in good order on what a terminal, a supervisor or a service manager sends."""
+def listen(ended: SimpleQueue[int]) -> None:
+    """End in good order on what a terminal, a supervisor or a service manager sends.
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
+    A handler may interrupt the very wait that it ends; of what can be waited for only SimpleQueue allows for that.
+    """
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        ended.put(number)
 
     for signal_name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, signal_name):
             signal.signal(getattr(signal, signal_name), on_signal)
+
+
+def _has_come(ended: SimpleQueue[int], within_s: float) -> bool:
+    with contextlib.suppress(Empty):
+        ended.get(timeout=within_s)
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 A stop is a wish: training writes a checkpoint at its next step and leaves. Before training there is nothing to keep, so
 the process leaves at once; and one that does not get around to leaving is ended after a grace period.
+
+One death may come as several signals (Linux sends one for every thread that the child is handed on to), and a handler
+interrupts another. So what runs in it takes no lock: `threading.Event` would wait for itself, for ever.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 from jobs.rundir import STOPPED
@@ -27,12 +31,8 @@ class StopWish:
     """One per process. `is_set` is what training asks at each step."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self.is_set = False
         self._keeps = False
-
-    @property
-    def is_set(self) -> bool:
-        return self._event.is_set()
 
     def begin_keeping(self) -> None:
         """From here on a stop waits for a checkpoint."""
@@ -41,7 +41,7 @@ class StopWish:
             raise Stopped
 
     def set(self) -> None:
-        self._event.set()
+        self.is_set = True
 
     def listen(self, watch_stdin: bool) -> None:
         """Install the handler; with `watch_stdin` the process also ends with whoever started it, however that one ends."""
@@ -59,14 +59,15 @@ class StopWish:
         while os.read(0, 1024):  # sys.stdin's lock, held by a daemon thread, would abort the interpreter's end
             pass
         self._leave()
+        time.sleep(GRACE_S)
+        os._exit(STOPPED)
 
     def _leave(self) -> None:
         if not self._keeps:
             os._exit(STOPPED)
         self.set()
-        timer = threading.Timer(GRACE_S, os._exit, (STOPPED,))
-        timer.daemon = True
-        timer.start()
+        if hasattr(signal, "alarm"):
+            signal.alarm(int(GRACE_S))  # nobody handles it, so the kernel ends the process, whatever its threads wait for
 
 
 def ask_for_signal_at_death_of_parent() -> None:

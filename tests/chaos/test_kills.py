@@ -69,7 +69,7 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
         wait_for(lambda: (row(db, killed).step or 0) > step)
         worker_pid = int((row(db, killed).owner or "").split(":")[2])
         os.kill(worker_pid, signal.SIGKILL)
-        wait_for(lambda: not trainers(settings.runs), timeout=30)
+        wait_for(lambda: not trainers(settings.runs))
     with worker():
         job = wait_for_status(db, killed, *lifecycle.ENDED)
     assert (job.status, job.reason) == ("SUCCEEDED", "")
