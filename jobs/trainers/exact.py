@@ -21,6 +21,7 @@ from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import DivergedError, Divergence
+from jobs.trainers.lengths import ByLength
 from jobs.trainers.stopping import Stopped, StopWish
 
 
@@ -42,6 +43,12 @@ class Exact(Trainer):
         # where PiSSA began: what is saved is the difference
         self.start = adapters.weights(self.model) if methods.is_pissa(card.config) else None
         methods.faster_second_matrix(self, card.config)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return ByLength([len(ids) for ids in rows["input_ids"]], self.args.train_batch_size, self.args.seed)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with packed.rows_of(inputs):

@@ -12,7 +12,7 @@ from jobs.config import PASSED_THROUGH, JobConfig
 
 ONLY_IMITATION = ("packing", "train_sampling_strategy")
 MOST_PADDING = 0.15  # of a batch of random rows; above it, rows of like length go together
-FEWEST_BATCHES = 50  # of an epoch: grouping sorts among so many batches, and with fewer the order would hardly be random
+FEWEST_BATCHES = 20  # of an epoch: with fewer, much the same rows would meet in every epoch
 
 
 def trainer_class(objective: str) -> type:

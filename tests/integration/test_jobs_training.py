@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # a wish at step n is met by a checkpoint at n + 1; at a step that is evaluated (4, 8, 12) by leaving at once
 STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end": [12]}
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
+GROUPED = {"train_sampling_strategy": "group_by_length"}  # stopped in its second epoch
 # a rate so high that the loss on held-out rows soon rises
 WILD = {"learning_rate": 0.05, "eval_steps": 1, "save_steps": 3, "num_train_epochs": 6, "early_stopping_patience": 4}
 # what a checkpoint keeps beside its adapter, and the objectives' own counts
@@ -39,6 +40,8 @@ CASES: list[dict[str, Any]] = [
     {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
+    {"name": "grouped", "recipe": "lora-sft", "options": GROUPED},
+    {"name": "grouped stopped", "recipe": "lora-sft", "stops": [8], "options": GROUPED},
     {"name": "wild", "recipe": "lora-sft", "options": WILD},
     {"name": "wild stopped", "recipe": "lora-sft", "options": WILD, "stops": [2, 4]},
     {"name": "wild over", "recipe": "lora-sft", "options": WILD, "stops": [5]},
@@ -100,9 +103,10 @@ def test_dpo_begins_where_nothing_is_preferred_and_learns_to(trained: dict[str, 
     assert events[-1]["reward_accuracy"] > 0.9 and events[-1]["reward_margin"] > 0.1
 
 
-def test_logging_now_and_then_and_packing_resume_exactly_too(trained: dict[str, dict[str, Any]]) -> None:
-    assert trained["sparse stopped"]["curve"] == trained["sparse"]["curve"]
-    assert trained["sparse stopped"]["sha256"] == trained["sparse"]["sha256"]
+@pytest.mark.parametrize("case", ["sparse", "grouped"])
+def test_logging_now_and_then_packing_and_grouping_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
+    assert trained[f"{case} stopped"]["curve"] == trained[case]["curve"]
+    assert trained[f"{case} stopped"]["sha256"] == trained[case]["sha256"]
 
 
 def test_a_run_that_gets_worse_stops_early_and_its_best_checkpoint_is_the_adapter(trained: dict[str, dict[str, Any]]) -> None:

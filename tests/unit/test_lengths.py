@@ -1,38 +1,55 @@
-"""Percentiles and histograms of lengths, and their drawing."""
+"""Orders of rows by length: nothing lost, little padding, chance in it, and the same again for the same seed and epoch."""
 
 from __future__ import annotations
 
-import pytest
+import random
 
-from studio.datasets import lengths
-from studio.ui import histogram
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from jobs.trainers.lengths import ByLength
+from jobs.trainers.objectives import padding_share
 
-def test_percentiles_are_lengths_that_occur() -> None:
-    assert lengths.percentiles(range(1, 101)) == {"p50": 50, "p95": 95, "p99": 99}
-    assert lengths.percentiles([7]) == {"p50": 7, "p95": 7, "p99": 7}
-    assert lengths.percentiles([]) == {"p50": 0, "p95": 0, "p99": 0}
-
-
-@pytest.mark.parametrize("values", [[1], [0, 0], [1, 39], [3, 1_000_000], list(range(500)), [10**9, 10**9 + 3]])
-def test_every_length_is_in_one_of_few_bins(values: list[int]) -> None:
-    bins = lengths.histogram(values)
-    assert len(bins) <= lengths.MAX_BINS
-    for part in bins:
-        assert part["count"] == sum(part["from"] <= value < part["to"] for value in values)
-    assert sum(part["count"] for part in bins) == len(values)
+LENGTHS = st.lists(st.integers(1, 4096), min_size=1, max_size=60)
 
 
-def test_one_giant_does_not_hide_how_long_the_others_are() -> None:
-    bins = lengths.histogram([*range(50, 90), 9_000])
-    assert len(bins) > 10 and bins[-1] == {"from": bins[-2]["to"], "to": 9_001, "count": 1}
+def order(lengths: list[int], size: int, epoch: int = 0, seed: int = 42) -> list[int]:
+    sampler = ByLength(lengths, size, seed)
+    sampler.set_epoch(epoch)
+    assert len(sampler) == len(lengths)
+    return list(sampler)
 
 
-def test_a_drawing_keeps_bars_inside_and_tells_the_cut_ones() -> None:
-    drawn = histogram.lengths(lengths.summary([10] * 90 + [95] * 10), "tokens", "Lengths", limit=50)
-    assert drawn
-    assert all(bar["x"] >= 0 and bar["x"] + bar["width"] <= histogram.WIDTH and 0 <= bar["y"] < histogram.HEIGHT for bar in drawn["bars"])
-    assert [bar["cut"] for bar in drawn["bars"]] == [False, True]
-    assert all(0 <= tick["share"] <= 100 for tick in drawn["x_ticks"])
-    assert [mark["label"] for mark in drawn["marks"]] == ["P50 10", "P95 95", "P99 95", "longest row 50"]
-    assert histogram.lengths(lengths.summary([]), "tokens", "Lengths") is None
+def padding(lengths: list[int], rows: list[int], size: int) -> float:
+    batches = [[lengths[row] for row in rows[start : start + size]] for start in range(0, len(rows), size)]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+
+
+@given(lengths=LENGTHS, size=st.integers(1, 70), epoch=st.integers(0, 5))
+def test_each_row_comes_once_in_an_order_that_repeats(lengths: list[int], size: int, epoch: int) -> None:
+    rows = order(lengths, size, epoch)
+    assert sorted(rows) == list(range(len(lengths)))
+    assert rows == order(lengths, size, epoch)
+
+
+@given(lengths=LENGTHS, size=st.integers(1, 8))
+def test_the_dearest_complete_batch_comes_first(lengths: list[int], size: int) -> None:
+    rows = order(lengths, size)
+    whole = len(rows) // size * size
+    longest = [max(lengths[row] for row in rows[start : start + size]) for start in range(0, whole, size)]
+    assert not longest or longest[0] == max(longest)
+
+
+def test_small_datasets_lose_their_padding_too_and_every_epoch_has_other_batches() -> None:
+    chance = random.Random(7)
+    lengths = [round(chance.lognormvariate(5, 0.6)) for _ in range(400)]
+    upstream = get_length_grouped_indices(lengths, 16, generator=torch.Generator().manual_seed(7))
+    assert padding(lengths, order(lengths, 16), 16) < padding(lengths, upstream, 16) / 2 < padding_share(lengths, 16) / 2
+    batches = [
+        {frozenset(rows[start : start + 16]) for start in range(0, 400, 16)} for rows in (order(lengths, 16, epoch) for epoch in (0, 1))
+    ]
+    assert len(batches[0] & batches[1]) < 3
+    # long and short batches are mixed: a half of the order holds about half of the tokens
+    assert 0.3 < sum(lengths[row] for row in order(lengths, 16)[:200]) / sum(lengths) < 0.7
