@@ -84,11 +84,13 @@ class JobConfig(Config):
         description="Put several short rows into one sequence (best fit): faster when rows are much shorter than max_length; a batch then "
         "holds more rows, so there are fewer steps.",
     )
-    train_sampling_strategy: Literal["auto", "random", "group_by_length", "sequential"] = Field(
+    train_sampling_strategy: Literal["auto", "random", "batch_rebalance", "group_by_length", "sequential"] = Field(
         default="auto",
         title="Order of the rows",
-        description="Order of the rows: random; rows of like length together, which saves padding; as they are; auto groups by length "
-        "where the lengths differ enough to gain by it.",
+        description="Order of the rows: random; batch_rebalance: random too, but rows of like length of the same step are computed "
+        "together, which saves padding and leaves each step as it is (the last of an epoch may repeat rows); group_by_length: rows of "
+        "like length in the same step, which saves more and may learn less where length and content go together; sequential: as they "
+        "are. Auto rebalances where it saves much.",
     )
     per_device_train_batch_size: int = Field(
         default=4, title="Batch size", ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory."

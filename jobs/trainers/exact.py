@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from jobs.rundir import PROGRESS, checkpoint_step
 from jobs.trainers import adapters, methods, packed
@@ -21,7 +22,6 @@ from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import DivergedError, Divergence
-from jobs.trainers.lengths import ByLength
 from jobs.trainers.stopping import Stopped, StopWish
 
 
@@ -45,10 +45,10 @@ class Exact(Trainer):
         methods.faster_second_matrix(self, card.config)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        return ByLength([len(ids) for ids in rows["input_ids"]], self.args.train_batch_size, self.args.seed)
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, BatchRebalanceSampler):
+            sampler.seed = self.args.seed  # which upstream leaves at its default
+        return sampler
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with packed.rows_of(inputs):

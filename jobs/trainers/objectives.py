@@ -11,8 +11,8 @@ from typing import Any
 from jobs.config import PASSED_THROUGH, JobConfig
 
 ONLY_IMITATION = ("packing", "train_sampling_strategy")
-MOST_PADDING = 0.15  # of a batch of random rows; above it, rows of like length go together
-FEWEST_BATCHES = 20  # of an epoch: with fewer, much the same rows would meet in every epoch
+MOST_PADDING = 0.15  # of a batch of random rows; above it, rows of like length are computed together
+FEWEST_STEPS = 8  # of an epoch: where rows are rebalanced, its last step may repeat some
 
 
 def trainer_class(objective: str) -> type:
@@ -39,10 +39,10 @@ def sampling(config: JobConfig, lengths: list[int]) -> str:
     if config.train_sampling_strategy != "auto":
         return config.train_sampling_strategy
     imitates = config.objective in ("sft", "continued-pretraining") and not config.packing
-    size = config.per_device_train_batch_size
-    if not imitates or len(lengths) < FEWEST_BATCHES * size:
+    size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    if not imitates or accumulated == 1 or len(lengths) < FEWEST_STEPS * size * accumulated:
         return "random"
-    return "group_by_length" if padding_share(lengths, size) > MOST_PADDING else "random"
+    return "batch_rebalance" if padding_share(lengths, size) > MOST_PADDING else "random"
 
 
 def padding_share(lengths: list[int], size: int) -> float:
@@ -141,12 +141,18 @@ def _kto_class() -> type:
 
 
 def _orpo_class() -> type:
+    from peft import get_peft_model
+
     from jobs.trainers.exact import Exact
 
     class ExactORPOTrainer(Exact, _orpo_module().ORPOTrainer):  # type: ignore[misc]
-        """Keeps the counts that the other trainers keep, and evaluates in the precision of training."""
+        """Keeps the counts that the other trainers keep, and trains and evaluates on the base as chat will have it."""
 
         _total_train_tokens = 0
+
+        def __init__(self, *, model: Any, peft_config: Any, **kwargs: Any) -> None:
+            # left to itself this trainer makes float32 of what a quantised base keeps in 16 bits, and learns on another model
+            super().__init__(model=get_peft_model(model, peft_config) if peft_config else model, **kwargs)
 
         @property
         def _metrics(self) -> Any:

@@ -86,10 +86,17 @@ def _longest(rows: TokenRows) -> int:
 
 def _sampling(config: JobConfig, rows: TokenRows, log: EventLog) -> str:
     lengths = [len(ids) for ids in rows.dataset["input_ids"]] if "input_ids" in rows.dataset.column_names else []
-    chosen = objectives.sampling(config, lengths)
-    if chosen != config.train_sampling_strategy and chosen == "group_by_length":
-        share = objectives.padding_share(lengths, config.per_device_train_batch_size)
-        log.notice(f"Rows of like length go together: at random {share:.0%} of each batch would be padding.")
+    chosen, size = objectives.sampling(config, lengths), config.per_device_train_batch_size
+    share = objectives.padding_share(lengths, size)
+    if config.train_sampling_strategy != "auto" or config.packing or share <= objectives.MOST_PADDING:
+        return chosen
+    if chosen == "batch_rebalance":
+        log.notice(f"Rows of like length are computed together: at random {share:.0%} of each batch would be padding.")
+    elif config.gradient_accumulation_steps == 1:
+        log.notice(
+            f"About {share:.0%} of each batch is padding. A batch size of {max(size // 4, 1)} with {size // max(size // 4, 1)} gradient "
+            "accumulation steps computes the same steps with less of it; packing leaves none."
+        )
     return chosen
 
 

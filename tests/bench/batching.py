@@ -1,8 +1,8 @@
 """Rows of real lengths, padded, grouped by length and packed, on the starter: `make bench TOPICS=batching`.
 
 Useful tokens (no padding) per processor second of the steps, against padded batches of random rows. The most that can be gained is
-1 / (1 - share of padding); promised are nine tenths of that, at the same loss on held-out rows after as many passes with steps of
-like size.
+1 / (1 - share of padding); promised are nine tenths of that, at the same loss on held-out rows after as many steps of like size: the
+mean over seeds, beside how far padded trainings alone differ from seed to seed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from studio import settings as studio_settings
 from studio.settings import PACKAGE_ROOT, STATIC
 
 ROWS, HELD_OUT, LONGEST = 436, 64, 512
-TOKENS = 3000  # of a step, about: short rows make larger batches, so that the fixed cost of a step counts alike
-STEPS = 24  # at least: with fewer, chance decides the loss
-PAIRS = 2  # of measurements of each kind, the order turned round in between
+TOKENS = 4096  # of a step, about: short rows make larger batches, so that the fixed cost of a step counts alike
+FILLED = 0.97  # of packed sequences, about
+ACCUMULATED = 8  # batches of a step, as is usual on one device
+STEPS = 28  # at least: with fewer, chance decides the loss
+SEEDS = (1, 2, 3)  # each way once with each, the order turned round in between
 FIXED = {
-    "device": "cpu", "num_threads": 1, "max_length": LONGEST, "learning_rate": 2e-3, "lr_scheduler_type": "constant",
+    "device": "cpu", "num_threads": 1, "max_length": LONGEST, "learning_rate": 2e-3, "gradient_accumulation_steps": ACCUMULATED,
     "test_size": 0.1, "eval_steps": 10**6, "save_steps": 10**6, "load_best_model_at_end": False, "early_stopping_patience": None,
     "logging_steps": 10**6, "sample_answers": 0, "measure_drift": False,
 }  # fmt: skip
@@ -62,25 +64,27 @@ def sharegpt(file: Path) -> Iterator[dict[str, Any]]:
 def compare(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {"padded": [], "grouped by length": [], "packed": []}
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        for pair in range(PAIRS):
-            for way in list(found)[:: 1 if pair % 2 == 0 else -1]:
-                found[way].append(_child(Path(folder) / f"{way.replace(' ', '-')}-{pair}", way, rows))
+        for seed in SEEDS:
+            for way in list(found)[:: 1 if seed % 2 else -1]:
+                found[way].append(_child(Path(folder) / f"{way.replace(' ', '-')}-{seed}", way, seed, rows))
     share = found["padded"][0]["padding_share"]
     limit = 1 / (1 - share)
     speeds = {way: statistics.median(one["tokens"] / one["seconds"] for one in runs) for way, runs in found.items()}
-    losses = {way: runs[0]["eval_loss"] for way, runs in found.items()}
+    losses = {way: [one["eval_loss"] for one in runs] for way, runs in found.items()}
+    padded = statistics.mean(losses["padded"])
     entries = []
     for way, speed in speeds.items():
-        gain, apart = speed / speeds["padded"], losses[way] / losses["padded"] - 1
-        against = f"{gain:.2f} x padded of at most {limit:.2f} (padding {share:.0%}); loss {losses[way]:.3f}, {apart:+.1%}"
+        gain, loss = speed / speeds["padded"], statistics.mean(losses[way])
+        said = f"loss {loss:.3f}, {loss / padded - 1:+.1%}, from {min(losses[way]):.3f} to {max(losses[way]):.3f}"
+        against = f"{gain:.2f} x padded of at most {limit:.2f} (padding {share:.0%}); {said}"
         ratio = None if way == "padded" else round(gain / limit, 3)  # to be at least 0.9
         entries.append({"measure": f"{name}, {way}", "value": round(speed), "unit": "tok/s", "against": against, "ratio": ratio})
     return entries
 
 
-def _child(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _child(folder: Path, way: str, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.bench.batching", str(folder), way]
+    command = [sys.executable, "-m", "tests.bench.batching", str(folder), way, str(seed)]
     done = subprocess.run(command, env=environment, input=json.dumps(rows), capture_output=True, text=True, cwd=PACKAGE_ROOT, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -88,7 +92,7 @@ def _child(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any]
     return answer
 
 
-def measure(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def measure(folder: Path, way: str, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One training: {"seconds", "tokens", "eval_loss", "padding_share"}; processor seconds from the first step to the end of the last."""
     from transformers import TrainerCallback
 
@@ -114,7 +118,7 @@ def measure(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any
         file.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
     lengths = _lengths(tokenize(made.train, Renderer.load(STATIC / "starter"), job_config.build({"max_length": LONGEST})).dataset)
     job = job_config.build(recipes.get("lora-sft").options, FIXED, _options(way, lengths), {
-        "num_train_epochs": _epochs(lengths), "base_model": "starter", "model_name_or_path": str(STATIC / "starter"),
+        "seed": seed, "max_steps": _steps(lengths), "base_model": "starter", "model_name_or_path": str(STATIC / "starter"),
     })  # fmt: skip
     write_json(made.config, job.model_dump(mode="json"))
     clock, attach = Clock(), Watch.attach
@@ -130,7 +134,7 @@ def measure(folder: Path, way: str, rows: list[dict[str, Any]]) -> dict[str, Any
     share = objectives.padding_share(lengths, _batch(lengths))
     return {
         "seconds": clock.ended - clock.begun,
-        "tokens": sum(lengths) * _epochs(lengths),
+        "tokens": figures["tokens"],
         "eval_loss": figures["eval_loss"],
         "padding_share": share,
     }
@@ -141,22 +145,29 @@ def _lengths(dataset: Any) -> list[int]:
 
 
 def _options(way: str, lengths: list[int]) -> dict[str, Any]:
-    """The options of each way; a packed batch has as many sequences as hold about as many rows as the others' batches."""
+    """The options of each way; packed sequences are accumulated so that there are as many steps as of the others' batches."""
     if way == "packed":
-        sequences = max(round(TOKENS / LONGEST), 1)
-        return {"packing": True, "per_device_train_batch_size": sequences}
-    order = "group_by_length" if way == "grouped by length" else "random"
+        sequences = sum(lengths) / LONGEST / FILLED
+        accumulated = math.ceil(sequences / _steps_per_epoch(lengths))
+        return {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulated}
+    order = "batch_rebalance" if way == "grouped by length" else "random"
     return {"per_device_train_batch_size": _batch(lengths), "train_sampling_strategy": order}
 
 
 def _batch(lengths: list[int]) -> int:
-    return max(round(TOKENS / statistics.mean(lengths)), 1)
+    return max(round(TOKENS / ACCUMULATED / statistics.mean(lengths)), 1)
 
 
-def _epochs(lengths: list[int]) -> int:
-    return math.ceil(STEPS * _batch(lengths) / len(lengths))
+def _steps_per_epoch(lengths: list[int]) -> int:
+    return math.ceil(len(lengths) / (_batch(lengths) * ACCUMULATED))
+
+
+def _steps(lengths: list[int]) -> int:
+    """STEPS or more: whole passes of padded batches."""
+    each = _steps_per_epoch(lengths)
+    return math.ceil(STEPS / each) * each
 
 
 if __name__ == "__main__":
     answers, sys.stdout = sys.stdout, sys.stderr
-    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin))), file=answers)
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.load(sys.stdin))), file=answers)

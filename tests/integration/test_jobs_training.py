@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # a wish at step n is met by a checkpoint at n + 1; at a step that is evaluated (4, 8, 12) by leaving at once
 STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end": [12]}
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
-GROUPED = {"train_sampling_strategy": "group_by_length"}  # stopped in its second epoch
+GROUPED = {"train_sampling_strategy": "batch_rebalance"}  # stopped in its second epoch
 # a rate so high that the loss on held-out rows soon rises
 WILD = {"learning_rate": 0.05, "eval_steps": 1, "save_steps": 3, "num_train_epochs": 6, "early_stopping_patience": 4}
 # what a checkpoint keeps beside its adapter, and the objectives' own counts

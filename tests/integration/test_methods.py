@@ -71,6 +71,6 @@ def test_an_offered_cell_trains_and_what_is_saved_and_exported_answers_as_it_doe
     found = outcomes[cell]
     assert "failure" not in found, found
     assert found["effect"] > 0.02, "two steps of training changed nothing"
-    assert found["difference"] < 0.1 * found["effect"], "the saved adapter is not the trained one"
+    assert found["difference"] < 0.02 * found["effect"], "the saved adapter is not the trained one"
     assert found["tokens"] > 0
     assert found["exports"] and all(export["passed"] for export in found["exports"]), found["exports"]
