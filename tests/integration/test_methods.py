@@ -71,6 +71,7 @@ def test_an_offered_cell_trains_and_what_is_saved_and_exported_answers_as_it_doe
     found = outcomes[cell]
     assert "failure" not in found, found
     assert found["effect"] > 0.02, "two steps of training changed nothing"
-    assert found["difference"] < 0.02 * found["effect"], "the saved adapter is not the trained one"
+    # rounding to 16 bits is at most .03 of it; another base than chat's was .29
+    assert found["difference"] < 0.05 * found["effect"], "the saved adapter is not the trained one"
     assert found["tokens"] > 0
     assert found["exports"] and all(export["passed"] for export in found["exports"]), found["exports"]
