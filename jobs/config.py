@@ -88,9 +88,9 @@ class JobConfig(Config):
         default="auto",
         title="Order of the rows",
         description="Order of the rows: random; batch_rebalance: random too, but rows of like length of the same step are computed "
-        "together, which saves padding and leaves each step as it is (the last of an epoch may repeat rows); group_by_length: rows of "
-        "like length in the same step, which saves more and may learn less where length and content go together; sequential: as they "
-        "are. Auto rebalances where it saves much.",
+        "together, which saves padding and leaves each step as it is; group_by_length: rows of like length in the same step, which "
+        "saves more and may learn less where length and content go together; sequential: as they are. Auto rebalances where it saves "
+        "much.",
     )
     per_device_train_batch_size: int = Field(
         default=4, title="Batch size", ge=1, le=4096, description="Rows computed at once: higher is faster and costs memory."

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from jobs.rundir import PROGRESS, checkpoint_step
 from jobs.trainers import adapters, methods, packed
+from jobs.trainers.balanced import Balanced
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
@@ -45,10 +45,11 @@ class Exact(Trainer):
         methods.faster_second_matrix(self, card.config)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, BatchRebalanceSampler):
-            sampler.seed = self.args.seed  # which upstream leaves at its default
-        return sampler
+        if self.args.train_sampling_strategy != "batch_rebalance":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return Balanced(lengths, self._train_batch_size, self.args.gradient_accumulation_steps, self.args.seed)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with packed.rows_of(inputs):

@@ -12,7 +12,6 @@ from jobs.config import PASSED_THROUGH, JobConfig
 
 ONLY_IMITATION = ("packing", "train_sampling_strategy")
 MOST_PADDING = 0.15  # of a batch of random rows; above it, rows of like length are computed together
-FEWEST_STEPS = 8  # of an epoch: where rows are rebalanced, its last step may repeat some
 
 
 def trainer_class(objective: str) -> type:
@@ -39,8 +38,8 @@ def sampling(config: JobConfig, lengths: list[int]) -> str:
     if config.train_sampling_strategy != "auto":
         return config.train_sampling_strategy
     imitates = config.objective in ("sft", "continued-pretraining") and not config.packing
-    size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    if not imitates or accumulated == 1 or len(lengths) < FEWEST_STEPS * size * accumulated:
+    size = config.per_device_train_batch_size
+    if not imitates or config.gradient_accumulation_steps == 1:
         return "random"
     return "batch_rebalance" if padding_share(lengths, size) > MOST_PADDING else "random"
 
