@@ -7,8 +7,10 @@ repeats, or leaves them out. Here every row comes once per epoch, as in any othe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from transformers import Trainer
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 
@@ -32,3 +34,14 @@ class Balanced(BatchRebalanceSampler):
             yield from self._yield_global_batch(rest)
         else:
             yield from ([row] for row in rest)
+
+
+class BalancedSteps(Trainer):
+    """Put before a trainer whose rows are tokens: where its order is `batch_rebalance`, it is that of Balanced."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "batch_rebalance":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return Balanced(lengths, self._train_batch_size, self.args.gradient_accumulation_steps, self.args.seed)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jobs.rundir import PROGRESS, checkpoint_step
 from jobs.trainers import adapters, methods, packed
-from jobs.trainers.balanced import Balanced
+from jobs.trainers.balanced import BalancedSteps
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
@@ -25,7 +25,7 @@ from jobs.trainers.failures import DivergedError, Divergence
 from jobs.trainers.stopping import Stopped, StopWish
 
 
-class Exact(Trainer):
+class Exact(BalancedSteps):
     """Put before one of trl's trainers: `card` describes the adapter, `reporter` counts and reports, `store` keeps checkpoints."""
 
     def __init__(self, *args: Any, card: adapters.AdapterCard, store: CheckpointStore, reporter: Reporter, **kwargs: Any) -> None:
@@ -43,13 +43,6 @@ class Exact(Trainer):
         # where PiSSA began: what is saved is the difference
         self.start = adapters.weights(self.model) if methods.is_pissa(card.config) else None
         methods.faster_second_matrix(self, card.config)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "batch_rebalance":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        return Balanced(lengths, self._train_batch_size, self.args.gradient_accumulation_steps, self.args.seed)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with packed.rows_of(inputs):

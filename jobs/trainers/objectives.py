@@ -141,6 +141,7 @@ def _kto_class() -> type:
 
 def _orpo_class() -> type:
     from peft import get_peft_model
+    from transformers import set_seed
 
     from jobs.trainers.exact import Exact
 
@@ -151,6 +152,7 @@ def _orpo_class() -> type:
 
         def __init__(self, *, model: Any, peft_config: Any, **kwargs: Any) -> None:
             # left to itself this trainer makes float32 of what a quantised base keeps in 16 bits, and learns on another model
+            set_seed(kwargs["args"].seed)
             super().__init__(model=get_peft_model(model, peft_config) if peft_config else model, **kwargs)
 
         @property

@@ -154,6 +154,23 @@ class {name}({base}):
         return dataset
 
 '''
+BALANCED = '''
+from jobs.trainers.balanced import BalancedSteps
+
+
+class StepTrainer(BalancedSteps, SFTTrainer):
+    """Where the order is batch_rebalance: every row once per epoch, by the job's seed."""
+
+'''
+ON_THE_BASE = '''    def __init__(self, *, model, peft_config, **kwargs):
+        """Left to itself it makes float32 of what a quantised base keeps in 16 bits."""
+        from peft import get_peft_model
+        from transformers import set_seed
+
+        set_seed(kwargs["args"].seed)
+        super().__init__(model=get_peft_model(model, peft_config), **kwargs)
+
+'''
 FASTER = """    kind, values = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
     trainer.optimizer = create_loraplus_optimizer(model=trainer.model, optimizer_cls=kind, loraplus_lr_ratio={ratio}, **values)
 """
@@ -214,7 +231,8 @@ def script(name: str, config: JobConfig, run: Path, eval_steps: int | None) -> s
 def _trainer(config: JobConfig) -> dict[str, str]:
     """Where trl keeps the trainer of this objective, and how it is told that the rows are tokens already."""
     if config.objective in IMITATING:
-        return {"trl_module": "trl", "trl_names": "SFTConfig, SFTTrainer", "trainer": "SFTTrainer", "arguments": "SFTConfig", "ready": ""}
+        names = {"trl_module": "trl", "trl_names": "SFTConfig, SFTTrainer", "arguments": "SFTConfig"}
+        return {**names, "trainer": "StepTrainer", "ready": BALANCED}
     kind = config.objective.upper()
     module, method = ("trl.experimental.orpo", "tokenize_row") if config.objective == "orpo" else ("trl", "_prepare_dataset")
     return {
@@ -222,7 +240,7 @@ def _trainer(config: JobConfig) -> dict[str, str]:
         "trl_names": f"{kind}Config, {kind}Trainer",
         "trainer": "ReadyTrainer",
         "arguments": f"{kind}Config",
-        "ready": READY.format(name="ReadyTrainer", base=f"{kind}Trainer", method=method),
+        "ready": READY.format(name="ReadyTrainer", base=f"{kind}Trainer", method=method) + (ON_THE_BASE if kind == "ORPO" else ""),
     }
 
 

@@ -29,6 +29,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "full": {"method": "full", **SHORT},
     "dpo": {"objective": "dpo", "dpo.loss_type": ["sigmoid", "sft"], "eval_steps": 4},
     "kto": {"objective": "kto", **SHORT},
+    "orpo": {"objective": "orpo", "quantization.load_in_4bit": True, **SHORT},
 }
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 CASES: list[dict[str, Any]] = [
