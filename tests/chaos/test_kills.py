@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from jobs.rundir import sha256
 from studio.db import lifecycle
-from studio.db.models import Adapter, JobEvent, Metric
+from studio.db.models import Adapter, Job, JobEvent, Metric
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
@@ -43,17 +43,20 @@ def adapter_sha256(db: Database, job_id: str) -> str:
     return adapter.sha256
 
 
-def kill_trainer_when_progress_rises(db: Database, job_id: str, above: int) -> int:
-    """SIGKILL the trainer once its step is above `above`; the step that was seen."""
+def training(db: Database, job_id: str, attempt: int, above: int) -> Job:
+    """The job once this attempt of it has a trainer and more than `above` of its steps are known.
 
-    def risen() -> int:
+    A killed trainer may have told more steps than were read before it died: that they rise does not say that another one trains.
+    """
+
+    def seen() -> Job | None:
         job = row(db, job_id)
         assert job.status in ("QUEUED", "RUNNING"), (job.status, job.reason)
-        return job.step if job.status == "RUNNING" and job.pid and (job.step or 0) > above else 0
+        return job if job.status == "RUNNING" and job.attempt == attempt and job.pid and (job.step or 0) > above else None
 
-    step = wait_for(risen)
-    os.kill(row(db, job_id).pid or 0, signal.SIGKILL)
-    return step
+    job = wait_for(seen)
+    assert job
+    return job
 
 
 def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Settings, db: Database) -> None:
@@ -64,11 +67,12 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
         assert row(db, unbroken).status == "SUCCEEDED"
         killed = submit(db, make_run(settings.runs / "killed", **options), "killed")
         step = 0
-        for _ in range(KILLS):
-            step = kill_trainer_when_progress_rises(db, killed, step)
-        wait_for(lambda: (row(db, killed).step or 0) > step)
-        worker_pid = int((row(db, killed).owner or "").split(":")[2])
-        os.kill(worker_pid, signal.SIGKILL)
+        for attempt in range(1, KILLS + 1):
+            job = training(db, killed, attempt, step)
+            os.kill(job.pid or 0, signal.SIGKILL)
+            step = job.step or 0
+        job = training(db, killed, KILLS + 1, step)
+        os.kill(int((job.owner or "").split(":")[2]), signal.SIGKILL)
         wait_for(lambda: not trainers(settings.runs))
     with worker():
         job = wait_for_status(db, killed, *lifecycle.ENDED)
