@@ -52,6 +52,12 @@ def padding_share(lengths: list[int], size: int) -> float:
     return 1 - sum(ordered) / count / longest if longest else 0.0
 
 
+def in_parts(size: int) -> tuple[int, int]:
+    """The same rows per step from smaller batches: a batch size of about a quarter, and how many of them are accumulated."""
+    part = next(part for part in range(max(size // 4, 1), 0, -1) if size % part == 0)
+    return part, size // part
+
+
 def ready_rows(dataset: Any, config: JobConfig) -> Any:
     """The columns that this objective's trainer wants, from those of rows.py."""
     if config.objective == "orpo":

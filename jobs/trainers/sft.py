@@ -93,9 +93,10 @@ def _sampling(config: JobConfig, rows: TokenRows, log: EventLog) -> str:
     if chosen == "batch_rebalance":
         log.notice(f"Rows of like length are computed together: at random {share:.0%} of each batch would be padding.")
     elif config.gradient_accumulation_steps == 1:
+        part, accumulated = objectives.in_parts(size)
         log.notice(
-            f"About {share:.0%} of each batch is padding. A batch size of {max(size // 4, 1)} with {size // max(size // 4, 1)} gradient "
-            "accumulation steps computes the same steps with less of it; packing leaves none."
+            f"About {share:.0%} of each batch is padding. A batch size of {part} with {accumulated} gradient accumulation steps computes "
+            "the same steps with less of it; packing leaves none."
         )
     return chosen
 

@@ -71,7 +71,8 @@ def test_an_offered_cell_trains_and_what_is_saved_and_exported_answers_as_it_doe
     found = outcomes[cell]
     assert "failure" not in found, found
     assert found["effect"] > 0.02, "two steps of training changed nothing"
-    # rounding to 16 bits is at most .03 of it; another base than chat's was .29
-    assert found["difference"] < 0.05 * found["effect"], "the saved adapter is not the trained one"
+    # rounding to 16 bits is at most .03 of it; LoRA is kept as it is, and another base than chat's was .02 to .29
+    allowed = 0.0 if cell in CELLS and CELLS[cell].method == "LoRA" else 0.05
+    assert found["difference"] <= allowed * found["effect"], "the saved adapter is not the trained one"
     assert found["tokens"] > 0
     assert found["exports"] and all(export["passed"] for export in found["exports"]), found["exports"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import config as job_config
-from jobs.trainers.objectives import padding_share, sampling
+from jobs.trainers.objectives import in_parts, padding_share, sampling
 
 UNEQUAL = [10, 20, 400, 30] * 60
 
@@ -37,3 +37,9 @@ def test_rows_of_like_length_go_together_where_that_saves_much_and_changes_no_st
     options: dict[str, object], lengths: list[int], order: str
 ) -> None:
     assert sampling(job_config.build(options), lengths) == order
+
+
+@given(size=st.integers(2, 4096))
+def test_advice_keeps_the_rows_of_a_step(size: int) -> None:
+    part, accumulated = in_parts(size)
+    assert part * accumulated == size and accumulated >= 2
