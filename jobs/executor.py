@@ -11,7 +11,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -60,7 +59,7 @@ class Ready(Protocol):
 
 
 def command(*arguments: str, module: str = TRAINER) -> list[str]:
-    return [sys.executable, "-P", "-m", module, *arguments]
+    return processes.module_command(module, *arguments)
 
 
 def submit(run: RunDir, number: int, threads: int, ready: Ready | None = None, module: str = TRAINER) -> Child:

@@ -9,12 +9,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
 
 PROC = Path("/proc")
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs one of our modules with this Python.
+
+    `-P` keeps the current folder off the import path: a `gradio.py` that lies there must never run.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def born(pid: int) -> float | None:

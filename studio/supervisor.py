@@ -62,7 +62,7 @@ class Child:
         self.name = name
         self.log = logs / f"{name}.log"
         self.is_given_up = False
-        self._command = [sys.executable, "-m", *command]
+        self._command = processes.module_command(*command)
         self._environment = dict(environment)
         self._fds = tuple(fds)
         self._process: subprocess.Popen[bytes] | None = None

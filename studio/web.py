@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import socket
 import sys
 from argparse import ArgumentParser
@@ -110,14 +111,20 @@ def _build_page(studio: Studio) -> FastAPI:
 
     site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     limits: dict[str, Any] = {"max_file_size": settings.max_upload_bytes, "allowed_paths": None, "pwa": False, "mcp_server": False}
-    return gradio.mount_gradio_app(site, ui.build(studio), "/", **{**ui.launch_options(), **limits})
+    page = ui.build(studio)
+    # Gradio checks the path of a file value only for a page that has been launched, and mounting never says so:
+    # without this a forged value makes it copy, and serve, any file that this process can read.
+    page.has_launched = True
+    return gradio.mount_gradio_app(site, page, "/", **{**ui.launch_options(), **limits})
 
 
 def _prepare_gradio(settings: Settings) -> None:
     """What gradio reads while it is imported: no analytics, uploads inside STUDIO_HOME, no stub files."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_TEMP_DIR"] = str(settings.cache / "gradio")
+    uploads = settings.cache / "gradio"
+    shutil.rmtree(uploads, ignore_errors=True)  # of pages that nobody has open any more
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     if "gradio" not in sys.modules:
         sys.meta_path.insert(0, _WithoutItsManual())
 

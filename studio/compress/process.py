@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from studio import processes
 from studio.catalogue import hardware
 from studio.datasets.children import SECRETS
 from studio.errors import StudioError
@@ -68,7 +68,7 @@ class CompressorProcess:
             environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
             environment.setdefault("OMP_NUM_THREADS", str(hardware.thread_budget("engine")))
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "studio.compress.child"],
+                processes.module_command("studio.compress.child"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

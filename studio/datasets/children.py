@@ -9,7 +9,6 @@ import logging
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from studio import processes
 from studio.errors import DatasetError, StudioError
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS", "STUDIO_ENGINE_KEY", "STUDIO_DB_URL")
@@ -45,7 +45,7 @@ def run_child(
         given, out = folder / "options.json", folder / "out.json"
         given.write_bytes(orjson.dumps(options))
         with (folder / "complaint").open("w+b") as complaint:
-            command = [sys.executable, "-P", "-m", module, str(given), str(out)]
+            command = processes.module_command(module, str(given), str(out))
             environment = {**os.environ, **ONE_THREAD}
             for secret in SECRETS:
                 environment.pop(secret, None)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from typing import Any
 
 import tokenizers
 
-from studio import settings
+from studio import processes, settings
 from studio.errors import DatasetError, ModelError
 
 SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
@@ -187,7 +186,7 @@ def _converted(folder: Path) -> Path:
 
 
 def _convert(folder: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "studio.datasets.slow_tokenizer", str(folder), str(target)]
+    command = processes.module_command("studio.datasets.slow_tokenizer", str(folder), str(target))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("HF_TOKEN", None)
     try:

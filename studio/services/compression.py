@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sqlalchemy import select
 
 from jobs import panel, queue
 from jobs.light import LightContext
+from studio import processes
 from studio.compress import methods
 from studio.compress import models as kinds
 from studio.compress.process import CompressorProcess
@@ -342,7 +342,7 @@ class CompressionService:
         folder = self.settings.models / naming.from_stem(Path(repository).name)
         if folder.is_dir():
             return folder
-        command = [sys.executable, "-m", "studio.catalogue.hub", repository, str(folder)]
+        command = processes.module_command("studio.catalogue.hub", repository, str(folder))
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jobs import queue
 from jobs.exporters import kinds
 from jobs.exporters.config import FORMATS, MAX_PROMPTS, OUTTYPES, PROMPTS, ExportConfig, check_space, expected_bytes
 from jobs.rundir import RunDir, write_json
+from studio import processes
 from studio.catalogue import gguf
 from studio.catalogue.models import count_parameters, read_json
 from studio.db import lifecycle
@@ -121,7 +121,7 @@ class ExportService:
         export = self.show(export_id)
         if export["status"] != "SUCCEEDED" or not export["files"]:
             raise StudioError(f"Export {export['name']} is not there, or not proved.", "Push one that has passed its proof.")
-        command = [sys.executable, "-m", "studio.catalogue.upload", export["path"], repository, "private" if private else "public"]
+        command = processes.module_command("studio.catalogue.upload", export["path"], repository, "private" if private else "public")
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE_ROOT) as child:
             assert child.stdout is not None
             answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone

@@ -9,13 +9,13 @@ import hashlib
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from studio import processes
 from studio.errors import DatasetError
 
 PREFIX = "hub:"
@@ -80,7 +80,7 @@ class HubRows:
             folder.mkdir()
             path = folder / ROWS
             with (Path(place) / "complaint").open("w+b") as complaint:
-                command = [sys.executable, "-m", "studio.datasets.hub", name, config, split_name, str(path)]
+                command = processes.module_command("studio.datasets.hub", name, config, split_name, str(path))
                 # in an empty folder: `datasets` would take a local folder of that name for the dataset
                 child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint)
                 code = _watch(child, path)

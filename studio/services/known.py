@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+from studio import processes
 from studio.catalogue.known import KnownModel, known_models
 from studio.errors import ModelError
 from studio.services.fit import FitService
@@ -51,7 +51,7 @@ class KnownService:
             return []
         if self.settings.hub_offline:
             raise ModelError("This studio is set to stay offline.", "Unset HF_HUB_OFFLINE to search the hub, or add a folder.")
-        command = [sys.executable, "-m", "studio.catalogue.hub", "--search", wanted]
+        command = processes.module_command("studio.catalogue.hub", "--search", wanted)
         try:
             answer = json.loads(_said(command))
         except ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from studio import processes
 from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder
 from studio.db.models import Adapter, BaseModelRow, Job
 from studio.db.session import Database
@@ -136,7 +136,7 @@ class ModelService:
         folder = self.settings.models / name
         if folder.exists():
             raise TakenError(f"{folder} exists already.", "Choose another --name, or delete the folder.")
-        command = [sys.executable, "-m", "studio.catalogue.hub", repository, str(folder)]
+        command = processes.module_command("studio.catalogue.hub", repository, str(folder))
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone

@@ -156,7 +156,7 @@ def _bitsandbytes() -> Check:
 def _bitsandbytes_trial() -> Check:
     """Quantise and restore a small matrix in a process of its own: this one stays free of torch."""
     try:
-        command = [sys.executable, "-c", BITSANDBYTES_TRIAL]
+        command = [sys.executable, "-P", "-c", BITSANDBYTES_TRIAL]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         return _check("bitsandbytes", False, "4-bit trial did not end within 120 s", "Run the doctor again when the machine is less busy.")
