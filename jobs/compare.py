@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from jobs.light import LightContext, Stopped
-from studio.db.models import Answer, Comparison
+from studio.db.models import AnswerRow, ComparisonRow
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError
@@ -24,8 +24,8 @@ def run(context: LightContext) -> dict[str, Any]:
     contestants = [Contestant.from_json(value) for value in context.config["contestants"]]
     params = GenerationParams.model_validate(context.config["params"])
     with context.db.read() as session:
-        comparison = session.get_one(Comparison, context.config["comparison"])
-        rows = session.execute(select(Answer.prompt_id, Answer.contestant).where(Answer.comparison_id == comparison.id))
+        comparison = session.get_one(ComparisonRow, context.config["comparison"])
+        rows = session.execute(select(AnswerRow.prompt_id, AnswerRow.contestant).where(AnswerRow.comparison_id == comparison.id))
         done = {(prompt_id, contestant) for prompt_id, contestant in rows}
     # prompt by prompt, so that a person who watches sees whole rows fill
     tasks = [(p, c) for p, c in itertools.product(comparison.prompts, contestants) if (p["id"], c.name) not in done]
@@ -51,7 +51,7 @@ def _answer_all(
     count = 0
     remaining = iter(tasks)
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        waiting: set[Future[Answer]] = set()
+        waiting: set[Future[AnswerRow]] = set()
         try:
             while True:
                 for prompt, contestant in itertools.islice(remaining, CONCURRENCY - len(waiting)):
@@ -72,7 +72,9 @@ def _answer_all(
                 future.cancel()
 
 
-def _answer(client: EngineClient, comparison_id: str, prompt: dict[str, Any], contestant: Contestant, params: GenerationParams) -> Answer:
+def _answer(
+    client: EngineClient, comparison_id: str, prompt: dict[str, Any], contestant: Contestant, params: GenerationParams
+) -> AnswerRow:
     """All turns of one prompt. What this prompt itself can't have (too long, say) is kept as the answer's error."""
     messages: list[dict[str, Any]] = []
     turns: list[str] = []
@@ -91,7 +93,7 @@ def _answer(client: EngineClient, comparison_id: str, prompt: dict[str, Any], co
         if exc.status >= 500 or exc.status in (401, 404, 429):
             raise  # the engine's trouble, not this prompt's: the job ends with the reason and can go on later
         error = str(exc)
-    return Answer(
+    return AnswerRow(
         comparison_id=comparison_id,
         prompt_id=prompt["id"],
         contestant=contestant.name,

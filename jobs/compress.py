@@ -21,7 +21,7 @@ from jobs.light import LightContext, Stopped
 from jobs.panel import Panelist, duels, score, seated
 from jobs.rundir import fsync_folder
 from studio.compress.process import CompressorProcess
-from studio.db.models import Dataset
+from studio.db.models import DatasetRow
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError, StudioError
@@ -240,12 +240,12 @@ def _keep(context: LightContext, folder: Path, rows: int, size: int, sha256: str
     if not rows:
         raise StudioError("The dataset has no rows.", "Choose another one.")
     with context.db.write() as session:
-        parent = session.get(Dataset, config["parent"])
+        parent = session.get(DatasetRow, config["parent"])
         if parent is None:
             raise StudioError("The dataset was deleted meanwhile.", "Choose another one.")
-        taken = session.scalar(select(Dataset.id).where(Dataset.name == config["name"]))
+        taken = session.scalar(select(DatasetRow.id).where(DatasetRow.name == config["name"]))
         session.add(
-            Dataset(
+            DatasetRow(
                 id=config["dataset"],
                 name=f"{config['name']}-{config['dataset']}" if taken else config["name"],
                 kind=parent.kind,

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from jobs.config import JobConfig
 from jobs.rundir import RunDir
 from studio.db import lifecycle
-from studio.db.models import Adapter, Comparison, Job, Judgement
+from studio.db.models import AdapterRow, ComparisonRow, JobRow, JudgementRow
 from studio.engine.protocol import AdapterRef, Contestant, ModelFolder
 from studio.errors import DatasetError, StudioError
 from studio.evaluation import prompts
@@ -32,7 +32,7 @@ FEWEST_TOKENS, MOST_TOKENS = 32, 512  # of an answer
 logger = logging.getLogger(__name__)
 
 
-def after_training(session: Session, training: Job, adapter: Adapter) -> None:
+def after_training(session: Session, training: JobRow, adapter: AdapterRow) -> None:
     """Queue the report of a training that succeeds in this transaction, where it has rows for one. Never raises."""
     try:
         with session.begin_nested():
@@ -45,11 +45,11 @@ def after_training(session: Session, training: Job, adapter: Adapter) -> None:
         logger.exception("Job %s: its report could not be queued.", training.name)
 
 
-def queue_report(session: Session, training: Job, adapter: Adapter, rows: int, priority: int = 0) -> Job:
+def queue_report(session: Session, training: JobRow, adapter: AdapterRow, rows: int, priority: int = 0) -> JobRow:
     """The report's job, with the comparison that it fills and, where rows have references, the judgement. Raises StudioError."""
     asked, held_out = held_out_prompts(RunDir(Path(training.run_dir)).eval, rows)
     params = GenerationParams(temperature=0.0, max_new_tokens=_room(asked))
-    comparison = Comparison(
+    comparison = ComparisonRow(
         name=_free_name(session, f"{adapter.name[:50]}-report"),
         base_model=training.base_model,
         contestants=[BASE, adapter.name],
@@ -68,11 +68,11 @@ def queue_report(session: Session, training: Job, adapter: Adapter, rows: int, p
     }
     judgement = None
     if any(prompt.get("reference") for prompt in asked):
-        judgement = Judgement(comparison_id=comparison.id, judge="reference", kind="reference")
+        judgement = JudgementRow(comparison_id=comparison.id, judge="reference", kind="reference")
         session.add(judgement)
         session.flush()
         config["judgement"] = judgement.id
-    job = Job(
+    job = JobRow(
         kind=lifecycle.REPORT,
         queue="light",
         name=f"report-{comparison.id}",
@@ -109,14 +109,14 @@ def _room(asked: list[prompts.Prompt]) -> int:
     return min(max(longest // BYTES_PER_TOKEN, FEWEST_TOKENS), MOST_TOKENS)
 
 
-def _contestants(training: Job, adapter: Adapter) -> list[Contestant]:
+def _contestants(training: JobRow, adapter: AdapterRow) -> list[Contestant]:
     base = ModelFolder(training.base_model, Path(training.config["model_name_or_path"]))
     return [Contestant(BASE, base), Contestant(adapter.name, base, AdapterRef(adapter.name, Path(adapter.path), adapter.sha256))]
 
 
 def _free_name(session: Session, wanted: str) -> str:
     name, number = wanted, 1
-    while session.scalar(select(Comparison.id).where(Comparison.name == name)) is not None:
+    while session.scalar(select(ComparisonRow.id).where(ComparisonRow.name == name)) is not None:
         number += 1
         name = f"{wanted}-{number}"
     return name

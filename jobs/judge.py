@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from jobs.light import LightContext, Stopped
 from jobs.panel import Case, Likelihood, Question, Rule, identity_of, panelist
-from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
+from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.errors import StudioError
 from studio.evaluation import judging, readings
 from studio.evaluation.verdicts import Verdict
@@ -39,7 +39,7 @@ def run(context: LightContext) -> dict[str, Any]:
         bench.panelist.close()
     found = {**bench.read(), "is_cut_by_budget": spent}
     with context.db.write() as session:
-        session.get_one(Judgement, judgement_id).readings = found
+        session.get_one(JudgementRow, judgement_id).readings = found
     return {"judgement": judgement_id, "verdicts": found["verdicts"], "cached": found["cached"]}
 
 
@@ -50,9 +50,9 @@ class Bench:
         self.context = context
         self.config = config
         with context.db.read() as session:
-            self.judgement = session.get_one(Judgement, judgement_id)
-            self.comparison = session.get_one(Comparison, self.judgement.comparison_id)
-            answers = session.scalars(select(Answer).where(Answer.comparison_id == self.comparison.id, Answer.error == "")).all()
+            self.judgement = session.get_one(JudgementRow, judgement_id)
+            self.comparison = session.get_one(ComparisonRow, self.judgement.comparison_id)
+            answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == self.comparison.id, AnswerRow.error == "")).all()
             self.contestants = _resolved(session, self.comparison)
         self.prompts = {prompt["id"]: prompt for prompt in self.comparison.prompts}
         self.answers = {(answer.prompt_id, answer.contestant): answer.turns or [answer.text] for answer in answers}
@@ -220,6 +220,6 @@ def as_verdict(row: VerdictRow) -> Verdict:
     return Verdict(row.prompt_id, row.a, row.b, row.winner, row.rater)
 
 
-def _resolved(session: Session, comparison: Comparison) -> dict[str, dict[str, Any]]:
-    job = session.get(Job, comparison.job_id) if comparison.job_id else None
+def _resolved(session: Session, comparison: ComparisonRow) -> dict[str, dict[str, Any]]:
+    job = session.get(JobRow, comparison.job_id) if comparison.job_id else None
     return {value["name"]: value for value in (job.config.get("contestants", []) if job else [])}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from studio.datasets.children import run_child
-from studio.db.models import Answer, Comparison
+from studio.db.models import AnswerRow, ComparisonRow
 from studio.settings import Settings
 
 Pulse = Callable[[], None]
@@ -17,8 +17,8 @@ Pulse = Callable[[], None]
 
 def measure(
     settings: Settings,
-    comparison: Comparison,
-    answers: Sequence[Answer],
+    comparison: ComparisonRow,
+    answers: Sequence[AnswerRow],
     *,
     schema: Any = None,
     pattern: str | None = None,
@@ -47,7 +47,7 @@ def measure(
 
 
 def perplexity(
-    settings: Settings, comparison: Comparison, contestant: Mapping[str, Any], pulse: Pulse | None = None
+    settings: Settings, comparison: ComparisonRow, contestant: Mapping[str, Any], pulse: Pulse | None = None
 ) -> dict[str, Any] | None:
     """{"perplexity", "tokens", "rows"} that a model of this machine gives to the references; None where that can't be said.
 

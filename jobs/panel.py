@@ -18,7 +18,7 @@ import orjson
 
 from jobs.light import LightContext, Stopped
 from studio.datasets.children import run_child
-from studio.db.models import Judgement
+from studio.db.models import JudgementRow
 from studio.engine.client import EngineClient, FinishedAnswer
 from studio.engine.protocol import Contestant, Grammar
 from studio.errors import EngineError, StudioError
@@ -78,7 +78,7 @@ class Panelist(Protocol):
     def close(self) -> None: ...
 
 
-def panelist(judgement: Judgement, config: dict[str, Any], context: LightContext) -> Panelist:
+def panelist(judgement: JudgementRow, config: dict[str, Any], context: LightContext) -> Panelist:
     """The judge that a judgement names."""
     said = {"kind": judgement.kind, "template": judgement.template, "criteria": judgement.criteria}
     return seated({**config, **said}, context)

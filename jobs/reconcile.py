@@ -22,7 +22,7 @@ from jobs.runner import Runner, ingest_events, keep_adapter
 from studio import processes
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
-from studio.db.models import Job
+from studio.db.models import JobRow
 
 ORPHAN_GRACE_S = 6.0  # an orphaned trainer ends by itself after a checkpoint; then it is killed
 MAX_LOOK_S = 3.0  # time between two looks counts at most so much: a watcher that was frozen has seen nothing
@@ -71,7 +71,7 @@ class Reconciler:
             if reason and self._orphan_has_ended(held, job):
                 self._give_back(held, job, reason)
 
-    def _why_abandoned(self, held: Claim, job: Job) -> str:
+    def _why_abandoned(self, held: Claim, job: JobRow) -> str:
         """Why nobody looks after this job any more; "" while somebody does."""
         if held.owner == self.runner.owner:
             return "its worker lost sight of it"
@@ -86,7 +86,7 @@ class Reconciler:
         seen.looked_at = now
         return "its worker has not been heard of" if seen.still_s > lifecycle.LEASE_S else ""
 
-    def _orphan_has_ended(self, held: Claim, job: Job) -> bool:
+    def _orphan_has_ended(self, held: Claim, job: JobRow) -> bool:
         """Whether no trainer of this attempt runs on this machine; asks and then forces one that does."""
         if job.pid is None or job.pid_born is None or not processes.is_local(held.owner) or not processes.is_alive(job.pid, job.pid_born):
             return True
@@ -98,7 +98,7 @@ class Reconciler:
             processes.kill_group(job.pid, job.pid_born)
         return False
 
-    def _give_back(self, held: Claim, job: Job, reason: str) -> None:
+    def _give_back(self, held: Claim, job: JobRow, reason: str) -> None:
         try:
             with self.runner.db.write() as session:
                 if job.run_dir:

@@ -19,7 +19,7 @@ from jobs import compare, judge, measures
 from jobs.light import LightContext, Stopped
 from studio.catalogue.models import count_parameters
 from studio.db import lifecycle
-from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
+from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.errors import StudioError
 from studio.evaluation import verdicts
 
@@ -51,7 +51,7 @@ class Yielding:
     def __init__(self, context: LightContext) -> None:
         self._context = context
         with context.db.read() as session:
-            self._gives_way = session.get_one(Job, context.job_id).priority < 0
+            self._gives_way = session.get_one(JobRow, context.job_id).priority < 0
         self._looked_at = 0.0
         self._is_wanted = False
 
@@ -77,9 +77,9 @@ class Yielding:
 
 def _figures(context: LightContext) -> dict[str, Any]:
     with context.db.read() as session:
-        comparison = session.get_one(Comparison, context.config["comparison"])
-        answers = session.scalars(select(Answer).where(Answer.comparison_id == comparison.id)).all()
-        judgement = session.get(Judgement, context.config.get("judgement", ""))
+        comparison = session.get_one(ComparisonRow, context.config["comparison"])
+        answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == comparison.id)).all()
+        judgement = session.get(JudgementRow, context.config.get("judgement", ""))
         lines = session.scalars(select(VerdictRow).where(VerdictRow.judgement_id == judgement.id)).all() if judgement else []
     base, tuned = comparison.contestants
     measured = measures.measure(context.settings, comparison, answers, pulse=context.stop_if_asked)
@@ -101,7 +101,7 @@ def _figures(context: LightContext) -> dict[str, Any]:
     }
 
 
-def _perplexity(context: LightContext, comparison: Comparison, contestant: Mapping[str, Any]) -> float | None:
+def _perplexity(context: LightContext, comparison: ComparisonRow, contestant: Mapping[str, Any]) -> float | None:
     try:
         if count_parameters(Path(contestant["studio"]["base"]["path"])) > SMALL:
             return None
@@ -117,7 +117,7 @@ def _judged(readings: Mapping[str, Any], name: str, tuned: str) -> dict[str, Any
     return {"judge": name, "win_rate": readings["win_rate"][tuned], "ci95": readings["ci95"][tuned], **{key: readings[key] for key in kept}}
 
 
-def _examples(comparison: Comparison, answers: Sequence[Answer], lines: Sequence[verdicts.Verdict]) -> dict[str, Any]:
+def _examples(comparison: ComparisonRow, answers: Sequence[AnswerRow], lines: Sequence[verdicts.Verdict]) -> dict[str, Any]:
     """`counts` of wins, losses and ties of the adapter, and some of its wins and losses in the order of the rows."""
     base, tuned = comparison.contestants
     scores = {game.prompt_id: game.score if game.a == tuned else 1 - game.score for game in verdicts.games(lines)}

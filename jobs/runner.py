@@ -32,7 +32,7 @@ from studio.catalogue import hardware, memory
 from studio.catalogue.models import count_parameters
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
-from studio.db.models import Adapter, Job
+from studio.db.models import AdapterRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -93,14 +93,14 @@ class Runner:
 
     def _supervise(self, held: Claim) -> None:
         with self.db.read() as session:
-            job = session.get_one(Job, held.job_id)
+            job = session.get_one(JobRow, held.job_id)
         logger.info("Job %s (%s), attempt %s begins.", job.name, job.id, held.attempt)
         attempt = ATTEMPTS.get(job.kind, LightAttempt)(self, held, job)
         outcome = attempt.run()
         self._conclude(held, job, outcome, attempt.ingest)
         logger.info("Job %s (%s), attempt %s: %s %s", job.name, job.id, held.attempt, outcome.kind, outcome.reason)
 
-    def _conclude(self, held: Claim, job: Job, outcome: Outcome, ingest: Callable[[Session], None]) -> None:
+    def _conclude(self, held: Claim, job: JobRow, outcome: Outcome, ingest: Callable[[Session], None]) -> None:
         """Write the end of the attempt; a database that is busy gets several tries."""
         for left in reversed(range(ENDING_TRIES)):
             try:
@@ -117,7 +117,7 @@ class Runner:
 class TrainingAttempt:
     """One attempt of a training, from making room for it to its exit."""
 
-    def __init__(self, runner: Runner, held: Claim, job: Job) -> None:
+    def __init__(self, runner: Runner, held: Claim, job: JobRow) -> None:
         self.runner = runner
         self.held = held
         self.job = job
@@ -204,7 +204,7 @@ class TrainingAttempt:
 class ExportAttempt(TrainingAttempt):
     """One attempt of an export: a child like a trainer, that leaves at once when asked and leaves nothing half behind."""
 
-    def __init__(self, runner: Runner, held: Claim, job: Job) -> None:
+    def __init__(self, runner: Runner, held: Claim, job: JobRow) -> None:
         self.runner, self.held, self.job = runner, held, job
         self.run_dir = RunDir(Path(job.run_dir))
         self.files = self.run_dir.attempt(held.attempt)
@@ -229,7 +229,7 @@ class ExportAttempt(TrainingAttempt):
 class LightAttempt:
     """One attempt of a light job: a function that is asked to stop, in a thread of its own."""
 
-    def __init__(self, runner: Runner, held: Claim, job: Job) -> None:
+    def __init__(self, runner: Runner, held: Claim, job: JobRow) -> None:
         self.runner = runner
         self.held = held
         self.job = job
@@ -318,7 +318,7 @@ ATTEMPTS: dict[str, type[TrainingAttempt | LightAttempt]] = {"train": TrainingAt
 
 def ingest_events(session: Session, held: Claim, files: Attempt) -> None:
     """Take over all that an attempt has reported behind the offset of its row. The row's: a transaction may have failed before."""
-    offset = session.scalar(select(Job.event_offset).where(Job.id == held.job_id)) or 0
+    offset = session.scalar(select(JobRow.event_offset).where(JobRow.id == held.job_id)) or 0
     while True:
         events, behind = files.read_events(offset)
         if behind == offset:
@@ -327,7 +327,7 @@ def ingest_events(session: Session, held: Claim, files: Attempt) -> None:
         offset = behind
 
 
-def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
+def conclude(session: Session, held: Claim, job: JobRow, outcome: Outcome) -> None:
     """Move the job to what its attempt has earned. Success wins over a wish to cancel that came too late."""
     wish = lifecycle.beat(session, held)
     if outcome.kind == "succeeded":
@@ -348,14 +348,14 @@ def conclude(session: Session, held: Claim, job: Job, outcome: Outcome) -> None:
         lifecycle.requeue(session, held, outcome.reason)
 
 
-def _halved(job: Job) -> dict[str, int]:
+def _halved(job: JobRow) -> dict[str, int]:
     """The same steps from smaller batches, for a training that has not been given them before."""
     if job.kind != "train" or job.is_halved:
         return {}
     return smaller_batch(JobConfig.model_validate(job.config))
 
 
-def _try_smaller(session: Session, held: Claim, job: Job, smaller: dict[str, int]) -> None:
+def _try_smaller(session: Session, held: Claim, job: JobRow, smaller: dict[str, int]) -> None:
     run = RunDir(Path(job.run_dir))
     config = {**job.config, **smaller}
     text = "Memory ran out: once more with " + ", ".join(f"{key} {value}" for key, value in smaller.items()) + "."
@@ -365,7 +365,7 @@ def _try_smaller(session: Session, held: Claim, job: Job, smaller: dict[str, int
         log.write(f"{text}\n")
 
 
-def keep_adapter(session: Session, job: Job) -> tuple[str, str]:
+def keep_adapter(session: Session, job: JobRow) -> tuple[str, str]:
     """Turn the last verified checkpoint into the job's adapter; (reason, fix) for the row."""
     adapter = RunDir(Path(job.run_dir)).keep_checkpoint() if job.run_dir else None
     if adapter is None:
@@ -374,17 +374,17 @@ def keep_adapter(session: Session, job: Job) -> tuple[str, str]:
     return "", ""
 
 
-def register_adapter(session: Session, job: Job, path: Path) -> Adapter:
+def register_adapter(session: Session, job: JobRow, path: Path) -> AdapterRow:
     """List the adapter of a job under the job's name."""
     values: dict[str, Any] = {
         "path": str(path),
         "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         "sha256": sha256(path / "adapter_model.safetensors"),
     }
-    adapter = session.scalar(select(Adapter).where(Adapter.job_id == job.id))
+    adapter = session.scalar(select(AdapterRow).where(AdapterRow.job_id == job.id))
     if adapter is None:
         name = _free_name(session, job.name)
-        adapter = Adapter(name=name, base_model=job.base_model, method=str(job.config.get("method", "")), job_id=job.id, **values)
+        adapter = AdapterRow(name=name, base_model=job.base_model, method=str(job.config.get("method", "")), job_id=job.id, **values)
         session.add(adapter)
     else:
         for key, value in values.items():
@@ -396,7 +396,7 @@ def register_adapter(session: Session, job: Job, path: Path) -> Adapter:
 def _free_name(session: Session, wanted: str) -> str:
     """The job's own name, as its launch has reserved it; a number behind it should somebody have taken it since."""
     name, number = wanted, 1
-    while session.scalar(select(Adapter.id).where(Adapter.name == name)) is not None:
+    while session.scalar(select(AdapterRow.id).where(AdapterRow.name == name)) is not None:
         number += 1
         name = f"{wanted}-{number}"
     return name

@@ -9,7 +9,7 @@ from typing import Any
 from jobs import config, recipes
 from jobs.rundir import RunDir, write_json
 from studio.db import lifecycle, migrations
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.settings import STATIC, Settings
 
@@ -68,5 +68,5 @@ def submit(db: Database, run: RunDir, name: str = "first", **values: Any) -> str
     options = json.loads(run.config.read_text(encoding="utf-8"))
     with db.write() as session:
         return lifecycle.submit(
-            session, Job(kind="train", name=name, config=options, run_dir=str(run.path), base_model="starter", **values)
+            session, JobRow(kind="train", name=name, config=options, run_dir=str(run.path), base_model="starter", **values)
         ).id

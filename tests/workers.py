@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import psutil
 
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.db.session import Database
 
 T = TypeVar("T")
@@ -44,12 +44,12 @@ def wait_for(what: Callable[[], T], timeout: float = PATIENCE_S) -> T:
     return answer
 
 
-def row(db: Database, job_id: str) -> Job:
+def row(db: Database, job_id: str) -> JobRow:
     with db.read() as session:
-        return session.get_one(Job, job_id)
+        return session.get_one(JobRow, job_id)
 
 
-def wait_for_status(db: Database, job_id: str, *wanted: str, timeout: float = PATIENCE_S) -> Job:
+def wait_for_status(db: Database, job_id: str, *wanted: str, timeout: float = PATIENCE_S) -> JobRow:
     return wait_for(lambda: job if (job := row(db, job_id)).status in wanted else None, timeout)
 
 

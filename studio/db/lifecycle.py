@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from studio.db.models import Job, JobEvent, Metric, QueueState
+from studio.db.models import JobEvent, JobRow, MetricRow, QueueState
 from studio.errors import NotFoundError, StudioError
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -46,11 +46,11 @@ class Claim:
     attempt: int
 
 
-def submit(session: Session, job: Job) -> Job:
+def submit(session: Session, job: JobRow) -> JobRow:
     """Queue a new job. It is safe from here on: workers find the row even when no bell rings."""
     job.status, job.attempt = "QUEUED", 0
     # behind all that wait, also when the clock has been set back since
-    last = session.scalar(select(func.max(Job.rank)).where(Job.status.in_(WAITING))) or 0.0
+    last = session.scalar(select(func.max(JobRow.rank)).where(JobRow.status.in_(WAITING))) or 0.0
     job.rank = max(time.time(), math.nextafter(last, math.inf))
     session.add(job)
     session.flush()
@@ -61,29 +61,29 @@ def submit(session: Session, job: Job) -> Job:
 
 def claimable(session: Session, queue: str, limit: int = 8, without: Sequence[str] = ()) -> list[str]:
     """IDs of jobs that may start now, in the order in which they should; none of the kinds `without`."""
-    query = select(Job.id).where(Job.queue == queue, Job.status == "QUEUED", _is_due(), _is_released(), _is_open())
-    query = query.where(Job.kind.not_in(without), _gives_way_to_nobody())
+    query = select(JobRow.id).where(JobRow.queue == queue, JobRow.status == "QUEUED", _is_due(), _is_released(), _is_open())
+    query = query.where(JobRow.kind.not_in(without), _gives_way_to_nobody())
     return list(session.scalars(query.order_by(*IN_ORDER).limit(limit)))
 
 
 def slot_is_free(session: Session, slot: str) -> bool:
-    return session.scalar(select(Job.id).where(Job.slot == slot, Job.status == "RUNNING")) is None
+    return session.scalar(select(JobRow.id).where(JobRow.slot == slot, JobRow.status == "RUNNING")) is None
 
 
 def device_is_free(session: Session) -> bool:
     """Whether no training and no export holds a device."""
-    return session.scalar(select(Job.id).where(Job.slot.is_not(None), Job.status == "RUNNING").limit(1)) is None
+    return session.scalar(select(JobRow.id).where(JobRow.slot.is_not(None), JobRow.status == "RUNNING").limit(1)) is None
 
 
 def claim(session: Session, job_id: str, owner: str, slot: str | None) -> Claim | None:
     """Begin the next attempt, or None: somebody else has it, it is not due, or its device slot is taken."""
     now = time.time()
     change = (
-        update(Job)
-        .where(Job.id == job_id, Job.status == "QUEUED", Job.kind != SWEEP, _is_due(), _is_released(), _is_open())
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.status == "QUEUED", JobRow.kind != SWEEP, _is_due(), _is_released(), _is_open())
         .values(
             status="RUNNING",
-            attempt=Job.attempt + 1,
+            attempt=JobRow.attempt + 1,
             owner=owner,
             slot=slot,
             lease_until=now + LEASE_S,
@@ -92,7 +92,7 @@ def claim(session: Session, job_id: str, owner: str, slot: str | None) -> Claim 
             cancel=None,
             event_offset=0,
             eta_s=None,
-            started_at=func.coalesce(Job.started_at, now),
+            started_at=func.coalesce(JobRow.started_at, now),
             updated_at=now,
         )
     )
@@ -102,7 +102,7 @@ def claim(session: Session, job_id: str, owner: str, slot: str | None) -> Claim 
                 return None
     except IntegrityError:  # the unique index on the slot
         return None
-    attempt = session.scalar(select(Job.attempt).where(Job.id == job_id))
+    attempt = session.scalar(select(JobRow.attempt).where(JobRow.id == job_id))
     assert attempt is not None
     note(session, job_id, attempt, "started", {"owner": owner})
     _follow_parent(session, job_id)
@@ -113,7 +113,7 @@ def beat(session: Session, held: Claim) -> str | None:
     """Renew the lease; what a person asked for meanwhile: None, "cancel", "keep" or "pause". Raises LostClaimError."""
     now = time.time()
     _write(session, held, lease_until=now + LEASE_S, updated_at=now)
-    return session.scalar(select(Job.cancel).where(Job.id == held.job_id))
+    return session.scalar(select(JobRow.cancel).where(JobRow.id == held.job_id))
 
 
 def record_child(session: Session, held: Claim, pid: int, born: float) -> None:
@@ -225,13 +225,13 @@ def cancel(session: Session, job_id: str, keep: bool = False) -> str:
     if job.kind == SWEEP:
         return _to_children(session, job, lambda child: cancel(session, child, keep))
     now = time.time()
-    waiting = update(Job).where(Job.id == job_id, Job.status.in_(WAITING))
+    waiting = update(JobRow).where(JobRow.id == job_id, JobRow.status.in_(WAITING))
     ended = {**_FREE, "status": "CANCELLED", "ended_at": now, "updated_at": now, "cancel": "keep" if keep and job.checkpoint_step else None}
     if _changed(session, waiting.values(**ended)):
         note(session, job_id, job.attempt, "cancelled")
         _follow_children(session, job.parent_id)
         return "CANCELLED"
-    running = update(Job).where(Job.id == job_id, Job.status == "RUNNING")
+    running = update(JobRow).where(JobRow.id == job_id, JobRow.status == "RUNNING")
     if _changed(session, running.values(cancel="keep" if keep else "cancel", updated_at=now)):
         return "RUNNING"
     raise StudioError(f"Job {job.name} has ended already ({job.status.lower()}).", "Only a job that waits or runs can be cancelled.")
@@ -245,10 +245,14 @@ def pause(session: Session, job_id: str) -> str:
     if job.status in ENDED:
         raise StudioError(f"Job {job.name} has ended already ({job.status.lower()}).", "Only a job that waits or runs can be paused.")
     if job.status == "RUNNING":
-        running = update(Job).where(Job.id == job_id, Job.status == "RUNNING", or_(Job.cancel.is_(None), Job.cancel == "pause"))
+        running = update(JobRow).where(
+            JobRow.id == job_id, JobRow.status == "RUNNING", or_(JobRow.cancel.is_(None), JobRow.cancel == "pause")
+        )
         if not _changed(session, running.values(cancel="pause", updated_at=time.time())):
             raise StudioError(f"Job {job.name} is being stopped.", "Wait until it has ended, then `studio jobs retry` it.")
-    elif _changed(session, update(Job).where(Job.id == job_id, Job.status == "QUEUED").values(status="PAUSED", updated_at=time.time())):
+    elif _changed(
+        session, update(JobRow).where(JobRow.id == job_id, JobRow.status == "QUEUED").values(status="PAUSED", updated_at=time.time())
+    ):
         note(session, job_id, job.attempt, "paused")
         _follow_children(session, job.parent_id)
     return _status(session, job_id)
@@ -261,12 +265,16 @@ def resume(session: Session, job_id: str) -> str:
         return _to_children(session, job, lambda child: resume(session, child))
     if job.status in ENDED:
         raise StudioError(f"Job {job.name} has ended ({job.status.lower()}).", f"`studio jobs retry {job.name}` runs it again.")
-    back = update(Job).where(Job.id == job_id, Job.status == "PAUSED").values(status="QUEUED", not_before=0.0, updated_at=time.time())
+    back = (
+        update(JobRow).where(JobRow.id == job_id, JobRow.status == "PAUSED").values(status="QUEUED", not_before=0.0, updated_at=time.time())
+    )
     if _changed(session, back):
         note(session, job_id, job.attempt, "continued")
         _follow_children(session, job.parent_id)
     else:  # one that is on its way to a pause comes back by itself
-        _changed(session, update(Job).where(Job.id == job_id, Job.status == "RUNNING", Job.cancel == "pause").values(cancel=None))
+        _changed(
+            session, update(JobRow).where(JobRow.id == job_id, JobRow.status == "RUNNING", JobRow.cancel == "pause").values(cancel=None)
+        )
     return _status(session, job_id)
 
 
@@ -279,7 +287,7 @@ def retry(session: Session, job_id: str) -> str:
         raise StudioError(
             f"Job {job.name} has not failed: it is {job.status.lower()}.", f"`studio jobs clone {job.name}` makes another one like it."
         )
-    awaited = session.get(Job, job.after_id) if job.after_id else None
+    awaited = session.get(JobRow, job.after_id) if job.after_id else None
     if awaited and awaited.status in ("FAILED", "CANCELLED"):
         raise StudioError(
             f"Job {job.name} runs after {awaited.name}, which ended {awaited.status.lower()}.", f"Retry {awaited.name} first."
@@ -294,9 +302,9 @@ def retry(session: Session, job_id: str) -> str:
         "ended_at": None,
         "cancel": None,
     }
-    last = session.scalar(select(func.max(Job.rank)).where(Job.status.in_(WAITING))) or 0.0
+    last = session.scalar(select(func.max(JobRow.rank)).where(JobRow.status.in_(WAITING))) or 0.0
     place = {"lost": 0, "not_before": 0.0, "rank": max(time.time(), math.nextafter(last, math.inf)), "updated_at": time.time()}
-    if _changed(session, update(Job).where(Job.id == job_id, Job.status == job.status).values(**anew, **place)):
+    if _changed(session, update(JobRow).where(JobRow.id == job_id, JobRow.status == job.status).values(**anew, **place)):
         note(session, job_id, job.attempt, "retried")
         _follow_children(session, job.parent_id)
     return _status(session, job_id)
@@ -313,10 +321,10 @@ def move(session: Session, job_id: str, priority: int | None = None, before: str
         return
     if priority is None:
         raise StudioError("Neither a priority nor a place is given.", "Name a priority, or the job before which this one shall run.")
-    _changed(session, update(Job).where(Job.id.in_([job_id, *(one.id for one in moved)])).values(priority=priority))
+    _changed(session, update(JobRow).where(JobRow.id.in_([job_id, *(one.id for one in moved)])).values(priority=priority))
 
 
-def _place_before(session: Session, moved: Sequence[Job], other: Job) -> None:
+def _place_before(session: Session, moved: Sequence[JobRow], other: JobRow) -> None:
     """Take the other's priority, and number anew the ranks of all that wait with it: they stay times of their own."""
     first = next((child for child in children(session, other) if child.status in WAITING), other) if other.kind == SWEEP else other
     if first.status not in WAITING or first.queue != moved[0].queue:
@@ -324,14 +332,14 @@ def _place_before(session: Session, moved: Sequence[Job], other: Job) -> None:
     ids = {one.id for one in moved}
     if first.id in ids:
         return
-    same = (Job.status.in_(WAITING), Job.queue == first.queue, Job.priority == first.priority)
-    rest = [waiting for waiting in session.scalars(select(Job).where(*same).order_by(*IN_ORDER)) if waiting.id not in ids]
+    same = (JobRow.status.in_(WAITING), JobRow.queue == first.queue, JobRow.priority == first.priority)
+    rest = [waiting for waiting in session.scalars(select(JobRow).where(*same).order_by(*IN_ORDER)) if waiting.id not in ids]
     place = next(index for index, waiting in enumerate(rest) if waiting.id == first.id)
     order = [*rest[:place], *moved, *rest[place:]]
     least = -math.inf
     for waiting, rank in zip(order, sorted(one.rank for one in order), strict=True):
         least = max(rank, math.nextafter(least, math.inf))
-        _changed(session, update(Job).where(Job.id == waiting.id).values(rank=least, priority=first.priority))
+        _changed(session, update(JobRow).where(JobRow.id == waiting.id).values(rank=least, priority=first.priority))
 
 
 def pause_queue(session: Session, queue: str) -> None:
@@ -349,9 +357,9 @@ def queue_is_paused(session: Session, queue: str) -> bool:
     return session.get(QueueState, queue) is not None
 
 
-def children(session: Session, job: Job) -> list[Job]:
+def children(session: Session, job: JobRow) -> list[JobRow]:
     """The jobs of a sweep in the order of its grid."""
-    return list(session.scalars(select(Job).where(Job.parent_id == job.id).order_by(Job.created_at, Job.rank)))
+    return list(session.scalars(select(JobRow).where(JobRow.parent_id == job.id).order_by(JobRow.created_at, JobRow.rank)))
 
 
 def has_unreachable(session: Session) -> bool:
@@ -359,10 +367,10 @@ def has_unreachable(session: Session) -> bool:
     return bool(_unreachable(session))
 
 
-def _unreachable(session: Session) -> list[tuple[Job, Job]]:
-    before = aliased(Job)
-    query = select(Job, before).join(before, Job.after_id == before.id)
-    rows = session.execute(query.where(Job.status == "QUEUED", before.status.in_(("FAILED", "CANCELLED"))))
+def _unreachable(session: Session) -> list[tuple[JobRow, JobRow]]:
+    before = aliased(JobRow)
+    query = select(JobRow, before).join(before, JobRow.after_id == before.id)
+    rows = session.execute(query.where(JobRow.status == "QUEUED", before.status.in_(("FAILED", "CANCELLED"))))
     return [(job, awaited) for job, awaited in rows]
 
 
@@ -372,21 +380,21 @@ def cancel_unreachable(session: Session) -> None:
         cancel(session, job.id)
         reason = f"It was to run after {awaited.name}, which ended {awaited.status.lower()}."
         fix = "Start it again without waiting for a job, or after another one."
-        _changed(session, update(Job).where(Job.id == job.id).values(reason=reason, fix=fix))
+        _changed(session, update(JobRow).where(JobRow.id == job.id).values(reason=reason, fix=fix))
 
 
-def running(session: Session) -> list[Job]:
+def running(session: Session) -> list[JobRow]:
     """Claimed jobs; a sweep runs without being claimed."""
-    return list(session.scalars(select(Job).where(Job.status == "RUNNING", Job.kind != SWEEP)))
+    return list(session.scalars(select(JobRow).where(JobRow.status == "RUNNING", JobRow.kind != SWEEP)))
 
 
-def to_keep(session: Session) -> list[Job]:
+def to_keep(session: Session) -> list[JobRow]:
     """Jobs that were cancelled while they waited, and whose last checkpoint shall become an adapter."""
-    return list(session.scalars(select(Job).where(Job.status == "CANCELLED", Job.cancel == "keep")))
+    return list(session.scalars(select(JobRow).where(JobRow.status == "CANCELLED", JobRow.cancel == "keep")))
 
 
 def kept(session: Session, job_id: str) -> None:
-    _changed(session, update(Job).where(Job.id == job_id, Job.status == "CANCELLED").values(cancel=None))
+    _changed(session, update(JobRow).where(JobRow.id == job_id, JobRow.status == "CANCELLED").values(cancel=None))
 
 
 def note(session: Session, job_id: str, attempt: int, kind: str, data: dict[str, Any] | None = None) -> None:
@@ -397,12 +405,12 @@ def note(session: Session, job_id: str, attempt: int, kind: str, data: dict[str,
 def put_metric(session: Session, held: Claim, kind: str, step: int, event: dict[str, Any]) -> None:
     """One point of the curve; a step replayed by a later attempt replaces the earlier one."""
     insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert
-    row = insert(Metric).values(job_id=held.job_id, kind=kind, step=step, attempt=held.attempt, values=_plain(event))
+    row = insert(MetricRow).values(job_id=held.job_id, kind=kind, step=step, attempt=held.attempt, values=_plain(event))
     session.execute(
         row.on_conflict_do_update(
             index_elements=["job_id", "kind", "step"],
             set_={"attempt": row.excluded.attempt, "values": row.excluded["values"]},
-            where=Metric.attempt <= row.excluded.attempt,
+            where=MetricRow.attempt <= row.excluded.attempt,
         )
     )
 
@@ -410,21 +418,21 @@ def put_metric(session: Session, held: Claim, kind: str, step: int, event: dict[
 _FREE: dict[str, Any] = {"owner": None, "slot": None, "lease_until": None, "pid": None, "pid_born": None, "cancel": None}
 
 
-IN_ORDER = (Job.priority.desc(), Job.rank, Job.created_at, Job.id)
+IN_ORDER = (JobRow.priority.desc(), JobRow.rank, JobRow.created_at, JobRow.id)
 
 
-def _job(session: Session, job_id: str) -> Job:
-    job = session.get(Job, job_id, populate_existing=True)
+def _job(session: Session, job_id: str) -> JobRow:
+    job = session.get(JobRow, job_id, populate_existing=True)
     if job is None:
         raise NotFoundError(f"There is no job {job_id!r}.", "`studio jobs list` shows them.")
     return job
 
 
 def _status(session: Session, job_id: str) -> str:
-    return session.scalar(select(Job.status).where(Job.id == job_id)) or ""
+    return session.scalar(select(JobRow.status).where(JobRow.id == job_id)) or ""
 
 
-def _to_children(session: Session, sweep: Job, act: Callable[[str], object]) -> str:
+def _to_children(session: Session, sweep: JobRow, act: Callable[[str], object]) -> str:
     """Do it to every child that it can be done to; the sweep's status afterwards. Raises StudioError when there is none."""
     refused: list[StudioError] = []
     members = children(session, sweep)
@@ -439,7 +447,7 @@ def _to_children(session: Session, sweep: Job, act: Callable[[str], object]) -> 
 
 
 def _follow_parent(session: Session, job_id: str) -> None:
-    _follow_children(session, session.scalar(select(Job.parent_id).where(Job.id == job_id)))
+    _follow_children(session, session.scalar(select(JobRow.parent_id).where(JobRow.id == job_id)))
 
 
 def _follow_children(session: Session, sweep_id: str | None) -> None:
@@ -447,16 +455,16 @@ def _follow_children(session: Session, sweep_id: str | None) -> None:
     if sweep_id is None:
         return
     session.flush()
-    counts = Counter(session.scalars(select(Job.status).where(Job.parent_id == sweep_id)))
+    counts = Counter(session.scalars(select(JobRow.status).where(JobRow.parent_id == sweep_id)))
     status, total, now = _sum_of(counts), counts.total(), time.time()
     values: dict[str, Any] = {"status": status, "step": sum(counts[s] for s in ENDED), "max_steps": total, "updated_at": now}
     if status == "RUNNING":
-        values["started_at"] = func.coalesce(Job.started_at, now)
+        values["started_at"] = func.coalesce(JobRow.started_at, now)
     values["ended_at"] = now if status in ENDED else None
     bad = [f"{counts[s]} {s.lower()}" for s in ("FAILED", "CANCELLED") if counts[s]]
     values["reason"] = f"Of {total} runs {' and '.join(bad)}." if bad and status in ENDED else ""
     values["fix"] = "Look at those; `studio jobs retry` on the sweep runs them again." if values["reason"] else ""
-    _changed(session, update(Job).where(Job.id == sweep_id, Job.kind == SWEEP).values(**values))
+    _changed(session, update(JobRow).where(JobRow.id == sweep_id, JobRow.kind == SWEEP).values(**values))
 
 
 def _sum_of(counts: Counter[str]) -> str:
@@ -467,28 +475,28 @@ def _sum_of(counts: Counter[str]) -> str:
     return next((status for status in order if counts[status]), "QUEUED")
 
 
-def _is_open(job: type[Job] = Job) -> ColumnElement[bool]:
+def _is_open(job: type[JobRow] = JobRow) -> ColumnElement[bool]:
     return ~exists().where(QueueState.name == job.queue)
 
 
-def _is_due(job: type[Job] = Job) -> ColumnElement[bool]:
+def _is_due(job: type[JobRow] = JobRow) -> ColumnElement[bool]:
     now = time.time()
     # a time further away than any back-off was written by a clock that has been set back since
     return or_(job.not_before <= now, job.not_before > now + BACKOFF_MAX_S)
 
 
-def _is_released(job: type[Job] = Job) -> ColumnElement[bool]:
-    before = aliased(Job)
+def _is_released(job: type[JobRow] = JobRow) -> ColumnElement[bool]:
+    before = aliased(JobRow)
     return or_(job.after_id.is_(None), exists().where(before.id == job.after_id, before.status == "SUCCEEDED"))
 
 
 def _gives_way_to_nobody() -> ColumnElement[bool]:
     """A report that nobody asked for waits for the device, and also for whoever is about to take it: it would be interrupted at once."""
-    holder, coming = aliased(Job), aliased(Job)
+    holder, coming = aliased(JobRow), aliased(JobRow)
     is_busy = exists().where(holder.slot.is_not(None), holder.status == "RUNNING")
     may_start = (_is_due(coming), _is_released(coming), _is_open(coming))
     is_wanted = exists().where(coming.queue == "gpu", coming.status == "QUEUED", *may_start)
-    return or_(Job.kind != REPORT, Job.priority >= 0, ~or_(is_busy, is_wanted))
+    return or_(JobRow.kind != REPORT, JobRow.priority >= 0, ~or_(is_busy, is_wanted))
 
 
 def _changed(session: Session, statement: Any) -> int:
@@ -498,13 +506,13 @@ def _changed(session: Session, statement: Any) -> int:
 
 
 def _write(session: Session, held: Claim, **values: Any) -> None:
-    fence = (Job.id == held.job_id, Job.owner == held.owner, Job.attempt == held.attempt, Job.status == "RUNNING")
-    if _changed(session, update(Job).where(*fence).values(**values)) != 1:
+    fence = (JobRow.id == held.job_id, JobRow.owner == held.owner, JobRow.attempt == held.attempt, JobRow.status == "RUNNING")
+    if _changed(session, update(JobRow).where(*fence).values(**values)) != 1:
         raise LostClaimError(f"job {held.job_id}, attempt {held.attempt}")
 
 
-def _held_job(session: Session, held: Claim) -> Job:
-    job = session.get(Job, held.job_id, populate_existing=True)
+def _held_job(session: Session, held: Claim) -> JobRow:
+    job = session.get(JobRow, held.job_id, populate_existing=True)
     if job is None or (job.owner, job.attempt, job.status) != (held.owner, held.attempt, "RUNNING"):
         raise LostClaimError(f"job {held.job_id}, attempt {held.attempt}")
     return job
@@ -527,7 +535,9 @@ def _back_to_queue(session: Session, held: Claim, status: str = "QUEUED", **valu
 
 def _new_checkpoint(session: Session, held: Claim, step: int) -> None:
     # only a checkpoint further than any before shows that the job gets on
-    newer = update(Job).where(Job.id == held.job_id, Job.owner == held.owner, Job.attempt == held.attempt, Job.checkpoint_step < step)
+    newer = update(JobRow).where(
+        JobRow.id == held.job_id, JobRow.owner == held.owner, JobRow.attempt == held.attempt, JobRow.checkpoint_step < step
+    )
     _changed(session, newer.values(checkpoint_step=step, lost=0))
 
 

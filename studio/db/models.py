@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
 
 
-class Dataset(Base):
+class DatasetRow(Base):
     """One version of a dataset: rows as JSON lines in `datasets/<id>/rows.jsonl`."""
 
     __tablename__ = "datasets"
@@ -59,7 +59,7 @@ class BaseModelRow(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
-class Job(Base):
+class JobRow(Base):
     """A launch. Only studio.db.lifecycle writes status, attempt, owner, lease, slot and cancel."""
 
     __tablename__ = "jobs"
@@ -121,7 +121,7 @@ class QueueState(Base):
     paused_at: Mapped[float]
 
 
-class Metric(Base):
+class MetricRow(Base):
     """One point of a job's curve. A step replayed by a later attempt replaces the earlier one."""
 
     __tablename__ = "metrics"
@@ -144,7 +144,7 @@ class JobEvent(Base):
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
-class Adapter(Base):
+class AdapterRow(Base):
     """An adapter that can answer. `path` is the run's `adapter/`, or a folder of STUDIO_HOME/adapters."""
 
     __tablename__ = "adapters"
@@ -159,7 +159,7 @@ class Adapter(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
-class Conversation(Base):
+class ConversationRow(Base):
     """A chat that is kept."""
 
     __tablename__ = "conversations"
@@ -199,7 +199,7 @@ class CachedAnswer(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
-class Comparison(Base):
+class ComparisonRow(Base):
     """Contestants x prompts; its job fills the answers."""
 
     __tablename__ = "comparisons"
@@ -214,7 +214,7 @@ class Comparison(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
-class Answer(Base):
+class AnswerRow(Base):
     """One contestant's answer to one prompt, kept as it lands."""
 
     __tablename__ = "answers"
@@ -233,7 +233,7 @@ class Answer(Base):
     __table_args__ = (UniqueConstraint("comparison_id", "prompt_id", "contestant"),)
 
 
-class Judgement(Base):
+class JudgementRow(Base):
     """One judge's look at a comparison; its job fills the verdicts."""
 
     __tablename__ = "judgements"

@@ -16,7 +16,7 @@ from jobs import rundir
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db import lifecycle
-from studio.db.models import Adapter, Job, new_id
+from studio.db.models import AdapterRow, JobRow, new_id
 from studio.db.session import Database
 from studio.engine.kinds import UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, Contestant
@@ -40,9 +40,9 @@ class AdapterService:
 
     def list(self, base_model: str | None = None) -> list[dict[str, Any]]:
         """Newest first; with `base_model`, only those trained on it."""
-        query = select(Adapter).order_by(Adapter.created_at.desc())
+        query = select(AdapterRow).order_by(AdapterRow.created_at.desc())
         if base_model is not None:
-            query = query.where(Adapter.base_model == base_model)
+            query = query.where(AdapterRow.base_model == base_model)
         with self.db.read() as session:
             return [_record(row) for row in session.scalars(query)]
 
@@ -65,7 +65,7 @@ class AdapterService:
         folder = self._keep(source, adapter_id, config)
         try:
             with self.db.write() as session:
-                row = Adapter(
+                row = AdapterRow(
                     id=adapter_id,
                     name=self._name(session, name, source.name),
                     base_model=base.name,
@@ -84,7 +84,7 @@ class AdapterService:
         """Delete an adapter and its files. Refused while a job that has not ended needs it."""
         with self.db.write() as session:
             row = self._find(session, adapter_id)
-            active = session.scalars(select(Job).where(Job.status.in_(("QUEUED", "RUNNING", "PAUSED")))).all()
+            active = session.scalars(select(JobRow).where(JobRow.status.in_(("QUEUED", "RUNNING", "PAUSED")))).all()
             using = [job for job in active if row.path in json.dumps(job.config)]
             for report in [job for job in using if job.kind == lifecycle.REPORT and job.status != "RUNNING"]:
                 lifecycle.cancel(session, report.id)  # nobody asked for it
@@ -127,7 +127,7 @@ class AdapterService:
         bases = [model["name"] for model in self.models.list() if model["loadable"]]
         return bases + [f"{adapter['base_model']}:{adapter['name']}" for adapter in self.list() if adapter["base_model"] in bases]
 
-    def _with_adapter(self, contestant: str, base_name: str, adapter: Adapter) -> Contestant:
+    def _with_adapter(self, contestant: str, base_name: str, adapter: AdapterRow) -> Contestant:
         try:
             base = self.models.resolve(base_name, loadable=True)
         except NotFoundError:
@@ -150,14 +150,14 @@ class AdapterService:
             raise StudioError(f"{contestant} names no model.", "Write it as URL#MODEL, such as http://127.0.0.1:8000/v1#qwen.")
         return Contestant(name=contestant, url=url, model=model)
 
-    def _get(self, name: str) -> Adapter | None:
+    def _get(self, name: str) -> AdapterRow | None:
         with self.db.read() as session:
-            return session.scalar(select(Adapter).where((Adapter.name == name) | (Adapter.id == name)))
+            return session.scalar(select(AdapterRow).where((AdapterRow.name == name) | (AdapterRow.id == name)))
 
-    def _find(self, session: Session, adapter_id: str) -> Adapter:
-        row = session.scalar(select(Adapter).where((Adapter.name == adapter_id) | (Adapter.id == adapter_id)))
+    def _find(self, session: Session, adapter_id: str) -> AdapterRow:
+        row = session.scalar(select(AdapterRow).where((AdapterRow.name == adapter_id) | (AdapterRow.id == adapter_id)))
         if row is None:
-            known = session.scalars(select(Adapter.name)).all()
+            known = session.scalars(select(AdapterRow.name)).all()
             raise NotFoundError(f"There is no adapter {adapter_id!r}.", naming.suggest(adapter_id, known))
         return row
 
@@ -168,7 +168,7 @@ class AdapterService:
 
     def _name(self, session: Session, wanted: str | None, stem: str) -> str:
         def is_taken(name: str) -> bool:  # a job's name is the name of the adapter it will make
-            places = ((Adapter.id, Adapter.name), (Job.id, Job.name))
+            places = ((AdapterRow.id, AdapterRow.name), (JobRow.id, JobRow.name))
             return any(session.scalar(select(key).where(column == name)) is not None for key, column in places)
 
         return naming.claim(wanted, is_taken) if wanted else naming.unique(naming.from_stem(stem), is_taken)
@@ -271,7 +271,7 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _record(row: Adapter) -> dict[str, Any]:
+def _record(row: AdapterRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from jobs.config import JobConfig
 from jobs.rundir import RunDir, sha256
 from studio.catalogue.models import ModelRef, inspect_folder
-from studio.db.models import Adapter, Dataset, Job, JobEvent
+from studio.db.models import AdapterRow, DatasetRow, JobEvent, JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import naming
 from studio.services.archives import Archive, add_file, open_archive, refused, write_archive
@@ -76,7 +76,7 @@ class BundleService:
         config = JobConfig.model_validate(job["config"])
         folder = Path(config.model_name_or_path)
         with self.db.read() as session:
-            dataset = session.get(Dataset, job["data"]) if job["data"] else None
+            dataset = session.get(DatasetRow, job["data"]) if job["data"] else None
         return {
             "format": FORMAT,
             "job": {key: job[key] for key in ("id", "name", "recipe", "attempt", "created_at", "started_at", "ended_at", "tags", "notes")},
@@ -124,7 +124,7 @@ class BundleService:
         job_id = self._rerun_of(sha256(bundle)) or self.rerun(bundle)["id"]
         job = self.jobs.show(job_id)
         with self.db.read() as session:
-            actual = session.scalar(select(Adapter.sha256).where(Adapter.job_id == job_id)) if job["status"] == "SUCCEEDED" else None
+            actual = session.scalar(select(AdapterRow.sha256).where(AdapterRow.job_id == job_id)) if job["status"] == "SUCCEEDED" else None
         here = environment(RunDir(Path(job["run_dir"])), job["attempt"])
         return {
             "reproduces": actual == card["adapter_sha256"] if actual else None,
@@ -141,7 +141,7 @@ class BundleService:
 
     def _rerun_of(self, digest: str) -> str | None:
         with self.db.read() as session:
-            query = select(JobEvent).join(Job, Job.id == JobEvent.job_id).where(JobEvent.kind == RERUN).order_by(JobEvent.id.desc())
+            query = select(JobEvent).join(JobRow, JobRow.id == JobEvent.job_id).where(JobEvent.kind == RERUN).order_by(JobEvent.id.desc())
             return next((event.job_id for event in session.scalars(query) if event.data.get("bundle_sha256") == digest), None)
 
     def _config(self, archive: Archive, card: Json) -> JobConfig:

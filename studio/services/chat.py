@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from studio.db.models import CachedAnswer, ChatMessage, Conversation
+from studio.db.models import CachedAnswer, ChatMessage, ConversationRow
 from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant, Event, Grammar, Usage
@@ -123,7 +123,7 @@ class ChatService:
 
     def _keep(self, key: str, conversation: str, text: str, end: Event) -> None:
         with self.db.write() as session:
-            if session.get(Conversation, conversation) is not None:
+            if session.get(ConversationRow, conversation) is not None:
                 usage = end.usage.as_json() if end.usage else {}
                 recall.keep(session, key, conversation, text, str(end.finish_reason), usage)
 
@@ -149,13 +149,13 @@ class ChatService:
         """Latest first, each with its number of `messages`; with `search`, those whose title or messages hold this text."""
         counts = select(ChatMessage.conversation_id, func.count().label("messages")).group_by(ChatMessage.conversation_id).subquery()
         query = (
-            select(Conversation, counts.c.messages)
-            .outerjoin(counts, counts.c.conversation_id == Conversation.id)
-            .order_by(Conversation.updated_at.desc())
+            select(ConversationRow, counts.c.messages)
+            .outerjoin(counts, counts.c.conversation_id == ConversationRow.id)
+            .order_by(ConversationRow.updated_at.desc())
         )
         if search.strip():
             said = select(ChatMessage.conversation_id).where(ChatMessage.content.icontains(search.strip(), autoescape=True))
-            query = query.where(Conversation.title.icontains(search.strip(), autoescape=True) | Conversation.id.in_(said))
+            query = query.where(ConversationRow.title.icontains(search.strip(), autoescape=True) | ConversationRow.id.in_(said))
         with self.db.read() as session:
             return [{**_conversation(row), "messages": count or 0} for row, count in session.execute(query)]
 
@@ -170,7 +170,7 @@ class ChatService:
 
     def create(self, title: str = "", system: str = "") -> dict[str, Any]:
         with self.db.write() as session:
-            row = Conversation(title=title, system=system)
+            row = ConversationRow(title=title, system=system)
             session.add(row)
             session.flush()
             return _conversation(row)
@@ -312,14 +312,14 @@ def _check_state(state: str) -> None:
         raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
 
 
-def _find(session: Session, conversation_id: str) -> Conversation:
-    row = session.get(Conversation, conversation_id)
+def _find(session: Session, conversation_id: str) -> ConversationRow:
+    row = session.get(ConversationRow, conversation_id)
     if row is None:
         raise NotFoundError(f"There is no conversation {conversation_id!r}.", "It may have been deleted; choose another one.")
     return row
 
 
-def _conversation(row: Conversation) -> dict[str, Any]:
+def _conversation(row: ConversationRow) -> dict[str, Any]:
     return {"id": row.id, "title": row.title, "system": row.system, "created_at": row.created_at, "updated_at": row.updated_at}
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from jobs import follow_up, measures, queue
 from jobs.rundir import RunDir
 from studio.db import lifecycle
-from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
+from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.evaluation import answers, metrics, prompts
@@ -76,7 +76,7 @@ class ComparisonService:
         sampling = GREEDY.model_copy(update=dict(params or {}))
         with self.db.write() as session:
             title = self._name(session, name)
-            comparison = Comparison(
+            comparison = ComparisonRow(
                 name=title, base_model=base_model, contestants=names, prompts=chosen, params=sampling.model_dump(), dataset_id=dataset_id
             )
             session.add(comparison)
@@ -84,7 +84,7 @@ class ComparisonService:
             for contestant, texts in made.items():
                 session.add_all(_ready(comparison.id, contestant, prompt_id, turns) for prompt_id, turns in texts.items())
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
-            job = Job(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
+            job = JobRow(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
             comparison.job_id = lifecycle.submit(session, job).id
         queue.ring(self.settings.queue_path, "light", job.id)
         return self.show(comparison.id)
@@ -117,15 +117,15 @@ class ComparisonService:
 
     def _held_out(self, training: str) -> tuple[list[prompts.Prompt], str | None]:
         with self.db.read() as session:
-            job = session.get(Job, training) or session.scalar(select(Job).where(Job.name == training))
-            known = session.scalars(select(Job.name).where(Job.kind == "train")).all()
+            job = session.get(JobRow, training) or session.scalar(select(JobRow).where(JobRow.name == training))
+            known = session.scalars(select(JobRow.name).where(JobRow.kind == "train")).all()
         if job is None or job.kind != "train":
             raise NotFoundError(f"There is no training {training!r}.", naming.suggest(training, known))
         return follow_up.held_out_prompts(RunDir(Path(job.run_dir)).eval, MOST_HELD_OUT)[0], job.dataset_id
 
     def _name(self, session: Any, wanted: str | None) -> str:
         def taken(name: str) -> bool:
-            return session.scalar(select(Comparison.id).where(Comparison.name == name)) is not None
+            return session.scalar(select(ComparisonRow.id).where(ComparisonRow.name == name)) is not None
 
         if wanted is None:
             return naming.unique("comparison", taken)
@@ -135,7 +135,7 @@ class ComparisonService:
         """Newest first, without answers."""
         with self.db.read() as session:
             rows = session.execute(
-                select(Comparison, Job).outerjoin(Job, Comparison.job_id == Job.id).order_by(Comparison.created_at.desc())
+                select(ComparisonRow, JobRow).outerjoin(JobRow, ComparisonRow.job_id == JobRow.id).order_by(ComparisonRow.created_at.desc())
             )
             return [self._summary(comparison, job) for comparison, job in rows]
 
@@ -143,8 +143,8 @@ class ComparisonService:
         """The comparison with the answers so far and, where prompts have references, `scores` per contestant."""
         with self.db.read() as session:
             comparison = self.find(session, comparison_id)
-            job = session.get(Job, comparison.job_id) if comparison.job_id else None
-            rows = session.scalars(select(Answer).where(Answer.comparison_id == comparison.id).order_by(Answer.id)).all()
+            job = session.get(JobRow, comparison.job_id) if comparison.job_id else None
+            rows = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == comparison.id).order_by(AnswerRow.id)).all()
             return {
                 **self._summary(comparison, job),
                 "prompts": comparison.prompts,
@@ -161,8 +161,8 @@ class ComparisonService:
         """
         with self.db.read() as session:
             row = self.find(session, comparison_id)
-            job = session.get(Job, row.job_id) if row.job_id else None
-            answered = session.scalars(select(Answer).where(Answer.comparison_id == row.id)).all()
+            job = session.get(JobRow, row.job_id) if row.job_id else None
+            answered = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id)).all()
         found = measures.measure(self.settings, row, answered, schema=schema, pattern=pattern)
         for contestant in job.config.get("contestants", []) if perplexity and job else []:
             said = measures.perplexity(self.settings, row, contestant)
@@ -173,23 +173,25 @@ class ComparisonService:
         """Delete the comparison and its answers. Refused while its job runs."""
         with self.db.write() as session:
             comparison = self.find(session, comparison_id)
-            job = session.get(Job, comparison.job_id) if comparison.job_id else None
+            job = session.get(JobRow, comparison.job_id) if comparison.job_id else None
             if job and job.status in ("QUEUED", "RUNNING"):
                 raise StudioError(f"Comparison {comparison.name} is still being answered.", "Cancel its job first.")
-            for table in (VerdictRow, Judgement, Answer):
+            for table in (VerdictRow, JudgementRow, AnswerRow):
                 session.execute(delete(table).where(table.comparison_id == comparison.id))
             session.delete(comparison)
             return {"id": comparison.id, "deleted": True}
 
-    def find(self, session: Session, comparison_id: str) -> Comparison:
+    def find(self, session: Session, comparison_id: str) -> ComparisonRow:
         """By ID or name. Raises NotFoundError with near names."""
-        found = session.get(Comparison, comparison_id) or session.scalar(select(Comparison).where(Comparison.name == comparison_id))
+        found = session.get(ComparisonRow, comparison_id) or session.scalar(
+            select(ComparisonRow).where(ComparisonRow.name == comparison_id)
+        )
         if found is None:
-            known = session.scalars(select(Comparison.name)).all()
+            known = session.scalars(select(ComparisonRow.name)).all()
             raise NotFoundError(f"There is no comparison {comparison_id!r}.", naming.suggest(comparison_id, known))
         return found
 
-    def _summary(self, comparison: Comparison, job: Job | None) -> dict[str, Any]:
+    def _summary(self, comparison: ComparisonRow, job: JobRow | None) -> dict[str, Any]:
         return {
             "id": comparison.id,
             "name": comparison.name,
@@ -212,13 +214,15 @@ class ComparisonService:
         }
 
 
-def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: list[str]) -> Answer:
+def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: list[str]) -> AnswerRow:
     error = "" if turns else "The file has no answer to this prompt."
     text = turns[-1] if turns else ""
-    return Answer(comparison_id=comparison_id, prompt_id=prompt_id, contestant=contestant, text=text, turns=turns, seconds=0.0, error=error)
+    return AnswerRow(
+        comparison_id=comparison_id, prompt_id=prompt_id, contestant=contestant, text=text, turns=turns, seconds=0.0, error=error
+    )
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
+def _answer(answer: AnswerRow) -> dict[str, Any]:
     return {
         "prompt_id": answer.prompt_id,
         "contestant": answer.contestant,
@@ -231,7 +235,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _scores(comparison: Comparison, answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+def _scores(comparison: ComparisonRow, answers: Sequence[AnswerRow]) -> dict[str, dict[str, Any]]:
     """Exact match per contestant over the prompts that have a reference and an answer without error."""
     references = {prompt["id"]: prompt["reference"] for prompt in comparison.prompts if prompt.get("reference")}
     matches: dict[str, list[bool]] = defaultdict(list)

@@ -20,7 +20,7 @@ from studio.compress import models as kinds
 from studio.compress.process import CompressorProcess
 from studio.compress.request import check_kind, check_wish
 from studio.db import lifecycle
-from studio.db.models import Job, new_id
+from studio.db.models import JobRow, new_id
 from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.errors import ModelError, NotFoundError, StudioError
@@ -271,13 +271,13 @@ class CompressionService:
     def result(self, job_id: str) -> dict[str, Any]:
         """What a sweep or a compressed dataset came to; {} before its end."""
         with self.db.read() as session:
-            job = session.get(Job, job_id)
+            job = session.get(JobRow, job_id)
             return dict(job.result) if job else {}
 
     def latest_sweep(self) -> dict[str, Any] | None:
         """ID, status and result of the sweep that was queued last."""
         with self.db.read() as session:
-            job = session.scalar(select(Job).where(Job.kind == "compress-sweep").order_by(Job.created_at.desc()).limit(1))
+            job = session.scalar(select(JobRow).where(JobRow.kind == "compress-sweep").order_by(JobRow.created_at.desc()).limit(1))
             if job is None:
                 return None
             shown = ("id", "name", "status", "reason", "fix", "step", "max_steps", "result")
@@ -300,8 +300,8 @@ class CompressionService:
 
     def _queue(self, kind: str, config: Mapping[str, Any], name: str) -> dict[str, Any]:
         with self.db.write() as session:
-            title = naming.unique(name, lambda wanted: session.scalar(select(Job.id).where(Job.name == wanted)) is not None)
-            job = Job(kind=kind, queue="light", name=title, config=dict(config))
+            title = naming.unique(name, lambda wanted: session.scalar(select(JobRow.id).where(JobRow.name == wanted)) is not None)
+            job = JobRow(kind=kind, queue="light", name=title, config=dict(config))
             job_id = lifecycle.submit(session, job).id
         queue.ring(self.settings.queue_path, "light", job_id)
         return {"id": job_id, "name": title, "status": "QUEUED", "kind": kind}

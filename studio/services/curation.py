@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from studio.datasets.children import run_child
 from studio.datasets.report.checks import BY_NAME, CHECKS
 from studio.datasets.report.fixing import Fixed, write_fixed
-from studio.db.models import Dataset
+from studio.db.models import DatasetRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.services import naming
@@ -373,11 +373,11 @@ def _checked_example(record: Json, old: Json, example: Mapping[str, Any]) -> byt
 # lineage and names
 
 
-def _parents(each: Dataset) -> set[str]:
+def _parents(each: DatasetRow) -> set[str]:
     return {parent for parent in [each.parent_id, *(each.provenance or {}).get("parents", [])] if parent}
 
 
-def _ancestors(everyone: Sequence[Dataset], wanted: str) -> set[str]:
+def _ancestors(everyone: Sequence[DatasetRow], wanted: str) -> set[str]:
     known = {each.id: each for each in everyone}
     found: set[str] = set()
     waiting = {wanted}
@@ -387,7 +387,7 @@ def _ancestors(everyone: Sequence[Dataset], wanted: str) -> set[str]:
     return found
 
 
-def _descendants(everyone: Sequence[Dataset], wanted: str) -> set[str]:
+def _descendants(everyone: Sequence[DatasetRow], wanted: str) -> set[str]:
     found = {wanted}
     while True:
         more = {each.id for each in everyone if each.id not in found and _parents(each) & found}

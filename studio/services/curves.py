@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.trainers import drift
-from studio.db.models import Metric
+from studio.db.models import MetricRow
 
 MAX_POINTS = 400  # of a curve, whatever the length of the run
 MAX_LOOKS = 20  # sets of sample answers
@@ -32,11 +32,11 @@ def curves(session: Session, job_id: str, most: int = MAX_POINTS) -> dict[str, l
 
 def thinned(session: Session, job_id: str, kind: str, most: int) -> list[Row]:
     """At most `most` points of one kind in order of step, evenly chosen."""
-    mine = (Metric.job_id == job_id, Metric.kind == kind)
-    steps = session.scalars(select(Metric.step).where(*mine).order_by(Metric.step)).all()
-    query = select(Metric.step, Metric.values).where(*mine).order_by(Metric.step)
+    mine = (MetricRow.job_id == job_id, MetricRow.kind == kind)
+    steps = session.scalars(select(MetricRow.step).where(*mine).order_by(MetricRow.step)).all()
+    query = select(MetricRow.step, MetricRow.values).where(*mine).order_by(MetricRow.step)
     if len(steps) > most:
-        query = query.where(Metric.step.in_(_spread(steps, most)))
+        query = query.where(MetricRow.step.in_(_spread(steps, most)))
     return [{"step": step, **values} for step, values in session.execute(query)]
 
 
@@ -67,6 +67,6 @@ def _drift(session: Session, job_id: str) -> Row | None:
 
 
 def _last(session: Session, job_id: str, kind: str) -> Row | None:
-    query = select(Metric).where(Metric.job_id == job_id, Metric.kind == kind).order_by(Metric.step.desc()).limit(1)
+    query = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.kind == kind).order_by(MetricRow.step.desc()).limit(1)
     metric = session.scalar(query)
     return {"step": metric.step, **{key: value for key, value in metric.values.items() if key != "at"}} if metric else None

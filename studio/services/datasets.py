@@ -30,7 +30,7 @@ from studio.datasets.reading import FILE_TYPES
 from studio.datasets.records import Problem
 from studio.datasets.rendering import TEMPLATE_NAMES, Rendered, Renderer
 from studio.datasets.splitting import split_file
-from studio.db.models import Comparison, Dataset, Job, new_id
+from studio.db.models import ComparisonRow, DatasetRow, JobRow, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError, NotFoundError, StudioError
 from studio.services import naming
@@ -163,7 +163,7 @@ class DatasetService:
         wanted = sorted(columns)
         with self._db.read() as session:
             kept = session.execute(
-                select(Dataset.name, Dataset.format, Dataset.mapping, Dataset.provenance).order_by(Dataset.created_at.desc())
+                select(DatasetRow.name, DatasetRow.format, DatasetRow.mapping, DatasetRow.provenance).order_by(DatasetRow.created_at.desc())
             )
             for name, format, mapping, provenance in kept:
                 if wanted and sorted(provenance.get("columns") or []) == wanted:
@@ -173,7 +173,9 @@ class DatasetService:
     def list(self) -> Rows:
         """All datasets, the newest first."""
         with self._db.read() as session:
-            return [_as_json(dataset) for dataset in session.scalars(select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id))]
+            return [
+                _as_json(dataset) for dataset in session.scalars(select(DatasetRow).order_by(DatasetRow.created_at.desc(), DatasetRow.id))
+            ]
 
     def show(self, dataset: str) -> dict[str, Any]:
         """One dataset. Raises NotFoundError."""
@@ -201,9 +203,9 @@ class DatasetService:
         with self._db.write() as session:
             found = _find(session, dataset)
             record = _as_json(found)
-            session.execute(update(Job).where(Job.dataset_id == found.id).values(dataset_id=None))
-            session.execute(update(Comparison).where(Comparison.dataset_id == found.id).values(dataset_id=None))
-            session.execute(update(Dataset).where(Dataset.parent_id == found.id).values(parent_id=None))
+            session.execute(update(JobRow).where(JobRow.dataset_id == found.id).values(dataset_id=None))
+            session.execute(update(ComparisonRow).where(ComparisonRow.dataset_id == found.id).values(dataset_id=None))
+            session.execute(update(DatasetRow).where(DatasetRow.parent_id == found.id).values(parent_id=None))
             session.delete(found)
         shutil.rmtree(self._folder(record["id"]), ignore_errors=True)  # what is left is a harmless orphan
         return record
@@ -351,7 +353,7 @@ class DatasetService:
             ):
                 folder.mkdir(parents=True)
                 kept = _write_rows(ingest, part, filename, skip_bad)
-                record = Dataset(
+                record = DatasetRow(
                     id=dataset_id,
                     kind=ingest.layout.format.kind,
                     format=ingest.layout.format.name,
@@ -497,10 +499,10 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise
 
 
-def _find(session: Session, dataset: str) -> Dataset:
-    found = session.get(Dataset, dataset) or session.scalar(select(Dataset).where(Dataset.name == dataset))
+def _find(session: Session, dataset: str) -> DatasetRow:
+    found = session.get(DatasetRow, dataset) or session.scalar(select(DatasetRow).where(DatasetRow.name == dataset))
     if found is None:
-        raise NotFoundError(f"There is no dataset {dataset[:80]!r}.", naming.suggest(dataset, session.scalars(select(Dataset.name))))
+        raise NotFoundError(f"There is no dataset {dataset[:80]!r}.", naming.suggest(dataset, session.scalars(select(DatasetRow.name))))
     return found
 
 
@@ -512,10 +514,10 @@ def _free_name(session: Session, wanted: str | None, filename: str) -> str:
 
 
 def _is_taken(session: Session, name: str) -> bool:
-    return session.scalar(select(Dataset.id).where(Dataset.name == name)) is not None
+    return session.scalar(select(DatasetRow.id).where(DatasetRow.name == name)) is not None
 
 
-def _as_json(dataset: Dataset) -> dict[str, Any]:
+def _as_json(dataset: DatasetRow) -> dict[str, Any]:
     return {
         "id": dataset.id,
         "name": dataset.name,

@@ -21,7 +21,7 @@ from studio import processes
 from studio.catalogue import gguf
 from studio.catalogue.models import count_parameters, read_json
 from studio.db import lifecycle
-from studio.db.models import Adapter, Dataset, Job, new_id
+from studio.db.models import AdapterRow, DatasetRow, JobRow, new_id
 from studio.db.session import Database
 from studio.engine.protocol import BaseFolder
 from studio.errors import ModelError, NotFoundError, StudioError
@@ -83,7 +83,7 @@ class ExportService:
     def list(self) -> Rows:
         """Newest first."""
         with self.db.read() as session:
-            rows = session.scalars(select(Job).where(Job.kind == KIND).order_by(Job.created_at.desc()))
+            rows = session.scalars(select(JobRow).where(JobRow.kind == KIND).order_by(JobRow.created_at.desc()))
             return [_record(job) for job in rows]
 
     def show(self, export_id: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class ExportService:
                 found[format] = str(refusal)
         return found
 
-    def _check(self, row: Adapter, base: BaseFolder | None, format: str, outtype: str) -> None:
+    def _check(self, row: AdapterRow, base: BaseFolder | None, format: str, outtype: str) -> None:
         assert base is not None
         folder = Path(row.path)
         if not (folder / WEIGHTS).is_file():
@@ -176,8 +176,8 @@ class ExportService:
             raise StudioError(f"{target} can't be made ({exc.strerror}).", "Name a folder that you may write to with --to.") from None
         return target
 
-    def _queue(self, config: ExportConfig, name: str, row: Adapter) -> dict[str, Any]:
-        job = Job(id=new_id(), kind=KIND, queue="gpu", name=name, config=config.model_dump(mode="json"), base_model=row.base_model)
+    def _queue(self, config: ExportConfig, name: str, row: AdapterRow) -> dict[str, Any]:
+        job = JobRow(id=new_id(), kind=KIND, queue="gpu", name=name, config=config.model_dump(mode="json"), base_model=row.base_model)
         run = RunDir(self.settings.runs / job.id)
         job.run_dir = str(run.path)
         try:
@@ -193,7 +193,7 @@ class ExportService:
         queue.ring(self.settings.queue_path, "gpu", job.id)
         return self.show(job.id)
 
-    def _questions(self, row: Adapter, count: int) -> Rows:
+    def _questions(self, row: AdapterRow, count: int) -> Rows:
         """What the proof asks: held-out rows of the adapter's own run first, then rows it was trained on, then general ones."""
         run = self._run(row)
         own = [question for file in ([run.eval, run.train] if run else []) for question in _asked(file, count)]
@@ -201,24 +201,24 @@ class ExportService:
         more = [{"messages": [{"role": "user", "content": f"What comes after {number}?"}]} for number in range(count)]
         return [*own[:count], *general, *more][:count]
 
-    def _run(self, row: Adapter) -> RunDir | None:
+    def _run(self, row: AdapterRow) -> RunDir | None:
         with self.db.read() as session:
-            job = session.get(Job, row.job_id) if row.job_id else None
+            job = session.get(JobRow, row.job_id) if row.job_id else None
         return RunDir(Path(job.run_dir)) if job and job.run_dir else None
 
-    def _about(self, row: Adapter) -> dict[str, Any]:
+    def _about(self, row: AdapterRow) -> dict[str, Any]:
         """What the card says of the data and the run."""
         with self.db.read() as session:
-            job = session.get(Job, row.job_id) if row.job_id else None
-            data = session.get(Dataset, job.dataset_id) if job and job.dataset_id else None
+            job = session.get(JobRow, row.job_id) if row.job_id else None
+            data = session.get(DatasetRow, job.dataset_id) if job and job.dataset_id else None
         if data is None:
             return {}
         return {"data": data.name, "rows": data.rows, "kind": data.kind, "sha256 of the rows": data.sha256}
 
-    def _find(self, session: Session, export_id: str) -> Job:
-        row = session.scalar(select(Job).where(Job.kind == KIND, (Job.id == export_id) | (Job.name == export_id)))
+    def _find(self, session: Session, export_id: str) -> JobRow:
+        row = session.scalar(select(JobRow).where(JobRow.kind == KIND, (JobRow.id == export_id) | (JobRow.name == export_id)))
         if row is None:
-            known = session.scalars(select(Job.name).where(Job.kind == KIND)).all()
+            known = session.scalars(select(JobRow.name).where(JobRow.kind == KIND)).all()
             raise NotFoundError(f"There is no export {export_id!r}.", naming.suggest(export_id, known))
         return row
 
@@ -260,11 +260,12 @@ def _question(row: dict[str, Any]) -> Question | None:
 
 def _is_taken(session: Session, name: str) -> bool:
     return any(
-        session.scalar(select(key).where(column == name)) is not None for key, column in ((Job.id, Job.name), (Adapter.id, Adapter.name))
+        session.scalar(select(key).where(column == name)) is not None
+        for key, column in ((JobRow.id, JobRow.name), (AdapterRow.id, AdapterRow.name))
     )
 
 
-def _record(job: Job) -> dict[str, Any]:
+def _record(job: JobRow) -> dict[str, Any]:
     result, folder = job.result or {}, Path(job.config["to"])
     is_there = job.status in ENDED and folder.is_dir() and bool(result)
     return {

@@ -21,7 +21,7 @@ from studio.catalogue.architecture import decoder, text_config
 from studio.catalogue.compatibility import conflicts
 from studio.catalogue.memory import Prediction
 from studio.catalogue.models import read_json
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
 from studio.services.models import ModelService
@@ -95,7 +95,7 @@ class FitService:
     def measured(self, job_id: str) -> dict[str, Any] | None:
         """{"measured_bytes", "predicted_bytes", "device"} of a run that has reported its peak; None for others."""
         with self.db.read() as session:
-            job = session.get(Job, job_id)
+            job = session.get(JobRow, job_id)
             found = _measure(job) if job else None
         if found is None:
             return None
@@ -137,7 +137,7 @@ class FitService:
     def _correction(self, config: Mapping[str, Any], job: JobConfig, device: str) -> tuple[float, int]:
         """Measured / predicted of past runs like this one on this machine (their median), and how many they were."""
         wanted = memory.predict(dict(config), job, device=device).total
-        query = select(Job).where(Job.kind == "train", Job.status == "SUCCEEDED").order_by(Job.ended_at.desc()).limit(200)
+        query = select(JobRow).where(JobRow.kind == "train", JobRow.status == "SUCCEEDED").order_by(JobRow.ended_at.desc()).limit(200)
         ratios = []
         with self.db.read() as session:
             for past in session.scalars(query):
@@ -151,7 +151,7 @@ class FitService:
         return min(max(statistics.median(ratios), BOUNDS[0]), BOUNDS[1]), len(ratios)
 
 
-def _measure(job: Job) -> tuple[int, int, str] | None:
+def _measure(job: JobRow) -> tuple[int, int, str] | None:
     """(measured, predicted, device) of one run; the prediction is for the longest row that it really had."""
     peak = (job.result or {}).get("peak_memory_bytes")
     if not isinstance(peak, int) or peak <= 0:

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from studio.db import lifecycle
-from studio.db.models import Job
+from studio.db.models import JobRow
 
 LOOKED_BACK = 100  # finished trainings that are looked at
 LIKE = 5  # of those like the job the latest so many count
@@ -48,7 +48,7 @@ def forecast(session: Session) -> dict[str, Span]:
     """ID -> Span of every running and every queued training."""
     now = time.time()
     running = lifecycle.running(session)
-    query = select(Job).where(Job.status == "QUEUED", Job.queue == "gpu", Job.kind != lifecycle.SWEEP)
+    query = select(JobRow).where(JobRow.status == "QUEUED", JobRow.queue == "gpu", JobRow.kind != lifecycle.SWEEP)
     queued = list(session.scalars(query.order_by(*lifecycle.IN_ORDER)))
     paces = _paces(session) if queued or any(job.eta_s is None for job in running) else []
     spans = {job.id: Span(None, _left(job, paces, now)) for job in running}
@@ -57,11 +57,11 @@ def forecast(session: Session) -> dict[str, Span]:
     if lifecycle.queue_is_paused(session, "gpu"):
         begins = None
     awaited = {job.after_id for job in queued if job.after_id}
-    done = set(session.scalars(select(Job.id).where(Job.id.in_(awaited), Job.status == "SUCCEEDED"))) if awaited else set()
+    done = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(awaited), JobRow.status == "SUCCEEDED"))) if awaited else set()
     return spans | _in_turn(queued, done | set(spans), begins, paces)
 
 
-def _in_turn(queued: Sequence[Job], before: set[str], begins: float | None, paces: Sequence[Pace]) -> dict[str, Span]:
+def _in_turn(queued: Sequence[JobRow], before: set[str], begins: float | None, paces: Sequence[Pace]) -> dict[str, Span]:
     """One after the other; a job after another one waits for it, and behind an unknown time everything is unknown."""
     spans: dict[str, Span] = {}
     left = list(queued)
@@ -77,7 +77,7 @@ def _in_turn(queued: Sequence[Job], before: set[str], begins: float | None, pace
     return spans
 
 
-def duration(job: Job, paces: Sequence[Pace]) -> float | None:
+def duration(job: JobRow, paces: Sequence[Pace]) -> float | None:
     """Seconds that a waiting training will take from where it stands; None while nothing like it has run."""
     steps = job.max_steps or job.planned_steps
     pace = _pace_of(job, paces)
@@ -86,14 +86,14 @@ def duration(job: Job, paces: Sequence[Pace]) -> float | None:
     return pace.around_s + pace.step_s * max(steps - job.checkpoint_step, 0)
 
 
-def _left(job: Job, paces: Sequence[Pace], now: float) -> float | None:
+def _left(job: JobRow, paces: Sequence[Pace], now: float) -> float | None:
     if job.eta_s is not None:
         return max(job.eta_s - max(now - job.updated_at, 0.0), 0.0)
     takes = duration(job, paces) if job.kind == "train" else None
     return max(takes - (now - (job.started_at or now)), 0.0) if takes is not None and job.attempt == 1 else takes
 
 
-def _pace_of(job: Job, paces: Sequence[Pace]) -> Pace | None:
+def _pace_of(job: JobRow, paces: Sequence[Pace]) -> Pace | None:
     like = [pace for pace in paces if pace.key == _key(job.config)]
     found = ([pace for pace in like if pace.dataset == job.dataset_id] or like)[:LIKE]
     if not found:
@@ -104,12 +104,12 @@ def _pace_of(job: Job, paces: Sequence[Pace]) -> Pace | None:
 
 def _paces(session: Session) -> list[Pace]:
     """Latest first. What is running counts too, once it knows its own pace."""
-    running = session.scalars(select(Job).where(Job.kind == "train", Job.status == "RUNNING", Job.eta_s.is_not(None)))
-    query = select(Job).where(Job.kind == "train", Job.status == "SUCCEEDED").order_by(Job.ended_at.desc()).limit(LOOKED_BACK)
+    running = session.scalars(select(JobRow).where(JobRow.kind == "train", JobRow.status == "RUNNING", JobRow.eta_s.is_not(None)))
+    query = select(JobRow).where(JobRow.kind == "train", JobRow.status == "SUCCEEDED").order_by(JobRow.ended_at.desc()).limit(LOOKED_BACK)
     return [pace for job in (*running, *session.scalars(query)) if (pace := _measured(job)) is not None]
 
 
-def _measured(job: Job) -> Pace | None:
+def _measured(job: JobRow) -> Pace | None:
     steps, seconds = job.result.get("steps"), job.result.get("seconds")
     if job.status == "RUNNING":
         if not job.step or not job.max_steps or job.step >= job.max_steps or not job.eta_s:

@@ -21,7 +21,7 @@ from jobs.rundir import RunDir
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import lifecycle
-from studio.db.models import Adapter, Dataset, Job, JobEvent, Metric, new_id
+from studio.db.models import AdapterRow, DatasetRow, JobEvent, JobRow, MetricRow, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import curves, naming, reports
@@ -101,7 +101,7 @@ class JobService:
         problems.tell()
         assert title is not None
         first = plans[0]
-        parent = Job(
+        parent = JobRow(
             id=new_id(),
             kind=lifecycle.SWEEP,
             queue="",
@@ -142,7 +142,7 @@ class JobService:
         queue.ring(self.settings.queue_path, "gpu", job.id)
         return self.show(job.id)
 
-    def _model_of(self, original: Job, changes: Mapping[str, Any]) -> str | ModelRef:
+    def _model_of(self, original: JobRow, changes: Mapping[str, Any]) -> str | ModelRef:
         """The base model of a clone: the one it had, also where that was a folder somebody named at the terminal."""
         if "base_model" in changes:
             return str(changes["base_model"])
@@ -151,7 +151,9 @@ class JobService:
             raise ModelError(f"Model {model.name} can't be loaded: {facts.reason}", facts.fix)
         return model
 
-    def _clone_files(self, original: Job, config: JobConfig, changes: Mapping[str, Any], title: str, *, is_given: bool) -> dict[str, Any]:
+    def _clone_files(
+        self, original: JobRow, config: JobConfig, changes: Mapping[str, Any], title: str, *, is_given: bool
+    ) -> dict[str, Any]:
         """A clone whose dataset is gone: from the copy of the rows that the run has kept."""
         if unfit := {"test_size", "seed", "base_model"} & set(changes):
             raise StudioError(
@@ -183,7 +185,7 @@ class JobService:
                 rows = sum(1 for _ in file)
             job = training(run, Plan({}, recipe, config, renderer), rows, created_at=time.time())
             with self.db.write() as session:
-                job.dataset_id = session.scalar(select(Dataset.id).where(Dataset.sha256 == note.get("dataset_sha256", "-")))
+                job.dataset_id = session.scalar(select(DatasetRow.id).where(DatasetRow.sha256 == note.get("dataset_sha256", "-")))
                 self._queue(session, job, title, is_given=is_given)
                 lifecycle.note(session, job.id, 0, kind, note)
         except BaseException:
@@ -201,7 +203,7 @@ class JobService:
             )
         return self.clone(job["id"], options=job["remedy"])
 
-    def _queue(self, session: Session, job: Job, title: str, *, is_given: bool) -> None:
+    def _queue(self, session: Session, job: JobRow, title: str, *, is_given: bool) -> None:
         """Give it its name, unless somebody was quicker, and queue it."""
         job.name = (
             naming.claim(title, lambda n: _is_taken(session, n)) if is_given else naming.unique(title, lambda n: _is_taken(session, n))
@@ -239,12 +241,12 @@ class JobService:
     def move(self, job_id: str, priority: int | None = None, before: str | None = None) -> dict[str, Any]:
         """Another priority for a waiting job (higher runs first), or the place in front of another one."""
 
-        def act(session: Session, job: Job) -> None:
+        def act(session: Session, job: JobRow) -> None:
             lifecycle.move(session, job.id, priority, self._find(session, before).id if before else None)
 
         return self._do(job_id, act)
 
-    def _do(self, job_id: str, act: Callable[[Session, Job], object]) -> dict[str, Any]:
+    def _do(self, job_id: str, act: Callable[[Session, JobRow], object]) -> dict[str, Any]:
         with self.db.write() as session:
             job = self._find(session, job_id)
             act(session, job)
@@ -271,8 +273,8 @@ class JobService:
             running = sorted(
                 (job for job in lifecycle.running(session) if job.kind != lifecycle.REPORT), key=lambda job: job.started_at or 0.0
             )
-            waiting = (Job.status == "QUEUED", Job.kind.not_in((lifecycle.SWEEP, lifecycle.REPORT)))
-            queued = session.scalar(select(func.count()).select_from(Job).where(*waiting)) or 0
+            waiting = (JobRow.status == "QUEUED", JobRow.kind.not_in((lifecycle.SWEEP, lifecycle.REPORT)))
+            queued = session.scalar(select(func.count()).select_from(JobRow).where(*waiting)) or 0
             is_paused = lifecycle.queue_is_paused(session, HELD)
         ends = [span.ends_in_s for span in spans.values()]
         known = [end for end in ends if end is not None]
@@ -293,10 +295,10 @@ class JobService:
         each belongs to its training, which shows it.
         """
         with self.db.read() as session:
-            query = select(Job, Adapter.id, Dataset.name).outerjoin(Adapter, Adapter.job_id == Job.id)
-            query = query.outerjoin(Dataset, Dataset.id == Job.dataset_id).where(Job.kind != lifecycle.REPORT)
+            query = select(JobRow, AdapterRow.id, DatasetRow.name).outerjoin(AdapterRow, AdapterRow.job_id == JobRow.id)
+            query = query.outerjoin(DatasetRow, DatasetRow.id == JobRow.dataset_id).where(JobRow.kind != lifecycle.REPORT)
             if status:
-                query = query.where(Job.status == status.upper())
+                query = query.where(JobRow.status == status.upper())
             rows = [(job, adapter, data) for job, adapter, data in session.execute(query)]
             spans = forecast(session) if any(job.status in ("QUEUED", "RUNNING") for job, _, _ in rows) else {}
         words = (search or "").casefold().split()
@@ -308,7 +310,7 @@ class JobService:
         """One job with its configuration and what happened to it; a sweep with its children."""
         with self.db.read() as session:
             job = self._find(session, job_id)
-            adapter = session.scalar(select(Adapter.id).where(Adapter.job_id == job.id))
+            adapter = session.scalar(select(AdapterRow.id).where(AdapterRow.job_id == job.id))
             events = session.scalars(select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.id)).all()
             spans = forecast(session) if job.status in ("QUEUED", "RUNNING") else {}
             shown = {
@@ -331,8 +333,8 @@ class JobService:
             named = [self._find(session, job_id) for job_id in job_ids]
             nested = [lifecycle.children(session, job) if job.kind == lifecycle.SWEEP else [job] for job in named]
             jobs = [*{job.id: job for group in nested for job in group}.values()]
-            data = {dataset: name for dataset, name in session.execute(select(Dataset.id, Dataset.name))}
-            adapters = {job_id: adapter for job_id, adapter in session.execute(select(Adapter.job_id, Adapter.id))}
+            data = {dataset: name for dataset, name in session.execute(select(DatasetRow.id, DatasetRow.name))}
+            adapters = {job_id: adapter for job_id, adapter in session.execute(select(AdapterRow.job_id, AdapterRow.id))}
             verdicts = judged(session, [job.id for job in jobs])
         trainings = [job for job in jobs if job.kind == "train"]
         if len(trainings) != len(jobs) or not 2 <= len(jobs) <= max(MAX_COMPARED, len(nested[0]) if nested else 0):
@@ -369,9 +371,9 @@ class JobService:
         """Training points in order of step; evaluation adds `eval_…` to the point of its step, memory, use and drift their own keys."""
         points: dict[int, dict[str, Any]] = {}
         with self.db.read() as session:
-            mine = (Metric.job_id == self._find(session, job_id).id, Metric.kind.in_(curves.CURVES))
+            mine = (MetricRow.job_id == self._find(session, job_id).id, MetricRow.kind.in_(curves.CURVES))
             # training comes last: its loss and its time are the point's own
-            for metric in session.scalars(select(Metric).where(*mine).order_by(Metric.step, Metric.kind)):
+            for metric in session.scalars(select(MetricRow).where(*mine).order_by(MetricRow.step, MetricRow.kind)):
                 points.setdefault(metric.step, {"step": metric.step}).update(_named(metric))
         # what was looked at before the first step is no point of the training: `curves` has it
         points = {step: point for step, point in points.items() if "loss" in point or "eval_loss" in point}
@@ -415,21 +417,21 @@ class JobService:
             job.notes = text.strip()
         return self.show(job.id)
 
-    def _find(self, session: Session, job_id: str) -> Job:
-        found = session.get(Job, job_id) or session.scalar(select(Job).where(Job.name == job_id))
+    def _find(self, session: Session, job_id: str) -> JobRow:
+        found = session.get(JobRow, job_id) or session.scalar(select(JobRow).where(JobRow.name == job_id))
         if found is None:
-            known = session.scalars(select(Job.name)).all()
+            known = session.scalars(select(JobRow.name)).all()
             raise NotFoundError(f"There is no job {job_id!r}.", naming.suggest(job_id, known))
         return found
 
 
 def _is_taken(session: Session, name: str) -> bool:
     """An adapter takes its job's name, so both are one name space."""
-    in_jobs = session.scalar(select(Job.id).where(Job.name == name))
-    return in_jobs is not None or session.scalar(select(Adapter.id).where(Adapter.name == name)) is not None
+    in_jobs = session.scalar(select(JobRow.id).where(JobRow.name == name))
+    return in_jobs is not None or session.scalar(select(AdapterRow.id).where(AdapterRow.name == name)) is not None
 
 
-def _order(job: Job) -> tuple[int, float, float]:
+def _order(job: JobRow) -> tuple[int, float, float]:
     if job.status == "RUNNING":
         return (0, job.started_at or 0.0, 0.0)
     if job.status in lifecycle.ENDED:
@@ -437,12 +439,12 @@ def _order(job: Job) -> tuple[int, float, float]:
     return (1, -job.priority, job.rank)
 
 
-def _searched(job: Job, data: str | None) -> str:
+def _searched(job: JobRow, data: str | None) -> str:
     fields = (job.name, job.id, job.kind, job.status, job.base_model, data or "", job.recipe, *job.tags, job.notes, job.reason)
     return "\n".join(str(field) for field in fields).casefold()
 
 
-def _job(job: Job, adapter: str | None, span: Span | None) -> dict[str, Any]:
+def _job(job: JobRow, adapter: str | None, span: Span | None) -> dict[str, Any]:
     ends_in = span.ends_in_s if span else None
     return {
         "id": job.id,
@@ -474,7 +476,7 @@ def _job(job: Job, adapter: str | None, span: Span | None) -> dict[str, Any]:
     }
 
 
-def _children(session: Session, sweep: Job) -> Rows:
+def _children(session: Session, sweep: JobRow) -> Rows:
     """Each with the values of the grid that are its own."""
     keys = sweep.config["grid"]
     return [
@@ -498,7 +500,7 @@ def _differences(options: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any
     return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
 
 
-def _named(metric: Metric) -> dict[str, Any]:
+def _named(metric: MetricRow) -> dict[str, Any]:
     """The values of a point under the names by which they share a row with the others of their step."""
     if metric.kind == "eval":
         return {f"eval_{key}": value for key, value in metric.values.items() if key != "seconds"}

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from jobs import queue
 from studio.catalogue import models as folders
 from studio.db import lifecycle
-from studio.db.models import Answer, Comparison, Job, Judgement, VerdictRow
+from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.evaluation import judging
@@ -62,14 +62,16 @@ class JudgingService:
         self._check(row, kind)
         chosen = self._template(template, config.get("model")) if kind == "model" else ""
         with self.db.write() as session:
-            judgement = Judgement(comparison_id=row.id, judge=wanted, kind=kind, template=chosen, criteria=criteria.strip())
+            judgement = JudgementRow(comparison_id=row.id, judge=wanted, kind=kind, template=chosen, criteria=criteria.strip())
             session.add(judgement)
             session.flush()
             config |= {"comparison": row.id, "judgement": judgement.id, "probes": probes, "judge": wanted}
             config |= {"budget_tokens": budget_tokens, "concurrency": concurrency}
-            answered = session.get(Job, row.job_id) if row.job_id else None
+            answered = session.get(JobRow, row.job_id) if row.job_id else None
             after = answered.id if answered and answered.status != "SUCCEEDED" else None
-            job = Job(kind="judge", queue="light", name=f"judge-{judgement.id}", config=config, base_model=row.base_model, after_id=after)
+            job = JobRow(
+                kind="judge", queue="light", name=f"judge-{judgement.id}", config=config, base_model=row.base_model, after_id=after
+            )
             judgement.job_id = lifecycle.submit(session, job).id
         queue.ring(self.settings.queue_path, "light", job.id)
         return self.show(judgement.id)
@@ -82,7 +84,7 @@ class JudgingService:
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
             wanted = judge or self._default(row)
-            characters = session.scalar(select(func.sum(func.length(Answer.text))).where(Answer.comparison_id == row.id)) or 0
+            characters = session.scalar(select(func.sum(func.length(AnswerRow.text))).where(AnswerRow.comparison_id == row.id)) or 0
             paces = [_pace(session, mine) for mine in (VerdictRow.rater == wanted, VerdictRow.prompt_tokens > 0)]
         contestants, prompts = len(row.contestants), len(row.prompts)
         questions = contestants * (contestants - 1) * prompts
@@ -107,7 +109,7 @@ class JudgingService:
         """The judgements of a comparison, newest first."""
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
-            query = select(Judgement).where(Judgement.comparison_id == row.id).order_by(Judgement.created_at.desc())
+            query = select(JudgementRow).where(JudgementRow.comparison_id == row.id).order_by(JudgementRow.created_at.desc())
             return [_record(judgement, _job(session, judgement)) for judgement in session.scalars(query)]
 
     def show(self, judgement: str) -> dict[str, Any]:
@@ -125,13 +127,13 @@ class JudgingService:
                 query = query.where(VerdictRow.prompt_id == prompt)
             return [verdict_json(row) for row in session.scalars(query)]
 
-    def _find(self, session: Session, judgement: str) -> Judgement:
-        found = session.get(Judgement, judgement)
+    def _find(self, session: Session, judgement: str) -> JudgementRow:
+        found = session.get(JudgementRow, judgement)
         if found is None:
             raise NotFoundError(f"There is no judgement {judgement!r}.", "`studio judge COMPARISON` makes one.")
         return found
 
-    def _default(self, comparison: Comparison) -> str:
+    def _default(self, comparison: ComparisonRow) -> str:
         if any(prompt.get("reference") for prompt in comparison.prompts):
             return REFERENCE
         raise StudioError(
@@ -156,7 +158,7 @@ class JudgingService:
             return "likelihood", {"model": model.as_json()}
         return "model", {"model": self.adapters.resolve(judge, base_model).as_json()}
 
-    def _check(self, comparison: Comparison, kind: str) -> None:
+    def _check(self, comparison: ComparisonRow, kind: str) -> None:
         if len(comparison.contestants) < 2:
             raise StudioError(f"{comparison.name} has one contestant only: there is nobody to judge it against.", "Compare two or more.")
         if kind == "reference" and not any(prompt.get("reference") for prompt in comparison.prompts):
@@ -198,16 +200,16 @@ def _pace(session: Session, mine: Any) -> float | None:
     return seconds / tokens if tokens else None
 
 
-def _asked_length(comparison: Comparison) -> float:
+def _asked_length(comparison: ComparisonRow) -> float:
     lengths = [sum(len(str(message["content"])) for turn in prompt["turns"] for message in turn) for prompt in comparison.prompts]
     return sum(lengths) / max(1, len(lengths))
 
 
-def _job(session: Session, judgement: Judgement) -> Job | None:
-    return session.get(Job, judgement.job_id) if judgement.job_id else None
+def _job(session: Session, judgement: JudgementRow) -> JobRow | None:
+    return session.get(JobRow, judgement.job_id) if judgement.job_id else None
 
 
-def _record(judgement: Judgement, job: Job | None) -> dict[str, Any]:
+def _record(judgement: JudgementRow, job: JobRow | None) -> dict[str, Any]:
     return {
         "id": judgement.id,
         "comparison": judgement.comparison_id,

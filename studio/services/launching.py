@@ -23,7 +23,7 @@ from jobs.rundir import RunDir, write_json
 from studio.catalogue import compatibility, hardware, memory
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
-from studio.db.models import Job, new_id
+from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
 from studio.services import loggers
 from studio.services.datasets import DatasetService
@@ -171,7 +171,7 @@ class Launcher:
             )
 
     @contextlib.contextmanager
-    def jobs(self, plans: Sequence[Plan]) -> Iterator[list[Job]]:
+    def jobs(self, plans: Sequence[Plan]) -> Iterator[list[JobRow]]:
         """Unsaved jobs with their run directories, which go again when the block does not end well."""
         runs: list[RunDir] = []
         try:
@@ -265,9 +265,9 @@ def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:
     write_json(run.config, config.model_dump(mode="json"))
 
 
-def training(run: RunDir, plan: Plan, rows: int, created_at: float) -> Job:
+def training(run: RunDir, plan: Plan, rows: int, created_at: float) -> JobRow:
     """The unsaved, unnamed record of a run."""
-    return Job(
+    return JobRow(
         id=run.path.name,
         kind="train",
         queue="gpu",

@@ -11,7 +11,7 @@ from typing import Any
 from jobs import rundir
 from studio.catalogue import arithmetic
 from studio.catalogue.models import read_json
-from studio.db.models import Adapter, new_id
+from studio.db.models import AdapterRow, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
 from studio.services.adapters import CONFIG, TEMPLATE, WEIGHTS, AdapterService
@@ -47,7 +47,7 @@ class MergeService:
         folder = self._write(list(used.values()), method, density)
         try:
             with self.db.write() as session:
-                row = Adapter(
+                row = AdapterRow(
                     id=folder.name,
                     name=self.adapters._name(session, name, _stem(rows.values())),
                     base_model=bases[0],
@@ -62,7 +62,7 @@ class MergeService:
             raise
         return self.adapters.show(row.id)
 
-    def _write(self, used: list[tuple[Adapter, float]], method: str, density: float) -> Path:
+    def _write(self, used: list[tuple[AdapterRow, float]], method: str, density: float) -> Path:
         adapter_id = new_id()
         folder, part = self.settings.adapters / adapter_id, self.settings.adapters / f".{adapter_id}.part"
         first = Path(max(used, key=lambda pair: pair[1])[0].path)
@@ -122,7 +122,7 @@ def _stem(rows: Any) -> str:
     return "-".join(row.name for row in rows)[:50]
 
 
-def _card(used: list[tuple[Adapter, float]], method: str, density: float, first: Path) -> dict[str, Any]:
+def _card(used: list[tuple[AdapterRow, float]], method: str, density: float, first: Path) -> dict[str, Any]:
     """What the merge was made of; template and special tokens are those of the heaviest part."""
     try:
         inherited = json.loads((first / CARD).read_text(encoding="utf-8"))

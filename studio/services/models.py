@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from studio import processes
 from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder
-from studio.db.models import Adapter, BaseModelRow, Job
+from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, TakenError
 from studio.services import naming
@@ -77,10 +77,10 @@ class ModelService:
             raise StudioError("The starter can't be removed.", "It is part of the studio.")
         with self.db.write() as session:
             row = self._find(session, name)
-            adapters = session.scalars(select(Adapter.name).where(Adapter.base_model == row.name)).all()
+            adapters = session.scalars(select(AdapterRow.name).where(AdapterRow.base_model == row.name)).all()
             if adapters:
                 raise StudioError(f"Model {row.name} is the base of {', '.join(adapters)}.", "Delete these adapters first.")
-            active = select(Job.name).where(Job.base_model == row.name, Job.status.in_(("QUEUED", "RUNNING", "PAUSED")))
+            active = select(JobRow.name).where(JobRow.base_model == row.name, JobRow.status.in_(("QUEUED", "RUNNING", "PAUSED")))
             jobs = session.scalars(active).all()
             if jobs:
                 raise StudioError(f"Model {row.name} is needed by {', '.join(jobs)}.", "Cancel these jobs first, or wait for their end.")

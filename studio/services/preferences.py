@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from studio.db.models import Answer, Comparison, VerdictRow
+from studio.db.models import AnswerRow, ComparisonRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.services import naming
@@ -98,7 +98,9 @@ class PreferenceService:
         free = naming.unique(f"{row.name[:50]}-corrections", lambda wanted: wanted in taken)
         return self.datasets.add_text("\n".join(orjson.dumps(each).decode() for each in rows), name=name or free)
 
-    def _keep(self, rows: Sequence[Comparison], pairs: Sequence[dict[str, Any]], name: str | None, how: dict[str, Any]) -> dict[str, Any]:
+    def _keep(
+        self, rows: Sequence[ComparisonRow], pairs: Sequence[dict[str, Any]], name: str | None, how: dict[str, Any]
+    ) -> dict[str, Any]:
         origin: dict[str, Any] = {
             "id": None,
             "kind": "preference",
@@ -120,7 +122,7 @@ class PreferenceService:
         return self.datasets.show(draft.id)
 
 
-def _pairs(session: Session, row: Comparison, min_margin: float, source: Source, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+def _pairs(session: Session, row: ComparisonRow, min_margin: float, source: Source, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     texts = _texts(session, row)
     prompts = {prompt["id"]: prompt for prompt in row.prompts}
     for (prompt_id, a, b), said in _decisions(session, row, source).items():
@@ -148,12 +150,12 @@ def _pairs(session: Session, row: Comparison, min_margin: float, source: Source,
         }
 
 
-def _texts(session: Session, row: Comparison) -> dict[tuple[str, str], str]:
-    answers = session.scalars(select(Answer).where(Answer.comparison_id == row.id, Answer.error == ""))
+def _texts(session: Session, row: ComparisonRow) -> dict[tuple[str, str], str]:
+    answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == ""))
     return {(answer.prompt_id, answer.contestant): answer.text for answer in answers}
 
 
-def _decisions(session: Session, row: Comparison, source: Source) -> dict[tuple[str, str, str], dict[str, tuple[float, list[Any]]]]:
+def _decisions(session: Session, row: ComparisonRow, source: Source) -> dict[tuple[str, str, str], dict[str, tuple[float, list[Any]]]]:
     """By (prompt, a, b): of each rater the score of a over its valid orders, and its lines. A judge must have shown both orders."""
     counts = VerdictRow.judgement_id.is_(None) | (VerdictRow.judgement_id == newest_judgement(session, row))
     query = select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.is_probe.is_(False), counts).order_by(VerdictRow.id)

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from studio.datasets.children import run_child
-from studio.db.models import Adapter, Answer, Comparison, Job, Judgement, Metric, VerdictRow
+from studio.db.models import AdapterRow, AnswerRow, ComparisonRow, JobRow, JudgementRow, MetricRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.evaluation.verdicts import PERSON
@@ -93,7 +93,7 @@ class RatingService:
         `with_facts` adds what is known of each contestant: exact match, size, seconds per answer, training run.
         """
         with self.db.read() as session:
-            rows = [self.comparisons.find(session, name) for name in comparisons] or list(session.scalars(select(Comparison)))
+            rows = [self.comparisons.find(session, name) for name in comparisons] or list(session.scalars(select(ComparisonRow)))
             if data is not None:
                 wanted = self.comparisons.datasets.show(data)["id"]
                 rows = [row for row in rows if row.dataset_id == wanted]
@@ -124,17 +124,17 @@ class RatingService:
             self._made[key] = run_child("studio.evaluation", options, self.settings.cache)
         return self._made[key]
 
-    def _facts(self, session: Session, rows: Sequence[Comparison], is_mixed: bool) -> dict[str, dict[str, Any]]:
+    def _facts(self, session: Session, rows: Sequence[ComparisonRow], is_mixed: bool) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for row in rows:
             scores = self.comparisons.show(row.id)["scores"]
-            answers = session.scalars(select(Answer).where(Answer.comparison_id == row.id, Answer.error == "")).all()
+            answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == "")).all()
             for name in row.contestants:
                 own = [answer for answer in answers if answer.contestant == name]
                 seconds = sum(answer.seconds for answer in own) / len(own) if own else None
                 tokens = sum(answer.completion_tokens for answer in own) / len(own) if own else None
-                adapter = session.scalar(select(Adapter).where(Adapter.name == name.rpartition(":")[2]))
-                training = session.get(Job, adapter.job_id) if adapter and adapter.job_id else None
+                adapter = session.scalar(select(AdapterRow).where(AdapterRow.name == name.rpartition(":")[2]))
+                training = session.get(JobRow, adapter.job_id) if adapter and adapter.job_id else None
                 found[_whole(name, row) if is_mixed else name] = {
                     "exact_match": scores.get(name, {}).get("exact_match"),
                     "seconds_per_answer": seconds,
@@ -154,36 +154,36 @@ def _voter(name: str) -> str:
     return PERSON + name.strip()
 
 
-def _votes_of(row: Comparison, person: str) -> Any:
+def _votes_of(row: ComparisonRow, person: str) -> Any:
     return select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.judgement_id.is_(None), VerdictRow.rater == person)
 
 
-def _texts(session: Session, row: Comparison) -> dict[tuple[str, str], str]:
-    answers = session.scalars(select(Answer).where(Answer.comparison_id == row.id, Answer.error == ""))
+def _texts(session: Session, row: ComparisonRow) -> dict[tuple[str, str], str]:
+    answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == ""))
     return {(answer.prompt_id, answer.contestant): "\n\n".join(answer.turns or [answer.text]) for answer in answers}
 
 
-def _pairs(row: Comparison, answers: dict[tuple[str, str], str]) -> list[tuple[str, str, str]]:
+def _pairs(row: ComparisonRow, answers: dict[tuple[str, str], str]) -> list[tuple[str, str, str]]:
     """(prompt, one, other) of all pairs with two different answers; equal ones would waste a person's time."""
     cases = [(prompt["id"], one, other) for prompt in row.prompts for one, other in combinations(row.contestants, 2)]
     found = [(answers.get((p, one)), answers.get((p, other))) for p, one, other in cases]
     return [case for case, (one, other) in zip(cases, found, strict=True) if one is not None and other is not None and one != other]
 
 
-def _orders(row: Comparison) -> Iterable[tuple[str, str, str]]:
+def _orders(row: ComparisonRow) -> Iterable[tuple[str, str, str]]:
     for prompt in row.prompts:
         for one, other in combinations(row.contestants, 2):
             yield prompt["id"], one, other
             yield prompt["id"], other, one
 
 
-def _sealed(row: Comparison, person: str, prompt_id: str, left: str, right: str) -> str:
+def _sealed(row: ComparisonRow, person: str, prompt_id: str, left: str, right: str) -> str:
     """The order of one ballot as a number that shows neither name."""
     return hashlib.sha256(orjson.dumps([row.id, row.created_at, person, prompt_id, left, right])).hexdigest()[:32]
 
 
 def _lines(
-    session: Session, row: Comparison, human_only: bool, *, is_mixed: bool, every_judge: bool = False
+    session: Session, row: ComparisonRow, human_only: bool, *, is_mixed: bool, every_judge: bool = False
 ) -> list[tuple[str, str, str, str, str]]:
     """Verdict lines of a comparison, prompts named apart from those of others, contestants by whole names where bases are mixed."""
     newest = newest_judgement(session, row)
@@ -199,15 +199,19 @@ def _lines(
     return [(f"{row.id}:{prompt_id}", a, b, winner, rater) for (prompt_id, a, b, rater), winner in found.items()]
 
 
-def newest_judgement(session: Session, row: Comparison) -> str | None:
+def newest_judgement(session: Session, row: ComparisonRow) -> str | None:
     """The last word on a comparison: of judges that are able while there is one. Earlier ones stay readable and count no more."""
-    ended = select(Judgement).join(Job, Judgement.job_id == Job.id).where(Judgement.comparison_id == row.id, Job.status == "SUCCEEDED")
-    found = session.scalars(ended.order_by(Judgement.created_at.desc())).all()
+    ended = (
+        select(JudgementRow)
+        .join(JobRow, JudgementRow.job_id == JobRow.id)
+        .where(JudgementRow.comparison_id == row.id, JobRow.status == "SUCCEEDED")
+    )
+    found = session.scalars(ended.order_by(JudgementRow.created_at.desc())).all()
     able = [judgement for judgement in found if judgement.readings.get("able") is not False]
     return next((judgement.id for judgement in [*able, *found]), None)
 
 
-def _whole(name: str, row: Comparison) -> str:
+def _whole(name: str, row: ComparisonRow) -> str:
     if name == "base":
         return row.base_model
     return name if ":" in name or "#" in name or name == row.base_model else f"{row.base_model}:{name}"
@@ -225,15 +229,15 @@ def _per_pair(lines: Iterable[tuple[str, str, str, str, str]]) -> list[tuple[str
     return [(p, a, b, "a" if mean > 0.5 else "b" if mean < 0.5 else "tie", rater) for (p, a, b, rater), mean in means.items()]
 
 
-def _seconds(job: Job) -> float | None:
+def _seconds(job: JobRow) -> float | None:
     return job.ended_at - job.started_at if job.ended_at and job.started_at else None
 
 
-def _eval_loss(session: Session, adapter: Adapter | None) -> float | None:
+def _eval_loss(session: Session, adapter: AdapterRow | None) -> float | None:
     """On the held-out rows of its own training; e to its power is the perplexity."""
     if adapter is None or not adapter.job_id:
         return None
     last = session.scalar(
-        select(Metric).where(Metric.job_id == adapter.job_id, Metric.kind == "eval").order_by(Metric.step.desc()).limit(1)
+        select(MetricRow).where(MetricRow.job_id == adapter.job_id, MetricRow.kind == "eval").order_by(MetricRow.step.desc()).limit(1)
     )
     return None if last is None else last.values.get("eval_loss", last.values.get("loss"))

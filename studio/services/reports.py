@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs import follow_up, queue
 from studio.db import lifecycle
-from studio.db.models import Adapter, Job
+from studio.db.models import AdapterRow, JobRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.services import naming
@@ -42,7 +42,7 @@ class ReportService:
         """Queue a report, also beside one that is there; what a person asks for waits for no training. Raises StudioError."""
         with self.db.write() as session:
             job = _training(session, training)
-            adapter = session.scalar(select(Adapter).where(Adapter.job_id == job.id))
+            adapter = session.scalar(select(AdapterRow).where(AdapterRow.job_id == job.id))
             if adapter is None:
                 raise StudioError(
                     f"{job.name} has no adapter to report on.", "Only a training that has made one can be held against its base."
@@ -61,13 +61,13 @@ class ReportService:
         return self.show(training)
 
 
-def newest(session: Session, training_id: str) -> Job | None:
+def newest(session: Session, training_id: str) -> JobRow | None:
     """The latest report of a training."""
-    mine = select(Job).where(Job.kind == lifecycle.REPORT, Job.after_id == training_id)
-    return session.scalar(mine.order_by(Job.created_at.desc()).limit(1))
+    mine = select(JobRow).where(JobRow.kind == lifecycle.REPORT, JobRow.after_id == training_id)
+    return session.scalar(mine.order_by(JobRow.created_at.desc()).limit(1))
 
 
-def record(job: Job) -> dict[str, Any]:
+def record(job: JobRow) -> dict[str, Any]:
     """A report as everybody gets it: its job, where it stands, and its figures once it has ended."""
     return {
         "job": job.id,
@@ -83,10 +83,10 @@ def record(job: Job) -> dict[str, Any]:
     }
 
 
-def _training(session: Session, name: str) -> Job:
-    job = session.get(Job, name) or session.scalar(select(Job).where(Job.name == name))
+def _training(session: Session, name: str) -> JobRow:
+    job = session.get(JobRow, name) or session.scalar(select(JobRow).where(JobRow.name == name))
     if job is None:
-        known = session.scalars(select(Job.name).where(Job.kind == "train")).all()
+        known = session.scalars(select(JobRow.name).where(JobRow.kind == "train")).all()
         raise NotFoundError(f"There is no job {name!r}.", naming.suggest(name, known))
     if job.kind != "train":
         raise StudioError(f"{job.name} is no training.", "Name a training.")

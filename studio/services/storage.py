@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from sqlalchemy import select
 
-from studio.db.models import Adapter, BaseModelRow, Dataset, Job
+from studio.db.models import AdapterRow, BaseModelRow, DatasetRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -101,11 +101,11 @@ class StorageService:
     def _used(self) -> tuple[set[Path], set[Path]]:
         """Every path that a row names, and the checkpoints that nobody will go on from."""
         with self.db.read() as session:
-            used = {self.settings.datasets / one for one in session.scalars(select(Dataset.id))}
-            used |= {Path(path) for path in session.scalars(select(Adapter.path))}
+            used = {self.settings.datasets / one for one in session.scalars(select(DatasetRow.id))}
+            used |= {Path(path) for path in session.scalars(select(AdapterRow.path))}
             used |= {Path(path) for path in session.scalars(select(BaseModelRow.path))}
             finished = set()
-            for run_dir, status, config in session.execute(select(Job.run_dir, Job.status, Job.config)):
+            for run_dir, status, config in session.execute(select(JobRow.run_dir, JobRow.status, JobRow.config)):
                 named = [run_dir, config.get("to"), config.get("model_name_or_path"), config.get("adapter_path"), config.get("base_path")]
                 used |= {Path(path) for path in named if isinstance(path, str) and path}
                 if run_dir and status == "SUCCEEDED":

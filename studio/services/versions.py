@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.rundir import fsync_folder
-from studio.db.models import Dataset, new_id
+from studio.db.models import DatasetRow, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError
 from studio.services import naming
@@ -97,19 +97,19 @@ class VersionShelf:
                 fsync_folder(folder)
         return [draft.id for draft in drafts]
 
-    def everyone(self) -> list[Dataset]:
+    def everyone(self) -> list[DatasetRow]:
         """All datasets, oldest first."""
         with self._db.read() as session:
-            return list(session.scalars(select(Dataset).order_by(Dataset.created_at, Dataset.id)))
+            return list(session.scalars(select(DatasetRow).order_by(DatasetRow.created_at, DatasetRow.id)))
 
 
-def _record(session: Session, draft: Draft) -> Dataset:
+def _record(session: Session, draft: Draft) -> DatasetRow:
     def is_taken(name: str) -> bool:
         return _is_taken(session, name)
 
     name = naming.claim(draft.name, is_taken) if draft.name is not None else naming.unique(draft.default_name, is_taken)
     origin = draft.origin
-    return Dataset(
+    return DatasetRow(
         id=draft.id,
         name=name,
         kind=origin["kind"],
@@ -126,4 +126,4 @@ def _record(session: Session, draft: Draft) -> Dataset:
 
 
 def _is_taken(session: Session, name: str) -> bool:
-    return session.scalar(select(Dataset.id).where(Dataset.name == name)) is not None
+    return session.scalar(select(DatasetRow.id).where(DatasetRow.name == name)) is not None

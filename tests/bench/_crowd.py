@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from studio import settings as studio_settings
 from studio.db import lifecycle
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.services import Studio
 
 WRITERS, READERS, SECONDS, BATCH = 8, 20, 8.0, 20
@@ -26,7 +26,7 @@ WRITERS, READERS, SECONDS, BATCH = 8, 20, 8.0, 20
 def write(number: int, said: Queue[Any]) -> None:
     studio = Studio.open(studio_settings.load())
     with studio.db.write() as session:
-        lifecycle.submit(session, Job(id=f"job{number}", kind="train", queue="none", name=f"job-{number}"))
+        lifecycle.submit(session, JobRow(id=f"job{number}", kind="train", queue="none", name=f"job-{number}"))
         held = lifecycle.claim(session, f"job{number}", f"writer {number}", None)
     assert held
     took, errors, step, ends = [], 0, 0, time.monotonic() + SECONDS

@@ -35,7 +35,7 @@ from jobs.rundir import RunDir
 from studio import processes, supervisor
 from studio import settings as studio_settings
 from studio.db import lifecycle
-from studio.db.models import Adapter, Job
+from studio.db.models import AdapterRow, JobRow
 from tests.runs import make_run, open_store, submit
 from tests.servers import clean_environment, free_port, processes_of
 from tests.workers import trainers
@@ -97,7 +97,7 @@ class Storm:
     def training(self) -> psutil.Process | None:
         """The trainer of the job that runs, once the row knows it; a report that runs has none."""
         with self.db.read() as session:
-            job = session.scalars(select(Job).where(Job.kind == "train", Job.status == "RUNNING")).first()
+            job = session.scalars(select(JobRow).where(JobRow.kind == "train", JobRow.status == "RUNNING")).first()
         if job is None or job.pid is None or job.pid_born is None or not processes.is_alive(job.pid, job.pid_born):
             return None
         with contextlib.suppress(psutil.Error):
@@ -120,9 +120,9 @@ class Storm:
 
     # jobs
 
-    def row(self, job_id: str) -> Job:
+    def row(self, job_id: str) -> JobRow:
         with self.db.read() as session:
-            return session.get_one(Job, job_id)
+            return session.get_one(JobRow, job_id)
 
     def refill(self) -> None:
         waiting = sum(self.row(job_id).status not in lifecycle.ENDED for job_id in self.jobs)
@@ -150,7 +150,7 @@ class Storm:
 
     def digest(self, job_id: str) -> str:
         with self.db.read() as session:
-            return session.scalar(select(Adapter.sha256).where(Adapter.job_id == job_id)) or ""
+            return session.scalar(select(AdapterRow.sha256).where(AdapterRow.job_id == job_id)) or ""
 
     def curve_is_whole(self, job_id: str) -> bool:
         """Each attempt's steps go on where a checkpoint was: together they are every step once or more, none left out."""
@@ -210,14 +210,14 @@ class Storm:
     def steps_made(self) -> int:
         """Kept steps of all trainings together, and one for each that has ended: it only rises."""
         with self.db.read() as session:
-            kept = session.scalar(select(func.sum(Job.checkpoint_step)).where(Job.kind == "train")) or 0
-            ended = session.scalar(select(func.count()).where(Job.kind == "train", Job.status.in_(lifecycle.ENDED))) or 0
+            kept = session.scalar(select(func.sum(JobRow.checkpoint_step)).where(JobRow.kind == "train")) or 0
+            ended = session.scalar(select(func.count()).where(JobRow.kind == "train", JobRow.status.in_(lifecycle.ENDED))) or 0
         return kept + ended
 
     def moves(self) -> tuple[int, int]:
         """Changes whenever the queue gets on."""
         with self.db.read() as session:
-            begun = session.scalar(select(func.sum(Job.attempt)).where(Job.kind == "train")) or 0
+            begun = session.scalar(select(func.sum(JobRow.attempt)).where(JobRow.kind == "train")) or 0
         return begun, self.steps_made()
 
     def has_come_back(self, part: str, pid: int) -> bool:

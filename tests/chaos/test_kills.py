@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from jobs.rundir import sha256
 from studio.db import lifecycle
-from studio.db.models import Adapter, Job, JobEvent, Metric
+from studio.db.models import AdapterRow, JobEvent, JobRow, MetricRow
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
@@ -33,23 +33,23 @@ def db(settings: Settings) -> Iterator[Database]:
 
 def curve(db: Database, job_id: str) -> dict[tuple[str, int], tuple[float, int | None]]:
     with db.read() as session:
-        points = session.scalars(select(Metric).where(Metric.job_id == job_id, Metric.kind.in_(("train", "eval"))))
+        points = session.scalars(select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.kind.in_(("train", "eval"))))
         return {(p.kind, p.step): (p.values["loss"], p.values.get("tokens")) for p in points}
 
 
 def adapter_sha256(db: Database, job_id: str) -> str:
     with db.read() as session:
-        adapter = session.scalars(select(Adapter).where(Adapter.job_id == job_id)).one()
+        adapter = session.scalars(select(AdapterRow).where(AdapterRow.job_id == job_id)).one()
     return adapter.sha256
 
 
-def training(db: Database, job_id: str, attempt: int, above: int) -> Job:
+def training(db: Database, job_id: str, attempt: int, above: int) -> JobRow:
     """The job once this attempt of it has a trainer and more than `above` of its steps are known.
 
     A killed trainer may have told more steps than were read before it died: that they rise does not say that another one trains.
     """
 
-    def seen() -> Job | None:
+    def seen() -> JobRow | None:
         job = row(db, job_id)
         assert job.status in ("QUEUED", "RUNNING"), (job.status, job.reason)
         return job if job.status == "RUNNING" and job.attempt == attempt and job.pid and (job.step or 0) > above else None
@@ -102,6 +102,6 @@ def test_a_cancelled_training_keeps_the_adapter_of_its_last_checkpoint(settings:
         ended = wait_for_status(db, job_id, "CANCELLED", timeout=30)
     assert ended.reason == ""
     with db.read() as session:
-        adapter = session.scalars(select(Adapter)).one()
+        adapter = session.scalars(select(AdapterRow)).one()
     assert (adapter.name, adapter.base_model, adapter.method) == ("first", "starter", "lora")
     assert sha256(settings.runs / "run/adapter/adapter_model.safetensors") == adapter.sha256

@@ -26,7 +26,7 @@ from jobs import queue
 from jobs.rundir import RunDir
 from studio import settings as studio_settings
 from studio.db import lifecycle
-from studio.db.models import Job, Metric
+from studio.db.models import JobRow, MetricRow
 from studio.errors import StudioError
 from tests.chaos import stand_in
 from tests.runs import open_store, submit
@@ -139,9 +139,9 @@ class QueueMachine(RuleBasedStateMachine):
         wait_for(lambda: not trainers(self.settings.runs), timeout=20)
         with self.db.write() as session:  # what this boot has written looks, after the next one, as another boot's
             host, boot = "%:", "00000000-boot-before"
-            for job in session.scalars(select(Job).where(Job.owner.like(host))):
+            for job in session.scalars(select(JobRow).where(JobRow.owner.like(host))):
                 first, _, pid, born = (job.owner or "").split(":")
-                session.execute(update(Job).where(Job.id == job.id).values(owner=f"{first}:{boot}:{pid}:{born}"))
+                session.execute(update(JobRow).where(JobRow.id == job.id).values(owner=f"{first}:{boot}:{pid}:{born}"))
         self.worker = self.start_worker()
 
     @rule(seconds=sampled_from([0.2, 1.0, 2.5]))
@@ -153,8 +153,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(trainers(self.settings.runs)) <= 1
         assert not list(self.settings.runs.glob("*/doubled"))
         with self.db.read() as session:
-            assert (session.scalar(select(func.count()).where(Job.status == "RUNNING")) or 0) <= 1
-            assert set(session.scalars(select(Job.id).where(Job.kind == "train"))) == set(self.steps)  # a report follows each that succeeds
+            assert (session.scalar(select(func.count()).where(JobRow.status == "RUNNING")) or 0) <= 1
+            assert set(session.scalars(select(JobRow.id).where(JobRow.kind == "train"))) == set(
+                self.steps
+            )  # a report follows each that succeeds
 
     def teardown(self) -> None:
         try:
@@ -191,7 +193,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert job.status == "SUCCEEDED", (job.status, job.reason, (self.home / "worker.log").read_text()[-2000:])
         assert (RunDir(Path(job.run_dir)).adapter / stand_in.WEIGHTS).read_bytes() == stand_in.chain(steps)
         with self.db.read() as session:
-            points = session.execute(select(Metric.step, Metric.values).where(Metric.job_id == job_id, Metric.kind == "train"))
+            points = session.execute(select(MetricRow.step, MetricRow.values).where(MetricRow.job_id == job_id, MetricRow.kind == "train"))
             curve = {step: values["loss"] for step, values in points}
         assert curve == {step: stand_in.loss(stand_in.chain(step)) for step in range(1, steps + 1)}
 

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio import settings as studio_settings
-from studio.db.models import Adapter, Job
+from studio.db.models import AdapterRow, JobRow
 from studio.services import Studio
 from studio.settings import STATIC
 from tests.e2e.conftest import SCREENSHOTS, quiet_window
@@ -83,9 +83,11 @@ def seed(home: Path, folder: Path) -> None:
     studio.comparisons.create(base_model="starter", contestants=names, prompts=prompts, name="hostile", files=dict.fromkeys(names, answers))
     with studio.db.write() as session:
         for text in PAYLOADS:
-            job = Job(kind="train", queue="none", name=text, status="FAILED", reason=text, fix=text, tags=[text], notes=text, recipe=text)
+            job = JobRow(
+                kind="train", queue="none", name=text, status="FAILED", reason=text, fix=text, tags=[text], notes=text, recipe=text
+            )
             session.add(job)
-            session.add(Adapter(name=text, base_model="starter", method=text, path=f"{home}/adapters/{text[:20]}", bytes=1))
+            session.add(AdapterRow(name=text, base_model="starter", method=text, path=f"{home}/adapters/{text[:20]}", bytes=1))
     studio.db.dispose()
 
 

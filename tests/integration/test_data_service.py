@@ -18,7 +18,7 @@ from sqlalchemy import select
 from jobs.rundir import RunDir
 from studio.datasets.rendering import Renderer
 from studio.db import migrations
-from studio.db.models import Dataset, Job
+from studio.db.models import DatasetRow, JobRow
 from studio.db.session import Database, database
 from studio.errors import DatasetError, NotFoundError, StudioError, TakenError
 from studio.services.datasets import DatasetService
@@ -167,11 +167,11 @@ def test_deleting_leaves_jobs_and_their_files_alone(service: DatasetService, set
     run = RunDir(settings.runs / "r")
     service.write_run_files(added["id"], run, test_size=0.1, seed=1)
     with db.write() as session:
-        session.add(Job(id="j", kind="train", name="j", dataset_id=added["id"], run_dir=str(run.path)))
+        session.add(JobRow(id="j", kind="train", name="j", dataset_id=added["id"], run_dir=str(run.path)))
     assert service.delete("rows") == added
     with db.read() as session:
-        assert session.scalars(select(Dataset)).all() == []
-        assert session.get_one(Job, "j").dataset_id is None
+        assert session.scalars(select(DatasetRow)).all() == []
+        assert session.get_one(JobRow, "j").dataset_id is None
     assert folders_of(settings) == [] and run.train.is_file()
     with pytest.raises(NotFoundError):
         service.delete("rows")

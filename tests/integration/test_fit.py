@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from studio.cli import app
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.services.models import STARTER_FOLDER
@@ -59,7 +59,7 @@ def test_past_runs_of_this_machine_correct_the_prediction(studio: Studio) -> Non
     with studio.db.write() as session:
         for number in range(3):
             result = {"peak_memory_bytes": round(plain["predicted_bytes"] * 1.2), "device": "cpu", "longest_row": 256}
-            job = Job(kind="train", name=f"past-{number}", status="SUCCEEDED", config=config, result=result, ended_at=1.0)
+            job = JobRow(kind="train", name=f"past-{number}", status="SUCCEEDED", config=config, result=result, ended_at=1.0)
             session.add(job)
     learned = studio.fit.fit(base_model="starter", options=options)
     assert learned["correction"] == {"factor": 1.2, "runs": 3}

@@ -103,13 +103,13 @@ def test_the_bare_script_trains_the_same_adapter(trained: tuple[Studio, Path, di
 def test_verifying_another_adapter_says_so(trained: tuple[Studio, Path, dict[str, Any]], tmp_path: Path) -> None:
     studio, bundle, verified = trained
     with studio.db.write() as session:
-        from studio.db.models import Adapter
+        from studio.db.models import AdapterRow
 
-        adapter = session.query(Adapter).filter(Adapter.job_id == verified["job"]).one()
+        adapter = session.query(AdapterRow).filter(AdapterRow.job_id == verified["job"]).one()
         true, adapter.sha256 = adapter.sha256, "0" * 64
     assert studio.bundles.verify(bundle)["reproduces"] is False
     with studio.db.write() as session:
-        session.query(Adapter).filter(Adapter.job_id == verified["job"]).one().sha256 = true
+        session.query(AdapterRow).filter(AdapterRow.job_id == verified["job"]).one().sha256 = true
 
 
 def test_a_rerun_reports_to_nobody(trained: tuple[Studio, Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -223,11 +223,11 @@ def test_a_restored_studio_has_everything_in_its_new_place(
 
 def test_a_restore_waits_for_jobs_that_run_here(trained: tuple[Studio, Path, dict[str, Any]], backup: Path, settings: Settings) -> None:
     from studio import processes
-    from studio.db.models import Job
+    from studio.db.models import JobRow
 
     here = Studio.open(settings)
     with here.db.write() as session:
-        job = lifecycle.submit(session, Job(kind="train", name="busy"))
+        job = lifecycle.submit(session, JobRow(kind="train", name="busy"))
         assert lifecycle.claim(session, job.id, processes.owner_id(), None)
     with pytest.raises(StudioError, match="Job busy runs here"):
         backups.restore(settings, backup)

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.rundir import RunDir
 from studio.db import lifecycle
-from studio.db.models import Adapter, Comparison, Job, Judgement
+from studio.db.models import AdapterRow, ComparisonRow, JobRow, JudgementRow
 from studio.errors import ConfigError, NotFoundError, StudioError, TakenError
 from studio.services import Studio
 from studio.settings import STATIC, Settings
@@ -41,7 +41,7 @@ def end(studio: Studio, job_id: str, status: str = "SUCCEEDED", took_s: float = 
         assert held
         lifecycle.finish(session, held, status, result=FINISHED if status == "SUCCEEDED" else None, **values)
     with studio.db.write() as session:
-        job = session.get_one(Job, job_id)
+        job = session.get_one(JobRow, job_id)
         assert job.ended_at
         job.started_at = job.ended_at - took_s
 
@@ -254,13 +254,15 @@ def test_runs_are_compared_by_what_differs(studio: Studio) -> None:
 def test_what_a_judge_said_last_joins_the_table_of_runs(studio: Studio) -> None:
     first, second = submit(studio, "first"), submit(studio, "second")
     with studio.db.write() as session:
-        session.add(Adapter(name="first", base_model="starter", method="lora", job_id=first["id"], path="", bytes=0, sha256=""))
-        session.add(Comparison(id="c1", name="held-out", base_model="starter", contestants=["base", "first"], prompts=[]))
-        session.add(Comparison(id="c2", name="elsewhere", base_model="other", contestants=["base", "first"], prompts=[]))
+        session.add(AdapterRow(name="first", base_model="starter", method="lora", job_id=first["id"], path="", bytes=0, sha256=""))
+        session.add(ComparisonRow(id="c1", name="held-out", base_model="starter", contestants=["base", "first"], prompts=[]))
+        session.add(ComparisonRow(id="c2", name="elsewhere", base_model="other", contestants=["base", "first"], prompts=[]))
         for at, (comparison, rate) in enumerate([("c1", 0.25), ("c1", 0.75), ("c2", 0.5)]):
             readings = {"win_rate": {"base": 1 - rate, "first": rate}, "ci95": {"first": [rate - 0.1, rate + 0.1]}}
-            session.add(Judgement(comparison_id=comparison, judge="reference", kind="reference", readings=readings, created_at=float(at)))
-        session.add(Judgement(comparison_id="c1", judge="starter", kind="model", created_at=9.0))  # has not ended
+            session.add(
+                JudgementRow(comparison_id=comparison, judge="reference", kind="reference", readings=readings, created_at=float(at))
+            )
+        session.add(JudgementRow(comparison_id="c1", judge="starter", kind="model", created_at=9.0))  # has not ended
     found = studio.jobs.compare(["first", "second"])
     assert found["judged"] == {
         first["id"]: {"win_rate": 0.75, "ci95": [0.65, 0.85], "judge": "reference", "comparison": "held-out"},

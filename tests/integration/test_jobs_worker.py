@@ -22,7 +22,7 @@ from jobs.rundir import RunDir
 from jobs.runner import Runner
 from studio import processes
 from studio.db import lifecycle
-from studio.db.models import Job, JobEvent
+from studio.db.models import JobEvent, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -85,7 +85,7 @@ def test_jobs_run_one_after_the_other_on_one_slot(settings: Settings, db: Databa
 
 def test_an_unknown_kind_of_light_job_fails_with_its_reason(settings: Settings, db: Database) -> None:
     with db.write() as session:
-        job_id = lifecycle.submit(session, Job(kind="divination", queue="light", name="future")).id
+        job_id = lifecycle.submit(session, JobRow(kind="divination", queue="light", name="future")).id
     with worker("light"):
         assert "no jobs of kind 'divination'" in wait_for_status(db, job_id, "FAILED").reason
 
@@ -234,7 +234,7 @@ def test_a_lease_written_by_a_clock_in_the_future_holds_nobody_up(
     job_id = submit(db, hopeless(settings))
     with db.write() as session:
         assert lifecycle.claim(session, job_id, "another-machine:boot:1:1.0", "device:0")
-        session.execute(update(Job).values(lease_until=time.time() + 10**6))
+        session.execute(update(JobRow).values(lease_until=time.time() + 10**6))
     watcher = reconciler(settings, db)
     watcher.look()
     assert row(db, job_id).status == "RUNNING"  # it may be alive, elsewhere
@@ -250,7 +250,7 @@ def test_a_lease_that_moves_is_never_taken_whatever_time_it_says(settings: Setti
     watcher = reconciler(settings, db)
     for beat in range(8):
         with db.write() as session:
-            session.execute(update(Job).values(lease_until=float(beat)))  # long ago, by a clock that is wrong
+            session.execute(update(JobRow).values(lease_until=float(beat)))  # long ago, by a clock that is wrong
         watcher.look()
         time.sleep(0.2)
     assert row(db, job_id).status == "RUNNING"

@@ -21,7 +21,7 @@ from jobs.rundir import RunDir
 from jobs.runner import SLOT, Runner, conclude
 from studio.catalogue.models import tensors
 from studio.db import lifecycle
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.settings import Settings
@@ -65,7 +65,7 @@ def succeeded(studio: Studio, name: str = "first", **options: Any) -> dict[str, 
     held, run = claimed(studio, name, **options)
     write_adapter(run.adapter)
     with studio.db.write() as session:
-        conclude(session, held, session.get_one(Job, held.job_id), Outcome("succeeded"))
+        conclude(session, held, session.get_one(JobRow, held.job_id), Outcome("succeeded"))
     return studio.jobs.show(name)
 
 
@@ -102,7 +102,7 @@ def test_it_waits_for_an_engine_and_for_trainings_unless_somebody_asks(studio: S
 
     claimed(studio, "second")
     with studio.db.write() as session:
-        assert waiting(studio) == [] and session.get_one(Job, report).priority == AUTOMATIC
+        assert waiting(studio) == [] and session.get_one(JobRow, report).priority == AUTOMATIC
     context = LightContext(studio.settings, studio.db, report, 1, {}, lambda: False, lambda *_: None)
     assert Yielding(context).is_stopping(), "a report that runs gives way"
     studio.reports.hurry("first")
@@ -129,7 +129,7 @@ def test_a_training_succeeds_whatever_is_wrong_with_its_report(studio: Studio, t
     elif trouble != "unwanted":
         run.eval.write_text("" if trouble == "no rows" else '{"messages": 5}\n')
     with studio.db.write() as session:
-        conclude(session, held, session.get_one(Job, held.job_id), Outcome("succeeded"))
+        conclude(session, held, session.get_one(JobRow, held.job_id), Outcome("succeeded"))
 
     job = studio.jobs.show("first")
     assert job["status"] == "SUCCEEDED" and job["adapter"] and job["report"] is None

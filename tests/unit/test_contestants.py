@@ -12,7 +12,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import Studio
 from studio.settings import Settings
@@ -126,7 +126,7 @@ def test_a_base_stays_while_an_adapter_needs_it(studio: Studio, stories260k: Pat
 def test_an_adapter_stays_while_a_job_needs_it(studio: Studio) -> None:
     path = studio.adapters.show("tuned")["path"]
     with studio.db.write() as session:
-        session.add(Job(kind="compare", name="asking", status="RUNNING", config={"contestants": [{"adapter": {"path": path}}]}))
+        session.add(JobRow(kind="compare", name="asking", status="RUNNING", config={"contestants": [{"adapter": {"path": path}}]}))
     with pytest.raises(StudioError, match="needed by asking"):
         studio.adapters.delete("tuned")
     assert Path(path).is_dir()
@@ -151,5 +151,5 @@ def test_an_import_keeps_only_what_an_adapter_is(studio: Studio, tmp_path: Path)
 
 def test_an_import_never_takes_a_name_that_a_job_will_need(studio: Studio, tmp_path: Path) -> None:
     with studio.db.write() as session:
-        session.add(Job(kind="train", name="soon"))
+        session.add(JobRow(kind="train", name="soon"))
     assert studio.adapters.add(adapter_folder(tmp_path / "soon"), base_model="stories260K")["name"] == "soon-2"

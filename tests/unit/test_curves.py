@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from studio.db import lifecycle
-from studio.db.models import Job
+from studio.db.models import JobRow
 from studio.errors import ConfigError
 from studio.services import Studio, loggers
 from studio.settings import Settings
@@ -21,7 +21,7 @@ LONG = 3000
 def studio(settings: Settings) -> Iterator[Studio]:
     opened = Studio.open(settings)
     with opened.db.write() as session:
-        lifecycle.submit(session, Job(id="one", kind="train", name="one", config={}))
+        lifecycle.submit(session, JobRow(id="one", kind="train", name="one", config={}))
         held = lifecycle.claim(session, "one", "us", "device:0")
         assert held
         lifecycle.ingest(session, held, list(observed()), 1)

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
-from studio.db.models import Job, JobEvent, Metric
+from studio.db.models import JobEvent, JobRow, MetricRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.settings import Settings
@@ -30,7 +30,7 @@ def db(settings: Settings) -> Iterator[Database]:
 
 def submit(db: Database, name: str = "job", **values: Any) -> str:
     with db.write() as session:
-        return lifecycle.submit(session, Job(kind="train", name=name, **values)).id
+        return lifecycle.submit(session, JobRow(kind="train", name=name, **values)).id
 
 
 def claim(db: Database, job_id: str, owner: str = "us", slot: str | None = "device:0") -> Claim:
@@ -40,14 +40,14 @@ def claim(db: Database, job_id: str, owner: str = "us", slot: str | None = "devi
     return held
 
 
-def row(db: Database, job_id: str) -> Job:
+def row(db: Database, job_id: str) -> JobRow:
     with db.read() as session:
-        return session.get_one(Job, job_id)
+        return session.get_one(JobRow, job_id)
 
 
 def make_due(db: Database, job_id: str) -> None:
     with db.write() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(not_before=0.0))
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=0.0))
 
 
 RACER = """
@@ -145,10 +145,10 @@ def test_a_worker_without_its_claim_changes_nothing(db: Database, write: Any) ->
     with pytest.raises(LostClaimError), db.write() as session:
         write(session, frozen)
     after = row(db, job_id)
-    columns = [column.key for column in Job.__table__.columns]
+    columns = [column.key for column in JobRow.__table__.columns]
     assert {c: getattr(after, c) for c in columns} == {c: getattr(before, c) for c in columns}
     with db.read() as session:
-        assert session.scalars(select(Metric)).all() == []
+        assert session.scalars(select(MetricRow)).all() == []
 
 
 def test_lost_attempts_wait_longer_each_time_and_a_new_checkpoint_forgives_them(db: Database) -> None:
@@ -200,7 +200,7 @@ def test_a_worker_that_ends_in_good_order_costs_the_job_nothing(db: Database) ->
 def test_a_pause_written_before_the_clock_was_set_back_does_not_hold_a_job(db: Database) -> None:
     job_id = submit(db)
     with db.write() as session:
-        session.execute(update(Job).values(not_before=time.time() + 3600))
+        session.execute(update(JobRow).values(not_before=time.time() + 3600))
     with db.read() as session:
         assert lifecycle.claimable(session, "gpu") == [job_id]
 
@@ -245,7 +245,7 @@ def test_events_and_their_offset_change_together(db: Database) -> None:
     job = row(db, job_id)
     assert (job.event_offset, job.step, job.max_steps, job.eta_s) == (100, 1, 4, 3.0)
     with db.read() as session:
-        assert {(m.kind, m.step, m.values["loss"]) for m in session.scalars(select(Metric))} == {("train", 1, 2.0), ("eval", 1, 2.5)}
+        assert {(m.kind, m.step, m.values["loss"]) for m in session.scalars(select(MetricRow))} == {("train", 1, 2.0), ("eval", 1, 2.5)}
 
 
 def test_a_replayed_step_replaces_the_earlier_one(db: Database) -> None:
@@ -256,7 +256,7 @@ def test_a_replayed_step_replaces_the_earlier_one(db: Database) -> None:
             lifecycle.ingest(session, held, [{"type": "progress", "step": 3, "loss": loss}], 10)
             lifecycle.release(session, held)
     with db.read() as session:
-        (metric,) = session.scalars(select(Metric))
+        (metric,) = session.scalars(select(MetricRow))
     assert (metric.values["loss"], metric.attempt) == (1.5, 2)
 
 
@@ -272,7 +272,7 @@ def test_strange_events_are_passed_over(db: Database) -> None:
     with db.write() as session:
         lifecycle.ingest(session, held, strange, 10)
     with db.read() as session:
-        assert session.scalars(select(Metric)).all() == []
+        assert session.scalars(select(MetricRow)).all() == []
 
 
 def test_what_happened_is_kept_for_people(db: Database) -> None:

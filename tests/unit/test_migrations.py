@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 
 from studio.db import lifecycle, migrations
-from studio.db.models import Base, Job
+from studio.db.models import Base, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -90,7 +90,7 @@ def test_jobs_of_the_first_revision_keep_their_order(settings: Settings) -> None
     migrations.migrate(db)
     with db.read() as session:
         assert lifecycle.claimable(session, "gpu") == ["job1", "job2"]
-        job = session.get_one(Job, "job1")
+        job = session.get_one(JobRow, "job1")
     assert (job.rank, job.remedy, job.cause, job.is_halved, job.planned_steps) == (1.0, {}, "", False, None)
     assert (settings.home / f"studio.db.before-{migrations.HEAD}").exists()
     db.dispose()

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim
-from studio.db.models import Job, JobEvent
+from studio.db.models import JobEvent, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -26,7 +26,7 @@ def db(settings: Settings) -> Iterator[Database]:
 
 def submit(db: Database, *names: str, **values: object) -> list[str]:
     with db.write() as session:
-        return [lifecycle.submit(session, Job(kind="train", name=name, **values)).id for name in names]
+        return [lifecycle.submit(session, JobRow(kind="train", name=name, **values)).id for name in names]
 
 
 def claim(db: Database, job_id: str) -> Claim:
@@ -36,14 +36,14 @@ def claim(db: Database, job_id: str) -> Claim:
     return held
 
 
-def row(db: Database, job_id: str) -> Job:
+def row(db: Database, job_id: str) -> JobRow:
     with db.read() as session:
-        return session.get_one(Job, job_id)
+        return session.get_one(JobRow, job_id)
 
 
 def order(db: Database) -> list[str]:
     with db.read() as session:
-        return [session.get_one(Job, job_id).name for job_id in lifecycle.claimable(session, "gpu", limit=99)]
+        return [session.get_one(JobRow, job_id).name for job_id in lifecycle.claimable(session, "gpu", limit=99)]
 
 
 def test_a_paused_job_waits_until_resumed_and_keeps_its_place(db: Database) -> None:
@@ -132,7 +132,7 @@ def test_what_has_not_failed_is_not_retried(db: Database) -> None:
     with pytest.raises(StudioError, match="has not failed"), db.write() as session:
         lifecycle.retry(session, job_id)
     with db.write() as session:
-        session.get_one(Job, after).after_id = job_id
+        session.get_one(JobRow, after).after_id = job_id
     with db.write() as session:
         lifecycle.cancel(session, job_id)
         lifecycle.cancel_unreachable(session)
@@ -178,7 +178,7 @@ def test_what_runs_or_has_ended_has_no_place(db: Database) -> None:
 @pytest.fixture
 def sweep(db: Database) -> tuple[str, list[str]]:
     with db.write() as session:
-        parent = lifecycle.submit(session, Job(kind="sweep", queue="", name="sweep")).id
+        parent = lifecycle.submit(session, JobRow(kind="sweep", queue="", name="sweep")).id
     return parent, submit(db, "one", "two", parent_id=parent)
 
 

@@ -19,7 +19,7 @@ from jobs.rundir import RunDir
 from jobs.runner import Pulse, Runner
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
-from studio.db.models import Job, JobEvent
+from studio.db.models import JobEvent, JobRow
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
@@ -113,7 +113,7 @@ def test_a_wish_to_cancel_does_not_wait_for_an_engine_that_hangs(settings: Setti
 def test_a_database_that_fails_for_a_moment_costs_a_beat_and_not_the_job(settings: Settings) -> None:
     db = open_store(settings)
     with db.write() as session:
-        job_id = lifecycle.submit(session, Job(kind="train", name="job")).id
+        job_id = lifecycle.submit(session, JobRow(kind="train", name="job")).id
         held = lifecycle.claim(session, job_id, "us", None)
     assert held
     pulse = Pulse(Runner(settings, db, "gpu"), held)
@@ -137,12 +137,12 @@ def test_a_database_that_fails_for_a_moment_costs_a_beat_and_not_the_job(setting
 NO_MEMORY = Outcome("failed", "There is no memory.", "Take less.", "out_of_memory", {"per_device_train_batch_size": 1})
 
 
-def ended(db: Database, job_id: str, outcome: Outcome, wish: str = "") -> Job:
+def ended(db: Database, job_id: str, outcome: Outcome, wish: str = "") -> JobRow:
     """The job after one more attempt that came to this."""
     with db.write() as session:
         held = lifecycle.claim(session, job_id, "us", None)
         assert held
-        job = session.get_one(Job, job_id)
+        job = session.get_one(JobRow, job_id)
         RunDir(Path(job.run_dir)).attempt(held.attempt).path.mkdir(parents=True)
     if wish:
         with db.write() as session:
@@ -150,7 +150,7 @@ def ended(db: Database, job_id: str, outcome: Outcome, wish: str = "") -> Job:
     with db.write() as session:
         runner.conclude(session, held, job, outcome)
     with db.read() as session:
-        return session.get_one(Job, job_id)
+        return session.get_one(JobRow, job_id)
 
 
 def test_memory_that_runs_out_halves_the_batch_once_and_never_twice(settings: Settings) -> None:
@@ -195,7 +195,7 @@ def test_a_stale_worker_does_not_change_the_options_of_a_run(settings: Settings)
     run = make_run(settings.runs / "run")
     job_id, before = submit(db, run), run.config.read_bytes()
     with db.read() as session:
-        job = session.get_one(Job, job_id)
+        job = session.get_one(JobRow, job_id)
     with pytest.raises(LostClaimError), db.write() as session:
         runner.conclude(session, Claim(job_id, "somebody", 1), job, NO_MEMORY)
     assert run.config.read_bytes() == before

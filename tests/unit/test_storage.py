@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from studio.db.models import Adapter, Job
+from studio.db.models import AdapterRow, JobRow
 from studio.services import Studio
 from studio.services.storage import YOUNG_S
 from studio.settings import Settings
@@ -42,9 +42,9 @@ def test_only_what_nothing_refers_to_is_deleted(studio: Studio, tmp_path: Path) 
     (settings.cache / "link").symlink_to(outside)
     with studio.db.write() as session:
         for name, status in (("done", "SUCCEEDED"), ("failed", "FAILED")):
-            session.add(Job(id=name, kind="train", name=name, status=status, run_dir=str(settings.runs / name)))
-        session.add(Job(id="export", kind="export", name="out", status="SUCCEEDED", config={"to": str(settings.exports / "out")}))
-        session.add(Adapter(name="merge", base_model="starter", method="", path=str(settings.adapters / "merge"), bytes=5))
+            session.add(JobRow(id=name, kind="train", name=name, status=status, run_dir=str(settings.runs / name)))
+        session.add(JobRow(id="export", kind="export", name="out", status="SUCCEEDED", config={"to": str(settings.exports / "out")}))
+        session.add(AdapterRow(name="merge", base_model="starter", method="", path=str(settings.adapters / "merge"), bytes=5))
     working = old(settings.runs / "by-hand")
     with subprocess.Popen([sys.executable, "-c", "input()"], cwd=working, stdin=subprocess.PIPE) as process:
         found = studio.storage.show()
