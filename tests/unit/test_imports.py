@@ -37,6 +37,7 @@ LEVELS = {
     "studio.errors": 1,
     "studio.settings": 1,
     "studio.types": 1,
+    "studio.records": 1,
     "studio": 0,
 }
 TRAINER_MAY_IMPORT = (
