@@ -24,7 +24,7 @@ class Series:
 
 
 def loss(curves: dict[str, list[dict[str, Any]]], *, smooth: bool = False) -> dict[str, Any] | None:
-    """Data of pieces/chart.html from `{"train": [{"step", "loss"}], "eval": [...]}`; None without a point.
+    """Data of templates/chart.html from `{"train": [{"step", "loss"}], "eval": [...]}`; None without a point.
 
     With `smooth` the training line is its running mean, and the line as it was measured stays behind it, faint.
     """
@@ -55,7 +55,7 @@ def loss(curves: dict[str, list[dict[str, Any]]], *, smooth: bool = False) -> di
 
 
 def lines(series: Sequence[Series], what: str) -> dict[str, Any] | None:
-    """Data of pieces/lines.html: several lines in one box, `what` they measure in words; None without a point."""
+    """Data of templates/lines.html: several lines in one box, `what` they measure in words; None without a point."""
     series = [one for one in series if one.points]
     if not series:
         return None

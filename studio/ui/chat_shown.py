@@ -1,4 +1,4 @@
-"""Conversations as data of pieces/transcript.html and pieces/live.html: turns, and answers side by side with their figures.
+"""Conversations as data of templates/transcript.html and templates/live.html: turns, and answers side by side with their figures.
 
 Knows rows of the chat service; nothing of gradio.
 """

@@ -250,7 +250,7 @@ def _facts(row: dict[str, Any]) -> str:
 
 
 def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:
-    """Data of pieces/comparison.html: prompts from number `first` on, each with one cell per contestant."""
+    """Data of templates/comparison.html: prompts from number `first` on, each with one cell per contestant."""
     cells = {(answer["prompt_id"], answer["contestant"]): answer for answer in comparison["answers"]}
     names = comparison["contestants"]
     prompts = comparison["prompts"]

@@ -117,7 +117,7 @@ class JudgePart:
 
 
 def _judgement(row: dict[str, Any]) -> dict[str, Any]:
-    """Data of one part of pieces/judgements.html."""
+    """Data of one part of templates/judgements.html."""
     step, steps = row["progress"]["step"] or 0, row["progress"]["max_steps"] or 0
     return {
         "judge": row["judge"],

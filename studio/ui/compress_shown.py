@@ -11,7 +11,7 @@ MOST_WORDS = 6000  # of a prompt that the page draws
 
 
 def compression(made: Mapping[str, Any], foreseen: Mapping[str, Any] | None, reader: str) -> dict[str, Any]:
-    """Data of pieces/compression.html. `foreseen`: what it saves where the reader's speed is known."""
+    """Data of templates/compression.html. `foreseen`: what it saves where the reader's speed is known."""
     kept = made["kept"]
     shown = segments(made["original"], kept[:MOST_WORDS])
     saves = saving(foreseen) if foreseen else f"Ask both to measure how fast {reader} reads here: then the time saved stands here."
@@ -46,7 +46,7 @@ FITS = "The whole prompt can't be read by this model; the compressed one can."
 
 
 def answers(asked: Mapping[str, Any], votes: Mapping[str, int] | None, toy: bool) -> dict[str, Any]:
-    """Data of pieces/compression_answers.html; titles tell who is who only after the vote."""
+    """Data of templates/compression_answers.html; titles tell who is who only after the vote."""
     order = ("after", "before") if asked["is_swapped"] else ("before", "after")
     same = asked["before"]["text"] == asked["after"]["text"] and not asked["before"].get("error")
     reveals = {"before": "The whole prompt", "after": "The compressed prompt"}
@@ -95,7 +95,7 @@ def saving(found: Mapping[str, Any]) -> str:
 
 
 def curve(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Data of pieces/compression_curve.html."""
+    """Data of templates/compression_curve.html."""
     result = job.get("result") or {}
     metric = result.get("metric", "exact_match")
     points = sorted(result.get("points", []), key=lambda point: point["rate"])

@@ -12,7 +12,7 @@ MARKS = (("P50", "p50"), ("P95", "p95"), ("P99", "p99"))
 
 
 def lengths(figures: dict[str, Any], unit: str, title: str, limit: int | None = None) -> dict[str, Any] | None:
-    """Data of pieces/histogram.html from `{"histogram": [{"from", "to", "count"}], "p50", …}`; None without a row.
+    """Data of templates/histogram.html from `{"histogram": [{"from", "to", "count"}], "p50", …}`; None without a row.
 
     Bins are drawn equally wide, also the last, which may hold a long tail. `limit` is drawn as a line where it falls among the bars,
     such as the longest row that training sees.
@@ -39,7 +39,7 @@ def lengths(figures: dict[str, Any], unit: str, title: str, limit: int | None = 
 
 
 def shares(rows: list[tuple[str, float]]) -> list[dict[str, Any]]:
-    """Data of pieces/shares.html: parts of a whole, the largest first."""
+    """Data of templates/shares.html: parts of a whole, the largest first."""
     return [{"name": name, "share": share} for name, share in sorted(rows, key=lambda row: -row[1])]
 
 

@@ -65,7 +65,7 @@ def looks(picked: str, jobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def beside(compared: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any]:
-    """Data of pieces/runs.html from the service's answer."""
+    """Data of templates/runs.html from the service's answer."""
     jobs, curves = compared["jobs"], compared["curves"]
     series = []
     for job in jobs:

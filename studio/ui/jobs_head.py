@@ -1,6 +1,6 @@
 """The head of one job on the Jobs tab: how far it is, why it ended, what it has reached, and what can be done with it now.
 
-Knows nothing of gradio: a job of the service in, data of pieces/job.html and pieces/job_actions.html out.
+Knows nothing of gradio: a job of the service in, data of templates/job.html and templates/job_actions.html out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def head(job: Job) -> dict[str, Any]:
 
 
 def actions(job: Job) -> dict[str, Any]:
-    """Data of pieces/job_actions.html: the buttons as (act, label, tone)."""
+    """Data of templates/job_actions.html: the buttons as (act, label, tone)."""
     status, found = job["status"], []
     remedy = [(key, _told(_option(job["config"], key)), _told(value)) for key, value in job["remedy"].items()]
     is_helped = status == "FAILED" and bool(remedy)

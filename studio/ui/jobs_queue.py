@@ -1,6 +1,6 @@
 """The left of the Jobs tab: what runs, what waits in the order it will start, what has ended; and what the queue says of itself.
 
-Knows nothing of gradio: rows of the service in, data of pieces/jobs.html and pieces/queue.html out.
+Knows nothing of gradio: rows of the service in, data of templates/jobs.html and templates/queue.html out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a training answers, for reading: the same questions at every look beside the base, and the held-out rows it knows best and least.
 
-Knows nothing of gradio: what the service has of a job in, data of pieces/watched.html out.
+Knows nothing of gradio: what the service has of a job in, data of templates/watched.html out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figures of answers for reading: a table of metrics with a column per contestant, and the report that follows a training.
 
-Knows nothing of gradio: what a service has in, data of pieces/measures.html and pieces/report.html out.
+Knows nothing of gradio: what a service has in, data of templates/measures.html and templates/report.html out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 
 def measures(found: Figures, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Data of pieces/measures.html; a measure that nobody has is left out. `names`: what the columns are called."""
+    """Data of templates/measures.html; a measure that nobody has is left out. `names`: what the columns are called."""
     columns = list(found)
     shares = [one for one in SHARES if one[0] != "number_match" or any(found[name].get("number_match") for name in columns)]
     rows = [(label, [_with_interval(found[name], key) for name in columns]) for key, label in shares]
@@ -56,7 +56,7 @@ def _figure(value: float | None) -> str:
 
 
 def report(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Data of pieces/report.html; None where a training has no report."""
+    """Data of templates/report.html; None where a training has no report."""
     if found is None:
         return None
     step, steps = found["progress"]["step"] or 0, found["progress"]["max_steps"] or 0

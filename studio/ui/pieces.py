@@ -1,4 +1,4 @@
-"""Pieces of HTML, each a jinja template of `pieces/`: strip, lists, curves, tokens, transcript. All escaping happens here.
+"""Pieces of HTML, each a jinja template of `templates/`: strip, lists, curves, tokens, transcript. All escaping happens here.
 
 Knows nothing of services. Text from outside (rows, names, answers, logs) reaches the page only through these autoescaped
 templates, as the plain `value` of a gr.HTML. It must never reach `html_template` or `{{...}}` of a gr.HTML: gradio renders
@@ -43,7 +43,7 @@ def _closed(value: Any) -> Any:
 
 
 _environment = Environment(
-    loader=FileSystemLoader([Path(__file__).parent / "pieces", STATIC]),
+    loader=FileSystemLoader([Path(__file__).parent / "templates", STATIC]),
     autoescape=True,
     finalize=_closed,
     undefined=StrictUndefined,
@@ -57,7 +57,7 @@ _environment.globals.update(elapsed=words.elapsed, STATUS_WORDS=words.STATUS_WOR
 
 
 def piece(name: str, /, **data: Any) -> str:
-    """The HTML of `pieces/<name>.html` filled with `data`, every value escaped."""
+    """The HTML of `templates/<name>.html` filled with `data`, every value escaped."""
     return _environment.get_template(f"{name}.html").render(**data).strip()
 
 

@@ -10,7 +10,7 @@ MAX_CHARACTERS = 2_000  # of each part of a row; a long one is cut on the page, 
 
 
 def coloured(row: dict[str, Any]) -> dict[str, Any]:
-    """Data of one row of pieces/tokens.html from a row of DatasetService.render."""
+    """Data of one row of templates/tokens.html from a row of DatasetService.render."""
     kept = _runs(row["tokens"], [LEARNED if own else READ for own in row["learned"]])
     return {
         "row": row["row"],
