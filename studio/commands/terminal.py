@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from studio import settings as studio_settings
 from studio.errors import StudioError
+from studio.records import Record
 from studio.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,19 +51,24 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def plain(value: Any) -> Any:
+    """Plain JSON values of a record, of a list or mapping of records, or of what is plain already."""
+    return to_jsonable_python(value, by_alias=True)
+
+
 def show(value: Any, as_json: bool, text: str = "") -> None:
-    """The result: as JSON, else as `text`, else one `key: value` per line."""
+    """The result, a record, records or plain values: as JSON, else as `text`, else one `key: value` per line."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
-    elif text or not isinstance(value, Mapping):
+        print(json.dumps(plain(value), ensure_ascii=False))
+    elif text or not isinstance(value, (Record, Mapping)):
         print(text)
     else:
-        print("\n".join(f"{key}: {_cell(item)}" for key, item in value.items()))
+        print("\n".join(f"{key}: {_cell(item)}" for key, item in plain(value).items()))
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], empty: str) -> str:
-    """Rows under their columns' names; `empty` says what to do when there are none."""
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+def table(rows: Iterable[Record | Mapping[str, Any]], columns: Sequence[str], empty: str) -> str:
+    """Rows, records or mappings, under their columns' names; `empty` says what to do when there are none."""
+    cells = [[_cell(row.get(column)) for column in columns] for row in map(plain, rows)]
     if not cells:
         return empty
     lines = [[column.upper() for column in columns], *cells]
