@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from studio.api import chat, compress, curation, docs, exports, fit, jobs, judging, methods, openai, rest, storage
+from studio.api import chat, compress, curation, datasets, docs, exports, fit, jobs, judging, methods, openai, rest, storage
 from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ def add_routes(app: FastAPI) -> None:
     """Everything under /api and /v1. The routes find their services in `app.state.studio`."""
     app.include_router(methods.router)  # before /jobs/{id}
     app.include_router(rest.router)
+    app.include_router(datasets.router)
     app.include_router(jobs.router)
     app.include_router(curation.router)
     app.include_router(compress.router)

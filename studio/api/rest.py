@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.background import BackgroundTask
 
 from studio.errors import StudioError
 from studio.services import Studio
@@ -40,17 +38,6 @@ class Body(BaseModel):
     """A request body; refuses fields it does not know."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class NewText(Body):
-    """Rows as text, or `hub:NAME[:config[:split]]`."""
-
-    text: str | None = None
-    source: str | None = None
-    name: str | None = None
-    format: str | None = None
-    mapping: dict[str, str] | None = None
-    skip_bad: bool = False
 
 
 class NewModel(Body):
@@ -98,99 +85,6 @@ def status(studio: Here) -> Json:
     return studio.system.strip()
 
 
-@router.get("/datasets")
-def list_datasets(studio: Here) -> list[Json]:
-    return studio.datasets.list()
-
-
-@router.post("/datasets", status_code=201)
-def add_dataset(
-    studio: Here,
-    file: Annotated[UploadFile, File()],
-    name: Annotated[str | None, Form()] = None,
-    format: Annotated[str | None, Form()] = None,
-    mapping: Annotated[str | None, Form(description='JSON object role -> column, such as {"prompt": "question"}.')] = None,
-    skip_bad: Annotated[bool, Form()] = False,
-) -> Json:
-    """Check a file of rows and keep it."""
-    columns = _mapping(mapping)
-    with kept_upload(studio, file) as path:
-        return studio.datasets.add(path, name=name, format=format, mapping=columns, skip_bad=skip_bad, filename=_file_name(file))
-
-
-@router.post("/datasets/text", status_code=201)
-def add_text(studio: Here, body: NewText) -> Json:
-    """Check pasted rows, or a dataset of the hub, and keep it."""
-    options: Json = {"name": body.name, "format": body.format, "mapping": body.mapping, "skip_bad": body.skip_bad}
-    if body.text is not None and body.source is None:
-        return studio.datasets.add_text(body.text, **options)
-    if body.text is None and body.source and body.source.startswith(HUB):
-        return studio.datasets.add(body.source, **options)
-    raise StudioError("Give either text or a source that starts with hub:.", "Files are sent to POST /api/datasets.")
-
-
-@router.get("/datasets/{dataset}")
-def show_dataset(studio: Here, dataset: str) -> Json:
-    return studio.datasets.show(dataset)
-
-
-@router.get("/datasets/{dataset}/rows")
-def dataset_rows(
-    studio: Here, dataset: str, offset: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 20
-) -> list[Json]:
-    return studio.datasets.rows(dataset, offset=offset, limit=limit)
-
-
-@router.get("/datasets/{dataset}/render")
-def render_dataset(
-    studio: Here,
-    dataset: str,
-    base_model: str = "starter",
-    rows: Annotated[int, Query(ge=1, le=100)] = 3,
-    offset: Annotated[int, Query(ge=0)] = 0,
-    max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
-    chat_template: str | None = None,
-) -> Json:
-    """What the model will see and learn, as text and tokens."""
-    template = no_file(chat_template)
-    return studio.datasets.render(dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=template)
-
-
-@router.get("/datasets/{dataset}/parity")
-def dataset_parity(
-    studio: Here,
-    dataset: str,
-    base_model: str = "starter",
-    rows: Annotated[int, Query(ge=1, le=1000)] = 20,
-    max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
-    chat_template: str | None = None,
-) -> Json:
-    """Whether training sees the tokens that a chat would send, with the answer behind them; else the first difference."""
-    template = no_file(chat_template)
-    return studio.datasets.parity(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=template)
-
-
-@router.get("/models/{model}/templates")
-def model_templates(studio: Here, model: str) -> list[Json]:
-    """The chat templates that fit a model, its default first, each with how it writes a short conversation."""
-    return studio.datasets.templates(model)
-
-
-@router.get("/datasets/{dataset}/export")
-def export_dataset(studio: Here, dataset: str) -> FileResponse:
-    """The rows as a .jsonl file."""
-    found = studio.datasets.show(dataset)
-    folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))
-    target = folder / f"{found['name']}.jsonl"
-    studio.datasets.export(found["id"], target)
-    return FileResponse(target, filename=target.name, background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True))
-
-
-@router.delete("/datasets/{dataset}")
-def delete_dataset(studio: Here, dataset: str) -> Json:
-    return studio.datasets.delete(dataset)
-
-
 @router.get("/models")
 def list_models(studio: Here) -> list[Json]:
     return studio.models.list()
@@ -233,7 +127,7 @@ def add_adapter(
         folder = Path(place) / "adapter"
         folder.mkdir()
         for upload in files:
-            with (folder / _file_name(upload)).open("wb") as target:
+            with (folder / file_name(upload)).open("wb") as target:
                 shutil.copyfileobj(upload.file, target)
         return studio.adapters.add(folder, name, base_model=base_model)
 
@@ -331,23 +225,9 @@ def _prompts(studio: Studio, rows: list[Json] | None) -> list[Json] | None:
         return studio.comparisons.read_prompts(file)
 
 
-def _file_name(upload: UploadFile) -> str:
+def file_name(upload: UploadFile) -> str:
     """The last part of what the client calls its file, for people; never a path."""
     return (upload.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "").lstrip(".")[:200] or "upload"
-
-
-def _mapping(text: str | None) -> dict[str, str] | None:
-    if not text:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict) or not all(isinstance(column, str) for column in value.values()):
-        raise StudioError(
-            f"mapping is no JSON object of texts: {text[:200]}", 'Send such as {"prompt": "question", "completion": "answer"}.'
-        )
-    return value
 
 
 def no_file(chat_template: Any) -> Any:
