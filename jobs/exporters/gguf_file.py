@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor, nn
 
-from studio.catalogue.gguf import Vocabulary, check, read_vocabulary, rope, without_generation_tags
+from studio.catalogue.gguf import GgufVocabulary, check, read_vocabulary, rope, without_generation_tags
 from studio.catalogue.models import read_json
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
@@ -136,7 +136,7 @@ def _rope_factors(config: Mapping[str, Any]) -> Array:
     return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
 
 
-def _add_tokenizer(writer: Any, vocabulary: Vocabulary, renderer: Renderer) -> None:
+def _add_tokenizer(writer: Any, vocabulary: GgufVocabulary, renderer: Renderer) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

@@ -31,14 +31,14 @@ Pair = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
-class Part:
+class AdapterPart:
     """One adapter of a merge: its factors by layer, A [r, in] and B [out, r], and what its update is multiplied by when it is used."""
 
     factors: dict[str, Pair]
     scaling: float
     rank: int
 
-    def pair(self, layer: str, like: Sequence[Part]) -> Pair:
+    def pair(self, layer: str, like: Sequence[AdapterPart]) -> Pair:
         """Its factors of a layer; zeros where it has none. Raises ModelError where another part has other widths there."""
         widths = {(a.shape[1], b.shape[0]) for part in like if layer in part.factors for a, b in [part.factors[layer]]}
         if len(widths) > 1:
@@ -48,7 +48,7 @@ class Part:
         return self.factors.get(layer, nothing)
 
 
-def read(folder: Path, name: str) -> Part:
+def read(folder: Path, name: str) -> AdapterPart:
     """Raises ModelError for what can't be added: only plain LoRAs can."""
     config = read_json(folder / CONFIG)
     kind, extra = config.get("peft_type"), next((key for key in PLAIN if config.get(key)), None)
@@ -66,10 +66,10 @@ def read(folder: Path, name: str) -> Part:
     rank = next(iter(factors.values()))[0].shape[0]
     if any(a.shape[0] != rank for a, _ in factors.values()):
         raise ModelError(f"Adapter {name} has layers of different ranks, which can't be added up here.", "Leave it out.")
-    return Part(factors, config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank), rank)
+    return AdapterPart(factors, config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank), rank)
 
 
-def combine(parts: Sequence[Part], weights: Sequence[float], method: str, density: float) -> dict[str, Pair]:
+def combine(parts: Sequence[AdapterPart], weights: Sequence[float], method: str, density: float) -> dict[str, Pair]:
     """The factors of the sum, to be used with scaling 1. Raises ModelError for ranks that do not fit together."""
     if method == "ties":
         return _agreed(parts, weights, density)
@@ -94,11 +94,11 @@ def write(folder: Path, factors: Mapping[str, Pair], base: Mapping[str, Any]) ->
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _layers(parts: Sequence[Part]) -> list[str]:
+def _layers(parts: Sequence[AdapterPart]) -> list[str]:
     return sorted({layer for part in parts for layer in part.factors})
 
 
-def _beside(parts: Sequence[Part], weights: Sequence[float]) -> dict[str, Pair]:
+def _beside(parts: Sequence[AdapterPart], weights: Sequence[float]) -> dict[str, Pair]:
     """sum of weight·scaling·B·A, as one product: the A's over each other, the weighted B's beside each other."""
     found = {}
     for layer in _layers(parts):
@@ -108,7 +108,7 @@ def _beside(parts: Sequence[Part], weights: Sequence[float]) -> dict[str, Pair]:
     return found
 
 
-def _agreed(parts: Sequence[Part], weights: Sequence[float], density: float) -> dict[str, Pair]:
+def _agreed(parts: Sequence[AdapterPart], weights: Sequence[float], density: float) -> dict[str, Pair]:
     """TIES: keep the largest values, agree on a sign for each place by weighted sum, take the weighted mean of what has that sign."""
     if len({part.rank for part in parts}) > 1:
         ranks = ", ".join(str(part.rank) for part in parts)
@@ -134,7 +134,7 @@ def _elected(tensors: Sequence[Array], weights: Sequence[float], density: float)
     return mixed
 
 
-def _thinned(part: Part, density: float, generator: np.random.Generator) -> Part:
+def _thinned(part: AdapterPart, density: float, generator: np.random.Generator) -> AdapterPart:
     """DARE: drop values at random and rescale the others, so that the expectation of the update stays."""
 
     def thin(tensor: Array) -> Array:

@@ -32,7 +32,7 @@ SPLITS = {rf"{_WORDS}\p{{N}}{{1,3}}{_REST}": "llama-bpe", rf"{_WORDS}\p{{N}}{_RE
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """A tokenizer as GGUF states it; lists have one entry per row of the embedding. `scores` for `llama`, `merges` for `gpt2`."""
 
     model: str  # llama (SentencePiece) or gpt2 (byte-level BPE)
@@ -69,7 +69,7 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "rope_type": str(kind), "rope_theta": float(theta)}
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path) -> GgufVocabulary:
     """The model's tokenizer in GGUF's terms. Raises ModelError naming what GGUF can't carry."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError("Its tokenizer has no tokenizer.json, which the GGUF form is made from.", OTHER_FORMATS)
@@ -84,7 +84,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if max(tokens) >= rows:
         raise ModelError(f"Its tokenizer has {max(tokens) + 1:,} tokens, its embedding {rows:,} rows.", OTHER_FORMATS)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return Vocabulary(
+    return GgufVocabulary(
         model=kind,
         pre=pre,
         adds_space=adds_space,

@@ -170,7 +170,7 @@ class ConversationRow(Base):
     updated_at: Mapped[float] = mapped_column(default=time.time)
 
 
-class ChatMessage(Base):
+class ChatMessageRow(Base):
     """One message of a conversation; `contestant` says who answered."""
 
     __tablename__ = "messages"

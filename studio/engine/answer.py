@@ -13,12 +13,12 @@ from studio.errors import EngineError
 from studio.types import GenerationParams
 
 if TYPE_CHECKING:
-    from studio.engine.grammar import Matcher, Vocabulary
+    from studio.engine.grammar import GrammarVocabulary, Matcher
     from studio.engine.speculation import Drafter, Gain
 
 
 @dataclass(eq=False)
-class Answer:
+class GeneratedAnswer:
     """What to make and how far it is. `deliver` is called from the scheduler's thread and must not block."""
 
     base: ModelFolder
@@ -32,7 +32,7 @@ class Answer:
     deliver: Callable[[Event], None]
     index: int = 0
     top_logprobs: int | None = None
-    vocabulary: Vocabulary | None = None  # needed for logprobs only
+    vocabulary: GrammarVocabulary | None = None  # needed for logprobs only
     matcher: Matcher | None = None
     lane: Lane = "chat"
     speculation: Speculation | None = None  # as asked

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
 from studio.engine.sampling import Sampler
 from studio.engine.speculation import Drafter, crop
@@ -46,7 +46,7 @@ class Model(Protocol):
 class Group:
     """Answers whose prompts are read together; all of them begin with `shared`, of which `states` holds the start."""
 
-    answers: list[Answer]
+    answers: list[GeneratedAnswer]
     adapters: list[str | None]
     shared: Sequence[int] = ()
     states: States = ()
@@ -64,10 +64,10 @@ class Batch:
         self._next = torch.empty(0, dtype=torch.long)
 
     @property
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[GeneratedAnswer]:
         return [sampler.answer for sampler in self._samplers]
 
-    def join(self, answers: Sequence[Answer], adapters: Sequence[str | None]) -> None:
+    def join(self, answers: Sequence[GeneratedAnswer], adapters: Sequence[str | None]) -> None:
         """Read the prompts of `answers`, choose their first tokens, and take in those that go on."""
         for group in self._groups(answers, adapters):
             newcomers = Batch(self._model)
@@ -77,7 +77,7 @@ class Batch:
             if self._samplers:
                 self._absorb(newcomers)
             else:
-                self.__dict__.update(newcomers.__dict__)
+                self._take_over(newcomers)
 
     def step(self) -> None:
         """One more token for every answer, or several for one that is alone and drafts; those that are over leave."""
@@ -98,7 +98,7 @@ class Batch:
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
         return self._model.forward(ids, self._mask, positions, self._cache, self.adapters, keep)
 
-    def _leap(self, answer: Answer, drafter: Drafter, started: float) -> None:
+    def _leap(self, answer: GeneratedAnswer, drafter: Drafter, started: float) -> None:
         """Check a draft in one pass and take as much of it as the model itself would have said, and one token more."""
         draft = drafter.propose([*answer.prompt_ids, *answer.ids], answer.limit - answer.completion_tokens - 1)
         ids = torch.tensor([[int(self._next[0]), *draft]], device=self._mask.device)
@@ -122,13 +122,13 @@ class Batch:
 
     # reading prompts
 
-    def _groups(self, answers: Sequence[Answer], adapters: Sequence[str | None]) -> Iterator[Group]:
+    def _groups(self, answers: Sequence[GeneratedAnswer], adapters: Sequence[str | None]) -> Iterator[Group]:
         """First those that begin like nothing known, in one mixed pass; then those that share a beginning, by adapter."""
-        by_adapter: dict[str | None, list[Answer]] = {}
+        by_adapter: dict[str | None, list[GeneratedAnswer]] = {}
         for answer, key in zip(answers, adapters, strict=True):
             by_adapter.setdefault(key, []).append(answer)
         alike = []
-        fresh: list[tuple[Answer, str | None]] = []
+        fresh: list[tuple[GeneratedAnswer, str | None]] = []
         for key, members in by_adapter.items():
             found = [] if self._model.lead(key) else list(self._alike(members, key))
             alike += found
@@ -138,7 +138,7 @@ class Batch:
             yield Group([answer for answer, _ in fresh], [key for _, key in fresh])
         yield from alike
 
-    def _alike(self, members: list[Answer], key: str | None) -> Iterator[Group]:
+    def _alike(self, members: list[GeneratedAnswer], key: str | None) -> Iterator[Group]:
         """All of `members` in one group where their prompts begin alike, else each with what is known of its own."""
         first, *others = members
         common = len(first.prompt_ids) - 1  # the last token is always read: its logits are the first choice
@@ -241,6 +241,11 @@ class Batch:
             states = [(layer.keys[row : row + 1, :, at], layer.values[row : row + 1, :, at]) for layer in self._cache.layers]
             self._model.prefixes.keep(key, read, states)
 
+    def _take_over(self, other: Batch) -> None:
+        """Hold the rows of `other`, and nothing of what was here before."""
+        self._samplers, self.adapters = other._samplers, other.adapters
+        self._cache, self._mask, self._next = other._cache, other._mask, other._next
+
     def _absorb(self, other: Batch) -> None:
         """Put the rows of `other` below these, both padded on the left to the longer one."""
         length = max(self._mask.shape[1], other._mask.shape[1])
@@ -269,7 +274,7 @@ def _sample(sampler: Sampler, logits: Tensor) -> int:
         return 0
 
 
-def _broken_logits(answer: Answer) -> EngineError:
+def _broken_logits(answer: GeneratedAnswer) -> EngineError:
     who = f"{answer.base.name} with {answer.adapter.name}" if answer.adapter else answer.base.name
     return EngineError(
         f"{who} computed numbers that are no numbers (NaN or infinite), so its answer would be noise.",

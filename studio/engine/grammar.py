@@ -27,7 +27,7 @@ NAMES = {
 }
 
 
-class Vocabulary:
+class GrammarVocabulary:
     """The bytes of every token of one model. Ids above `size` (padding of the embedding) stand for nothing."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from studio.catalogue.models import ModelFacts, inspect_folder
 from studio.datasets.rendering import Prompt, Renderer
-from studio.engine.answer import Answer
-from studio.engine.grammar import Matcher, Vocabulary
+from studio.engine.answer import GeneratedAnswer
+from studio.engine.grammar import GrammarVocabulary, Matcher
 from studio.engine.limits import longest_answer
 from studio.engine.protocol import Event, GenerationRequest, bad_request
 from studio.engine.text import AnswerText
@@ -24,7 +24,7 @@ from studio.errors import DatasetError, EngineError, ModelError
 UNKNOWN_CONTEXT = 2048  # tokens, where config.json does not say
 
 
-def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> list[Answer]:
+def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> list[GeneratedAnswer]:
     """All answers of `request`, prompt by prompt. Raises EngineError 400 or 404 when the request can't be answered."""
     with _as_refusals(request):
         facts, renderer = _facts(request.base.path), _renderer(request)
@@ -66,11 +66,11 @@ def _answer(
     index: int,
     seed: int,
     deliver: Callable[[Event], None],
-    vocabulary: Vocabulary | None,
+    vocabulary: GrammarVocabulary | None,
     matcher: Matcher | None,
-) -> Answer:
+) -> GeneratedAnswer:
     stops = (*request.params.stop, *renderer.stop_strings) if request.is_chat else request.params.stop
-    return Answer(
+    return GeneratedAnswer(
         base=request.base,
         adapter=request.adapter,
         prompt_ids=ids,
@@ -178,7 +178,7 @@ def _renderer(request: GenerationRequest) -> Renderer:
     return _load_renderer(request.base.path, template, _stamp(request.base.path, template))
 
 
-def _vocabulary(request: GenerationRequest, renderer: Renderer) -> Vocabulary | None:
+def _vocabulary(request: GenerationRequest, renderer: Renderer) -> GrammarVocabulary | None:
     if request.grammar is None and request.top_logprobs is None:
         return None
     return _load_vocabulary(request.base.path, _stamp(request.base.path, None), tuple(sorted(_stop_ids(renderer))))
@@ -210,5 +210,5 @@ def _load_renderer(folder: Path, template: str | None, _stamp: tuple[Any, ...]) 
 
 
 @lru_cache(maxsize=4)
-def _load_vocabulary(folder: Path, _stamp: tuple[Any, ...], stop_ids: tuple[int, ...]) -> Vocabulary:
-    return Vocabulary(Renderer.load(folder).tokenizer, stop_ids)
+def _load_vocabulary(folder: Path, _stamp: tuple[Any, ...], stop_ids: tuple[int, ...]) -> GrammarVocabulary:
+    return GrammarVocabulary(Renderer.load(folder).tokenizer, stop_ids)

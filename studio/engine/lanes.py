@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.errors import EngineError
 
 CHAT_TURNS = 3  # in a row, while a batch job waits
@@ -19,17 +19,17 @@ class Lanes:
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._lanes: dict[str, deque[Answer]] = {"chat": deque(), "batch": deque()}
+        self._lanes: dict[str, deque[GeneratedAnswer]] = {"chat": deque(), "batch": deque()}
         self._chat_turns = 0
 
-    def __iter__(self) -> Iterator[Answer]:
+    def __iter__(self) -> Iterator[GeneratedAnswer]:
         for lane in self._lanes.values():
             yield from list(lane)
 
     def __len__(self) -> int:
         return sum(not answer.is_over for answer in self)
 
-    def add(self, answers: Sequence[Answer], seconds_each: float) -> None:
+    def add(self, answers: Sequence[GeneratedAnswer], seconds_each: float) -> None:
         """Raises EngineError 429 when the lane is full. `seconds_each`: how long one of these answers takes to get its turn."""
         lane = self._lanes[answers[0].lane]
         waiting = sum(not answer.is_over for answer in list(lane))
@@ -40,7 +40,7 @@ class Lanes:
             )
         lane.extend(answers)
 
-    def first(self, takes_batch: bool = True) -> Answer | None:
+    def first(self, takes_batch: bool = True) -> GeneratedAnswer | None:
         """The next one to be made; without `takes_batch`, of chat only."""
         for lane in self._lanes.values():
             while lane and lane[0].is_over:
@@ -50,7 +50,7 @@ class Lanes:
             return batch[0]
         return chat[0] if chat else None
 
-    def take(self, answer: Answer) -> None:
+    def take(self, answer: GeneratedAnswer) -> None:
         """It is being made now."""
         self._lanes[answer.lane].popleft()
         self._chat_turns = self._chat_turns + 1 if answer.lane == "chat" and self._lanes["batch"] else 0

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 
 
 class Sampler:
     """The choice for one answer; the same seed and the same logits give the same tokens."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: GeneratedAnswer) -> None:
         self.answer = answer
         self._generator = torch.Generator().manual_seed(answer.seed % 2**63)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.engine.failures import as_engine_error, stopping, yielded
 from studio.engine.lanes import Lanes
 from studio.engine.leases import Lease, LoadTimes
@@ -52,7 +52,7 @@ class Scheduler:
         self._load_times = LoadTimes(times_path)
         self._changed = threading.Condition()
         self._waiting = Lanes(max_waiting)
-        self._running: list[Answer] = []
+        self._running: list[GeneratedAnswer] = []
         self._model: LocalModel | None = None
         self._assistant: LocalModel | None = None
         self._lease: Lease | None = None
@@ -68,7 +68,7 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, answers: Sequence[Answer]) -> None:
+    def submit(self, answers: Sequence[GeneratedAnswer]) -> None:
         """Queue `answers`. Raises EngineError 429 when the queue is full, 503 when the engine is stopping."""
         with self._changed:
             if self._is_closing:
@@ -117,7 +117,7 @@ class Scheduler:
             if first is not None:
                 self._serve(first)
 
-    def _next_answer(self) -> Answer | None:
+    def _next_answer(self) -> GeneratedAnswer | None:
         """The answer to go on with; None after a nap, so that the caller looks at the world again."""
         is_idle = self._model is not None and not len(self._waiting) and time.monotonic() - self._last_used > self._idle_s
         if is_idle or self._unload_by is not None:
@@ -131,7 +131,7 @@ class Scheduler:
                 self._changed.wait(timeout=min(5.0, self._idle_s))
             return first
 
-    def _serve(self, first: Answer) -> None:
+    def _serve(self, first: GeneratedAnswer) -> None:
         """Make `first` and whatever may join it. The edge of the engine: whatever fails becomes an error of its answers."""
         try:
             model = self._model_for(first.base)
@@ -164,9 +164,9 @@ class Scheduler:
                 if answer.is_over:
                     self._answer_s += 0.2 * (time.monotonic() - answer.started_at - self._answer_s)
 
-    def _admit(self, model: LocalModel, batch: Batch) -> list[tuple[Answer, Attached | None]]:
+    def _admit(self, model: LocalModel, batch: Batch) -> list[tuple[GeneratedAnswer, Attached | None]]:
         """Take answers off the queue, first come first, as long as they fit into the batch."""
-        admitted: list[tuple[Answer, Attached | None]] = []
+        admitted: list[tuple[GeneratedAnswer, Attached | None]] = []
         by_key = {attached.key: attached for attached in model.attached.values()}
         lanes = [by_key.get(key or "") for key in batch.adapters]
         batch_rows = sum(answer.lane == "batch" for answer in batch.answers)
@@ -184,7 +184,7 @@ class Scheduler:
                 lanes.append(attached)
         return admitted
 
-    def _equip(self, answer: Answer, model: LocalModel, attached: Attached | None) -> None:
+    def _equip(self, answer: GeneratedAnswer, model: LocalModel, attached: Attached | None) -> None:
         """What the answer needs beside its adapter: a drafter, and words for the reader."""
         from studio.engine.speculation import Assistant, Gain, PromptLookup
 
@@ -214,7 +214,7 @@ class Scheduler:
         lease = self._lease_now()
         return (f"Answered on the CPU while {lease.job} trains on the GPU.",) if lease and self._is_moved else ()
 
-    def _fits(self, answer: Answer, model: LocalModel, lanes: Sequence[Attached | None]) -> bool:
+    def _fits(self, answer: GeneratedAnswer, model: LocalModel, lanes: Sequence[Attached | None]) -> bool:
         """Whether `answer` can be made beside those in `lanes`."""
         from studio.engine import adapting, kinds
 
@@ -234,7 +234,7 @@ class Scheduler:
         except (ModelError, OSError):
             return True  # it will be refused when it is attached
 
-    def _attach(self, answer: Answer, model: LocalModel, lanes: Sequence[Attached | None]) -> Attached | None:
+    def _attach(self, answer: GeneratedAnswer, model: LocalModel, lanes: Sequence[Attached | None]) -> Attached | None:
         """The adapter of `answer` in memory; on failure the answer alone fails."""
         if answer.adapter is None:
             return None
@@ -316,7 +316,7 @@ class Scheduler:
         self._model, self._assistant, self._loaded = None, None, None
         loading.give_back_memory()
 
-    def _give_up(self, answers: Sequence[Answer], exc: Exception) -> None:
+    def _give_up(self, answers: Sequence[GeneratedAnswer], exc: Exception) -> None:
         log.error("%s", exc, exc_info=not isinstance(exc, (ModelError, EngineError)))
         for answer in answers:
             answer.fail(as_engine_error(exc, f"{answer.base.name} can't answer"))

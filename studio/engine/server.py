@@ -24,7 +24,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from studio import __version__, lifeline, settings
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.engine.bodies import parse_chat, parse_completion
 from studio.engine.protocol import Event, GenerationRequest, bad_request, error_body
 from studio.engine.replies import Reply
@@ -44,7 +44,7 @@ class Exchange:
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.reply = Reply(request)
-        self._answers: list[Answer] = []
+        self._answers: list[GeneratedAnswer] = []
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 

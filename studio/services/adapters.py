@@ -48,7 +48,7 @@ class AdapterService:
 
     def show(self, adapter_id: str) -> dict[str, Any]:
         with self.db.read() as session:
-            return _record(self._find(session, adapter_id))
+            return _record(self.find(session, adapter_id))
 
     def add(self, path: str | Path, name: str | None = None, *, base_model: str | None = None) -> dict[str, Any]:
         """Check an adapter's folder and keep a copy. `base_model` says whose it is where adapter_config.json does not.
@@ -60,14 +60,14 @@ class AdapterService:
         base = self._base_of(config, base_model)
         _check_fit(source / WEIGHTS, config, base)
         with self.db.read() as session:
-            self._name(session, name, source.name)  # a bad name is told before anything is copied
+            self.choose_name(session, name, source.name)  # a bad name is told before anything is copied
         adapter_id = new_id()
         folder = self._keep(source, adapter_id, config)
         try:
             with self.db.write() as session:
                 row = AdapterRow(
                     id=adapter_id,
-                    name=self._name(session, name, source.name),
+                    name=self.choose_name(session, name, source.name),
                     base_model=base.name,
                     method=method_of(config),
                     path=str(folder),
@@ -83,7 +83,7 @@ class AdapterService:
     def delete(self, adapter_id: str) -> dict[str, Any]:
         """Delete an adapter and its files. Refused while a job that has not ended needs it."""
         with self.db.write() as session:
-            row = self._find(session, adapter_id)
+            row = self.find(session, adapter_id)
             active = session.scalars(select(JobRow).where(JobRow.status.in_(("QUEUED", "RUNNING", "PAUSED")))).all()
             using = [job for job in active if row.path in json.dumps(job.config)]
             for report in [job for job in using if job.kind == lifecycle.REPORT and job.status != "RUNNING"]:
@@ -154,24 +154,19 @@ class AdapterService:
         with self.db.read() as session:
             return session.scalar(select(AdapterRow).where((AdapterRow.name == name) | (AdapterRow.id == name)))
 
-    def _find(self, session: Session, adapter_id: str) -> AdapterRow:
-        row = session.scalar(select(AdapterRow).where((AdapterRow.name == adapter_id) | (AdapterRow.id == adapter_id)))
-        if row is None:
-            known = session.scalars(select(AdapterRow.name)).all()
-            raise NotFoundError(f"There is no adapter {adapter_id!r}.", naming.suggest(adapter_id, known))
-        return row
+    def find(self, session: Session, adapter_id: str) -> AdapterRow:
+        """By ID or name. Raises NotFoundError with near names."""
+        return naming.look_up(session, AdapterRow, adapter_id, "adapter")
 
     def _unknown(self, contestant: str) -> NotFoundError:
         known = self.available()
         bare = [name.rpartition(":")[2] for name in known if ":" in name]
         return NotFoundError(f"There is no model or adapter {contestant!r}.", naming.suggest(contestant, [*known, *bare]))
 
-    def _name(self, session: Session, wanted: str | None, stem: str) -> str:
-        def is_taken(name: str) -> bool:  # a job's name is the name of the adapter it will make
-            places = ((AdapterRow.id, AdapterRow.name), (JobRow.id, JobRow.name))
-            return any(session.scalar(select(key).where(column == name)) is not None for key, column in places)
-
-        return naming.claim(wanted, is_taken) if wanted else naming.unique(naming.from_stem(stem), is_taken)
+    def choose_name(self, session: Session, wanted: str | None, stem: str) -> str:
+        """The name of a new adapter: `wanted`, or one made of `stem`. Raises StudioError where `wanted` can't be given."""
+        # a job's name is the name of the adapter it will make
+        return naming.choose(wanted, naming.from_stem(stem), naming.taken_in(session, AdapterRow.name, JobRow.name))
 
     def _base_of(self, config: dict[str, Any], base_model: str | None) -> ModelRef:
         if base_model is not None:

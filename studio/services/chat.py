@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from studio.db.models import CachedAnswer, ChatMessage, ConversationRow
+from studio.db.models import CachedAnswer, ChatMessageRow, ConversationRow
 from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant, Event, Grammar, Usage
@@ -147,14 +147,14 @@ class ChatService:
 
     def conversations(self, search: str = "") -> list[dict[str, Any]]:
         """Latest first, each with its number of `messages`; with `search`, those whose title or messages hold this text."""
-        counts = select(ChatMessage.conversation_id, func.count().label("messages")).group_by(ChatMessage.conversation_id).subquery()
+        counts = select(ChatMessageRow.conversation_id, func.count().label("messages")).group_by(ChatMessageRow.conversation_id).subquery()
         query = (
             select(ConversationRow, counts.c.messages)
             .outerjoin(counts, counts.c.conversation_id == ConversationRow.id)
             .order_by(ConversationRow.updated_at.desc())
         )
         if search.strip():
-            said = select(ChatMessage.conversation_id).where(ChatMessage.content.icontains(search.strip(), autoescape=True))
+            said = select(ChatMessageRow.conversation_id).where(ChatMessageRow.content.icontains(search.strip(), autoescape=True))
             query = query.where(ConversationRow.title.icontains(search.strip(), autoescape=True) | ConversationRow.id.in_(said))
         with self.db.read() as session:
             return [{**_conversation(row), "messages": count or 0} for row, count in session.execute(query)]
@@ -193,13 +193,13 @@ class ChatService:
         with self.db.write() as session:
             row = _find(session, conversation_id)
             session.execute(delete(CachedAnswer).where(CachedAnswer.conversation_id == row.id))
-            session.execute(delete(ChatMessage).where(ChatMessage.conversation_id == row.id))
+            session.execute(delete(ChatMessageRow).where(ChatMessageRow.conversation_id == row.id))
             session.delete(row)
             return {"id": row.id, "deleted": True}
 
     def messages(self, conversation_id: str) -> list[dict[str, Any]]:
         """In order. `state` of an answer: done, stopped (by the user) or failed; its text is then what had come."""
-        query = select(ChatMessage).where(ChatMessage.conversation_id == conversation_id).order_by(ChatMessage.position)
+        query = select(ChatMessageRow).where(ChatMessageRow.conversation_id == conversation_id).order_by(ChatMessageRow.position)
         with self.db.read() as session:
             _find(session, conversation_id)
             return [_message(row) for row in session.scalars(query)]
@@ -218,8 +218,8 @@ class ChatService:
         _check_state(state)
         with self.db.write() as session:
             conversation = _find(session, conversation_id)
-            last = session.scalar(select(func.max(ChatMessage.position)).where(ChatMessage.conversation_id == conversation.id))
-            row = ChatMessage(
+            last = session.scalar(select(func.max(ChatMessageRow.position)).where(ChatMessageRow.conversation_id == conversation.id))
+            row = ChatMessageRow(
                 conversation_id=conversation.id,
                 position=0 if last is None else last + 1,
                 role=role,
@@ -247,8 +247,8 @@ class ChatService:
         _check_state(state or "done")
         with self.db.write() as session:
             conversation = _find(session, conversation_id)
-            wanted = (ChatMessage.conversation_id == conversation.id, ChatMessage.position == position)
-            row = session.scalar(select(ChatMessage).where(*wanted))
+            wanted = (ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position == position)
+            row = session.scalar(select(ChatMessageRow).where(*wanted))
             if row is None:
                 raise NotFoundError(f"The conversation has no message {position}.", "Reload the page.")
             row.content = row.content if content is None else content
@@ -260,7 +260,7 @@ class ChatService:
 
     def lessons(self) -> dict[str, int]:
         """How many answers were marked as good, and how many corrected, in all conversations."""
-        answers, preferences = (func.count().filter(ChatMessage.mark == "good"), func.count().filter(ChatMessage.original != ""))
+        answers, preferences = (func.count().filter(ChatMessageRow.mark == "good"), func.count().filter(ChatMessageRow.original != ""))
         with self.db.read() as session:
             good, corrected = session.execute(select(answers, preferences)).one()
         return {"answers": good, "preferences": corrected}
@@ -272,7 +272,7 @@ class ChatService:
         with self.db.write() as session:
             conversation = _find(session, conversation_id)
             row = session.scalar(
-                select(ChatMessage).where(ChatMessage.conversation_id == conversation.id, ChatMessage.position == position)
+                select(ChatMessageRow).where(ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position == position)
             )
             if row is None or row.role != "assistant":
                 raise NotFoundError(f"The conversation has no answer {position}.", "Reload the page.")
@@ -285,8 +285,8 @@ class ChatService:
         """Remove the messages from `position` on."""
         with self.db.write() as session:
             conversation = _find(session, conversation_id)
-            later = (ChatMessage.conversation_id == conversation.id, ChatMessage.position >= position)
-            session.execute(delete(ChatMessage).where(*later))
+            later = (ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position >= position)
+            session.execute(delete(ChatMessageRow).where(*later))
             conversation.updated_at = time.time()
 
 
@@ -323,7 +323,7 @@ def _conversation(row: ConversationRow) -> dict[str, Any]:
     return {"id": row.id, "title": row.title, "system": row.system, "created_at": row.created_at, "updated_at": row.updated_at}
 
 
-def _message(row: ChatMessage) -> dict[str, Any]:
+def _message(row: ChatMessageRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "position": row.position,

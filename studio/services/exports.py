@@ -59,12 +59,12 @@ class ExportService:
         """
         _check_choices(format, outtype, verify)
         with self.db.read() as session:
-            row = self.adapters._find(session, adapter)
+            row = self.adapters.find(session, adapter)
         base = self.adapters.resolve(f"{row.base_model}:{row.name}").base
         assert base is not None
         self._check(row, base, format, outtype)
         with self.db.read() as session:
-            name = naming.unique(f"{row.name[:50]}-{format}", lambda wanted: _is_taken(session, wanted))
+            name = naming.unique(f"{row.name[:50]}-{format}", naming.taken_in(session, JobRow.name, AdapterRow.name))
         target = self._target(to, name)
         config = ExportConfig(
             adapter=row.name,
@@ -88,7 +88,7 @@ class ExportService:
 
     def show(self, export_id: str) -> dict[str, Any]:
         with self.db.read() as session:
-            return _record(self._find(session, export_id))
+            return _record(self.find(session, export_id))
 
     def file(self, export_id: str, name: str) -> Path:
         """One file of an export, to be downloaded. Raises NotFoundError for a name that is not among its files."""
@@ -136,7 +136,7 @@ class ExportService:
     def formats(self, adapter: str) -> dict[str, str]:
         """Every format, with the reason why this adapter can't take it; "" where it can."""
         with self.db.read() as session:
-            row = self.adapters._find(session, adapter)
+            row = self.adapters.find(session, adapter)
         found: dict[str, str] = {}
         for format in FORMATS:
             try:
@@ -215,12 +215,9 @@ class ExportService:
             return {}
         return {"data": data.name, "rows": data.rows, "kind": data.kind, "sha256 of the rows": data.sha256}
 
-    def _find(self, session: Session, export_id: str) -> JobRow:
-        row = session.scalar(select(JobRow).where(JobRow.kind == KIND, (JobRow.id == export_id) | (JobRow.name == export_id)))
-        if row is None:
-            known = session.scalars(select(JobRow.name).where(JobRow.kind == KIND)).all()
-            raise NotFoundError(f"There is no export {export_id!r}.", naming.suggest(export_id, known))
-        return row
+    def find(self, session: Session, export_id: str) -> JobRow:
+        """The job of an export, by ID or name. Raises NotFoundError with near names."""
+        return naming.look_up(session, JobRow, export_id, "export", JobRow.kind == KIND)
 
 
 def _check_choices(format: str, outtype: str, verify: int) -> None:
@@ -256,13 +253,6 @@ def _question(row: dict[str, Any]) -> Question | None:
     last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
     before = [{"role": message["role"], "content": message["content"]} for message in messages[:last]]
     return {"messages": before} if before else None
-
-
-def _is_taken(session: Session, name: str) -> bool:
-    return any(
-        session.scalar(select(key).where(column == name)) is not None
-        for key, column in ((JobRow.id, JobRow.name), (AdapterRow.id, AdapterRow.name))
-    )
 
 
 def _record(job: JobRow) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class MergeService:
         """
         _check(weights, method, density)
         with self.db.read() as session:
-            rows = {wanted: self.adapters._find(session, wanted) for wanted in weights}
-            self.adapters._name(session, name, _stem(rows.values()))
+            rows = {wanted: self.adapters.find(session, wanted) for wanted in weights}
+            self.adapters.choose_name(session, name, _stem(rows.values()))
         bases = sorted({row.base_model for row in rows.values()})
         if len(bases) > 1:
             raise ModelError(f"These adapters belong to different bases ({', '.join(bases)}).", "Merge adapters of one base model.")
@@ -49,7 +49,7 @@ class MergeService:
             with self.db.write() as session:
                 row = AdapterRow(
                     id=folder.name,
-                    name=self.adapters._name(session, name, _stem(rows.values())),
+                    name=self.adapters.choose_name(session, name, _stem(rows.values())),
                     base_model=bases[0],
                     method=method_of(folder),
                     path=str(folder),

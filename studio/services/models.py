@@ -44,7 +44,7 @@ class ModelService:
         if name == STARTER:
             return _starter()
         with self.db.read() as session:
-            return _record(self._find(session, name))
+            return _record(self.find(session, name))
 
     def add(self, source: str | Path, name: str | None = None) -> dict[str, Any]:
         """Check a folder, or fetch `hub:NAME`, and list it. Raises ModelError saying why it can't be used and what would work."""
@@ -76,7 +76,7 @@ class ModelService:
         if name == STARTER:
             raise StudioError("The starter can't be removed.", "It is part of the studio.")
         with self.db.write() as session:
-            row = self._find(session, name)
+            row = self.find(session, name)
             adapters = session.scalars(select(AdapterRow.name).where(AdapterRow.base_model == row.name)).all()
             if adapters:
                 raise StudioError(f"Model {row.name} is the base of {', '.join(adapters)}.", "Delete these adapters first.")
@@ -114,7 +114,8 @@ class ModelService:
             row = session.scalar(query)
         return ModelRef(row.name, Path(row.path)) if row else None
 
-    def _find(self, session: Session, name: str) -> BaseModelRow:
+    def find(self, session: Session, name: str) -> BaseModelRow:
+        """By ID or name; the starter has no row. Raises NotFoundError with near names."""
         row = session.scalar(select(BaseModelRow).where((BaseModelRow.name == name) | (BaseModelRow.id == name)))
         if row is None:
             raise NotFoundError(f"There is no base model {name!r}.", self._suggest(name))
@@ -126,10 +127,8 @@ class ModelService:
         return naming.suggest(name, known)
 
     def _name(self, session: Session, wanted: str | None, stem: str) -> str:
-        def is_taken(name: str) -> bool:
-            return name == STARTER or session.scalar(select(BaseModelRow.id).where(BaseModelRow.name == name)) is not None
-
-        return naming.claim(wanted, is_taken) if wanted else naming.unique(naming.from_stem(stem), is_taken)
+        is_added = naming.taken_in(session, BaseModelRow.name)
+        return naming.choose(wanted, naming.from_stem(stem), lambda name: name == STARTER or is_added(name))
 
     def _download(self, repository: str, name: str) -> Path:
         """Fetch a model of the hub into STUDIO_HOME/models/NAME, in a process of its own. Returns the complete folder."""

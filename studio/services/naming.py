@@ -5,12 +5,47 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from studio.errors import StudioError, TakenError
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from studio.db.models import AdapterRow, BaseModelRow, ComparisonRow, DatasetRow, JobRow
+from studio.errors import NotFoundError, StudioError, TakenError
+
+NamedRow = TypeVar("NamedRow", AdapterRow, BaseModelRow, ComparisonRow, DatasetRow, JobRow)
 
 PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = frozenset({"base", "file", "reference", "likelihood"})  # words of the contestant grammar
 LENGTH = 64
+
+
+def look_up(session: Session, table: type[NamedRow], wanted: str, noun: str, *conditions: ColumnElement[bool]) -> NamedRow:
+    """The row with the ID or name `wanted`, the ID first. Raises NotFoundError with near names.
+
+    `noun`: what people call it. `conditions`: which rows of the table are meant, where not all are.
+    """
+    rows = session.scalars(select(table).where((table.id == wanted) | (table.name == wanted), *conditions)).all()
+    if not rows:
+        known = session.scalars(select(table.name).where(*conditions).order_by(table.created_at))
+        raise NotFoundError(f"There is no {noun} {wanted!r}.", suggest(wanted, known))
+    return next((row for row in rows if row.id == wanted), rows[0])
+
+
+def taken_in(session: Session, *columns: InstrumentedAttribute[Any]) -> Callable[[str], bool]:
+    """Says of a name whether one of `columns` holds it."""
+
+    def is_taken(name: str) -> bool:
+        return any(session.scalar(select(column).where(column == name)) is not None for column in columns)
+
+    return is_taken
+
+
+def choose(wanted: str | None, default: str, is_taken: Callable[[str], bool]) -> str:
+    """`wanted` as a person gave it, which must be free; left out, `default`, with a number where it is taken."""
+    if wanted:
+        return claim(wanted, is_taken)
+    return unique(default, is_taken)
 
 
 def valid(name: str) -> bool:
@@ -34,7 +69,9 @@ def claim(wanted: str, is_taken: Callable[[str], bool]) -> str:
 def from_stem(stem: str) -> str:
     """A valid name made of a file's stem."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[: LENGTH - 4]
-    return name if valid(name) else f"my-{name}"[:LENGTH] if name else "unnamed"
+    if valid(name):
+        return name
+    return f"my-{name}"[:LENGTH] if name else "unnamed"
 
 
 def unique(wanted: str, is_taken: Callable[[str], bool]) -> str:
@@ -53,4 +90,6 @@ def suggest(wanted: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     if near:
         return f"Did you mean {' or '.join(near)}?"
-    return f"There are: {', '.join(sorted(names)[:8])}." if names else "There are none yet."
+    if not names:
+        return "There are none yet."
+    return f"There are: {', '.join(sorted(names)[:8])}."

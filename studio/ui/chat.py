@@ -14,7 +14,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.services.harvest import context
 from studio.ui import chat_shown, choices, pieces, sharing, words
-from studio.ui.chat_answering import Answer, Answering
+from studio.ui.chat_answering import AnswerColumn, Answering
 from studio.ui.chat_keeping import KeepingPiece
 from studio.ui.chat_settings import DRAFTS, SettingsPiece, Wishes, wishes
 from studio.ui.handlers import QUIET, busy, message, steady, tells
@@ -216,7 +216,7 @@ class ChatTab:
         if not chat_id:
             chat_id = self._studio.chat.create(title=_title(text), system=system.strip())["id"]
         self._studio.chat.append(chat_id, role="user", content=text.strip())
-        for number, update in enumerate(self._answer(chat_id, [Answer(name) for name in who], wanted, system)):
+        for number, update in enumerate(self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)):
             yield {**update, self.message: ""} if number == 0 else update
 
     def ask_again(self, chat_id: str, text: str, chosen: list[str] | None, system: str, *values: Any) -> Iterator[dict[Any, Any]]:
@@ -227,7 +227,7 @@ class ChatTab:
         if not asked:
             raise StudioError("There is nothing to retry yet.", "Send a message first.")
         self._studio.chat.truncate(chat_id, asked[-1] + 1)
-        yield from self._answer(chat_id, [Answer(name) for name in who], wanted, system)
+        yield from self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)
 
     def continue_answer(self, chat_id: str, text: str, chosen: list[str] | None, system: str, *values: Any) -> Iterator[dict[Any, Any]]:
         """Have the last answer go on where it broke off, by whoever gave it."""
@@ -236,7 +236,9 @@ class ChatTab:
         if not _can_go_on(messages):
             raise StudioError("There is no answer that could go on.", "Send a message first.")
         last = messages[-1]
-        yield from self._answer(chat_id, [Answer(last["contestant"], before=last["content"])], wishes(values), system, last["position"])
+        yield from self._answer(
+            chat_id, [AnswerColumn(last["contestant"], before=last["content"])], wishes(values), system, last["position"]
+        )
 
     def stop_answer(self, chat_id: str) -> None:
         if chat_id in self._answering:
@@ -254,7 +256,7 @@ class ChatTab:
             raise StudioError("An answer is still being written.", "Wait for its end, or press Stop.")
 
     def _answer(
-        self, chat_id: str, answers: list[Answer], wanted: Wishes, system: str, position: int | None = None
+        self, chat_id: str, answers: list[AnswerColumn], wanted: Wishes, system: str, position: int | None = None
     ) -> Iterator[dict[Any, Any]]:
         """Stream `answers` to the page and keep them; with `position`, that message goes on."""
         rows = self._studio.chat.messages(chat_id)
@@ -279,7 +281,7 @@ class ChatTab:
         errors = [self._dated(answer.error) for answer in answers if answer.error]
         yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: message(errors[0]) if errors else ""}
 
-    def _opens(self, chat_id: str, rows: list[dict[str, Any]], answers: list[Answer], wanted: Wishes, system: str) -> Any:
+    def _opens(self, chat_id: str, rows: list[dict[str, Any]], answers: list[AnswerColumn], wanted: Wishes, system: str) -> Any:
         before = {answer.contestant: answer.before for answer in answers}
         # drafts pay for one answer alone; several share a batch instead
         options: dict[str, Any] = {
@@ -298,7 +300,7 @@ class ChatTab:
 
         return open_stream
 
-    def _keep(self, chat_id: str, answers: list[Answer], position: int | None) -> None:
+    def _keep(self, chat_id: str, answers: list[AnswerColumn], position: int | None) -> None:
         for answer in answers:
             if position is not None:
                 self._studio.chat.update(chat_id, position, content=answer.before + answer.text, state=answer.state, usage=answer.usage)

@@ -24,7 +24,7 @@ Opens = Callable[[str], Iterator[Event]]
 
 
 @dataclass
-class Answer:
+class AnswerColumn:
     """One answer while it is written. Read by its own thread, shown by the handler, stopped by a button."""
 
     contestant: str
@@ -49,11 +49,11 @@ class Answer:
 class Answering:
     """All answers to one message. `opens` starts the stream of a contestant; closing it stops the generation."""
 
-    def __init__(self, answers: list[Answer], opens: Opens) -> None:
+    def __init__(self, answers: list[AnswerColumn], opens: Opens) -> None:
         self.answers = answers
         self.stop = threading.Event()
         self._opens = opens
-        self._events: queue.Queue[tuple[Answer, Event | None]] = queue.Queue()
+        self._events: queue.Queue[tuple[AnswerColumn, Event | None]] = queue.Queue()
 
     def start(self) -> None:
         """Ask all of them, so that the engine reads while the page is still being drawn."""
@@ -88,7 +88,7 @@ class Answering:
                 break
         return grown
 
-    def _read(self, answer: Answer) -> None:
+    def _read(self, answer: AnswerColumn) -> None:
         """In a thread of its own, so that a silent engine can be stopped too. None marks the end."""
         try:
             stream: Any = self._opens(answer.contestant)

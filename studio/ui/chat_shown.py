@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from studio.ui import choices, pieces, words
-from studio.ui.chat_answering import Answer
+from studio.ui.chat_answering import AnswerColumn
 
 STATES = {"stopped": "stopped here", "failed": "broke off here"}
 MAX_TOKENS_SHOWN = 4_000
@@ -31,7 +31,7 @@ def transcript(messages: Sequence[dict[str, Any]]) -> str:
     return pieces.piece("transcript", turns=turns)
 
 
-def live(answers: Sequence[Answer], waiting: str) -> str:
+def live(answers: Sequence[AnswerColumn], waiting: str) -> str:
     shown = [
         {
             "who": answer.contestant,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from studio.engine import adapting, intake, kinds, loading, local
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.engine.decoding import Batch
 from studio.engine.leases import LoadTimes
 from studio.engine.protocol import AdapterRef, Event, GenerationRequest, ModelFolder
@@ -36,7 +36,7 @@ def model(folder: ModelFolder) -> local.LocalModel:
     return local.load(folder)
 
 
-def answers(folder: ModelFolder, prompts: Sequence[str], tokens: int = 20, **params: float) -> tuple[list[Answer], list[Event]]:
+def answers(folder: ModelFolder, prompts: Sequence[str], tokens: int = 20, **params: float) -> tuple[list[GeneratedAnswer], list[Event]]:
     events: list[Event] = []
     request = GenerationRequest("m", folder, GenerationParams(temperature=0, max_new_tokens=tokens, **params), prompts=tuple(prompts))
     return intake.prepare(request, events.append), events
@@ -85,7 +85,7 @@ def test_the_same_logits_and_seed_give_the_same_token(folder: ModelFolder) -> No
 
     def draw(seed: int, **params: float) -> list[int]:
         chosen = GenerationParams.model_validate({"temperature": 1.0, **params})
-        answer = Answer(folder, None, [1], 9, chosen, seed, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
+        answer = GeneratedAnswer(folder, None, [1], 9, chosen, seed, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
         sampler = Sampler(answer)
         return [sampler.choose(logits)[0] for _ in range(20)]
 
@@ -105,7 +105,7 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
 def test_the_repetition_penalty_is_transformers_own(folder: ModelFolder) -> None:
     logits = torch.randn(512, generator=torch.Generator().manual_seed(0))
     params = GenerationParams(temperature=0, repetition_penalty=1.7)
-    answer = Answer(folder, None, [5, 9, 9], 9, params, 0, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
+    answer = GeneratedAnswer(folder, None, [5, 9, 9], 9, params, 0, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
     answer.ids = [int(logits.argmax())]
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[5, 9, *answer.ids]]), logits[None].clone())
     assert torch.equal(Sampler(answer)._penalised(logits), expected[0])

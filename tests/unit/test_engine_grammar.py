@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from studio.engine.grammar import Vocabulary
+from studio.engine.grammar import GrammarVocabulary
 from studio.engine.protocol import Grammar
 from studio.errors import EngineError
 
 
 @pytest.fixture(scope="module")
-def vocabulary(shared_data: Path) -> Vocabulary:
-    return Vocabulary(Tokenizer.from_file(str(shared_data / "models" / "stories260K" / "tokenizer.json")), [2])
+def vocabulary(shared_data: Path) -> GrammarVocabulary:
+    return GrammarVocabulary(Tokenizer.from_file(str(shared_data / "models" / "stories260K" / "tokenizer.json")), [2])
 
 
-def write(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> str:
+def write(vocabulary: GrammarVocabulary, grammar: Grammar, seed: int) -> str:
     """What a model without any idea writes under `grammar`."""
     random, matcher, text = np.random.default_rng(seed), vocabulary.matcher(grammar), b""
     for _ in range(300):
@@ -35,20 +35,20 @@ def write(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_is_chosen_fits_the_schema(vocabulary: Vocabulary, seed: int) -> None:
+def test_whatever_is_chosen_fits_the_schema(vocabulary: GrammarVocabulary, seed: int) -> None:
     properties: dict[str, Any] = {"name": {"type": "string", "maxLength": 6}, "n": {"type": "integer", "minimum": -5, "maximum": 5}}
     schema = {"type": "object", "properties": properties, "required": ["name", "n"], "additionalProperties": False}
     value = json.loads(write(vocabulary, Grammar("json_schema", json.dumps(schema)), seed))
     assert len(value["name"]) <= 6 and -5 <= value["n"] <= 5
 
 
-def test_ids_beyond_the_vocabulary_are_never_allowed(vocabulary: Vocabulary) -> None:
+def test_ids_beyond_the_vocabulary_are_never_allowed(vocabulary: GrammarVocabulary) -> None:
     mask = vocabulary.matcher(Grammar("gbnf", 'root ::= "a" [a-z]+')).allowed(vocabulary.size + 100)
     assert mask.any() and not mask[vocabulary.size :].any()
     assert vocabulary.token_bytes(vocabulary.size + 5) == b""
 
 
-def test_a_copy_goes_its_own_way(vocabulary: Vocabulary) -> None:
+def test_a_copy_goes_its_own_way(vocabulary: GrammarVocabulary) -> None:
     matcher = vocabulary.matcher(Grammar("gbnf", 'root ::= "a" | "b"'))
     copy = matcher.copy()
     first, second = np.nonzero(matcher.allowed(vocabulary.size))[0][:2]
@@ -71,7 +71,7 @@ def test_a_copy_goes_its_own_way(vocabulary: Vocabulary) -> None:
         (Grammar("json_schema", '{"$ref": "#/nowhere"}'), r"nowhere"),
     ],
 )
-def test_a_bad_grammar_gets_its_reason_in_one_line(vocabulary: Vocabulary, grammar: Grammar, reason: str) -> None:
+def test_a_bad_grammar_gets_its_reason_in_one_line(vocabulary: GrammarVocabulary, grammar: Grammar, reason: str) -> None:
     with pytest.raises(EngineError, match=reason) as refused:
         vocabulary.matcher(grammar)
     assert (refused.value.status, refused.value.code) == (400, "invalid_grammar")

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from studio.engine import intake, local
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.engine.decoding import Batch
 from studio.engine.protocol import AdapterRef, GenerationRequest, ModelFolder
 from studio.engine.speculation import Assistant, Gain, PromptLookup
@@ -36,7 +36,7 @@ def model(folder: ModelFolder) -> local.LocalModel:
     return local.load(folder)
 
 
-def write(model: local.LocalModel, key: str | None, prompt: str = PROMPT, tokens: int = TOKENS, **more: Any) -> Answer:
+def write(model: local.LocalModel, key: str | None, prompt: str = PROMPT, tokens: int = TOKENS, **more: Any) -> GeneratedAnswer:
     params = GenerationParams(temperature=0, max_new_tokens=tokens)
     answer = intake.prepare(GenerationRequest("m", model.folder, params, prompts=(prompt,)), lambda _: None)[0]
     answer.gain = Gain()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from studio.catalogue import hardware
-from studio.engine.answer import Answer
+from studio.engine.answer import GeneratedAnswer
 from studio.engine.lanes import Lanes
 from studio.engine.leases import Lease
 from studio.engine.limits import longest_answer
@@ -19,9 +19,11 @@ from studio.errors import EngineError
 from studio.types import GenerationParams
 
 
-def answer(lane: Any) -> Answer:
+def answer(lane: Any) -> GeneratedAnswer:
     text = AnswerText(lambda ids: "", [])
-    return Answer(ModelFolder("m", Path("/m")), None, [1], 9, GenerationParams(), 0, frozenset(), text, lambda event: None, lane=lane)
+    return GeneratedAnswer(
+        ModelFolder("m", Path("/m")), None, [1], 9, GenerationParams(), 0, frozenset(), text, lambda event: None, lane=lane
+    )
 
 
 def test_chat_goes_first_and_a_batch_job_gets_every_fourth_turn() -> None:
