@@ -16,7 +16,7 @@ from studio.errors import ModelError
 LAYER = "base_model.model.model.layers.{}.self_attn.q_proj"
 
 
-def adapter(folder: Path, *, r: int = 4, layers: tuple[int, ...] = (0, 1), seed: int = 0, **config: Any) -> arithmetic.Part:
+def adapter(folder: Path, *, r: int = 4, layers: tuple[int, ...] = (0, 1), seed: int = 0, **config: Any) -> arithmetic.AdapterPart:
     folder.mkdir()
     generator = np.random.default_rng(seed)
     tensors = {}
@@ -28,12 +28,12 @@ def adapter(folder: Path, *, r: int = 4, layers: tuple[int, ...] = (0, 1), seed:
     return arithmetic.read(folder, folder.name)
 
 
-def update(part: arithmetic.Part, layer: int) -> Any:
+def update(part: arithmetic.AdapterPart, layer: int) -> Any:
     a, b = part.pair(LAYER.format(layer), like=[part])
     return part.scaling * (b @ a)
 
 
-def written(folder: Path, factors: Any) -> arithmetic.Part:
+def written(folder: Path, factors: Any) -> arithmetic.AdapterPart:
     folder.mkdir()
     arithmetic.write(folder, factors, {"peft_type": "LORA"})
     return arithmetic.read(folder, folder.name)
@@ -86,6 +86,6 @@ def test_ties_of_different_ranks_and_sums_of_different_bases_are_refused(tmp_pat
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two", r=2)
     with pytest.raises(ModelError, match="ranks 4, 2"):
         arithmetic.combine([one, two], [0.5, 0.5], "ties", 0.5)
-    wide = arithmetic.Part({LAYER.format(0): (np.zeros((4, 16), np.float32), np.zeros((8, 4), np.float32))}, 1.0, 4)
+    wide = arithmetic.AdapterPart({LAYER.format(0): (np.zeros((4, 16), np.float32), np.zeros((8, 4), np.float32))}, 1.0, 4)
     with pytest.raises(ModelError, match="different sizes"):
         arithmetic.combine([one, wide], [0.5, 0.5], "linear", 0.5)
