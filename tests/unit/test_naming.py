@@ -34,7 +34,7 @@ def test_a_row_is_found_by_its_name_and_first_by_its_id(session: Session) -> Non
 def test_an_unknown_name_is_refused_with_near_ones_of_the_rows_that_are_meant(session: Session) -> None:
     with pytest.raises(NotFoundError) as unknown:
         naming.look_up(session, AdapterRow, "greter", "adapter")
-    assert (unknown.value.message, unknown.value.fix) == ("There is no adapter 'greter'.", "Did you mean greeter?")
+    assert (unknown.value.message, unknown.value.fix) == ("There is no adapter 'greter'.", "Did you mean greeter or teller?")
     is_export = JobRow.kind == "export"
     assert naming.look_up(session, JobRow, "written", "export", is_export).id == "export"
     with pytest.raises(NotFoundError) as other:
