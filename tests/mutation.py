@@ -1,0 +1,218 @@
+"""Mutation testing: `python -m tests.mutation --seed 1 --count 60`. Small wrong changes, and whether the related tests notice.
+
+Works in a copy of the tree, mutates one place at a time, and runs the tests that mention the module or what it defines. A control
+run without a change comes first: a test that fails there counts for nothing. Prints one line per mutant and the share killed;
+exits with 1 below `--wanted`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = ("studio/evaluation", "studio/db", "studio/services", "studio/catalogue", "studio/engine", "studio/compress", "jobs")
+SUITES = ("tests/unit", "tests/integration")
+Change = Callable[[Any], object]
+LIMIT_S = 240
+MAX_FILES = 8  # test files per mutant, the closest first
+
+COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+COMPARISONS |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
+ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file."""
+
+    path: Path
+    line: int
+    what: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line} {self.what}"
+
+
+def places(tree: ast.AST) -> list[tuple[int, str, Change]]:
+    """(number of the node in `ast.walk`, what is changed, the change) for every small change of this tree."""
+    nodes = list(ast.walk(tree))
+    left_out = (ast.JoinedStr, ast.Raise, ast.Assert, ast.AnnAssign)  # wording, type narrowing, declarations
+    skipped = {id(child) for node in nodes if isinstance(node, left_out) for child in ast.walk(node)}
+    return [(index, *change) for index, node in enumerate(nodes) if id(node) not in skipped for change in changes(node)]
+
+
+def mutated(path: Path, draw: random.Random) -> Mutant | None:
+    """One small change of this file."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    if not (options := places(tree)):
+        return None
+    index, what, change = draw.choice(options)
+    node = list(ast.walk(tree))[index]
+    line = getattr(node, "lineno", 0)
+    change(node)
+    return Mutant(path, line, what, ast.unparse(ast.fix_missing_locations(tree)))
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        new = COMPARISONS[type(node.ops[0])]
+        yield f"{ast.unparse(node)}: {new.__name__}", lambda n: n.ops.__setitem__(0, new())
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC and not isinstance(node.left, ast.Constant | ast.JoinedStr):
+        swapped = ARITHMETIC[type(node.op)]
+        yield f"{ast.unparse(node)}: {swapped.__name__}", lambda n: setattr(n, "op", swapped())
+    if isinstance(node, ast.BoolOp):
+        other = ast.Or if isinstance(node.op, ast.And) else ast.And
+        yield f"{ast.unparse(node)[:80]}: {other.__name__}", lambda n: setattr(n, "op", other())
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float) and getattr(node, "lineno", 0):
+        yield f"{node.value} -> {node.value + 1}", lambda n: setattr(n, "value", n.value + 1)
+    if isinstance(node, ast.If | ast.While) and "TYPE_CHECKING" not in ast.unparse(node.test):
+        yield f"if {ast.unparse(node.test)[:80]}: never", lambda n: setattr(n, "test", ast.Constant(False))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield (
+            f"{ast.unparse(node)[:80]}: not dropped",
+            lambda n: (setattr(n, "op", ast.UAdd()), setattr(n, "operand", call_bool(n.operand))),
+        )
+
+
+def call_bool(node: ast.expr) -> ast.expr:
+    return ast.Call(ast.Name("bool", ast.Load()), [node], [])
+
+
+@lru_cache
+def read(file: Path) -> str:
+    """The text of a test file, with that of the helpers in tests/ which it imports."""
+    text = file.read_text(encoding="utf-8")
+    for name in set(re.findall(r"from tests\.(\w+) import|from tests import (\w+)", text)):
+        helper = ROOT / "tests" / f"{name[0] or name[1]}.py"
+        if helper.is_file() and helper != file:
+            text += helper.read_text(encoding="utf-8")
+    return text
+
+
+@lru_cache
+def related(path: Path) -> list[str]:
+    """Test files that mention the module, or classes and functions that it defines, the closest first."""
+    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    package, _, name = module.rpartition(".")
+    scores = {}
+    for suite in SUITES:
+        for file in sorted((ROOT / suite).glob("test_*.py")):
+            text = read(file)
+            mention = rf"\b{re.escape(module)}\b|from {re.escape(package)} import .*\b{name}\b"
+            score = 10.0 * bool(re.search(mention, text)) + 3.0 * (name in file.stem)
+            score += sum(2.0 for word in defined if len(word) > 6 and re.search(rf"\b{word}\b", text))
+            if package.endswith("services"):
+                score += 2.0 * len(re.findall(rf"studio\.{name}\.", text)) ** 0.5
+            if score > 0:
+                scores[f"{suite}/{file.name}"] = score
+    return sorted(scores, key=lambda file: -scores[file])[:MAX_FILES]
+
+
+def chosen(seed: int, count: int) -> list[Mutant]:
+    """The same mutants for the same seed and tree, spread evenly over the places."""
+    draw = random.Random(seed)
+    found = []
+    for number in range(count):
+        folder = ROOT / PLACES[number % len(PLACES)]
+        files = [f for f in sorted(folder.rglob("*.py")) if f.stat().st_size > 600 and "migrations" not in f.parts]
+        while True:
+            file = draw.choices(files, weights=[f.stat().st_size for f in files])[0].relative_to(ROOT)
+            if related(file) and (mutant := mutated(file, draw)):
+                found.append(mutant)
+                break
+    return found
+
+
+def run(tree: Path, files: list[str], extra: tuple[str, ...] = ()) -> tuple[str, str]:
+    """("passed" | "failed" | "timeout", the end of the output)."""
+    command = [str(tree / ".venv/bin/python"), "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *extra, *files]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDIO_TEST_DATA": str(ROOT.parent / "shared")}
+    with subprocess.Popen(
+        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            return "timeout", ""
+    return "passed" if process.returncode == 0 else "failed", "\n".join(output.splitlines()[-4:])
+
+
+def copied(place: Path) -> Path:
+    """A copy of the tree with an environment of its own that shares the installed packages."""
+    tree = place / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "*_cache", "node_modules", "__pycache__"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tree / ".venv")], check=True)
+    packages = next((tree / ".venv" / "lib").glob("python*")) / "site-packages"
+    others = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (packages / "0copy.pth").write_text("\n".join([str(tree), *others]) + "\n")
+    for script in (Path(sys.executable).parent).glob("studio*"):
+        (tree / ".venv" / "bin" / script.name).write_text(f"#!{tree}/.venv/bin/python\nfrom studio.cli import main\nmain()\n")
+        (tree / ".venv" / "bin" / script.name).chmod(0o755)
+    return tree
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--wanted", type=float, default=0.0, help="share to be killed, equivalent ones included")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to try")
+    parser.add_argument("--list", action="store_true", help="print the mutants and end")
+    options = parser.parse_args()
+    picked = list(enumerate(chosen(options.seed, options.count), 1))
+    if options.only:
+        picked = [pair for pair in picked if pair[0] in options.only]
+    if options.list:
+        for number, mutant in picked:
+            print(number, mutant, *related(mutant.path))
+        return 0
+    killed = 0
+    broken: dict[str, bool] = {}  # test file -> fails without any change
+    with tempfile.TemporaryDirectory() as place:
+        tree = copied(Path(place))
+        for number, mutant in picked:
+            files = related(mutant.path)
+            for file in files:
+                if file not in broken:
+                    broken[file] = run(tree, [file])[0] != "passed"
+                    if broken[file]:
+                        print(f"control: {file} fails or is too slow without a change and is left out", flush=True)
+            files = [file for file in files if not broken[file]]
+            target = tree / mutant.path
+            original = target.read_text(encoding="utf-8")
+            began = time.monotonic()
+            target.write_text(mutant.source, encoding="utf-8")
+            try:
+                verdict, tail = run(tree, files) if files else ("passed", "no tests")
+            finally:
+                target.write_text(original, encoding="utf-8")
+            killed += verdict != "passed"
+            name = {"passed": "SURVIVED", "failed": "killed", "timeout": "killed (time)"}[verdict]
+            print(f"{number:3} {name:13} {mutant} [{time.monotonic() - began:.0f} s, {len(files)} files]", flush=True)
+            if verdict == "passed" and not files:
+                print(tail)
+    share = killed / len(picked)
+    print(f"{killed} of {len(picked)} killed ({share:.0%})")
+    return int(share < options.wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
