@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, JsonValue
 
+from studio.types import Message as Message  # what is asked; ChatMessage is one that is kept
+
 
 class Record(PydanticModel):
     """A frozen record that refuses unknown fields. Times are seconds since the epoch (UTC), durations seconds, sizes bytes."""
@@ -15,7 +17,23 @@ class Record(PydanticModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Deleted(Record):
+    """What was deleted, with its files."""
+
+    id: str
+    name: str
+    deleted: bool = True
+
+
 # jobs
+
+
+class Progress(Record):
+    """How far a job is. All are null before its first step."""
+
+    step: int | None
+    max_steps: int | None
+    eta_s: float | None  # seconds left, as the last steps went
 
 
 class JobStatus(StrEnum):
@@ -337,10 +355,322 @@ class BundleCheck(Record):
 # base models
 
 
+class BaseModel(Record):
+    """A base model that is known by name. The starter is always there; its ID is its name."""
+
+    id: str
+    name: str
+    path: str  # absolute folder
+    architecture: str  # as config.json names it
+    parameters: int  # a tied output layer counts once
+    context: int  # tokens; 0 where config.json does not say
+    loadable: bool  # it can answer and be trained
+    reason: str  # why it is not loadable; "" where it is
+
+
+class RemovedModel(Record):
+    """A base model that is no longer known. Its files are deleted only where the studio had fetched them."""
+
+    name: str
+    removed: bool = True
+
+
+class HubModel(Record):
+    """A text generation model of the Hugging Face hub, as a search finds it."""
+
+    repository: str  # OWNER/NAME
+    downloads: int
+    gated: bool  # its terms must be accepted on its page first
+
+
+class KnownBaseModel(Record):
+    """A base model that people use, whether or not it is here."""
+
+    repository: str  # OWNER/NAME on the hub
+    parameters: int
+    context: int  # tokens
+    licence: str
+    template: str  # the form of its conversations
+    gated: bool  # its terms must be accepted on its page first
+    weights: str  # how they are stored
+    good_for: str
+    refusal: str  # why it can't be used here; "" where it can
+    fits: dict[str, bool | None]  # recipe or "full" -> whether it fits this machine's memory; null where that is not known
+    here: bool  # a base model of this name was added
+    checked: bool  # against the hub, by this studio
+    note: str
+
+
 # adapters and exports
 
 
+class Adapter(Record):
+    """An adapter that can answer on its base model: trained here, merged, or brought from elsewhere."""
+
+    id: str
+    name: str
+    base_model: str
+    method: str  # lora, dora, ia3, prompt-tuning, ...
+    job: str | None  # the job that trained it
+    path: str  # absolute folder
+    bytes: int  # of all its files
+    created_at: float
+
+
+class MergeMethod(StrEnum):
+    """How adapters are added up."""
+
+    LINEAR = "linear"  # the sum of the updates, each times its weight
+    TIES = "ties"  # the largest values of each, where their signs agree
+    DARE = "dare"  # a random part of each, scaled up to make up for the rest
+
+
+class ExportFormat(StrEnum):
+    """What others can load an export with."""
+
+    ADAPTER = "adapter"  # safetensors as peft writes them; needs the base model
+    MERGED = "merged"  # the whole model in 16 bit, as transformers writes it
+    GGUF = "gguf"  # the whole model for llama.cpp and ollama
+    GGUF_LORA = "gguf-lora"  # the adapter for llama.cpp; needs the base model as GGUF
+
+
+class Outtype(StrEnum):
+    """How a GGUF file stores the weights of a whole model."""
+
+    F16 = "f16"  # 16 bits per weight
+    Q8_0 = "q8_0"  # 8.5 bits per weight
+
+
+class ReaderProof(Record):
+    """What another program makes of the same file."""
+
+    identical: int
+    max_logit_diff: float
+    worst_share: float
+    clear_tokens: int
+    wrong_tokens: int
+    same_template_ids: bool
+    passed: bool
+    reason: str
+
+
+class ExportProof(Record):
+    """Whether the written files, read back, behave like the base model with the adapter. Both answer the same prompts."""
+
+    prompts: int
+    identical: int  # prompts whose greedy answers are the same
+    max_logit_diff: float  # the largest difference of a logit, over every position of the answers
+    effect: float  # by how much the adapter changes the logits: the median of the largest change at each position
+    worst_share: float  # the largest difference as a share of what the adapter changes; 0.05 would fail
+    clear_tokens: int  # positions where the adapter prefers its token by more than the difference
+    wrong_tokens: int  # of these, where the files prefer another one
+    same_template_ids: bool  # tokenizer and template make the same ids of a conversation
+    passed: bool
+    reason: str  # why it did not pass; "" where it did
+    readers: dict[str, ReaderProof] | None = None  # other programs that read the file, such as llama.cpp
+
+
+class WrittenExport(Record):
+    """What the process of an export has written and proved."""
+
+    path: str
+    bytes: int
+    format: ExportFormat
+    files: list[str]
+    verified: ExportProof
+
+
+class Export(Record):
+    """An adapter in a form that others can load, with its proof. Its ID is that of its job."""
+
+    id: str
+    name: str
+    adapter: str
+    base_model: str
+    format: ExportFormat
+    outtype: Outtype | None  # of format gguf only
+    status: JobStatus
+    reason: str
+    fix: str
+    path: str  # absolute folder
+    bytes: int  # of all its files; 0 while it is written, and after it was deleted
+    files: list[str]  # names in `path` that are still there
+    verified: ExportProof | None  # null before the files were read back
+    progress: Progress
+    created_at: float
+
+
+class PushedExport(Record):
+    """An export that was uploaded to the Hugging Face hub."""
+
+    repository: str
+    url: str
+
+
 # chat
+
+
+class MessageState(StrEnum):
+    """How a message ended."""
+
+    DONE = "done"  # it is whole
+    STOPPED = "stopped"  # a person stopped it; its text is what had come
+    FAILED = "failed"  # an error ended it; its text is what had come
+
+
+class LessonKind(StrEnum):
+    """What chat teaches."""
+
+    ANSWERS = "answers"  # answers that were marked as good, to imitate
+    PREFERENCES = "preferences"  # answers that were corrected: a person's is better than the model's
+
+
+class SpeculationGain(Record):
+    """What drafts brought, measured in the same answer."""
+
+    drafted_tokens: int
+    accepted_tokens: int
+    tokens_per_pass: float | None = None  # null where no draft was checked
+    speedup: float | None = None  # against steps without drafts; null where none was measured
+    stopped: bool = False  # drafting ended early, since it did not pay
+
+
+class AnswerUsage(Record):
+    """What an answer took, and how it was made. Only what is known is set; another server tells less."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    finish_reason: str | None = None  # stop, or length where it was cut
+    first_token_s: float | None = None  # from the request to the first token
+    tokens_per_s: float | None = None  # after the first token
+    reused_tokens: int | None = None  # of the prompt, whose keys and values were cached
+    recalled: bool | None = None  # it was given before under the same conditions
+    notes: list[str] | None = None  # what the reader should know of how it was made
+    speculation: SpeculationGain | None = None
+
+
+class ChatMessage(Record):
+    """One message of a conversation that is kept."""
+
+    id: int
+    position: int  # from 0
+    role: str  # user or assistant
+    content: str
+    contestant: str  # who answered; "" for a person
+    state: MessageState
+    usage: AnswerUsage
+    mark: str  # "good": an answer to learn from; else ""
+    original: str  # what the model had written, where a person corrected it; else ""
+    created_at: float
+
+
+class Conversation(Record):
+    """A conversation that is kept."""
+
+    id: str
+    title: str
+    system: str  # the system prompt; "" for none
+    created_at: float
+    updated_at: float
+    messages: int  # how many
+
+
+class ExportedMessage(Record):
+    """One message of an exported conversation; what is empty is left out."""
+
+    role: str
+    content: str = ""
+    contestant: str | None = None
+    state: MessageState
+    usage: AnswerUsage | None = None
+    mark: str | None = None
+    original: str | None = None
+    created_at: float
+
+
+class ExportedConversation(Record):
+    """A whole conversation as plain JSON."""
+
+    id: str
+    title: str
+    system: str
+    created_at: float
+    updated_at: float
+    messages: list[ExportedMessage]
+
+
+class ChatLessons(Record):
+    """How many answers of all conversations teach something."""
+
+    answers: int  # marked as good
+    preferences: int  # corrected
+
+
+class ChatAnswer(Record):
+    """One contestant's answer. Token counts are 0 where its server does not tell them."""
+
+    contestant: str
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class ChatAnswers(Record):
+    """One answer per contestant, in the order they were named."""
+
+    answers: list[ChatAnswer]
+
+
+class PromptPreview(Record):
+    """Exactly what the model reads for a conversation."""
+
+    text: str  # as the chat template writes it
+    ids: list[int]
+    tokens: list[str]  # the text of each id
+    context: int  # tokens that the model can read and write together
+    template: str  # the name of the chat template
+
+
+class LoadedModel(Record):
+    """The base model that the engine holds in memory."""
+
+    base: str
+    quantization: str  # nf4, int8, or "" where it is as stored
+    device: str  # cpu or cuda
+    adapters: list[str]  # names of those in memory, the longest unused first
+    bytes: int  # of the base model and its adapters
+    adapter_bytes: int
+    adapter_budget_bytes: int  # adapters leave when they would take more
+
+
+class LoadingModel(Record):
+    """What the engine is loading: a base model or an adapter."""
+
+    name: str
+    since: float
+    expected_s: float | None  # as long as it took last time; null where that is not known
+
+
+class MemoryLease(Record):
+    """Memory that the engine has left to a training job."""
+
+    job: str  # its name
+    room_bytes: int  # what the engine may use of what was free then
+    keep_bytes: int  # what the job may take
+    gave_way: bool  # the engine unloaded its model for the job
+
+
+class EngineStatus(Record):
+    """What the engine holds and does."""
+
+    ok: bool = True  # it answers
+    loaded: LoadedModel | None = None
+    loading: LoadingModel | None = None
+    active: int = 0  # answers that are being made
+    waiting: int = 0  # answers that are queued
+    yielded: MemoryLease | None = None
 
 
 # comparisons, judgements, ratings
