@@ -2,7 +2,6 @@
 // Knows nothing of the services. Loaded from the head, before gradio draws anything.
 (() => {
   const started = new URLSearchParams(location.search);
-  const names = ["tab", "dataset", "job", "runs", "chat", "comparison", "model"];
 
   const remember = (name, value) => {
     const url = new URL(location.href);
@@ -58,6 +57,6 @@
     remember,
     showMarked,
     currentTab,
-    start: () => names.map((name) => started.get(name) || ""),
+    start: (names) => names.map((name) => started.get(name) || ""),
   };
 })();

@@ -18,7 +18,7 @@ from studio.ui.chat_answering import AnswerColumn, Answering
 from studio.ui.chat_keeping import KeepingPiece
 from studio.ui.chat_settings import DRAFTS, SettingsPiece, Wishes, wishes
 from studio.ui.handlers import QUIET, busy, message, steady, tells
-from studio.ui.page import Page, opening, stamp_box
+from studio.ui.page import Frame, stamp_box
 from studio.ui.programs import ProgramsPiece
 
 MOST_AT_ONCE = 16  # as many as the engine makes in one batch
@@ -27,11 +27,11 @@ MOST_AT_ONCE = 16  # as many as the engine makes in one batch
 class ChatTab:
     """Left: the conversation. Right: who answers, how, the exact prompt, and the conversations that are kept."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
         self._answering: dict[str, Answering] = {}  # by conversation
-        with opening("chat") as self.tab, gr.Row(elem_classes="halves"):
+        with tab as self.tab, gr.Row(elem_classes="halves"):
             with gr.Column(scale=3, min_width=320):
                 self._layout_conversation()
             with gr.Column(scale=2, min_width=300):

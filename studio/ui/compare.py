@@ -18,7 +18,7 @@ from studio.ui.compare_judge import JudgePart
 from studio.ui.compare_vote import VotePart
 from studio.ui.compare_worst import WorstPart
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, go, opening, stamp, stamp_box
+from studio.ui.page import Frame, go, stamp, stamp_box
 
 PAGE_ROWS = 10  # prompts on the page at once
 LIVE_S, IDLE_S = 1.0, 8.0
@@ -30,10 +30,10 @@ OFFERED_TRAININGS = 20
 class CompareTab:
     """Left: prompts and contestants, and the comparisons that are kept. Right: the answers of the chosen one."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
-        with opening("compare") as self.tab:
+        with tab as self.tab:
             self._stamp = stamp_box("compare")
             self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):

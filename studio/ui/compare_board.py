@@ -10,7 +10,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import measured, pieces, words
 from studio.ui.handlers import busy, tells
-from studio.ui.page import Page
+from studio.ui.page import Frame
 
 HERE, ON_DATA, EVERYWHERE = "this comparison", "all on the same dataset", "all comparisons"
 WHO = {"both": "People, and judges where nobody voted", "human": "People only", "judge": "Judges only"}
@@ -19,7 +19,7 @@ WHO = {"both": "People, and judges where nobody voted", "human": "People only", 
 class BoardPart:
     """Ratings on request, since they are computed; then the way on to training."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame) -> None:
         self._studio = studio
         self._page = page
         with gr.Accordion("Leaderboard and agreement", open=False, elem_id="compare-board"):

@@ -13,7 +13,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, steady, tells
-from studio.ui.page import Page, stamp, stamp_box
+from studio.ui.page import Frame, stamp, stamp_box
 
 SHOWN_VERDICTS = 40
 BY_REFERENCE = "reference"
@@ -23,7 +23,7 @@ AUTOMATIC = ""
 class JudgePart:
     """Choices, then readings, then every question and reply."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame) -> None:
         self._studio = studio
         self._page = page
         with gr.Accordion("Judge: which is better?", open=False, elem_id="compare-judging"):

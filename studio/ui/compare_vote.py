@@ -10,7 +10,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import pieces
 from studio.ui.handlers import QUIET, tells
-from studio.ui.page import Page
+from studio.ui.page import Frame
 
 CHOICES = {"left": "Left is better", "right": "Right is better", "tie": "Equally good", "both-bad": "Both are bad"}
 
@@ -18,7 +18,7 @@ CHOICES = {"left": "Left is better", "right": "Right is better", "tie": "Equally
 class VotePart:
     """A name, a ballot, four buttons."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame) -> None:
         self._studio = studio
         self._page = page
         with gr.Accordion("Vote blind", open=False, elem_id="compare-voting"):

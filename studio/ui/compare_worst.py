@@ -10,7 +10,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady, tells
-from studio.ui.page import Page
+from studio.ui.page import Frame
 
 HEADERS = ["prompt", "question", "its answer", "better answer"]
 
@@ -18,7 +18,7 @@ HEADERS = ["prompt", "question", "its answer", "better answer"]
 class WorstPart:
     """A contestant, its lost prompts as a table, a button."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame) -> None:
         self._studio = studio
         self._page = page
         with gr.Accordion("Worst prompts, into training data", open=False, elem_id="compare-worst"):

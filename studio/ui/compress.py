@@ -19,7 +19,7 @@ from studio.ui import choices, compress_shown, pieces, words
 from studio.ui.chat import ChatTab
 from studio.ui.compress_jobs import CompressJobs
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, go, opening
+from studio.ui.page import Frame, go
 
 METHODS = [
     ("LLMLingua-2: a classifier keeps the words that matter", "llmlingua2"),
@@ -41,10 +41,10 @@ EXAMPLE = (
 class CompressTab:
     """Left: the prompt, how it is shortened, and jobs on many prompts. Right: words, figures, answers, the curve."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
-        with opening("compress") as self.tab, gr.Row(elem_classes="halves"):
+        with tab as self.tab, gr.Row(elem_classes="halves"):
             with gr.Column(scale=3, min_width=320):
                 self._layout_prompt()
                 self._layout_how()

@@ -10,7 +10,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import choices, compress_shown, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, go, stamp, stamp_box
+from studio.ui.page import Frame, go, stamp, stamp_box
 
 LIVE_S, IDLE_S = 1.5, 10.0
 METRICS = [(title, name) for name, title in compress_shown.METRICS.items()]
@@ -19,7 +19,7 @@ METRICS = [(title, name) for name, title in compress_shown.METRICS.items()]
 class CompressJobs:
     """Call inside the tab's left column."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame) -> None:
         self._studio = studio
         self._page = page
         self._shown = stamp_box("compress")

@@ -19,7 +19,7 @@ from studio.ui.data_learned import LearnedPart
 from studio.ui.data_rows import RowsPart
 from studio.ui.data_versions import VersionsPart
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, hidden, opening, stamp, stamp_box
+from studio.ui.page import Frame, hidden, stamp, stamp_box
 
 LIVE_S, IDLE_S = 1.0, 6.0
 CHECKED_AT_ONCE = 20_000  # rows; the check of more waits for a click
@@ -29,11 +29,11 @@ WITHOUT_ANSWERS = ("prompts",)  # kinds that nothing can be learned from
 class DataTab:
     """Left: a new file, and the datasets that are kept. Right: the chosen one."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
         self._checks = Checks(studio)
-        with opening("data") as self.tab:
+        with tab as self.tab:
             self._mode = hidden("data-mode")
             self._part = hidden("data-part")
             self._stamps = [stamp_box(f"data-{name}") for name in ("rows", "check", "learned")]

@@ -14,7 +14,7 @@ from studio.services import Studio
 from studio.services.merging import parse
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, stamp, stamp_box
+from studio.ui.page import Frame, stamp, stamp_box
 
 TAB = "models"
 LIVE_S, IDLE_S = 1.0, 8.0
@@ -34,7 +34,7 @@ METHODS = [
 SHOWN = 20
 
 
-def build(studio: Studio, page: Page) -> ExportsPart:
+def build(studio: Studio, page: Frame) -> ExportsPart:
     """Lay it out here, inside the Models tab, and wire it."""
     return ExportsPart(studio, page)
 
@@ -42,7 +42,7 @@ def build(studio: Studio, page: Page) -> ExportsPart:
 class ExportsPart:
     """What to write, and what was written."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame) -> None:
         self._studio = studio
         self._page = page
         self._stamp = stamp_box("exports")

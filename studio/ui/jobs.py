@@ -15,7 +15,7 @@ from studio.errors import StudioError
 from studio.services import Studio
 from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, measured, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, go, hidden, opening, stamp, stamp_box
+from studio.ui.page import Frame, go, hidden, stamp, stamp_box
 
 LOG_LINES = 200
 LIVE_S, IDLE_S = 1.5, 6.0
@@ -28,10 +28,10 @@ Update = dict[Any, Any]
 class JobsTab:
     """Left: the queue. Right: the chosen job, or the runs that are compared."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
-        with opening("jobs") as self.tab:
+        with tab as self.tab:
             self._stamp = stamp_box("jobs")
             self._written = hidden("jobs-written")  # the job whose tags and note are in the fields
             self._timer = gr.Timer(IDLE_S)

@@ -13,7 +13,7 @@ from studio.errors import NotFoundError, StudioError
 from studio.services import Studio
 from studio.ui import exports, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, ending, go, opening
+from studio.ui.page import Frame, ending, go
 from studio.ui.storage import StoragePiece
 
 FITS = {"qlora-sft": "QLoRA", "lora-sft": "LoRA", "full": "full training"}
@@ -23,10 +23,10 @@ BASE, ADAPTER = "base", "adapter"
 class ModelsTab:
     """Left: what is here, exports, what could be brought here. Right: the card of what is chosen, with its lineage; disk."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
-        with opening("models") as self.tab:
+        with tab as self.tab:
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=3, min_width=320):
                     self._layout_left()

@@ -1,30 +1,21 @@
-"""The frame that the tabs share: the row of tabs, and where the reader is (tab, dataset, job, chat, comparison), kept in the URL.
-
-Knows nothing of what the tabs show.
-"""
+"""The frame that the tabs share: what a tab is, and where the reader is (tab, dataset, job, chat, comparison), kept in the URL."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
-TABS = {
-    "start": "Start",
-    "data": "Data",
-    "train": "Train",
-    "jobs": "Jobs",
-    "chat": "Chat",
-    "compress": "Compress",
-    "compare": "Compare",
-    "models": "Models",
-}
+from studio.services import Studio
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the reader is, as hidden fields: inputs of handlers, mirrored into the URL by studio.js, read back on load."""
 
     tab: gr.Textbox
@@ -36,32 +27,67 @@ class Place:
     model: gr.Textbox  # base/NAME or adapter/NAME, on the Models tab
 
     @classmethod
-    def build(cls) -> Place:
+    def build(cls) -> Location:
         """Call inside the Blocks, before the tabs."""
-        return cls(**{field.name: hidden(field.name) for field in fields(cls)})
+        return cls(**{name: hidden(name) for name in cls.names()})
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """As they are called in the URL."""
+        return [field.name for field in fields(cls)]
 
     def boxes(self) -> list[gr.Textbox]:
-        return [getattr(self, field.name) for field in fields(self)]
+        return [getattr(self, name) for name in self.names()]
 
     def keep_in_url(self) -> None:
         """Mirror every later change of a field into the URL, so that a reload shows the same thing."""
-        for field in fields(self):
-            box = getattr(self, field.name)
+        for name, box in zip(self.names(), self.boxes(), strict=True):
             box.change(
                 None,
                 inputs=[box],
-                js=f"(value) => {{ studio.remember('{field.name}', value); return []; }}",
+                js=f"(value) => {{ studio.remember('{name}', value); return []; }}",
                 queue=False,
                 api_visibility="private",
             )
 
 
 @dataclass(frozen=True)
-class Page:
+class Frame:
     """What every tab gets."""
 
-    place: Place
+    place: Location
     tabs: gr.Tabs
+
+
+@dataclass(frozen=True)
+class TabEntry:
+    """One tab of the page. studio.ui.tabs lists them in their order."""
+
+    key: str  # in the URL, and in `go`
+    title: str  # on its button
+    question: str  # what it answers for the reader; screen readers read it first
+    build: Callable[[Studio, Frame, gr.Tab], object]  # fills the tab with components
+    links: tuple[Callable[[BuiltPage], None], ...] = ()  # what leads from it into other tabs; called once all are built
+
+    def open(self) -> gr.Tab:
+        return gr.Tab(self.title, id=self.key, elem_id=f"tab-{self.key}", elem_classes="studio-tab")
+
+
+class BuiltPage:
+    """The strip and the tabs of one page by their class, so that a link finds both its ends whatever was built first."""
+
+    def __init__(self, studio: Studio, blocks: gr.Blocks, frame: Frame, parts: Iterable[object]) -> None:
+        self.studio = studio
+        self.blocks = blocks
+        self.place = frame.place
+        self.tabs = frame.tabs
+        self._parts = {type(part): part for part in parts}
+
+    def of(self, kind: type[Part]) -> Part:
+        """The part that `kind` built."""
+        part = self._parts[kind]
+        assert isinstance(part, kind)
+        return part
 
 
 def hidden(name: str) -> gr.Textbox:
@@ -82,10 +108,6 @@ def stamp(*shown: Any) -> str:
 def go(tab: str) -> Any:
     """The update that opens `tab`."""
     return gr.Tabs(selected=tab)
-
-
-def opening(name: str) -> gr.Tab:
-    return gr.Tab(TABS[name], id=name, elem_id=f"tab-{name}", elem_classes="studio-tab")
 
 
 def ending(label: str, elem_id: str, visible: bool = True) -> gr.Button:

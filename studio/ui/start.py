@@ -13,7 +13,7 @@ from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.demo import Demo
 from studio.ui.handlers import QUIET, busy, steady, tells
-from studio.ui.page import Page, go, opening, stamp, stamp_box
+from studio.ui.page import Frame, go, stamp, stamp_box
 from studio.ui.storage import StoragePiece
 
 LIVE_S, IDLE_S = 2.0, 10.0
@@ -22,11 +22,11 @@ LIVE_S, IDLE_S = 2.0, 10.0
 class StartTab:
     """Left: the demo. Right: the doctor."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
         self._demo = Demo(studio)
-        with opening("start") as self.tab:
+        with tab as self.tab:
             self._shown = stamp_box("start")
             self._timer = gr.Timer(IDLE_S)
             with gr.Row(elem_classes="halves"):

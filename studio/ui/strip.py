@@ -12,7 +12,7 @@ import gradio as gr
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady
-from studio.ui.page import Page, go, stamp, stamp_box
+from studio.ui.page import Frame, go, stamp, stamp_box
 
 BUSY_S, IDLE_S = 2.0, 10.0
 
@@ -26,7 +26,7 @@ class Strip:
         self.shown = stamp_box("strip")
         self._timer = gr.Timer(IDLE_S)
 
-    def wire(self, page: Page, blocks: gr.Blocks) -> None:
+    def wire(self, page: Frame, blocks: gr.Blocks) -> None:
         outputs = [self.panel, self.shown, self._timer]
         blocks.load(steady(self.refresh), inputs=[self.shown], outputs=outputs, **QUIET)
         self._timer.tick(steady(self.refresh), inputs=[self.shown], outputs=outputs, **QUIET)

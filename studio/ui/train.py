@@ -18,7 +18,7 @@ from studio.ui.data_learned import warnings
 from studio.ui.fit import FitBar
 from studio.ui.handlers import QUIET, busy, tells
 from studio.ui.options import ONLY_WITH, OptionsForm
-from studio.ui.page import Page, go, opening
+from studio.ui.page import Frame, go
 from studio.ui.train_start import Starting
 from studio.ui.train_text import WrittenChoices
 
@@ -28,10 +28,10 @@ PREVIEW_ROWS = 3
 class TrainTab:
     """Left: data, base model, goal, name, all options. Right: what the model will see and learn."""
 
-    def __init__(self, studio: Studio, page: Page) -> None:
+    def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
-        with opening("train") as self.tab, gr.Row(elem_classes="halves"):
+        with tab as self.tab, gr.Row(elem_classes="halves"):
             with gr.Column(scale=3, min_width=320):
                 self._layout_choices()
             with gr.Column(scale=2, min_width=320):

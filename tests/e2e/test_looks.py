@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from studio.ui.page import TABS
+from studio.ui.tabs import TABS
 from tests.e2e.conftest import SCREENSHOTS
 
 SIZES = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 390, "height": 844}}
@@ -35,7 +35,7 @@ def drawn(visit: Callable[..., Page], tab: str, theme: str) -> Page:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("tab", TABS)
+@pytest.mark.parametrize("tab", [entry.key for entry in TABS])
 def test_a_tab_breaks_no_rule_and_never_scrolls_sideways(
     visit: Callable[..., Page], trained: dict[str, Any], axe: str, tab: str, theme: str
 ) -> None:
