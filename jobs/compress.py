@@ -110,11 +110,7 @@ def _answer(client: EngineClient, contestant: Contestant, text: str, params: Gen
 def _point(rate: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     pairs = [(row["text"], [row["reference"]]) for row in rows]
     n = len(rows)
-    scores = {
-        "exact_match": sum(metrics.exact_match(text, references) for text, references in pairs) / n,
-        "number_match": sum(metrics.number_match(text, references) for text, references in pairs) / n,
-        "rougeL": sum(metrics.rouge(text, references, ["rougeL"])["rougeL"] for text, references in pairs) / n,
-    }
+    scores = {metric.name: metrics.mean(metric, pairs) for metric in metrics.shown_on(metrics.Display.CURVE)}
     before, after = (sum(row["made"][key] for row in rows) for key in ("tokens_before", "tokens_after"))
     return {
         "rate": rate,

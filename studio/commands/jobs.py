@@ -14,7 +14,6 @@ app = group("Jobs: the queue, what runs, and what came of it.")
 
 COLUMNS = ("id", "name", "kind", "status", "step", "starts", "tags", "reason")
 METRIC_COLUMNS = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "seconds", "drift", "cores")
-REPORTED = ("exact_match", "contains", "number_match", "rougeL", "bleu", "chrf", "perplexity", "tokens", "seconds")
 Job = Annotated[str, typer.Argument(metavar="ID", help="A job's ID or name.")]
 OrQueue = Annotated[str | None, typer.Argument(metavar="[ID]", help="A job's ID or name; the whole queue where it is left out.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it.")]
@@ -166,7 +165,9 @@ def report(
 def _report_text(found: dict[str, Any]) -> str:
     if found["status"] != "SUCCEEDED":
         return f"{found['status']}: {found['reason']} {found['fix']}".strip()
-    columns = ("name", *REPORTED)
+    from studio.evaluation.metrics import Display, shown_on  # brings numpy: not for `studio --help`
+
+    columns = ("name", *(metric.name for metric in shown_on(Display.REPORT)), "tokens", "seconds")
     rows = [{"name": name, **row} for name, row in found["metrics"].items()]
     lines = [f"{found['rows']} held-out rows, answered by {found['base']} and {found['adapter']}", table(rows, columns, "No answers.")]
     judged, counts = found["judge"], found["counts"]

@@ -11,8 +11,6 @@ from studio.commands.terminal import JsonFlag, open_studio, read_text, show, tab
 from studio.errors import StudioError
 
 FACTS = ("exact_match", "bytes", "seconds_per_answer", "training", "training_seconds", "eval_loss")
-SCORES = ("exact_match", "contains", "number_match", "token_f1", "rougeL", "bleu", "chrf", "json_valid")
-MEASURED = ("name", "n", *SCORES, "perplexity", "tokens", "seconds")
 
 
 def metrics(
@@ -38,7 +36,9 @@ def metrics(
             raise StudioError("--stemmer measures a file only.", "Leave it out.")
         found = open_studio().comparisons.metrics(comparison, perplexity=perplexity, schema=_schema(json_schema), pattern=pattern)
         rows = [{"name": name, **row} for name, row in found["contestants"].items()]
-        show(found, json, table(rows, MEASURED, "Nobody has answered yet."))
+        measured = (metric.name for metric in scores.shown_on(scores.Display.COMMAND))
+        known = [name for name in measured if any(row.get(name) is not None for row in rows)]
+        show(found, json, table(rows, ("name", "n", *known, "tokens", "seconds"), "Nobody has answered yet."))
         return
     if perplexity:
         raise StudioError("--perplexity needs the models, not only their answers.", "Name a comparison.")

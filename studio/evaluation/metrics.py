@@ -1,5 +1,6 @@
 """Scores of predictions against references. Definitions are named; nothing is normalised behind the reader's back.
 
+METRICS is the registry: one entry per metric, which `measure`, the page, the commands and the reports read.
 ROUGE is google-research's rouge-score, BLEU and chrF are sacrebleu's; both are imported on first use.
 """
 
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -123,6 +127,125 @@ def pattern_check(pattern: str) -> Callable[[str], bool]:
     return lambda text: compiled.search(text, timeout=2.0) is not None
 
 
+# the registry
+
+
+class Display(StrEnum):
+    """Where a metric is shown to people. `--json` and HTTP give all of them."""
+
+    PAGE = "page"  # the table of figures under Compare and in the report that follows a training
+    COMMAND = "command"  # the columns of `studio metrics`
+    REPORT = "report"  # the columns of `studio jobs report`
+    CURVE = "curve"  # what a compression sweep can measure answers by
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What a caller may ask of metrics: `stemmer` is ROUGE's; `schema` and `pattern` switch their metrics on."""
+
+    stemmer: bool = False
+    schema: Mapping[str, Any] | None = None
+    pattern: str | None = None
+
+
+RowScore = Callable[[str, Sequence[str], MeasureOptions], float]
+CorpusScore = Callable[[Sequence[Pair]], float]
+TextCheck = Callable[[MeasureOptions], Callable[[str], bool] | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is computed, by exactly one of `row`, `corpus`, `check` and `by_model`, and how it is shown."""
+
+    name: str  # its key in every JSON
+    title: str  # what people read
+    scale: Literal[1, 100] | None  # it goes from 0 to this; None: it has no upper end
+    shown: frozenset[Display] = field(default_factory=frozenset)
+    higher_is_better: bool = True
+    hides_zero: bool = False  # not on the page where nobody has any: it fits some tasks only
+    row: RowScore | None = None  # a score per (prediction, references); the mean is the figure, with an interval
+    corpus: CorpusScore | None = None  # one score of all pairs together
+    check: TextCheck | None = None  # a check of a text without references; the share that passes is the figure
+    by_model: bool = False  # measured by running the model, in jobs.measures
+
+
+def _plain(score: Callable[[str, Sequence[str]], float]) -> RowScore:
+    return lambda text, references, _options: float(score(text, references))
+
+
+def _rouge(kind: str) -> RowScore:
+    return lambda text, references, options: _all_rouge(text, tuple(references), options.stemmer)[kind]
+
+
+@lru_cache(maxsize=4)  # a row's three kinds are asked for one after the other
+def _all_rouge(text: str, references: tuple[str, ...], stemmer: bool) -> dict[str, float]:
+    return rouge(text, references, stemmer=stemmer)
+
+
+def _bleu(pairs: Sequence[Pair]) -> float:
+    from sacrebleu.metrics import BLEU
+
+    return float(BLEU().corpus_score(*_columns(pairs)).score)
+
+
+def _chrf(pairs: Sequence[Pair]) -> float:
+    from sacrebleu.metrics import CHRF
+
+    return float(CHRF().corpus_score(*_columns(pairs)).score)
+
+
+def _columns(pairs: Sequence[Pair]) -> Any:
+    """Predictions, and references column by column as sacrebleu takes them: None where a row has fewer."""
+    most = max(len(references) for _, references in pairs)
+    padded = [[*references, *[None] * (most - len(references))] for _, references in pairs]
+    return [text for text, _ in pairs], [list(column) for column in zip(*padded, strict=True)]
+
+
+def _json_check(_options: MeasureOptions) -> Callable[[str], bool]:
+    return is_json
+
+
+def _schema_check(options: MeasureOptions) -> Callable[[str], bool] | None:
+    return None if options.schema is None else schema_check(options.schema)
+
+
+def _pattern_check(options: MeasureOptions) -> Callable[[str], bool] | None:
+    return None if options.pattern is None else pattern_check(options.pattern)
+
+
+PAGE, COMMAND, REPORT = frozenset({Display.PAGE}), frozenset({Display.COMMAND}), frozenset({Display.REPORT})
+CURVE = frozenset({Display.CURVE})
+LISTED = PAGE | COMMAND | REPORT
+METRICS: tuple[Metric, ...] = (
+    Metric("exact_match", "exact match", 1, LISTED | CURVE, row=_plain(exact_match)),
+    Metric("exact_match_ignoring_case", "exact match, case aside", 1, row=_plain(exact_match_ignoring_case)),
+    Metric(
+        "exact_match_normalized",
+        "exact match, case and punctuation aside",
+        1,
+        PAGE,
+        row=_plain(exact_match_normalized),
+    ),
+    Metric("contains", "the reference stands in the answer", 1, LISTED, row=_plain(contains)),
+    Metric("number_match", "same number", 1, LISTED | CURVE, hides_zero=True, row=_plain(number_match)),
+    Metric("token_f1", "words in common (F1)", 1, PAGE | COMMAND, row=_plain(token_f1)),
+    Metric("rouge1", "ROUGE-1", 1, PAGE, row=_rouge("rouge1")),
+    Metric("rouge2", "ROUGE-2", 1, row=_rouge("rouge2")),
+    Metric("rougeL", "ROUGE-L", 1, LISTED | CURVE, row=_rouge("rougeL")),
+    Metric("bleu", "BLEU", 100, LISTED, corpus=_bleu),
+    Metric("chrf", "chrF", 100, LISTED, corpus=_chrf),
+    Metric("perplexity", "perplexity on the references", None, LISTED, higher_is_better=False, by_model=True),
+    Metric("json_valid", "valid JSON", 1, PAGE | COMMAND, hides_zero=True, check=_json_check),
+    Metric("schema_match", "fits the JSON schema", 1, PAGE | COMMAND, check=_schema_check),
+    Metric("pattern_match", "holds the pattern", 1, PAGE | COMMAND, check=_pattern_check),
+)
+
+
+def shown_on(display: Display) -> list[Metric]:
+    """The metrics of one display, in the order of the registry."""
+    return [metric for metric in METRICS if display in metric.shown]
+
+
 def measure(
     pairs: Sequence[Pair],
     *,
@@ -131,48 +254,36 @@ def measure(
     pattern: str | None = None,
     with_intervals: bool = False,
 ) -> dict[str, Any]:
-    """Every metric over (prediction, references): means of matches and ROUGE F in 0-1; bleu and chrf of the corpus, 0-100.
+    """Every metric over (prediction, references) by name, on its own scale, and `n`.
 
     `with_intervals`: also `ci95`, the bootstrap interval of each mean.
     """
-    per_row: dict[str, Callable[[str, Sequence[str]], float]] = {
-        "exact_match": exact_match,
-        "exact_match_ignoring_case": exact_match_ignoring_case,
-        "exact_match_normalized": exact_match_normalized,
-        "contains": contains,
-        "number_match": number_match,
-        "token_f1": token_f1,
-    }
-    n = len(pairs)
-    scores = {name: [float(score(text, refs)) for text, refs in pairs] for name, score in per_row.items()}
-    rouges = [rouge(text, refs, stemmer=stemmer) for text, refs in pairs]
-    scores |= {kind: [row[kind] for row in rouges] for kind in ROUGE}
-    found: dict[str, Any] = {name: sum(values) / n for name, values in scores.items()}
-    found |= _corpus(pairs)
+    options = MeasureOptions(stemmer, schema, pattern)
+    by_row = {metric.name: metric.row for metric in METRICS if metric.row}
+    rows = [{name: score(text, references, options) for name, score in by_row.items()} for text, references in pairs]
+    scores = {name: [row[name] for row in rows] for name in by_row}
+    found: dict[str, Any] = {name: sum(values) / len(pairs) for name, values in scores.items()}
+    found |= {metric.name: metric.corpus(pairs) for metric in METRICS if metric.corpus}
     found |= checked([text for text, _ in pairs], schema, pattern)
     if with_intervals:
         found["ci95"] = {name: intervals.of_mean(values) for name, values in scores.items()}
-    return {**found, "n": n}
+    return {**found, "n": len(pairs)}
+
+
+def mean(metric: Metric, pairs: Sequence[Pair]) -> float:
+    """One metric that has a score per row, over all rows."""
+    assert metric.row is not None, f"{metric.name} has no score per row"
+    return sum(metric.row(text, references, MeasureOptions()) for text, references in pairs) / len(pairs)
 
 
 def checked(texts: Sequence[str], schema: Mapping[str, Any] | None = None, pattern: str | None = None) -> dict[str, float]:
     """Shares of `texts` that are JSON, fit the schema, and hold the pattern; what needs no reference."""
-    checks: dict[str, Callable[[str], bool]] = {"json_valid": is_json}
-    if schema is not None:
-        checks["schema_match"] = schema_check(schema)
-    if pattern is not None:
-        checks["pattern_match"] = pattern_check(pattern)
-    return {name: sum(check(text) for text in texts) / len(texts) for name, check in checks.items()}
+    options = MeasureOptions(schema=schema, pattern=pattern)
+    made = {metric.name: metric.check(options) for metric in METRICS if metric.check}
+    return {name: sum(map(check, texts)) / len(texts) for name, check in made.items() if check}
 
 
-def _corpus(pairs: Sequence[Pair]) -> dict[str, float]:
-    from sacrebleu.metrics import BLEU, CHRF
-
-    texts = [text for text, _ in pairs]
-    most = max(len(references) for _, references in pairs)
-    # sacrebleu takes references column by column; None where a row has fewer
-    columns: Any = [[references[n] if n < len(references) else None for _, references in pairs] for n in range(most)]
-    return {"bleu": float(BLEU().corpus_score(texts, columns).score), "chrf": float(CHRF().corpus_score(texts, columns).score)}
+# files of predictions
 
 
 def read(path: Path) -> list[Pair]:
@@ -213,8 +324,6 @@ def _normalized(text: str) -> str:
 
 
 def _word_f1(words: Iterable[str], wanted: Sequence[str]) -> float:
-    from collections import Counter
-
     own = list(words)
     if not own or not wanted:
         return float(own == list(wanted))

@@ -24,7 +24,7 @@ from studio.db.models import JobRow, new_id
 from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.evaluation import prompts
+from studio.evaluation import metrics, prompts
 from studio.evaluation.verdicts import SWAPPED
 from studio.services import naming, savings
 from studio.services.adapters import AdapterService
@@ -35,7 +35,7 @@ from studio.settings import Settings
 
 WORDS = "starter-words"  # the classifier that ships
 MOST_CHARACTERS = 2_000_000  # of a prompt that somebody waits for on the page or over HTTP
-METRICS = ("exact_match", "number_match", "rougeL", "judge")
+METRICS = (*(metric.name for metric in metrics.shown_on(metrics.Display.CURVE)), "judge")
 KNOWN = (
     ("microsoft/llmlingua-2-xlm-roberta-large-meetingbank", "LLMLingua-2, many languages, 560 M parameters"),
     ("microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank", "LLMLingua-2, many languages, small: 178 M parameters"),

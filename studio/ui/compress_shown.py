@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studio.evaluation.metrics import Display, shown_on
 from studio.ui import words
 
 MOST_WORDS = 6000  # of a prompt that the page draws
+METRICS = {metric.name: metric.title for metric in shown_on(Display.CURVE)} | {"judge": "judge's score"}
 
 
 def compression(made: Mapping[str, Any], foreseen: Mapping[str, Any] | None, reader: str) -> dict[str, Any]:
@@ -37,9 +39,6 @@ def segments(original: str, kept: Sequence[Sequence[Any]]) -> list[tuple[str, bo
         else:
             found.append((text, bool(is_kept)))
     return found
-
-
-METRICS = {"exact_match": "exact match", "number_match": "number right", "rougeL": "ROUGE-L", "judge": "judge's score"}
 
 
 FITS = "The whole prompt can't be read by this model; the compressed one can."

@@ -8,18 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studio.evaluation.metrics import Display, Metric, shown_on
 from studio.ui import words
 
-SHARES = (
-    ("exact_match", "exact match"),
-    ("exact_match_normalized", "exact match, case and punctuation aside"),
-    ("contains", "the reference stands in the answer"),
-    ("number_match", "same number"),
-    ("token_f1", "words in common (F1)"),
-    ("rouge1", "ROUGE-1"),
-    ("rougeL", "ROUGE-L"),
-)
-FIGURES = (("bleu", "BLEU, 0-100"), ("chrf", "chrF, 0-100"), ("perplexity", "perplexity on the references, lower is better"))
 WAITING = {
     "QUEUED": "waits for the engine and for trainings that run: it takes the device from none",
     "RUNNING": "base and adapter answer rows that the training never saw",
@@ -31,28 +22,37 @@ Figures = Mapping[str, Mapping[str, Any]]
 def measures(found: Figures, names: Sequence[str] = ()) -> dict[str, Any]:
     """Data of templates/measures.html; a measure that nobody has is left out. `names`: what the columns are called."""
     columns = list(found)
-    shares = [one for one in SHARES if one[0] != "number_match" or any(found[name].get("number_match") for name in columns)]
-    rows = [(label, [_with_interval(found[name], key) for name in columns]) for key, label in shares]
-    rows += [(label, [_figure(found[name].get(key)) for name in columns]) for key, label in FIGURES]
-    if any(found[name].get("json_valid") for name in columns):
-        rows.append(("valid JSON", [words.share(found[name].get("json_valid")) or "–" for name in columns]))
-    for key, label in (("empty", "empty answers"), ("errors", "without an answer")):
+    rows = [
+        (label(metric), [_value(metric, found[name]) for name in columns])
+        for metric in shown_on(Display.PAGE)
+        if not metric.hides_zero or any(found[name].get(metric.name) for name in columns)
+    ]
+    for key, title in (("empty", "empty answers"), ("errors", "without an answer")):
         if any(found[name].get(key) for name in columns):
-            rows.append((label, [str(found[name].get(key, "–")) for name in columns]))
+            rows.append((title, [str(found[name].get(key, "–")) for name in columns]))
     rows.append(("tokens of an answer", [_figure(found[name].get("tokens")) for name in columns]))
     rows.append(("time of an answer", [words.duration(found[name].get("seconds")) or "–" for name in columns]))
     return {"columns": list(names) or columns, "measures": [row for row in rows if set(row[1]) != {"–"}]}
 
 
-def _with_interval(figures: Mapping[str, Any], key: str) -> str:
-    if figures.get(key) is None:
-        return "–"
-    interval = figures.get("ci95", {}).get(key)
-    return words.share(figures[key]) + (f" ({words.share(interval[0])} to {words.share(interval[1])})" if interval else "")
+def label(metric: Metric) -> str:
+    """The title with what its numbers mean, where that is not a share of which more is better."""
+    scale = ", 0-100" if metric.scale == 100 else ""
+    return metric.title + scale + ("" if metric.higher_is_better else ", lower is better")
+
+
+def _value(metric: Metric, figures: Mapping[str, Any]) -> str:
+    value = figures.get(metric.name)
+    if value is None or metric.scale != 1:
+        return _figure(value)
+    interval = figures.get("ci95", {}).get(metric.name)
+    return words.share_with_interval(value, interval)
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def report(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

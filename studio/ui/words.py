@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 STATUS_WORDS = {
     "QUEUED": "queued",
@@ -82,6 +83,13 @@ def share(part: float | None) -> str:
     if 0 < percent < 10:
         return f"{percent:.1f} %"
     return f"{min(round(percent), 99) if part < 1 else round(percent)} %"
+
+
+def share_with_interval(part: float | None, interval: Sequence[float] | None) -> str:
+    """`75 % (66 % to 83 %)`, or the share alone where it has no interval."""
+    if interval is None:
+        return share(part)
+    return f"{share(part)} ({share(interval[0])} to {share(interval[1])})"
 
 
 def count(number: int | None, one: str, many: str = "") -> str:
