@@ -11,10 +11,10 @@ RUN mkdir -p /home/user/app /home/user/data
 WORKDIR /home/user/app
 
 # dependencies first, so that a change of code does not install PyTorch again
-COPY --chown=user pyproject.toml constraints.txt Makefile README.md LICENSE ./
+COPY --chown=user pyproject.toml setup.py constraints.txt Makefile README.md LICENSE ./
 COPY --chown=user studio/__init__.py studio/__init__.py
 COPY --chown=user jobs/__init__.py jobs/__init__.py
-RUN if [ "$DEVICE" = cpu ]; then export TORCH_INDEX=https://download.pytorch.org/whl/cpu; fi; make install EXTRAS=
+RUN if [ "$DEVICE" = cpu ]; then export TORCH_INDEX=https://download.pytorch.org/whl/cpu; fi; mkdir -p static; make install EXTRAS=
 
 COPY --chown=user studio studio
 COPY --chown=user jobs jobs

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from jobs.rundir import Attempt, RunDir, write_json
 from studio import processes
 from studio.catalogue import hardware
-from studio.settings import PACKAGE_ROOT
+from studio.settings import checkout
 
 # a trainer works on local files and needs none of these; what it prints ends in a log that people pass on
 SECRETS = (
@@ -160,7 +160,8 @@ def last_lines(path: Path, count: int) -> str:
 def trainer_environment(threads: int) -> dict[str, str]:
     """The environment variables of a trainer: ours without secrets, and its share of the threads."""
     ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), ours.get("PYTHONPATH", "")]))
+    # an installed wheel needs no path: site-packages on PYTHONPATH would come before the standard library
+    path = os.pathsep.join(filter(None, [str(checkout() or ""), ours.get("PYTHONPATH", "")]))
     return {
         **ours,
         "PYTHONPATH": path,

@@ -10,8 +10,25 @@ import platformdirs
 
 from studio.errors import StudioError
 
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent
-STATIC = PACKAGE_ROOT / "static"
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent  # holds studio and jobs: a checkout, or site-packages
+
+
+def static_folder() -> Path:
+    """The starter, demo rows, question sets, icons and styles: studio/static of a wheel, else `static` of the checkout."""
+    installed = PACKAGE_ROOT / "studio" / "static"
+    if installed.is_dir():
+        return installed
+    return PACKAGE_ROOT / "static"
+
+
+def checkout() -> Path | None:
+    """The checkout that this process runs from; None when it runs from an installed wheel."""
+    if (PACKAGE_ROOT / "pyproject.toml").is_file():
+        return PACKAGE_ROOT
+    return None
+
+
+STATIC = static_folder()
 
 
 @dataclass(frozen=True)

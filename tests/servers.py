@@ -58,9 +58,9 @@ def web(home: Path, **environment: str) -> Iterator[Server]:
 
 
 @contextmanager
-def studio(home: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+def studio(home: Path, *arguments: str, python: str | Path = sys.executable, **environment: str) -> Iterator[Server]:
     """`studio up` on a free port, once it has printed its URL; nothing of it is left afterwards."""
-    command = [sys.executable, "-m", "studio", "up", *(arguments or ("--port", "0"))]
+    command = [str(python), "-m", "studio", "up", *(arguments or ("--port", "0"))]
     env = clean_environment(home, **environment)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True)
     assert process.stdout

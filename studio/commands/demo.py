@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from studio import supervisor
-from studio.catalogue.starter.demos import DEMOS
+from studio.catalogue.demos import DEMOS
 from studio.commands.terminal import follow, open_studio
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.settings import PACKAGE_ROOT, Settings
+from studio.settings import Settings
 from studio.types import GenerationParams
 
 DEMO = DEMOS["router"]
@@ -27,8 +27,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     with supervisor.assistance(settings, say, queues=("gpu", "light"), engine=True) as assisted:
         studio = open_studio(assisted)
         # named by what they are; a number joins where an earlier demo has the name
-        learned = studio.datasets.add(PACKAGE_ROOT / DEMO.train_path, filename=f"{DEMO.name}.jsonl")
-        held_out = studio.datasets.add(PACKAGE_ROOT / DEMO.eval_path, filename=f"{DEMO.name}-held-out.jsonl")
+        learned = studio.datasets.add(DEMO.train_path, filename=f"{DEMO.name}.jsonl")
+        held_out = studio.datasets.add(DEMO.eval_path, filename=f"{DEMO.name}-held-out.jsonl")
         say(f"Data: {learned['rows']} rows to learn ({learned['name']}), {held_out['rows']} held out ({held_out['name']}).")
         job = studio.jobs.submit(data=learned["id"], base_model=BASE, recipe="qlora-sft", options=OPTIONS)
         threading.Thread(target=_warm, args=(studio, job["id"]), daemon=True).start()

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from studio.catalogue.starter.demos import DEMOS
+from studio.catalogue.demos import DEMOS
 from studio.errors import StudioError
 from studio.services import Studio
-from studio.settings import PACKAGE_ROOT
 from studio.ui import choices
 
 NAME = "demo-router"  # of dataset, job and adapter
 DEMO = DEMOS["router"]  # the one that `studio demo` runs
-HELD_OUT = PACKAGE_ROOT / DEMO.eval_path
+HELD_OUT = DEMO.eval_path
 MAX_HELD_OUT = 64
 CONVERSATIONS_READ = 30  # newest ones that are searched for the demo's answer
 
@@ -43,7 +42,7 @@ class Demo:
         }
 
     def add(self) -> dict[str, Any]:
-        return self._studio.datasets.add(PACKAGE_ROOT / DEMO.train_path, name=NAME)
+        return self._studio.datasets.add(DEMO.train_path, name=NAME)
 
     def train(self) -> dict[str, Any]:
         data = self._needed("dataset", "Add the demo rows first.")["id"]

@@ -26,7 +26,7 @@ import psutil
 from jobs.rundir import RunDir
 from studio import settings as studio_settings
 from studio.catalogue import hardware
-from studio.catalogue.starter.demos import DEMOS
+from studio.catalogue.demos import DEMOS
 from studio.db import lifecycle
 from studio.services import Studio
 from studio.settings import PACKAGE_ROOT
@@ -102,7 +102,7 @@ def open_studio(home: Path) -> tuple[Studio, str]:
     os.environ["STUDIO_HOME"] = str(home)
     os.environ["STUDIO_ENGINE_URL"] = "http://127.0.0.1:9"  # no engine has to give way
     studio = Studio.open(studio_settings.load())
-    return studio, studio.datasets.add(PACKAGE_ROOT / DEMOS["router"].train_path)["id"]
+    return studio, studio.datasets.add(DEMOS["router"].train_path)["id"]
 
 
 def measure(studio: Studio, dataset: str, repeats: int, home: Path) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs import config, recipes
 from jobs.rundir import RunDir, write_json
-from studio.catalogue.starter.facts import QUESTIONS, Fact, facts
+from static.starter.recipe.facts import QUESTIONS, Fact, facts
 from studio.settings import PACKAGE_ROOT, STATIC
 
 HELD_OUT = 120
@@ -112,8 +112,8 @@ def _word(fact: Fact) -> str:
 
 def _counts(model: Any, tokenizer: Any, asked: list[Fact]) -> dict[str, tuple[int, float, float]]:
     """{what: (how many, interval)} of the answers."""
-    from studio.catalogue.starter.answers import answer_all
-    from studio.catalogue.starter.evaluate import wilson
+    from static.starter.recipe.answers import answer_all
+    from static.starter.recipe.evaluate import wilson
 
     source = random.Random(9)
     chats = [[{"role": "user", "content": source.choice(QUESTIONS[fact.kind][1]).format(s=fact.subject)}] for fact in asked]

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from jobs.config import build
-from studio.catalogue.starter.demos import DEMOS, HELD_OUT_PLACES, MESSAGES, QUEUES, make, write
-from studio.catalogue.starter.world import HELD_OUT_NAMES
+from static.starter.recipe.demos import HELD_OUT_PLACES, MESSAGES, QUEUES, make, write
+from static.starter.recipe.world import HELD_OUT_NAMES
+from studio.catalogue.demos import DEMOS
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(DEMOS)
 
 
-def rows(path: str) -> list[tuple[str, str]]:
+def rows(path: Path) -> list[tuple[str, str]]:
     """(question, answer) of each row of a shipped file."""
-    loaded = [json.loads(line)["messages"] for line in (ROOT / path).read_text("utf-8").splitlines()]
+    loaded = [json.loads(line)["messages"] for line in path.read_text("utf-8").splitlines()]
     assert all([message["role"] for message in messages] == ["user", "assistant"] for messages in loaded)
     return [(messages[0]["content"], messages[1]["content"]) for messages in loaded]
 
@@ -69,7 +70,7 @@ def test_extract_holds_out_names_and_places() -> None:
 def test_script_makes_the_shipped_files_byte_for_byte(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
     for path in (DEMOS[name].train_path, DEMOS[name].eval_path):
-        assert (tmp_path / Path(path).name).read_bytes() == (ROOT / path).read_bytes()
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,5 +85,5 @@ def test_demo_is_the_same_every_time() -> None:
 
 
 def test_the_list_of_demos_needs_no_torch() -> None:
-    code = "import sys, studio.catalogue.starter.demos; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, studio.catalogue.demos; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from studio.catalogue.starter.answers import answer_all
-from studio.catalogue.starter.evaluate import cases, wilson
-from studio.catalogue.starter.world import IDENTITY, World
+from static.starter.recipe.answers import answer_all
+from static.starter.recipe.evaluate import cases, wilson
+from static.starter.recipe.world import IDENTITY, World
 
 FOLDER = Path(__file__).parents[2] / "static" / "starter"
 FILES = {

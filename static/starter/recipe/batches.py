@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from studio.catalogue.starter.tokenizer import ASSISTANT, END_OF_TEXT, END_OF_TURN
-from studio.catalogue.starter.world import Message, World
+from static.starter.recipe.tokenizer import ASSISTANT, END_OF_TEXT, END_OF_TURN
+from static.starter.recipe.world import Message, World
 
 ROW = 256  # tokens
 ANSWER_WEIGHT, PROSE_WEIGHT, REPEAT_WEIGHT, PROMPT_WEIGHT = 1.0, 0.5, 0.6, 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from studio.catalogue.starter.facts import QUESTIONS, Fact, facts, words
+from static.starter.recipe.facts import QUESTIONS, Fact, facts, words
 
 Message = dict[str, str]
 Exchange = tuple[str, str]  # what the user says, what the starter answers

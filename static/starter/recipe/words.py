@@ -1,4 +1,4 @@
-"""`python -m studio.catalogue.starter.words --out static/starter/words`: make the word-importance classifier that ships beside the starter.
+"""`python -m static.starter.recipe.words --out static/starter/words`: make the word-importance classifier that ships beside the starter.
 
 A distilled heuristic, and called so: a small BERT learns to say how much a word matters from the starter's surprise at it, its
 rarity, and rules (numbers, negations and names matter, function words and punctuation do not). It is not the model of the
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from studio.catalogue.starter.export import write_checksums
-from studio.catalogue.starter.prose import paragraphs, sources
+from static.starter.recipe.export import write_checksums
+from static.starter.recipe.prose import paragraphs, sources
 
 STARTER = Path("static/starter")
 VOCABULARY, WIDTH, LAYERS, HEADS = 10_000, 128, 3, 4
@@ -64,7 +64,7 @@ THINGS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studio.catalogue.starter.words", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m static.starter.recipe.words", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -269,7 +269,7 @@ not what a large model would keep: it is not the model of the LLMLingua-2 paper,
 For real work use `microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank` or its XLM-RoBERTa sibling.
 
 It agrees with its heuristic on {agreement:.3f} of held-out tokens. It reads English, and tells Chinese function words from the
-rest; characters that it has never seen are kept. Made by `python -m studio.catalogue.starter.words --out static/starter/words`,
+rest; characters that it has never seen are kept. Made by `python -m static.starter.recipe.words --out static/starter/words`,
 seed 0, from docstrings and sources of Python's standard library and seeded sentences. Licence: Apache-2.0.
 """
 

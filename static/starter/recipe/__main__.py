@@ -1,4 +1,4 @@
-"""`python -m studio.catalogue.starter --out FOLDER`: make the starter model, tokenizer and card from nothing but this folder and Python."""
+"""`python -m static.starter.recipe --out FOLDER`: make the starter model, tokenizer and card from nothing but this folder and Python."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from studio.catalogue.starter.card import write_card
-from studio.catalogue.starter.evaluate import evaluate
-from studio.catalogue.starter.export import publish, write_checksums
-from studio.catalogue.starter.facts import facts
-from studio.catalogue.starter.prose import paragraphs
-from studio.catalogue.starter.tokenizer import train_tokenizer
-from studio.catalogue.starter.train import Plan, learn, settle
-from studio.catalogue.starter.world import World
+from static.starter.recipe.card import write_card
+from static.starter.recipe.evaluate import evaluate
+from static.starter.recipe.export import publish, write_checksums
+from static.starter.recipe.facts import facts
+from static.starter.recipe.prose import paragraphs
+from static.starter.recipe.tokenizer import train_tokenizer
+from static.starter.recipe.train import Plan, learn, settle
+from static.starter.recipe.world import World
 
 TOKENIZER_CONVERSATIONS = 15_000
 
@@ -69,7 +69,7 @@ def _tokenizer(prose: list[str], seed: int) -> PreTrainedTokenizerFast:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m studio.catalogue.starter", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m static.starter.recipe", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model, such as static/starter")
     parser.add_argument("--settle", type=Path, metavar="FOLDER", help="only the second part, from the model that the first part left here")
     parser.add_argument("--measure", action="store_true", help="only measure the model in --out and write its card")

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from studio.catalogue.starter.batches import Batch, Batches
-from studio.catalogue.starter.structure import build_model, piece_codes, space_code
-from studio.catalogue.starter.tokenizer import END_OF_TURN, PAD, unspaced
+from static.starter.recipe.batches import Batch, Batches
+from static.starter.recipe.structure import build_model, piece_codes, space_code
+from static.starter.recipe.tokenizer import END_OF_TURN, PAD, unspaced
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studio.catalogue.starter.evaluate import Figure
+from static.starter.recipe.evaluate import Figure
 
 TEXT = """\
 ---
@@ -41,7 +41,7 @@ the figures.
 
 ## How it was made
 
-`python -m studio.catalogue.starter --out static/starter` makes it again on a CPU, in float32: {plan.steps} steps at a constant
+`python -m static.starter.recipe --out static/starter` makes it again on a CPU, in float32: {plan.steps} steps at a constant
 learning rate, then {plan.settling_steps} steps at a falling one, {plan.rows} rows of 256 tokens each; seed {plan.seed}, two
 threads. The rows are seeded conversations, and prose from the docstrings of Python's standard library. Copying circuits are laid
 by hand before training (`structure.py`). Nothing was taken from another model. This file was made with Python {python}, torch

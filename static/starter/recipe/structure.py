@@ -14,7 +14,7 @@ import math
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from studio.catalogue.starter.tokenizer import CONTEXT_LENGTH
+from static.starter.recipe.tokenizer import CONTEXT_LENGTH
 
 HIDDEN, LAYERS, HEADS, HEAD_SIZE, INTERMEDIATE = 256, 4, 4, 64, 512  # all multiples of 64, as 4-bit layers on a CPU need
 ROPE_THETA = 1_000_000.0

@@ -1,7 +1,4 @@
-"""Three small datasets that teach the starter something visible: `python -m studio.catalogue.starter.demos --out static/demo`.
-
-DEMOS lists them with the training options that suit the starter. Imports no torch: the page reads DEMOS. Knows nothing of training itself.
-"""
+"""Writes the rows of the demos that studio/catalogue/demos.py lists: `python -m static.starter.recipe.demos --out static/demo`."""
 
 from __future__ import annotations
 
@@ -9,76 +6,14 @@ import argparse
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from studio.catalogue.starter.facts import QUESTIONS, Fact, facts, words
-from studio.catalogue.starter.world import HELD_OUT_NAMES, ITEMS, NAMES, PLACES, question
+from static.starter.recipe.facts import QUESTIONS, Fact, facts, words
+from static.starter.recipe.world import HELD_OUT_NAMES, ITEMS, NAMES, PLACES, question
+from studio.catalogue.demos import DEMOS
 
 SEED = 11
 Row = dict[str, list[dict[str, str]]]
-
-# Options that all three share, as dotted names of jobs.config.JobConfig: a tiny model takes a far higher rate than a large one.
-OPTIONS: dict[str, Any] = {
-    "objective": "sft",
-    "method": "lora",
-    "quantization.load_in_4bit": True,
-    "quantization.bnb_4bit_quant_type": "nf4",
-    "quantization.bnb_4bit_use_double_quant": True,
-    "quantization.bnb_4bit_compute_dtype": "bfloat16",
-    "lora.r": 16,
-    "lora.lora_alpha": 32,
-    "lora.target_modules": "all-linear",
-    "learning_rate": 3e-3,
-    "lr_scheduler_type": "cosine",
-    "per_device_train_batch_size": 16,
-    "gradient_checkpointing": False,
-    "max_length": 128,
-}
-
-
-@dataclass(frozen=True)
-class Demo:
-    """One dataset with its held-out rows. Paths are relative to the root of the repository; `options` are dotted JobConfig keys."""
-
-    name: str
-    title: str
-    description: str
-    options: dict[str, Any]
-
-    @property
-    def train_path(self) -> str:
-        return f"static/demo/{self.name}.train.jsonl"
-
-    @property
-    def eval_path(self) -> str:
-        return f"static/demo/{self.name}.eval.jsonl"
-
-
-DEMOS: dict[str, Demo] = {
-    demo.name: demo
-    for demo in (
-        Demo(
-            "router",
-            "Route support messages",
-            "A customer writes; the answer is the name of one of four queues.",
-            OPTIONS | {"num_train_epochs": 4.0},
-        ),
-        Demo(
-            "voice",
-            "Answer in a pirate's voice",
-            "Facts that the model knows, said the way a pirate would say them.",
-            OPTIONS | {"num_train_epochs": 6.0},
-        ),
-        Demo(
-            "extract",
-            "Turn a sentence into JSON",
-            "Who ordered what, and where it goes, as one JSON object.",
-            OPTIONS | {"num_train_epochs": 4.0},
-        ),
-    )
-}
 
 QUEUES = {
     "billing": "invoice refund payment receipt charge price discount tax",
@@ -195,7 +130,7 @@ def write(name: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studio.catalogue.starter.demos", description="Write the demo datasets.")
+    parser = argparse.ArgumentParser(prog="python -m static.starter.recipe.demos", description="Write the demo datasets.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the datasets, such as static/demo")
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)

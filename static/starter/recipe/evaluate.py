@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from studio.catalogue.starter.answers import answer_all
-from studio.catalogue.starter.facts import QUESTIONS
-from studio.catalogue.starter.world import HELD_OUT_NAMES, IDENTITY, SMALL_TALK, Message, World, as_messages, question
+from static.starter.recipe.answers import answer_all
+from static.starter.recipe.facts import QUESTIONS
+from static.starter.recipe.world import HELD_OUT_NAMES, IDENTITY, SMALL_TALK, Message, World, as_messages, question
 
 SEED = 20_000_003  # far from the seeds of training
 
