@@ -12,17 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from jobs.sections import (
-    BottleneckSection,
-    Config,
-    DpoSection,
-    Ia3Section,
-    KtoSection,
-    LoraSection,
-    OrpoSection,
-    PromptSection,
-    QuantizationSection,
-)
+from jobs.objectives import DESCRIPTION, OBJECTIVES, Objective, ObjectiveName, ObjectiveSections
+from jobs.sections import BottleneckSection, Config, Ia3Section, LoraSection, PromptSection, QuantizationSection
 from studio.errors import ConfigError
 
 MAX_ROWS_WITHOUT_LEARNED_TOKEN = 0.2  # a launch above this share is refused
@@ -36,22 +27,17 @@ Optimizer = Literal[
 
 
 DECISIVE = {"objective", "method"}  # options that all others are read by
-Objective = Literal["sft", "continued-pretraining", "dpo", "kto", "orpo"]
 Method = Literal["lora", "ia3", "prompt-tuning", "p-tuning", "prefix-tuning", "bottleneck", "full"]
 
 
-class JobConfig(Config):
-    """One training job, whole. The trainer needs nothing beyond this, the rows and the template."""
+class _Options(Config):
+    """All options but the objectives' own."""
 
     base_model: str = Field(default="starter", description="Base model: a name from the Models list.")
     model_name_or_path: str = Field(
         default="", description="Folder of the base model; filled in at launch.", json_schema_extra={"hidden": True}
     )
-    objective: Objective = Field(
-        default="sft",
-        description="What training optimises: sft imitates the answers; continued-pretraining reads on in plain texts; dpo and orpo prefer "
-        "the better of two answers; kto learns from answers marked good or bad.",
-    )
+    objective: ObjectiveName = Field(default="sft", description=DESCRIPTION)
     method: Method = Field(
         default="lora",
         description="What is trained: lora small matrices beside frozen layers (the usual choice); ia3 scales only; prompt-tuning, "
@@ -199,9 +185,20 @@ class JobConfig(Config):
     prompt: PromptSection = Field(default_factory=PromptSection, description="Virtual tokens (prompt, P- and prefix tuning)")
     bottleneck: BottleneckSection = Field(default_factory=BottleneckSection, description="Bottleneck adapters")
     quantization: QuantizationSection = Field(default_factory=QuantizationSection, description="Memory-saving base (quantisation)")
-    dpo: DpoSection = Field(default_factory=DpoSection, description="Prefer the better of two answers (DPO)")
-    kto: KtoSection = Field(default_factory=KtoSection, description="Answers marked good or bad (KTO)")
-    orpo: OrpoSection = Field(default_factory=OrpoSection, description="Imitate and prefer at once (ORPO)")
+
+
+class JobConfig(ObjectiveSections, _Options):
+    """One training job, whole. The trainer needs nothing beyond this, the rows and the template."""
+
+    @property
+    def objective_entry(self) -> Objective:
+        """What the registry says about the objective."""
+        return OBJECTIVES[self.objective]
+
+    def own_options(self) -> dict[str, Any]:
+        """The options of the objective's own section, under the names that trl gives them."""
+        section = getattr(self, self.objective, None)
+        return {} if section is None else section.model_dump(mode="json")
 
     def cadence(self, steps: int) -> tuple[int, int]:
         """Steps between two checkpoints and between two evaluations of a run of `steps` steps; about ten of each where left empty."""

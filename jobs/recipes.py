@@ -233,6 +233,11 @@ def get(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def of_objective(objective: str) -> Recipe:
+    """The first recipe that trains with this objective."""
+    return next(recipe for recipe in RECIPES.values() if recipe.options.get("objective", "sft") == objective)
+
+
 def as_yaml(config: JobConfig) -> str:
     """Every option, so that the text means the same when a recipe changes; no path of this machine."""
     import yaml

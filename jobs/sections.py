@@ -1,16 +1,10 @@
-"""The sections of a job's options: methods, the base's precision, objectives. Part of jobs/config.py, which is their front door."""
+"""The sections of a job's options for its method and the base's precision; an objective's lies beside its entry in jobs/objectives.py."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-# of trl's DPO losses those that need nothing else to be set
-DpoLoss = Literal[
-    "sigmoid", "sft", "hinge", "ipo", "nca_pair", "robust", "exo_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
-]  # fmt: skip
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Config(BaseModel):
@@ -127,6 +121,15 @@ class BottleneckSection(Config):
 class QuantizationSection(Config):
     """How the frozen base is stored; names follow transformers.BitsAndBytesConfig."""
 
+    @property
+    def bits(self) -> int:
+        """Bits of a weight of the base."""
+        if self.load_in_4bit:
+            return 4
+        if self.load_in_8bit:
+            return 8
+        return 16
+
     load_in_4bit: bool = Field(
         default=False, title="4-bit base (QLoRA)", description="Keep the base in 4 bits (QLoRA): a quarter of the memory, slightly slower."
     )
@@ -143,74 +146,4 @@ class QuantizationSection(Config):
         default="bfloat16",
         title="Arithmetic on the 4-bit base",
         description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.",
-    )
-
-
-class DpoSection(Config):
-    """Direct preference optimisation; names and meanings follow trl.DPOConfig."""
-
-    beta: float = Field(
-        default=0.1, title="Hold on the base", gt=0, le=100, description="How firmly answers stay near the base's: higher changes less."
-    )
-    loss_type: list[DpoLoss] = Field(
-        default=["sigmoid"],
-        title="Loss",
-        min_length=1,
-        description="Loss: sigmoid is plain DPO; add sft to keep imitating the better answers, without which short or empty answers can "
-        "win; ipo and others are variants from papers.",
-    )
-    loss_weights: list[float] | None = Field(
-        default=None, title="Weights of the losses", description="One weight for each loss, such as [1.0, 0.5]; empty weighs them alike."
-    )
-    label_smoothing: float = Field(
-        default=0.0,
-        title="Doubt in the labels",
-        ge=0,
-        lt=0.5,
-        description="Share of pairs that may be marked the wrong way round; used by the losses robust and exo_pair.",
-    )
-    ld_alpha: float | None = Field(
-        default=None,
-        title="Weight of extra length",
-        ge=0,
-        le=1,
-        description="How much the part counts by which one answer is longer (LD-DPO); empty counts it fully.",
-    )
-    use_weighting: bool = Field(
-        default=False, title="Weigh by likelihood (WPO)", description="Weigh pairs by how likely the model itself would write them (WPO)."
-    )
-    precompute_ref_log_probs: bool = Field(
-        default=False,
-        title="Ask the base once",
-        description="Ask the base about every row before training instead of at each step: saves time over several passes.",
-    )
-
-    @field_validator("loss_type", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-
-class KtoSection(Config):
-    """Learning from answers marked good or bad; names and meanings follow trl.KTOConfig."""
-
-    beta: float = Field(
-        default=0.1, title="Hold on the base", gt=0, le=100, description="How firmly answers stay near the base's: higher changes less."
-    )
-    loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
-        default="kto", title="Loss", description="Loss: kto as in its paper, apo_zero_unpaired without the comparison with other rows."
-    )
-    desirable_weight: float = Field(
-        default=1.0, title="Weight of good answers", ge=0, le=100, description="Weight of good answers; raise it where they are rare."
-    )
-    undesirable_weight: float = Field(
-        default=1.0, title="Weight of bad answers", ge=0, le=100, description="Weight of bad answers; raise it where they are rare."
-    )
-
-
-class OrpoSection(Config):
-    """Imitating and preferring at once; names and meanings follow trl's ORPOConfig."""
-
-    beta: float = Field(
-        default=0.1, title="Weight of the preference", gt=0, le=100, description="How much preferring counts beside imitating (lambda)."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import config, recipes
+from jobs.objectives import RowForm
 from jobs.rundir import RunDir, write_json
 from studio.db import lifecycle, migrations
 from studio.db.models import JobRow
@@ -36,25 +37,26 @@ def make_run(path: Path, *, rows: int = 24, recipe: str = "qlora-sft", model: Pa
     values = {**SMALL, "base_model": "starter", "model_name_or_path": str(model), **{k.replace("__", "."): v for k, v in options.items()}}
     built = config.build(recipes.get(recipe).options, values)
     write_json(run.config, built.model_dump(mode="json"))
-    run.train.write_text("".join(_row(number, built.objective) for number in range(rows)), encoding="utf-8")
-    run.eval.write_text("".join(_row(number, built.objective) for number in range(rows, rows + 4)), encoding="utf-8")
+    kind = (built.objective_entry.rows, built.objective_entry.trains_on == ("text",))
+    run.train.write_text("".join(_row(number, *kind) for number in range(rows)), encoding="utf-8")
+    run.eval.write_text("".join(_row(number, *kind) for number in range(rows, rows + 4)), encoding="utf-8")
     return run
 
 
-def _row(number: int, objective: str) -> str:
-    """A row of the kind that the objective learns from."""
+def _row(number: int, form: RowForm, is_text: bool) -> str:
+    """A row that the objective learns from."""
     first, second = WORDS[number % 10], WORDS[(number * 7 + 3) % 10]
     answer = f"The {first} saw the {second}." * (1 + number % 3)
     prompt = [{"role": "user", "content": f"Who saw the {second}? {number}"}]
     good, bad = [{"role": "assistant", "content": answer}], [{"role": "assistant", "content": f"No {first}."}]
-    rows: dict[str, Any] = {
-        "sft": {"messages": [*prompt, *good]},
-        "continued-pretraining": {"text": f"{answer} {number}"},
-        "dpo": {"prompt": prompt, "chosen": good, "rejected": bad},
-        "orpo": {"prompt": prompt, "chosen": good, "rejected": bad},
-        "kto": {"prompt": prompt, "completion": good if number % 2 else bad, "label": bool(number % 2)},
+    rows: dict[RowForm, Any] = {
+        RowForm.IMITATION: {"messages": [*prompt, *good]},
+        RowForm.PAIRED: {"prompt": prompt, "chosen": good, "rejected": bad},
+        RowForm.MARKED: {"prompt": prompt, "completion": good if number % 2 else bad, "label": bool(number % 2)},
     }
-    return json.dumps(rows[objective]) + "\n"
+    if is_text:
+        return json.dumps({"text": f"{answer} {number}"}) + "\n"
+    return json.dumps(rows[form]) + "\n"
 
 
 def open_store(settings: Settings) -> Database:

@@ -39,11 +39,11 @@ def keeps_raw(config: JobConfig) -> bool:
 
 def describe(config: JobConfig) -> str:
     """The method in a few words, for a model card."""
-    bits = 4 if config.quantization.load_in_4bit else 8 if config.quantization.load_in_8bit else 16
+    bits = config.quantization.bits
     if config.method != "lora":
         return f"{config.method} ({bits}-bit base)"
     extras = {"rsLoRA": config.lora.use_rslora, "DoRA": config.lora.use_dora, "PiSSA": is_pissa(config)}
-    words = ["QLoRA" if bits == 4 else "LoRA", *(name for name, used in extras.items() if used)]
+    words = [{4: "QLoRA"}.get(bits, "LoRA"), *(name for name, used in extras.items() if used)]
     return f"{' with '.join(words)} ({bits}-bit base), rank {config.lora.r}"
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from jobs.config import JobConfig
+from jobs.objectives import RowForm
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
 from studio.types import Example, Message
@@ -50,7 +51,7 @@ class Tokens:
 
 def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
     """Raises DatasetError naming the line of what is no row at all."""
-    render = _RENDERERS.get(config.objective, _imitated)
+    render = _RENDERERS[config.objective_entry.rows]
     found: list[Row] = []
     read = truncated = 0
     refusal = ""
@@ -152,4 +153,8 @@ def _examples(path: Path) -> Iterator[tuple[int, Example]]:
                 raise DatasetError(reason, "Add the data again.") from None
 
 
-_RENDERERS: dict[str, Callable[[Example, Renderer, JobConfig], Tokens]] = {"dpo": _paired, "orpo": _paired, "kto": _marked}
+_RENDERERS: dict[RowForm, Callable[[Example, Renderer, JobConfig], Tokens]] = {
+    RowForm.IMITATION: _imitated,
+    RowForm.PAIRED: _paired,
+    RowForm.MARKED: _marked,
+}

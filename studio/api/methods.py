@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 
 from studio.api.rest import Body, Here, Json
-from studio.catalogue import compatibility, hardware
+from studio.catalogue import compatibility
+from studio.catalogue.compatibility import MethodTable
 
 router = APIRouter(prefix="/api")
 
@@ -22,10 +22,9 @@ class Launch(Body):
 
 
 @router.get("/methods")
-def list_methods(device: Literal["auto", "cuda", "cpu"] = "auto") -> Json:
+def list_methods(device: Literal["auto", "cuda", "cpu"] = "auto") -> MethodTable:
     """Every method with every precision of the base and every objective: ok, needs a change, or refused because."""
-    where = hardware.devices()[0].kind if device == "auto" else device
-    return {"device": where, "cells": [asdict(cell) for cell in compatibility.table(where)], "left_out": compatibility.left_out()}
+    return compatibility.methods(device)
 
 
 @router.post("/jobs/check")

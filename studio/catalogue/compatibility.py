@@ -13,17 +13,20 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from jobs.config import JobConfig, Objective, build
+from jobs.config import JobConfig, build
+from jobs.objectives import OBJECTIVES
+from studio.catalogue import hardware
 from studio.catalogue.architecture import Decoder, Linear, decoder
-from studio.catalogue.trainable import targeted
+from studio.catalogue.trainable import PROMPTS, targeted
 from studio.errors import ModelError
 
 RULES = Path(__file__).with_name("compatibility.toml")
-HIGHEST_RATE = {"prompt-tuning": 1.0, "p-tuning": 1.0, "prefix-tuning": 1.0}  # virtual tokens want large steps
-HIGHEST_RATE_OF_WEIGHTS = 0.1
+# highest learning rate, and a usual one: virtual tokens want large steps
+RATES_OF_PROMPTS, RATES_OF_WEIGHTS = (1.0, 0.01), (0.1, 2e-4)
 # method of the table -> options that make it
 VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA": {"method": "lora"},
@@ -61,15 +64,33 @@ class Conflict:
     def sentence(self) -> str:
         """The reason as a sentence; an option at its start keeps its name."""
         first = self.because.partition(" ")[0]
-        return (self.because if set(first) & set("=._") else self.because[0].upper() + self.because[1:]) + "."
+        if set(first) & set("=._"):
+            return f"{self.because}."
+        return f"{self.because[0].upper()}{self.because[1:]}."
 
     def __str__(self) -> str:
         return f"{self.sentence} {self.fix}"
 
 
+class CellVerdict(StrEnum):
+    """What the table says of a cell."""
+
+    OK = "ok"  # can be trained
+    NEEDS = "needs"  # can be trained once gradient checkpointing is changed
+    REFUSED = "refused"  # a launch refuses it
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A kind of adapter that peft knows and the studio does not offer."""
+
+    name: str
+    because: str
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table. `verdict`: ok, needs (a change of an option beside the cell's own), refused."""
+    """One cell of the table."""
 
     method: str
     precision: str
@@ -77,9 +98,25 @@ class Cell:
     gradient_checkpointing: bool
     objective: str
     options: Mapping[str, Any]
-    verdict: str
+    verdict: CellVerdict
     because: str = ""
     fix: str = ""
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """What goes together on a device, and what is not offered at all."""
+
+    device: str
+    cells: tuple[Cell, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def methods(device: str = "auto") -> MethodTable:
+    """The whole table for `device`; auto takes what is here."""
+    if device == "auto":
+        device = hardware.devices()[0].kind
+    return MethodTable(device, tuple(table(device)), tuple(left_out()))
 
 
 def conflicts(config: JobConfig, device: str, model: Mapping[str, Any] | None = None) -> list[Conflict]:
@@ -91,29 +128,42 @@ def conflicts(config: JobConfig, device: str, model: Mapping[str, Any] | None = 
 
 def table(device: str) -> Iterator[Cell]:
     """Every method with every precision, with and without gradient checkpointing, for every objective."""
-    for method, precision, recompute, objective in itertools.product(VARIANTS, PRECISIONS, (False, True), get_args(Objective)):
+    for method, precision, recompute, objective in itertools.product(VARIANTS, PRECISIONS, (False, True), OBJECTIVES):
         own = {**VARIANTS[method], **PRECISIONS[precision], "gradient_checkpointing": recompute, "objective": objective}
-        found = conflicts(build(own), device)
-        verdict = "ok" if not found else "needs" if all("gradient_checkpointing" in one.change for one in found) else "refused"
-        first = found[0] if found else None
-        yield Cell(
-            method, precision, device, recompute, objective, own, verdict, first.because if first else "", first.fix if first else ""
-        )
+        verdict, because, fix = _verdict(conflicts(build(own), device))
+        yield Cell(method, precision, device, recompute, objective, own, verdict, because, fix)
 
 
-def left_out() -> list[dict[str, str]]:
-    """Kinds of adapters that are not offered: [{"name", "because"}]."""
-    return list(_data()["left_out"])
+def _verdict(found: list[Conflict]) -> tuple[CellVerdict, str, str]:
+    """Of a cell, with the first reason and its fix."""
+    if not found:
+        return CellVerdict.OK, "", ""
+    first = found[0]
+    if all("gradient_checkpointing" in one.change for one in found):
+        return CellVerdict.NEEDS, first.because, first.fix
+    return CellVerdict.REFUSED, first.because, first.fix
+
+
+def left_out() -> list[LeftOut]:
+    """Kinds of adapters that are not offered."""
+    return [LeftOut(row["name"], row["because"]) for row in _data()["left_out"]]
 
 
 def _facts(config: JobConfig, device: str) -> dict[str, Any]:
     values = config.model_dump(mode="json")
-    quantization = values["quantization"]
-    precision = "4-bit" if quantization["load_in_4bit"] else "8-bit" if quantization["load_in_8bit"] else "16-bit"
+    entry = config.objective_entry
     flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
     for section in (key for key, value in values.items() if isinstance(value, dict)):
         flat |= {f"{section}.{key}": value for key, value in values[section].items()}
-    return {**flat, "precision": precision, "device": device}
+    return {
+        **flat,
+        "precision": f"{config.quantization.bits}-bit",
+        "device": device,
+        "packs": entry.packs,
+        "follows_order": config.train_sampling_strategy in entry.orders,
+        "measures_against_base": entry.measures_against_base,
+        "takes_virtual_tokens": entry.takes_virtual_tokens,
+    }
 
 
 def _holds(when: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> bool:
@@ -123,15 +173,18 @@ def _holds(when: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> bool:
 def _is_one(key: str, allowed: list[Any], facts: Mapping[str, Any]) -> bool:
     if key == "missing":
         return any(importlib.util.find_spec(name) is None for name in allowed)
-    value = facts[key]
-    return any(one in allowed for one in value) if isinstance(value, list) else value in allowed
+    values = facts[key]
+    if not isinstance(values, list):
+        values = [values]
+    return any(value in allowed for value in values)
 
 
 def _numbers(config: JobConfig, model: Mapping[str, Any] | None) -> Iterator[Conflict]:
     """Values that parse and still can't work."""
-    highest = HIGHEST_RATE.get(config.method, HIGHEST_RATE_OF_WEIGHTS)
+    highest, usual = RATES_OF_WEIGHTS
+    if config.method in PROMPTS:
+        highest, usual = RATES_OF_PROMPTS
     if config.learning_rate > highest:
-        usual = 0.01 if config.method in HIGHEST_RATE else 2e-4
         yield Conflict(f"a learning_rate of {config.learning_rate:g} makes {config.method} diverge at once", {"learning_rate": usual})
     weights = config.dpo.loss_weights
     if config.objective == "dpo" and weights is not None and len(weights) != len(config.dpo.loss_type):
@@ -155,7 +208,7 @@ def _against_model(config: JobConfig, model: Mapping[str, Any]) -> Iterator[Conf
     context = shape.context
     if config.max_length > context > 0:
         yield Conflict(f"max_length={config.max_length} is longer than the {context} tokens this model reads", {"max_length": context})
-    in_front = config.method in ("prompt-tuning", "p-tuning", "prefix-tuning")
+    in_front = config.method in PROMPTS
     tokens = config.prompt.num_virtual_tokens
     if in_front and tokens >= context // 2 > 0:
         yield Conflict(
@@ -174,7 +227,9 @@ def _learning(config: JobConfig, shape: Decoder) -> list[Linear]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
 
 
 def _rules() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from studio.catalogue import activations as acts
 from studio.catalogue import hardware
 from studio.catalogue.activations import Setting
 from studio.catalogue.architecture import Decoder, decoder, sees_whole_rows, text_config
-from studio.catalogue.trainable import Trainable, trainable
+from studio.catalogue.trainable import PROMPTS, Trainable, trainable
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights per quantisation constant, constants per second-order constant
 BYTES_4BIT = (4 + 8 / BLOCK + 32 / (BLOCK * NESTED_BLOCK)) / 8  # NF4 with double quantisation
@@ -29,6 +29,9 @@ CPU_SLACK = 75_000_000
 CPU_FRAGMENTED = 0.02  # of what comes and goes: larger blocks go back to the system at once (see jobs.trainers.base)
 CUDA_CONTEXT = 530_000_000  # the driver's context, cuBLAS's workspace
 FRAGMENTED = 0.05  # of what comes and goes, on CUDA: blocks that fit nothing else
+# device -> what the first step adds once, the share of what comes and goes that is lost to gaps, the process's own memory
+EXTRAS = {"cpu": (CPU_SLACK, CPU_FRAGMENTED, CPU_PROCESS), "cuda": (CUDA_CONTEXT, FRAGMENTED, 0)}
+CHECKPOINT_SLACK = 10_000_000  # states and cards beside the tensors
 FULL_PRECISION_GRADIENT = 4
 # bytes per trained parameter; paged ones move to main memory when the device is full, so they need no room of their own there
 OPTIMIZER_BYTES = {
@@ -38,7 +41,6 @@ OPTIMIZER_BYTES = {
     "paged_lion_32bit": 4, "paged_ademamix_8bit": 3, "paged_ademamix_32bit": 12,
 }  # fmt: skip
 PARTS = ("base_weights", "full_precision_weights", "adapter", "optimizer", "activations", "logits", "overhead")
-PAIRED = ("dpo", "orpo")  # objectives that compute the better and the worse answer of each row together
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def adapter_parameters(config: dict[str, Any], job: JobConfig) -> int:
 def predict_disk_bytes(config: dict[str, Any], job: JobConfig) -> int:
     """Checkpoints at their most (one more while it is written), each adapter + two optimizer states in 32 bit, and the result."""
     adapter = 4 * adapter_parameters(config, job)
-    return (job.save_total_limit + 1) * 3 * adapter + adapter + 10_000_000
+    checkpoint = 3 * adapter
+    return (job.save_total_limit + 1) * checkpoint + adapter + CHECKPOINT_SLACK
 
 
 def predict_training_bytes(config: dict[str, Any], job: JobConfig) -> int:
@@ -98,38 +101,55 @@ def predict(config: dict[str, Any], job: JobConfig, *, device: str | None = None
 
     `size`: bytes of a number in the arithmetic; None asks this machine, 2 on a GPU. Raises ModelError for a config without sizes.
     """
-    device = device or (job.device if job.device != "auto" else hardware.devices()[0].kind)
-    size = size or (2 if device == "cuda" else hardware.cpu_number_bytes())
+    device = device or device_of(job)
+    size = size or number_bytes(device)
     model = decoder(config)
     trained = trainable(model, job)
     setting = batch(model, job, trained, device, size, config)
     parts = dict.fromkeys(PARTS, 0)
     parts["base_weights"], parts["full_precision_weights"] = weights(model, job, size)
     parts["adapter"] = 4 * trained.parameters
+    paged = 0
     states = round(OPTIMIZER_BYTES[job.optim] * trained.parameters)
-    is_paged = job.optim.startswith("paged_") and device == "cuda"
-    parts["optimizer"] = 0 if is_paged else states
+    if job.optim.startswith("paged_") and device == "cuda":
+        states, paged = 0, states
+    parts["optimizer"] = states
     kept = sum(parts.values())
     dearest = max(moments(model, job, trained, setting, kept), key=lambda moment: moment.total)
     parts["activations"] += dearest.activations
     parts["logits"] += dearest.logits
     parts["adapter"] += dearest.adapter
-    fixed, share = (CPU_SLACK, CPU_FRAGMENTED) if device == "cpu" else (CUDA_CONTEXT, FRAGMENTED)
-    parts["overhead"] = dearest.overhead + fixed + round(share * (dearest.total - dearest.overhead))
-    process = CPU_PROCESS if device == "cpu" else 0
-    return Prediction(parts, process, states if is_paged else 0, trained.parameters, dearest.name, notes(model, job))
+    once, share, process = EXTRAS[device]
+    parts["overhead"] = dearest.overhead + once + round(share * (dearest.total - dearest.overhead))
+    return Prediction(parts, process, paged, trained.parameters, dearest.name, notes(model, job))
+
+
+def device_of(job: JobConfig) -> str:
+    """Where this job would train: as it says, else the device of this machine."""
+    if job.device != "auto":
+        return job.device
+    return hardware.devices()[0].kind
+
+
+def number_bytes(device: str) -> int:
+    """Bytes of a number in the arithmetic there."""
+    if device == "cuda":
+        return 2
+    return hardware.cpu_number_bytes()
 
 
 def weights(model: Decoder, job: JobConfig, size: int) -> tuple[int, int]:
     """Bytes of the layers that can be quantised, and of what stays whole: embeddings, head, norms, experts."""
     quantization = job.quantization
     per_weight: float = size
-    if quantization.load_in_4bit:
-        per_weight = BYTES_4BIT if quantization.bnb_4bit_use_double_quant else BYTES_4BIT_SINGLE
+    scales = 0
+    if quantization.load_in_4bit and quantization.bnb_4bit_use_double_quant:
+        per_weight = BYTES_4BIT
+    elif quantization.load_in_4bit:
+        per_weight = BYTES_4BIT_SINGLE
     elif quantization.load_in_8bit:
         per_weight = 1.0
-    rows = sum(linear.columns for linear in model.linears) * model.layers
-    scales = 4 * rows if quantization.load_in_8bit and not quantization.load_in_4bit else 0
+        scales = 4 * sum(linear.columns for linear in model.linears) * model.layers
     return round(model.linear_parameters * per_weight) + scales, (model.parameters - model.linear_parameters) * size
 
 
@@ -137,45 +157,54 @@ def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size:
     """The batch of the longest rows that this job may meet."""
     length = min(job.max_length, model.context or job.max_length)
     is_apart = job.attn_implementation == "sdpa" and sees_whole_rows(config, length)  # see jobs.trainers.packed
-    sequences = job.per_device_train_batch_size * (2 if job.objective in PAIRED else 1)
+    sequences = job.per_device_train_batch_size * job.objective_entry.computed_together
     if job.packing:  # trl puts the rows of a packed batch behind each other in one sequence
         length, sequences = length * sequences, 1
-    virtual = job.prompt.num_virtual_tokens if job.method in ("prompt-tuning", "p-tuning", "prefix-tuning") else 0
-    lora = job.method == "lora"
+    if job.method in PROMPTS:
+        length += job.prompt.num_virtual_tokens
+    rank, dropout = 0, 0.0
+    if lora := job.method == "lora":
+        rank, dropout = job.lora.r, job.lora.lora_dropout
+    text = text_config(config)
     return Setting(
         device=device,
         size=size,
         sequences=sequences,
-        length=length + virtual,
+        length=length,
         method=job.method,
-        rank=job.lora.r if lora else 0,
+        rank=rank,
         targets=trained.targets,
-        dropout=job.lora.lora_dropout if lora else 0.0,
+        dropout=dropout,
         is_dora=lora and job.lora.use_dora,
         is_quantized=job.quantization.load_in_4bit or job.quantization.load_in_8bit,
         is_masked=sequences > 1 or (job.packing and not is_apart),
         is_flash=job.attn_implementation == "flash_attention_2",
         is_eager=job.attn_implementation == "eager",
         wraps_experts=trained.wraps_experts,
-        activation=str(text_config(config).get("hidden_act") or text_config(config).get("activation_function") or _usual_activation(model)),
+        activation=str(text.get("hidden_act") or text.get("activation_function") or _usual_activation(model)),
     )
 
 
 def moments(model: Decoder, job: JobConfig, trained: Trainable, at: Setting, kept: int) -> list[Moment]:
     """When memory may be at its highest. `kept`: bytes that are there throughout the training."""
     block = acts.saved_by_layer(model, at)
-    recomputes = job.gradient_checkpointing
-    stored = model.layers * (acts.boundary(model, at) if recomputes else block) + 4 * at.tokens * model.hidden
+    kept_of_block, computed_again = block, 0
+    if job.gradient_checkpointing:
+        kept_of_block, computed_again = acts.boundary(model, at), block
+    stored = model.layers * kept_of_block + 4 * at.tokens * model.hidden
     gradients = FULL_PRECISION_GRADIENT * trained.parameters
-    at_head = gradients if job.gradient_accumulation_steps > 1 else 0
-    head = acts.whole_logits(model, at) if job.objective == "orpo" else acts.head_backward(model, at)
-    inside = stored + acts.layer_backward(model, at) + (block if recomputes else 0)
+    at_head = gradients * (job.gradient_accumulation_steps > 1)
+    head = acts.head_backward(model, at)
+    if job.objective_entry.has_whole_logits:
+        head = acts.whole_logits(model, at)
+    inside = stored + acts.layer_backward(model, at) + computed_again
     below = block + acts.layer_backward(model, at)
+    stacked = gradients * (at.device == "cuda" and job.optim == "adamw_torch")  # that optimizer lays all of them side by side
     found = [
         Moment("output layer", activations=stored, logits=head, adapter=at_head),
         Moment("backward pass", activations=inside, logits=at.tokens * model.hidden * 4, adapter=at_head + gradients // model.layers),
         Moment("end of the backward pass", activations=below, adapter=gradients),
-        Moment("optimizer step", adapter=gradients, overhead=gradients if at.device == "cuda" and job.optim == "adamw_torch" else 0),
+        Moment("optimizer step", adapter=gradients, overhead=stacked),
     ]
     if job.test_size > 0:
         found.append(_evaluation(model, job, at))
@@ -186,11 +215,13 @@ def moments(model: Decoder, job: JobConfig, trained: Trainable, at: Setting, kep
 
 
 def _evaluation(model: Decoder, job: JobConfig, at: Setting) -> Moment:
-    paired = 2 if job.objective in PAIRED else 1
-    length = at.length // at.sequences if at.sequences == 1 and job.packing else at.length
-    length = length // (job.per_device_train_batch_size if job.packing else 1)
-    held = replace(at, sequences=job.per_device_eval_batch_size * paired, length=length)
-    logits = held.tokens * model.vocabulary * (at.size + 4) if job.objective == "orpo" else acts.head_forward(model, held)
+    length = at.length
+    if job.packing:  # rows are not packed while evaluating
+        length //= job.per_device_train_batch_size
+    held = replace(at, sequences=job.per_device_eval_batch_size * job.objective_entry.computed_together, length=length)
+    logits = acts.head_forward(model, held)
+    if job.objective_entry.has_whole_logits:
+        logits = held.tokens * model.vocabulary * (at.size + 4)
     return Moment("evaluation", activations=acts.layer_forward(model, held), logits=logits)
 
 
@@ -200,11 +231,8 @@ def _reading(model: Decoder, job: JobConfig, size: int) -> int:
 
 
 def _usual_activation(model: Decoder) -> str:
-    return "gelu_new" if model.kind in ("gpt2", "phi", "gptj", "codegen", "gpt_neo") else ""
+    return "gelu_new" * (model.kind in ("gpt2", "phi", "gptj", "codegen", "gpt_neo"))
 
 
 def notes(model: Decoder, job: JobConfig) -> tuple[str, ...]:
-    found = list(model.notes)
-    if job.objective == "orpo":
-        found.append("ORPO computes the logits of whole rows, which trl does not tile: long rows and large vocabularies are dear.")
-    return tuple(found)
+    return tuple(note for note in (*model.notes, job.objective_entry.memory_note) if note)

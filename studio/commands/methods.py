@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from studio.commands.terminal import JsonFlag, show, table
+
+if TYPE_CHECKING:
+    from studio.catalogue.compatibility import Cell
 
 COLUMNS = ("method", "precision", "objective", "verdict", "because")
 
@@ -17,16 +20,25 @@ def methods(
     json: JsonFlag = False,
 ) -> None:
     """Every method with every precision of the base and every objective: ok, needs a change, or refused because."""
-    from studio.catalogue import compatibility, hardware
+    from studio.catalogue import compatibility
 
-    where = hardware.devices()[0].kind if device == "auto" else device
-    cells = [asdict(cell) for cell in compatibility.table(where)]
-    left_out = compatibility.left_out()
-    lines = table([_row(cell) for cell in cells if not cell["gradient_checkpointing"] or cell["verdict"] == "needs"], COLUMNS, "")
-    others = "\n".join(f"Not offered: {one['name']}, {one['because']}." for one in left_out)
-    show({"device": where, "cells": cells, "left_out": left_out}, json, f"{lines}\n\n{others}")
+    found = compatibility.methods(device)
+    shown = [cell for cell in found.cells if not cell.gradient_checkpointing or cell.verdict is compatibility.CellVerdict.NEEDS]
+    lines = table([_row(cell) for cell in shown], COLUMNS, "")
+    others = "\n".join(f"Not offered: {one.name}, {one.because}." for one in found.left_out)
+    show(asdict(found), json, f"{lines}\n\n{others}")
 
 
-def _row(cell: dict[str, Any]) -> dict[str, Any]:
-    because = f"{cell['because']}: {cell['fix']}" if cell["because"] else ""
-    return {**cell, "because": because, "method": cell["method"] + (" + gradient_checkpointing" if cell["gradient_checkpointing"] else "")}
+def _row(cell: Cell) -> dict[str, str]:
+    method, because = cell.method, ""
+    if cell.gradient_checkpointing:
+        method += " + gradient_checkpointing"
+    if cell.because:
+        because = f"{cell.because}: {cell.fix}"
+    return {
+        "method": method,
+        "precision": cell.precision,
+        "objective": cell.objective,
+        "verdict": cell.verdict,
+        "because": because,
+    }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs import config as job_config
-from jobs import recipes
+from jobs import objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
 from studio.catalogue import compatibility, hardware, memory
@@ -32,14 +32,6 @@ from studio.settings import Settings
 
 CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 MAX_CHILDREN = 64  # of a sweep
-# objective -> kinds of datasets it can learn from
-TRAINABLE_KINDS = {
-    "sft": ("sft", "text"),
-    "continued-pretraining": ("text",),
-    "dpo": ("preference",),
-    "orpo": ("preference",),
-    "kto": ("unpaired-preference",),
-}
 T = TypeVar("T")
 
 
@@ -229,21 +221,16 @@ def recomputing_where_needed(config: JobConfig, model: ModelRef) -> JobConfig:
 
 
 def check_kind(dataset: Mapping[str, Any], config: JobConfig) -> None:
-    wanted = TRAINABLE_KINDS[config.objective]
+    """Refuses rows of a kind that the objective does not train on. Raises ConfigError with an objective that does."""
+    wanted = config.objective_entry.trains_on
     if dataset["kind"] in wanted:
         return
-    fitting = [name for name, kinds in TRAINABLE_KINDS.items() if dataset["kind"] in kinds]
-    raise ConfigError(
-        f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows.",
-        f"Set objective={fitting[0]} (recipe {_recipe_of(fitting[0])}), or choose another dataset."
-        if fitting
-        else "Choose a dataset of conversations, instructions or texts.",
-        change={"objective": fitting[0]} if fitting else {},
-    )
-
-
-def _recipe_of(objective: str) -> str:
-    return next(recipe.name for recipe in recipes.RECIPES.values() if recipe.options.get("objective", "sft") == objective)
+    reason = f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows."
+    fitting = next((entry.name for entry in objectives.ENTRIES if dataset["kind"] in entry.trains_on), None)
+    if fitting is None:
+        raise ConfigError(reason, "Choose a dataset of conversations, instructions or texts.", change={})
+    fix = f"Set objective={fitting} (recipe {recipes.of_objective(fitting).name}), or choose another dataset."
+    raise ConfigError(reason, fix, change={"objective": fitting})
 
 
 def check_held_out(dataset: Mapping[str, Any], config: JobConfig) -> None:

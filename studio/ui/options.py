@@ -12,22 +12,20 @@ from typing import Any
 
 import gradio as gr
 
-from jobs import recipes
+from jobs import objectives, recipes
 from jobs.config import Option, options, parse_assignments
 from studio.datasets.rendering import TEMPLATE_NAMES
 
 ELSEWHERE = ("base_model",)  # chosen in simple mode, above the form
 # section -> the method or objective that it belongs to; sections not named here are always shown
 METHODS = {"lora": ("lora",), "ia3": ("ia3",), "prompt": ("prompt-tuning", "p-tuning", "prefix-tuning"), "bottleneck": ("bottleneck",)}
-OBJECTIVES = {"dpo": ("dpo",), "kto": ("kto",), "orpo": ("orpo",)}
+OBJECTIVES: dict[str, tuple[str, ...]] = {entry.name: (entry.name,) for entry in objectives.ENTRIES if entry.has_options}
 # options -> the only values of method or objective with which they mean anything
 ONLY_WITH = {
     "prompt.prompt_tuning_init_text": ("prompt-tuning",),
     "prompt.encoder_hidden_size": ("p-tuning", "prefix-tuning"),
     "prompt.prefix_projection": ("prefix-tuning",),
-    "packing": ("sft", "continued-pretraining"),
-    "assistant_only_loss": ("sft",),
-    "completion_only_loss": ("sft",),
+    **objectives.only_with(),
 }
 # a template may also be a file, but only for who sits at the machine: a page would let strangers read files
 OFFERED = {"chat_template": [("the model's own, else alpaca", ""), *TEMPLATE_NAMES]}
