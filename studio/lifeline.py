@@ -1,6 +1,7 @@
-"""A child ends with its parent, also when the parent is killed: its stdin is a pipe, and the pipe's end says that the parent is gone.
+"""A child ends with its parent, also when the parent is killed: the end of the pipe at its stdin says that the parent is gone.
 
-Works wherever there are pipes. Linux tells it sooner (`prctl`), which the parent asks for when it starts the child.
+Works wherever there are pipes. Linux says it sooner (`prctl`), which the parent asks for when it starts the child.
+Through the same pipe the parent names a new log when the old one is full (`new_log`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import stat
 import sys
 import threading
 import time
+from pathlib import Path
 
 EXIT_MUST_CHANGE = 78  # sysexits' EX_CONFIG, to the parent: my last line says what is wrong, starting me again would not help
 PR_SET_PDEATHSIG = 1
+NEW_LOG = b"log "
 
 
 def end_with_parent(grace_s: float = 0.0) -> None:
@@ -28,12 +31,30 @@ def end_with_parent(grace_s: float = 0.0) -> None:
 
 
 def _watch(grace_s: float) -> None:
-    while os.read(0, 1024):
-        pass
+    while message := os.read(0, 65536):
+        _open_log(message.splitlines()[-1])
     if grace_s:
         signal.raise_signal(signal.SIGTERM)
         time.sleep(grace_s)
     os._exit(1)
+
+
+def new_log(path: Path) -> bytes:
+    """What a parent writes to a child's stdin so that it goes on in the log `path`."""
+    return NEW_LOG + os.fsencode(path) + b"\n"
+
+
+def _open_log(message: bytes) -> None:
+    """Go on in the log that the parent names. stdout and stderr change at once, so each write lands whole in one file."""
+    if not message.startswith(NEW_LOG):
+        return
+    try:
+        log = os.open(message.removeprefix(NEW_LOG), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError:
+        return  # the old log goes on
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def ask_for_death_signal() -> None:

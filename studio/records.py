@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel as PydanticModel
 from pydantic import ConfigDict, Field, JsonValue
@@ -680,3 +680,118 @@ class EngineStatus(Record):
 
 
 # the studio itself: doctor, status, storage, keys
+
+
+class PageState(StrEnum):
+    """Whether the web page can be shown."""
+
+    STARTING = "starting"  # it is being built; a request for it waits
+    READY = "ready"  # it answers
+    FAILED = "failed"  # it can't be built, and `reason` says why; /api and /v1 answer without it
+
+
+class PageHealth(Record):
+    """The page, and why it can't be built."""
+
+    state: PageState
+    reason: str = ""  # type and message of the error, in one line
+
+
+class EngineState(StrEnum):
+    """What the engine does, in one word."""
+
+    STARTING = "starting"  # it does not answer yet
+    LOADING = "loading"  # it loads a model
+    READY = "ready"  # it answers
+
+
+class HealthStatus(StrEnum):
+    """Whether a visitor finds what they came for."""
+
+    OK = "ok"  # the page answers, or will in a moment
+    FAILED = "failed"  # the page can't be built
+
+
+class Health(Record):
+    """What /health answers: 200, or 503 where the page can't be built."""
+
+    status: HealthStatus
+    version: str
+    engine: EngineState
+    page: PageState
+    reason: str | None = None  # of a page that can't be built; absent while there is none
+
+
+class DoctorCheck(Record):
+    """One thing that has to work on this machine."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str  # what would make it work; empty where it does
+
+
+class DoctorReport(Record):
+    """What works on this machine, and what would make the rest work."""
+
+    checks: list[DoctorCheck]
+
+
+class DiskUse(Record):
+    """What one folder of STUDIO_HOME takes."""
+
+    noun: str
+    bytes: int
+    unused_bytes: int  # of files that nothing refers to
+
+
+class UnusedFile(Record):
+    """A file or folder that nothing refers to."""
+
+    noun: str
+    path: str
+    bytes: int
+    why: str
+
+
+class KeptFile(UnusedFile):
+    """A file or folder that could not be deleted."""
+
+    problem: str
+
+
+class StorageUse(Record):
+    """What takes room, and what of it nothing refers to."""
+
+    nouns: list[DiskUse]
+    free_bytes: int
+    unused: list[UnusedFile]
+    unused_bytes: int
+
+
+class CleanedStorage(Record):
+    """What was deleted, and what could not be."""
+
+    deleted: list[UnusedFile]
+    freed_bytes: int
+    kept: list[KeptFile]
+
+
+class ApiKey(Record):
+    """A key for a program, without the key itself."""
+
+    id: str
+    name: str
+    created_at: float
+
+
+class NewApiKey(ApiKey):
+    """A key that was made a moment ago."""
+
+    key: str  # shown this once: only its hash is kept
+
+
+class DeletedApiKey(ApiKey):
+    """A key that is refused from now on."""
+
+    deleted: Literal[True] = True

@@ -1,195 +1,35 @@
 """`studio up`: the page, the engine and the workers as child processes, started, watched, restarted and ended together.
 
-Knows nothing of what they do. A command that needs a worker or the engine gets them from here too (`assistance`):
-those of the running studio, else children of its own for as long as it runs.
+A command that needs a worker or the engine gets them from here too (`assistance`): those of the running studio, else
+children of its own for as long as it runs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import os
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import filelock
-import psutil
 
-from studio import lifeline, processes
+from studio import processes
 from studio.catalogue import hardware
+from studio.children import ChildProcess, Children, Say
 from studio.errors import StudioError
+from studio.records import PageState
+from studio.running import Running, announce, health, running, was_killed, withdraw
 from studio.settings import Settings
 
-GRACE_S, KILLED_WITHIN_S = 8.0, 1.5  # from TERM to KILL, and from there to the end of waiting
-QUICK_DEATH_S, MAX_QUICK_DEATHS, DEATHS_WINDOW_S = 10.0, 3, 600.0
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.25, 5.0
 PAGE_FIRST_S = 5.0  # the page starts alone for so long at most: on two cores five imports at once make everyone late
 SLOW_START_S = 60.0
-MAX_LOG_BYTES = 5_000_000
-TICK_S = 0.1
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Running:
-    """The studio that runs in a STUDIO_HOME, as studio.json beside its lock tells it."""
-
-    pid: int
-    born: float
-    url: str
-    engine_url: str
-    engine_key: str
-    started: float
-
-
-class Child:
-    """One process that should always be there: `python -m MODULE …`, its log, and how often it died young."""
-
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], logs: Path, fds: Sequence[int] = ()) -> None:
-        self.name = name
-        self.log = logs / f"{name}.log"
-        self.is_given_up = False
-        self._command = processes.module_command(*command)
-        self._environment = dict(environment)
-        self._fds = tuple(fds)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started = self._due = 0.0
-        self._quick_deaths: deque[float] = deque()
-
-    def start(self) -> None:
-        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".old.log"))
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,  # never written to: its end tells the child that we are gone
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                pass_fds=self._fds,
-                start_new_session=True,  # Ctrl-C reaches us alone
-                preexec_fn=lifeline.ask_for_death_signal if sys.platform == "linux" else None,
-            )
-        self._started = time.monotonic()
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs, and before it has ever run."""
-        return self._process.poll() if self._process else None
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process and self.exit_code is None else None
-
-    def tend(self, say: Say) -> None:
-        """Restart the process when it has ended: at once the first time, later when it dies young, at last no more if it ends itself."""
-        now = time.monotonic()
-        code = self.exit_code
-        if self._process is None or code is None or self.is_given_up:
-            return
-        if self._due == 0.0:
-            self._judge(now, code, say)
-        elif now >= self._due:
-            self._due = 0.0
-            self.start()
-
-    def _judge(self, now: float, code: int, say: Say) -> None:
-        self.close()
-        if code == lifeline.EXIT_MUST_CHANGE:
-            self.is_given_up = True
-            say(self.last_words())
-            return
-        if now - self._started < QUICK_DEATH_S:
-            self._quick_deaths.append(now)
-        while self._quick_deaths and now - self._quick_deaths[0] > DEATHS_WINDOW_S:
-            self._quick_deaths.popleft()
-        is_own_fault = code > 0  # a signal came from outside (out of memory, a person): what is killed may always come back
-        if is_own_fault and len(self._quick_deaths) > MAX_QUICK_DEATHS:
-            self.is_given_up = True
-            say(f"The {self.name} process ends right after each start (exit {code}) and is left out. {self.log} says why.")
-            return
-        self._due = now + min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 4 ** len(self._quick_deaths))
-
-    def last_words(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"The {self.name} process ended without a word."
-
-    def send(self, number: int) -> None:
-        if self.pid is not None:
-            os.kill(self.pid, number)
-
-    def close(self) -> None:
-        """Let go of a process that has ended, or is ending: its first thread may be gone some time before the others."""
-        if self._process is None:
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=KILLED_WITHIN_S)
-        if self._process.returncode is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-
-
-class Children:
-    """All child processes of one studio, or of one command."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._children: list[Child] = []
-
-    def start(self, child: Child) -> Child:
-        child.start()
-        self._children.append(child)
-        return child
-
-    def tend(self) -> None:
-        for child in self._children:
-            child.tend(self._say)
-
-    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """TERM to all; whatever of them, or of what they started, still runs after GRACE_S or when told to hurry is killed."""
-        deadline = time.monotonic() + GRACE_S
-        family = self._family()
-        for child in self._children:
-            child.send(signal.SIGTERM)
-        while time.monotonic() < deadline and not hurry() and any(_runs(process) for process in family):
-            time.sleep(0.05)
-        left = [process for process in {*family, *self._family()} if _runs(process)]
-        for process in left:
-            with contextlib.suppress(psutil.Error):  # it ended meanwhile
-                process.kill()
-        while time.monotonic() < deadline + KILLED_WITHIN_S and any(_runs(process) for process in left):
-            time.sleep(0.05)
-        for child in self._children:
-            child.close()
-
-    def _family(self) -> set[psutil.Process]:
-        """The children that run, and all that they started: a trainer leads a process group of its own."""
-        found: set[psutil.Process] = set()
-        for pid in [child.pid for child in self._children]:
-            with contextlib.suppress(psutil.Error):
-                if pid is not None:
-                    process = psutil.Process(pid)
-                    found |= {process, *process.children(recursive=True)}
-        return found
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+TICK_S, LOOK_S = 0.1, 0.5
 
 
 def up(settings: Settings, say: Say) -> None:
@@ -201,9 +41,8 @@ def up(settings: Settings, say: Say) -> None:
     except filelock.Timeout:
         found = running(settings)
         where = f" at {found.url}" if found else ""
-        raise StudioError(
-            f"A studio of {settings.home} is running already{where}.", "Open that one, or set STUDIO_HOME to another folder."
-        ) from None
+        problem = f"A studio of {settings.home} is running already{where}."
+        raise StudioError(problem, "Open that one, or set STUDIO_HOME to another folder.") from None
     with lock:
         if (settings.home / "restore.json").exists():
             from studio.services import restoring
@@ -225,18 +64,19 @@ class Supervisor:
         self._has_own_engine = not settings.engine_url
         self._children = Children(say)
         self._signals = 0
+        self._is_up = self._is_page_known = False
+        self._next_look = 0.0
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
             signal.signal(number, self._on_signal)
-        place = self.settings.home / "studio.json"
         try:
-            _write_private(place, asdict(self._running()))
+            announce(self.settings, self._running())
             self._serve()
         finally:
             self._children.stop(hurry=lambda: self._signals > 1)
             self._socket.close()
-            place.unlink(missing_ok=True)
+            withdraw(self.settings)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
@@ -244,22 +84,37 @@ class Supervisor:
     def _serve(self) -> None:
         started = time.monotonic()
         web = self._children.start(self._web())
-        is_up = has_others = is_late = False
+        has_others = is_late = False
         while not self._signals:
             waited = time.monotonic() - started
-            if not is_up and (is_up := answers(self._url())):
-                self._announce()
-            if not has_others and (is_up or waited > PAGE_FIRST_S):
+            self._look_at_page(web)
+            if not has_others and (self._is_up or waited > PAGE_FIRST_S):
                 has_others = True
                 self._start_others()
-            if not is_up and not is_late and (is_late := waited > SLOW_START_S):
+            if not self._is_up and not is_late and waited > SLOW_START_S:
+                is_late = True
                 self._say(f"The page does not answer yet; {web.log} says why.")
             self._children.tend()
             if web.is_given_up:
                 raise StudioError("The studio ended because its page can't run.", f"{web.log} says why.")
             time.sleep(TICK_S)
 
-    def _web(self) -> Child:
+    def _look_at_page(self, web: ChildProcess) -> None:
+        """Say where the studio answers once it does, and why its page can't be built where that is so."""
+        if self._is_page_known or time.monotonic() < self._next_look:
+            return
+        found = health(self._url())
+        if found is None:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        if not self._is_up:
+            self._is_up = True
+            self._announce()
+        if found.page == PageState.FAILED:
+            self._say(f"The page can't be built: {found.reason}. /api and /v1 answer without it; {web.log} says more.")
+        self._is_page_known = found.page != PageState.STARTING
+
+    def _web(self) -> ChildProcess:
         fd = self._socket.fileno()  # the port is ours as long as we live: a page that restarts keeps its callers waiting, not refused
         return self._child("web", ["studio.web", "--fd", str(fd)], fds=[fd])
 
@@ -269,8 +124,8 @@ class Supervisor:
         for queue in ("gpu", "light"):
             self._children.start(self._child(f"worker-{queue}", ["jobs.worker", "--queue", queue]))
 
-    def _child(self, name: str, command: Sequence[str], fds: Sequence[int] = ()) -> Child:
-        return Child(name, command, environment(self.settings, name), self.settings.logs, fds)
+    def _child(self, name: str, command: Sequence[str], fds: Sequence[int] = ()) -> ChildProcess:
+        return ChildProcess(name, command, environment(self.settings, name), self.settings.logs, fds)
 
     def _url(self) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.settings.host, self.settings.host)
@@ -284,15 +139,6 @@ class Supervisor:
     def _running(self) -> Running:
         pid = os.getpid()
         return Running(pid, processes.born(pid) or 0.0, self._url(), self.settings.engine_url, self.settings.engine_key, time.time())
-
-
-def running(settings: Settings) -> Running | None:
-    """The studio that runs in this STUDIO_HOME, perhaps still starting; None when there is none."""
-    try:
-        found = Running(**json.loads((settings.home / "studio.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return found if processes.is_alive(found.pid, found.born) else None
 
 
 @contextmanager
@@ -319,11 +165,13 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
     keeper = threading.Thread(target=keep, name="keeper", daemon=True)
     try:
         if own_engine:
-            children.start(Child("engine", engine_command(settings), environment(settings, "engine"), settings.logs))
+            children.start(ChildProcess("engine", engine_command(settings), environment(settings, "engine"), settings.logs))
         for queue in queues:
             name = f"worker-{queue}"
             # for one command a trainer that is kept ready for the next job would be work for nobody
-            children.start(Child(name, ["jobs.worker", "--keep-none-ready", "--queue", queue], environment(settings, name), settings.logs))
+            children.start(
+                ChildProcess(name, ["jobs.worker", "--keep-none-ready", "--queue", queue], environment(settings, name), settings.logs)
+            )
         keeper.start()
         yield settings
     finally:
@@ -357,30 +205,18 @@ def engine_command(settings: Settings) -> list[str]:
     return ["studio.engine.server", "--port", str(urlsplit(settings.engine_url).port)]
 
 
-def answers(url: str) -> bool:
-    """Whether the page of `url` answers its /health."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=2)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def _wait_for(found: Running, limit_s: float = 60.0) -> None:
+    """Wait until it answers. Its page does not matter: the engine and the workers run without one."""
     deadline = time.monotonic() + limit_s
-    while not answers(found.url):
-        if time.monotonic() > deadline or not processes.is_alive(found.pid, found.born):
+    while health(found.url) is None:
+        if time.monotonic() > deadline or not found.is_alive:
             raise StudioError(f"The studio at {found.url} does not answer.", "Stop it and start it again with `studio up`.")
         time.sleep(0.25)
 
 
 def _listen(settings: Settings) -> socket.socket:
     """The page's socket. Waits a moment for a studio that was killed a moment ago to let go of the port."""
-    deadline = time.monotonic() + (3.0 if (settings.home / "studio.json").exists() else 0.0)
+    deadline = time.monotonic() + (3.0 if was_killed(settings) else 0.0)
     try:
         family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError:
@@ -416,11 +252,3 @@ def _with_engine(settings: Settings) -> Settings:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     return replace(settings, engine_url=url, engine_key=secrets.token_urlsafe(24))
-
-
-def _write_private(path: Path, value: Mapping[str, object]) -> None:
-    """Whole or not at all, readable by its owner only: it holds the engine's key."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(value, file)
-    part.replace(path)

@@ -11,11 +11,13 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +25,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from studio import __version__, api, lifeline
@@ -31,10 +33,12 @@ from studio import settings as studio_settings
 from studio.api.openai import TIMEOUT
 from studio.auth import Gate
 from studio.errors import StudioError
+from studio.records import EngineState, Health, HealthStatus, PageHealth, PageState
 from studio.services import Studio
 from studio.settings import Settings
 
 SHUTDOWN_S = 3  # open pages hold a stream each, which never ends by itself
+MAX_REASON = 300
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings) -> FastAPI:
     """The whole site. Opens the studio of `settings`; raises StudioError when that can't be done."""
     studio = Studio.open(settings)
-    page = Page(lambda: _build_page(studio))
+    page = PageApp(lambda: _build_page(studio, settings.cache / "gradio"))
+    studio.system.watch_page(lambda: page.health)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,25 +58,44 @@ def create_app(settings: Settings) -> FastAPI:
         title="Adapter Studio", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", lifespan=lifespan
     )
     app.state.studio = studio
-    app.add_api_route("/health", lambda: _health(studio), methods=["GET"], include_in_schema=False)
+    app.add_api_route("/health", lambda: _health(studio, page), methods=["GET"], include_in_schema=False)
     api.add_routes(app)
     app.mount("/", page)
     app.add_middleware(Gate, settings=settings, is_api_key=studio.keys.is_known)
     return app
 
 
-def _health(studio: Studio) -> dict[str, str]:
+def _health(studio: Studio, page: PageApp) -> JSONResponse:
+    """503 where the page can't be built: a health check then sees what a visitor would."""
+    status, code = HealthStatus.OK, 200
+    if page.health.state == PageState.FAILED:
+        status, code = HealthStatus.FAILED, 503
+    found = Health(
+        status=status,
+        version=__version__,
+        engine=_engine_state(studio),
+        page=page.health.state,
+        reason=page.health.reason or None,
+    )
+    return JSONResponse(found.model_dump(mode="json", exclude_none=True), code)
+
+
+def _engine_state(studio: Studio) -> EngineState:
     engine = studio.system.engine()
-    state = "starting" if not engine["ok"] else "loading" if engine["loading"] else "ready"
-    return {"status": "ok", "version": __version__, "engine": state}
+    if not engine["ok"]:
+        return EngineState.STARTING
+    if engine["loading"]:
+        return EngineState.LOADING
+    return EngineState.READY
 
 
-class Page:
+class PageApp:
     """An ASGI app that is built by `build` in a thread while the server already runs; requests wait for it."""
 
     def __init__(self, build: Callable[[], FastAPI]) -> None:
         self._build = build
         self._site: ASGIApp | None = None
+        self.health = PageHealth(state=PageState.STARTING)
         self._built = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -89,11 +113,15 @@ class Page:
             site = await run_in_threadpool(self._build)
             async with site.router.lifespan_context(site):
                 self._site = site
+                self.health = PageHealth(state=PageState.READY)
                 self._built.set()
                 await self._stopping.wait()
-        except Exception:  # the edge of the page: /api and /v1 go on without it
+        except Exception as exc:  # the edge of the page: /api and /v1 go on without it
             log.exception("The page could not be built.")
-            self._site = PlainTextResponse("The page could not be built. The web log in STUDIO_HOME/logs says why.", status_code=503)
+            reason = one_line(exc)
+            text = f"The page could not be built ({reason}). The web log in STUDIO_HOME/logs says more."
+            self._site = PlainTextResponse(text, status_code=503)
+            self.health = PageHealth(state=PageState.FAILED, reason=reason)
             self._built.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,15 +130,25 @@ class Page:
         await self._site(scope, receive, send)
 
 
-def _build_page(studio: Studio) -> FastAPI:
-    settings = studio.settings
-    _prepare_gradio(settings)
+def one_line(exc: BaseException) -> str:
+    """Type and message of an error, without its traceback."""
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:MAX_REASON]
+
+
+def _build_page(studio: Studio, uploads: Path) -> FastAPI:
+    """The page over `studio`; what visitors upload lies in `uploads` while they have the page open."""
+    _prepare_gradio(uploads)
     import gradio
 
     from studio import ui
 
     site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    limits: dict[str, Any] = {"max_file_size": settings.max_upload_bytes, "allowed_paths": None, "pwa": False, "mcp_server": False}
+    limits: dict[str, Any] = {
+        "max_file_size": studio.settings.max_upload_bytes,
+        "allowed_paths": None,
+        "pwa": False,
+        "mcp_server": False,
+    }
     page = ui.build(studio)
     # Gradio checks the path of a file value only for a page that has been launched, and mounting never says so:
     # without this a forged value makes it copy, and serve, any file that this process can read.
@@ -118,11 +156,10 @@ def _build_page(studio: Studio) -> FastAPI:
     return gradio.mount_gradio_app(site, page, "/", **{**ui.launch_options(), **limits})
 
 
-def _prepare_gradio(settings: Settings) -> None:
-    """What gradio reads while it is imported: no analytics, uploads inside STUDIO_HOME, no stub files."""
+def _prepare_gradio(uploads: Path) -> None:
+    """What gradio reads while it is imported: no analytics, a folder of ours for uploads, no stub files."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    uploads = settings.cache / "gradio"
     shutil.rmtree(uploads, ignore_errors=True)  # of pages that nobody has open any more
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     if "gradio" not in sys.modules:
@@ -162,7 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM, or until the parent is gone. `--fd` is a socket that the parent listens on already."""
     parser = ArgumentParser(prog="python -m studio.web")
     parser.add_argument("--fd", type=int)
-    fd = parser.parse_args(arguments).fd
+    parser.add_argument("--try-page", action="store_true", help="build the page, say in one line what is wrong with it, and end")
+    options = parser.parse_args(arguments)
+    if options.try_page:
+        sys.exit(try_page())
     lifeline.end_with_parent(grace_s=SHUTDOWN_S + 2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -187,7 +227,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timeout_graceful_shutdown=SHUTDOWN_S,
         forwarded_allow_ips="*" if settings.space_host else "127.0.0.1",
     )
-    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    uvicorn.Server(config).run(sockets=_sockets(options.fd))
+
+
+def _sockets(fd: int | None) -> list[socket.socket] | None:
+    if fd is None:
+        return None
+    return [socket.socket(fileno=fd)]
+
+
+def try_page() -> int:
+    """Exit code 0 where the page can be built; else 1, and the reason on stderr. For `studio doctor`."""
+    lifeline.end_with_parent()
+    try:
+        with tempfile.TemporaryDirectory() as uploads:
+            _build_page(Studio.open(studio_settings.load()), Path(uploads))
+    except Exception as exc:  # noqa: BLE001 - the edge of this process: any error is the answer
+        print(one_line(exc), file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from studio.errors import StudioError
+from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey
 from studio.services import Studio
 from studio.services.models import HUB
 from studio.types import GenerationParams
@@ -74,7 +75,7 @@ class NewKey(Body):
 
 
 @router.get("/doctor")
-def doctor(studio: Here) -> Json:
+def doctor(studio: Here) -> DoctorReport:
     """What works on this machine, and what would make the rest work."""
     return studio.system.doctor()
 
@@ -157,19 +158,19 @@ def chat(studio: Here, body: Question) -> Json:
 
 
 @router.get("/keys")
-def list_keys(studio: Here) -> list[Json]:
+def list_keys(studio: Here) -> list[ApiKey]:
     """Keys for programs, without the keys themselves."""
     return studio.keys.list()
 
 
 @router.post("/keys", status_code=201)
-def create_key(studio: Here, body: NewKey) -> Json:
+def create_key(studio: Here, body: NewKey) -> NewApiKey:
     """Make a key for a program; `key` is shown this once."""
     return studio.keys.create(body.name)
 
 
 @router.delete("/keys/{key}")
-def delete_key(studio: Here, key: str) -> Json:
+def delete_key(studio: Here, key: str) -> DeletedApiKey:
     return studio.keys.delete(key)
 
 

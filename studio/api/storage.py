@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from studio.api.rest import Here
+from studio.records import CleanedStorage, StorageUse
 
 router = APIRouter(prefix="/api/storage")
-Json = dict[str, Any]
 
 
 @router.get("")
-def show_storage(studio: Here) -> Json:
+def show_storage(studio: Here) -> StorageUse:
     """Disk per noun, and what no row and no process uses."""
     return studio.storage.show()
 
 
 @router.post("/clean")
-def clean_storage(studio: Here) -> Json:
+def clean_storage(studio: Here) -> CleanedStorage:
     """Delete what nothing refers to."""
     return studio.storage.clean()

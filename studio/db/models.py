@@ -273,7 +273,7 @@ class VerdictRow(Base):
     __table_args__ = (UniqueConstraint("judgement_id", "prompt_id", "a", "b"),)
 
 
-class ApiKey(Base):
+class ApiKeyRow(Base):
     """A key for programs; only its hash is kept."""
 
     __tablename__ = "api_keys"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Any
 
 from sqlalchemy import select
 
-from studio.db.models import ApiKey
+from studio.db.models import ApiKeyRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
+from studio.records import ApiKey, DeletedApiKey, NewApiKey
 
 PREFIX = "studio-"
 MAX_NAME = 64
@@ -22,35 +22,35 @@ class KeyService:
     def __init__(self, db: Database) -> None:
         self.db = db
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> list[ApiKey]:
         """Newest first, without the keys themselves."""
         with self.db.read() as session:
-            return [_record(row) for row in session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc()))]
+            return [_record(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at.desc()))]
 
-    def create(self, name: str) -> dict[str, Any]:
-        """The record with `key`, which nobody can look up again."""
+    def create(self, name: str) -> NewApiKey:
+        """A key, shown this once."""
         title = " ".join(name.split())
         if not 0 < len(title) <= MAX_NAME:
             raise StudioError(f"A key's name has 1 to {MAX_NAME} characters.", "Name it after the program that will use it.")
         key = PREFIX + secrets.token_urlsafe(32)
         with self.db.write() as session:
-            row = ApiKey(name=title, sha256=digest(key))
+            row = ApiKeyRow(name=title, sha256=digest(key))
             session.add(row)
             session.flush()
-            return {**_record(row), "key": key}
+            return NewApiKey(id=row.id, name=row.name, created_at=row.created_at, key=key)
 
-    def delete(self, key_id: str) -> dict[str, Any]:
+    def delete(self, key_id: str) -> DeletedApiKey:
         """Programs that use this key are refused from now on."""
         with self.db.write() as session:
-            row = session.get(ApiKey, key_id)
+            row = session.get(ApiKeyRow, key_id)
             if row is None:
                 raise NotFoundError(f"There is no key {key_id!r}.", "It may have been deleted; look at the list.")
             session.delete(row)
-            return {**_record(row), "deleted": True}
+            return DeletedApiKey(id=row.id, name=row.name, created_at=row.created_at)
 
     def is_known(self, key: str) -> bool:
         with self.db.read() as session:
-            return session.scalar(select(ApiKey.id).where(ApiKey.sha256 == digest(key))) is not None
+            return session.scalar(select(ApiKeyRow.id).where(ApiKeyRow.sha256 == digest(key))) is not None
 
 
 def digest(key: str) -> str:
@@ -58,5 +58,5 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _record(row: ApiKey) -> dict[str, Any]:
-    return {"id": row.id, "name": row.name, "created_at": row.created_at}
+def _record(row: ApiKeyRow) -> ApiKey:
+    return ApiKey(id=row.id, name=row.name, created_at=row.created_at)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 from sqlalchemy import select
@@ -19,6 +18,7 @@ from sqlalchemy import select
 from studio.db.models import AdapterRow, BaseModelRow, DatasetRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
+from studio.records import CleanedStorage, DiskUse, KeptFile, StorageUse, UnusedFile
 from studio.settings import Settings
 
 NOUNS = ("datasets", "runs", "adapters", "exports", "models", "cache")
@@ -33,7 +33,6 @@ WHY = {
     "cache": "left by something that was cut short",
 }
 CHECKPOINTS = "checkpoints of a job that has succeeded: its adapter is kept elsewhere"
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,11 @@ class Leftover:
     bytes: int
     why: str
 
-    def as_json(self) -> Json:
-        return {"noun": self.noun, "path": str(self.path), "bytes": self.bytes, "why": self.why}
+    def record(self) -> UnusedFile:
+        return UnusedFile(noun=self.noun, path=str(self.path), bytes=self.bytes, why=self.why)
+
+    def kept(self, problem: str) -> KeptFile:
+        return KeptFile(noun=self.noun, path=str(self.path), bytes=self.bytes, why=self.why, problem=problem)
 
 
 class StorageService:
@@ -56,36 +58,39 @@ class StorageService:
         self.settings = settings
         self.db = db
 
-    def show(self) -> Json:
-        """{"nouns": [{"noun", "bytes", "unused_bytes"}], "free_bytes", "unused": [{"noun", "path", "bytes", "why"}], "unused_bytes"}."""
+    def show(self) -> StorageUse:
         unused = list(self._leftovers())
         asides = sum(size(path) for path in self.settings.home.glob(f"{BEFORE}-*"))
-        nouns = [
-            {"noun": noun, "bytes": size(self.settings.home / noun), "unused_bytes": sum(one.bytes for one in unused if one.noun == noun)}
-            for noun in NOUNS
-        ]
-        nouns += [{"noun": BEFORE, "bytes": asides, "unused_bytes": 0}] if asides else []
-        return {
-            "nouns": nouns,
-            "free_bytes": shutil.disk_usage(self.settings.home).free,
-            "unused": [one.as_json() for one in unused],
-            "unused_bytes": sum(one.bytes for one in unused),
-        }
+        nouns = [self._disk_use(noun, unused) for noun in NOUNS]
+        if asides:
+            nouns.append(DiskUse(noun=BEFORE, bytes=asides, unused_bytes=0))
+        return StorageUse(
+            nouns=nouns,
+            free_bytes=shutil.disk_usage(self.settings.home).free,
+            unused=[one.record() for one in unused],
+            unused_bytes=sum(one.bytes for one in unused),
+        )
 
-    def clean(self) -> Json:
-        """Delete what nothing refers to: {"deleted": […], "freed_bytes", "kept": [what could not be deleted]}."""
-        deleted, kept = [], []
+    def _disk_use(self, noun: str, unused: list[Leftover]) -> DiskUse:
+        of_noun = sum(one.bytes for one in unused if one.noun == noun)
+        return DiskUse(noun=noun, bytes=size(self.settings.home / noun), unused_bytes=of_noun)
+
+    def clean(self) -> CleanedStorage:
+        """Delete what nothing refers to. Raises StudioError where nothing of it can be deleted."""
+        deleted: list[UnusedFile] = []
+        kept: list[KeptFile] = []
         for one in list(self._leftovers()):
             if one.path not in {again.path for again in self._leftovers(one.noun)}:
                 continue
             try:
                 _delete(one.path)
-                deleted.append(one.as_json())
+                deleted.append(one.record())
             except OSError as exc:
-                kept.append({**one.as_json(), "problem": exc.strerror or type(exc).__name__})
+                kept.append(one.kept(exc.strerror or type(exc).__name__))
         if kept and not deleted:
-            raise StudioError(f"{kept[0]['path']} can't be deleted ({kept[0]['problem']}).", "Give this user the right to it.")
-        return {"deleted": deleted, "freed_bytes": sum(one["bytes"] for one in deleted), "kept": kept}
+            problem = f"{kept[0].path} can't be deleted ({kept[0].problem})."
+            raise StudioError(problem, "Give this user the right to it.")
+        return CleanedStorage(deleted=deleted, freed_bytes=sum(one.bytes for one in deleted), kept=kept)
 
     def _leftovers(self, noun: str = "") -> Iterator[Leftover]:
         used, finished = self._used()

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from studio import processes
 from studio.catalogue import hardware
 from studio.db.session import Database
+from studio.records import DoctorCheck, DoctorReport, PageHealth, PageState
+from studio.running import health, running
 from studio.services.jobs import JobService
 from studio.services.models import STARTER, ModelService
 from studio.settings import Settings
@@ -25,6 +29,8 @@ GIB = 1024**3
 LOW_DISK_BYTES, LOW_MEMORY_BYTES = 5 * GIB, 4 * GIB
 HUB = "https://huggingface.co"
 ENGINE_STALE_S = 1.0
+TRIAL_S = 120
+PAGE_FIX = "STUDIO_HOME/logs/web.log says where. Where files of the studio are missing or changed, install it again."
 # what a look at the installed package can't tell: does it load, and does it compute here?
 BITSANDBYTES_TRIAL = """
 import torch, bitsandbytes.functional as F
@@ -35,8 +41,6 @@ error = (F.dequantize_4bit(packed, state) - weights).abs().mean().item()
 assert error < 0.1, error
 print(torch.cuda.get_device_name() if device == "cuda" else "CPU")
 """
-
-Check = dict[str, Any]
 
 
 class SystemService:
@@ -49,6 +53,7 @@ class SystemService:
         self.jobs = jobs
         self._engine: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._asking = threading.Lock()
+        self._page_health: Callable[[], PageHealth] | None = None
 
     def strip(self) -> dict[str, Any]:
         """{"device", "memory": texts, "device_kind", "memory_bytes", "used_bytes", "running": [job], "queued", "queue_eta_s", "engine"}."""
@@ -85,14 +90,33 @@ class SystemService:
         except (httpx.HTTPError, ValueError):
             return nothing
 
-    def doctor(self, *, thorough: bool = False) -> dict[str, Any]:
-        """{"checks": [{"name", "ok", "detail", "fix"}]}. `thorough` tries bitsandbytes (seconds) and the hub (leaves this machine)."""
+    def doctor(self, *, thorough: bool = False) -> DoctorReport:
+        """`thorough` tries bitsandbytes and, where no studio runs, the page (seconds), and the hub (leaves this machine)."""
         checks = [_python(), _torch(), _device(), _memory(), self._disk(), self._home(), self._starter()]
-        checks += [_bitsandbytes_trial() if thorough else _bitsandbytes()]
-        checks += [_hub(self.settings.hub_offline)] if thorough else []
-        return {"checks": [*checks, _platform()]}
+        if thorough:
+            checks += [_bitsandbytes_trial(), self._page() or _page_trial(), _hub(self.settings.hub_offline)]
+        else:
+            checks += [_bitsandbytes(), self._page() or _check("page", True, "no studio runs here now")]
+        return DoctorReport(checks=[*checks, _platform()])
 
-    def _disk(self) -> Check:
+    def watch_page(self, health: Callable[[], PageHealth]) -> None:
+        """`health` is the page of this process. Without one, the page of the studio that runs in this STUDIO_HOME is asked."""
+        self._page_health = health
+
+    def _page(self) -> DoctorCheck | None:
+        """The page of this process, or of the studio that runs here; None where none runs."""
+        if self._page_health is not None:
+            return _page_check(self._page_health(), "this page")
+        found = running(self.settings)
+        if found is None:
+            return None
+        answer = health(found.url)
+        if answer is None:
+            fix = "Wait a minute; if it stays so, stop it and start it again with `studio up`."
+            return _check("page", False, f"the studio at {found.url} does not answer", fix)
+        return _page_check(PageHealth(state=answer.page, reason=answer.reason or ""), found.url)
+
+    def _disk(self) -> DoctorCheck:
         free = shutil.disk_usage(self.settings.home).free
         nouns = ("datasets", "runs", "adapters", "exports", "models", "cache")
         used = ", ".join(f"{noun} {_size(self.settings.home / noun)}" for noun in nouns)
@@ -103,32 +127,56 @@ class SystemService:
             "Free some space: a run keeps two checkpoints beside its adapter.",
         )
 
-    def _home(self) -> Check:
+    def _home(self) -> DoctorCheck:
         is_writable = os.access(self.settings.home, os.W_OK | os.X_OK)
         return _check("home", is_writable, str(self.settings.home), "Make this folder writable, or set STUDIO_HOME to another one.")
 
-    def _starter(self) -> Check:
+    def _starter(self) -> DoctorCheck:
         starter = self.models.show(STARTER)
         size = f"{starter['parameters'] / 1e6:.2f} million parameters"
         return _check("starter model", starter["loadable"], size if starter["loadable"] else starter["reason"], "Install the studio again.")
 
 
-def _check(name: str, ok: bool, detail: str, fix: str = "") -> Check:
-    return {"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
+def _check(name: str, ok: bool, detail: str, fix: str = "") -> DoctorCheck:
+    return DoctorCheck(name=name, ok=ok, detail=detail, fix="" if ok else fix)
 
 
-def _python() -> Check:
+def _page_check(page: PageHealth, where: str) -> DoctorCheck:
+    if page.state == PageState.FAILED:
+        return _check("page", False, f"it can't be built: {page.reason}", PAGE_FIX)
+    if page.state == PageState.STARTING:
+        return _check("page", True, f"{where} is being built")
+    return _check("page", True, f"{where} is ready")
+
+
+def _page_trial() -> DoctorCheck:
+    """Build the page in a process of its own: gradio takes seconds to import, and this process needs none of it."""
+    try:
+        command = processes.module_command("studio.web", "--try-page")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return _check("page", False, f"it was not built within {TRIAL_S} s", "Run the doctor again when the machine is less busy.")
+    if done.returncode == 0:
+        return _check("page", True, "it can be built; no studio runs here now")
+    return _page_check(PageHealth(state=PageState.FAILED, reason=_last_line(done.stderr)), "")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1][:200]
+
+
+def _python() -> DoctorCheck:
     return _check(
         "python", sys.version_info >= (3, 11), f"{platform.python_version()} at {sys.executable}", "Install Python 3.11 or later."
     )
 
 
-def _torch() -> Check:
+def _torch() -> DoctorCheck:
     version = hardware.torch_version()
     return _check("torch", bool(version), version or "not installed", "Run `make install`.")
 
 
-def _device() -> Check:
+def _device() -> DoctorCheck:
     found = hardware.devices()
     detail = "; ".join(f"{device.name}, {_text(device.memory_bytes)}" for device in found)
     if found[0].kind == "cpu":
@@ -138,7 +186,7 @@ def _device() -> Check:
     return _check("device", True, detail)
 
 
-def _memory() -> Check:
+def _memory() -> DoctorCheck:
     memory = hardware.memory()
     detail = f"{_text(memory.free_bytes)} free of {_text(memory.total_bytes)}"
     return _check(
@@ -146,24 +194,26 @@ def _memory() -> Check:
     )
 
 
-def _bitsandbytes() -> Check:
+def _bitsandbytes() -> DoctorCheck:
     try:
         return _check("bitsandbytes", True, metadata.version("bitsandbytes"))
     except metadata.PackageNotFoundError:
         return _check("bitsandbytes", False, "not installed", "Run `make install`; without it only the recipe lora-sft works.")
 
 
-def _bitsandbytes_trial() -> Check:
+def _bitsandbytes_trial() -> DoctorCheck:
     """Quantise and restore a small matrix in a process of its own: this one stays free of torch."""
     try:
         command = [sys.executable, "-P", "-c", BITSANDBYTES_TRIAL]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return _check("bitsandbytes", False, "4-bit trial did not end within 120 s", "Run the doctor again when the machine is less busy.")
-    version = _bitsandbytes()["detail"]
+        return _check(
+            "bitsandbytes", False, f"4-bit trial did not end within {TRIAL_S} s", "Run the doctor again when the machine is less busy."
+        )
+    version = _bitsandbytes().detail
     if done.returncode == 0:
         return _check("bitsandbytes", True, f"{version}, 4-bit NF4 computes on {done.stdout.strip()}")
-    why = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    why = _last_line(done.stderr)
     return _check(
         "bitsandbytes",
         False,
@@ -172,7 +222,7 @@ def _bitsandbytes_trial() -> Check:
     )
 
 
-def _hub(is_offline: bool) -> Check:
+def _hub(is_offline: bool) -> DoctorCheck:
     if is_offline:
         return _check(
             "hub", False, "HF_HUB_OFFLINE=1 is set, so nothing is fetched", "Only hub: names need it; unset HF_HUB_OFFLINE to use them."
@@ -186,7 +236,7 @@ def _hub(is_offline: bool) -> Check:
     return _check("hub", True, f"{HUB} answers; asked only for hub: names")
 
 
-def _platform() -> Check:
+def _platform() -> DoctorCheck:
     name = f"{platform.system()} {platform.release()}, {platform.machine()}"
     if sys.platform == "linux":
         return _check("platform", True, name)

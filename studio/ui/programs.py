@@ -38,8 +38,8 @@ class ProgramsPiece:
 
     def create(self, name: str) -> dict[Any, Any]:
         made = self._studio.keys.create(name)
-        return {self.panel: self.look(made["key"]), self.name: ""}
+        return {self.panel: self.look(made.key), self.name: ""}
 
     def take_back(self, event: gr.EventData) -> dict[Any, Any]:
         gone = self._studio.keys.delete(str(event._data["id"]))
-        return {self.panel: self.look(), self.notice: pieces.said(f"The key {gone['name']} is refused from now on.")}
+        return {self.panel: self.look(), self.notice: pieces.said(f"The key {gone.name} is refused from now on.")}

@@ -53,9 +53,9 @@ class StartTab:
         self.own.click(lambda: go("data"), outputs=[tabs], **QUIET)
 
     def examine(self) -> str:
-        checks = self._studio.system.doctor()["checks"]
-        troubles = [check for check in checks if not check["ok"]]
-        fine = [check for check in checks if check["ok"]]
+        checks = self._studio.system.doctor().checks
+        troubles = [check for check in checks if not check.ok]
+        fine = [check for check in checks if check.ok]
         return pieces.piece("doctor", checks=troubles + fine, troubles=len(troubles))
 
     def tick(self, tab: str, shown: str) -> Any:

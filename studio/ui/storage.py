@@ -33,11 +33,11 @@ class StoragePiece:
         found = self._storage.show()
         return pieces.piece(
             "storage",
-            nouns=[one for one in found["nouns"] if one["bytes"]],
-            free=found["free_bytes"],
-            unused=[{**one, "place": "/".join(one["path"].split("/")[-2:])} for one in found["unused"][:SHOWN]],
-            more=max(len(found["unused"]) - SHOWN, 0),
-            unused_bytes=found["unused_bytes"],
+            nouns=[one for one in found.nouns if one.bytes],
+            free=found.free_bytes,
+            unused=[{**one.model_dump(), "place": "/".join(one.path.split("/")[-2:])} for one in found.unused[:SHOWN]],
+            more=max(len(found.unused) - SHOWN, 0),
+            unused_bytes=found.unused_bytes,
             asks=asks,
         )
 
@@ -47,6 +47,6 @@ class StoragePiece:
                 return {self.panel: self.draw(asks=True)}
             case "delete":
                 done = self._storage.clean()
-                said = f"{words.count(len(done['deleted']), 'thing')} deleted, {words.size(done['freed_bytes'])} freed."
+                said = f"{words.count(len(done.deleted), 'thing')} deleted, {words.size(done.freed_bytes)} freed."
                 return {self.notice: pieces.said(said), self.panel: self.draw()}
         return {self.panel: self.draw()}

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from studio import lifeline, settings, supervisor
+from studio import children, lifeline, settings, supervisor
 from tests.servers import Server, clean_environment, free_port, studio
 
 STUBBORN = """
@@ -36,7 +36,7 @@ def until(condition: Callable[[], object], limit_s: float = 60.0) -> float:
     return time.monotonic() - started
 
 
-def children(server: Server) -> dict[str, psutil.Process]:
+def children_of(server: Server) -> dict[str, psutil.Process]:
     """The living children of `studio up` by what they run."""
     found = {}
     for process in psutil.Process(server.process.pid).children():
@@ -46,7 +46,7 @@ def children(server: Server) -> dict[str, psutil.Process]:
 
 
 def all_there(server: Server) -> bool:
-    return set(children(server)) == {"studio.web", "studio.engine.server", "jobs.worker --queue gpu", "jobs.worker --queue light"}
+    return set(children_of(server)) == {"studio.web", "studio.engine.server", "jobs.worker --queue gpu", "jobs.worker --queue light"}
 
 
 def family(server: Server) -> list[psutil.Process]:
@@ -78,13 +78,13 @@ def test_one_studio_from_its_url_to_its_end(tmp_path: Path) -> None:
         second = up(home, "--port", "0")
         assert second.returncode == 1 and server.url in second.stderr and len(second.stderr.splitlines()) == 1
 
-        before = children(server)
+        before = children_of(server)
         for process in before.values():
             process.kill()
         # the port stays ours: a caller waits for the new page instead of being refused
         assert httpx.get(f"{server.url}/health", trust_env=False, timeout=60).json()["status"] == "ok"
         until(lambda: all_there(server))
-        assert not {p.pid for p in before.values()} & {p.pid for p in children(server).values()}
+        assert not {p.pid for p in before.values()} & {p.pid for p in children_of(server).values()}
 
         everyone = family(server)
         server.process.send_signal(signal.SIGTERM)
@@ -132,25 +132,25 @@ def test_a_home_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and "STUDIO_HOME" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def child(tmp_path: Path, source: str) -> supervisor.Child:
+def child(tmp_path: Path, source: str) -> children.ChildProcess:
     (tmp_path / "stubborn.py").write_text(source)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    return supervisor.Child("stubborn", ["stubborn"], environment, tmp_path)
+    return children.ChildProcess("stubborn", ["stubborn"], environment, tmp_path)
 
 
 def test_what_ignores_its_end_is_killed_with_all_it_started(tmp_path: Path) -> None:
-    kept = supervisor.Children(print)
+    kept = children.Children(print)
     pid = kept.start(child(tmp_path, STUBBORN)).pid
     until(lambda: psutil.Process(pid).children())
     everyone = [psutil.Process(pid), *psutil.Process(pid).children()]
     started = time.monotonic()
     kept.stop()
-    assert supervisor.GRACE_S <= time.monotonic() - started < 10
+    assert children.GRACE_S <= time.monotonic() - started < 10
     assert not [p for p in everyone if runs(p)]
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
-    kept = supervisor.Children(print)
+    kept = children.Children(print)
     pid = kept.start(child(tmp_path, STUBBORN)).pid
     until(lambda: psutil.Process(pid).children())
     started = time.monotonic()
@@ -159,31 +159,72 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_what_dies_at_each_start_is_left_out_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(children, "FIRST_BACKOFF_S", 0.001)
     said: list[str] = []
-    kept = supervisor.Children(said.append)
+    kept = children.Children(said.append)
     started = kept.start(child(tmp_path, "print('x'); raise SystemExit(5)"))
     until(lambda: (kept.tend(), started.is_given_up)[1])
-    assert (tmp_path / "stubborn.log").read_text() == "x\n" * (1 + supervisor.MAX_QUICK_DEATHS)
+    assert (tmp_path / "stubborn.log").read_text() == "x\n" * (1 + children.MAX_QUICK_DEATHS)
     assert len(said) == 1 and "exit 5" in said[0] and "stubborn.log" in said[0]
 
 
 def test_what_is_killed_is_started_again_however_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.0)
-    kept = supervisor.Children(print)
+    monkeypatch.setattr(children, "FIRST_BACKOFF_S", 0.0)
+    kept = children.Children(print)
     started = kept.start(child(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     seen: set[int] = set()
-    until(lambda: (kept.tend(), seen.add(started._process.pid), len(seen) > supervisor.MAX_QUICK_DEATHS + 2)[2])  # type: ignore[func-returns-value, union-attr]
+    until(lambda: (kept.tend(), seen.add(started._process.pid), len(seen) > children.MAX_QUICK_DEATHS + 2)[2])  # type: ignore[func-returns-value, union-attr]
     assert not started.is_given_up
     kept.stop()
 
 
 def test_what_can_not_work_is_not_tried_again(tmp_path: Path) -> None:
     said: list[str] = []
-    kept = supervisor.Children(said.append)
+    kept = children.Children(said.append)
     started = kept.start(child(tmp_path, f"print('Set it right.'); raise SystemExit({lifeline.EXIT_MUST_CHANGE})"))
     until(lambda: (kept.tend(), started.is_given_up)[1])
     assert said == ["Set it right."]
+
+
+TALKER = """
+import sys, time
+from studio import lifeline
+lifeline.end_with_parent()
+for number in range(3000):
+    print(f"{number:06d} " + "x" * 40, flush=True)
+    time.sleep(0.0003)
+print("end", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_log_rotates_while_it_is_written_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "MAX_LOG_BYTES", 20_000)
+    kept = children.Children(print)
+    started = kept.start(child(tmp_path, TALKER))
+    log, old = started.log, tmp_path / "stubborn.old.log"
+    rotated: list[str] = []  # each old log before the next one takes its place
+
+    def look() -> bool:
+        if old.exists() and log.stat().st_size > children.MAX_LOG_BYTES:
+            rotated.append(old.read_text())
+        kept.tend()
+        return "end" in log.read_text()
+
+    pid = started.pid
+    until(look)
+    kept.stop()
+    lines = "".join([*rotated, old.read_text(), log.read_text()]).splitlines()
+    assert [line[:6] for line in lines] == [f"{number:06d}" for number in range(3000)] + ["end"]
+    assert len(rotated) >= 2 and pid is not None and started.exit_code is not None
+    assert {path.name for path in tmp_path.glob("*.log")} == {"stubborn.log", "stubborn.old.log"}
+
+
+def test_the_last_words_are_found_in_a_log_that_was_rotated_just_before(tmp_path: Path) -> None:
+    talker = child(tmp_path, "")
+    (tmp_path / "stubborn.old.log").write_text("first\nSet it right.\n")
+    talker.log.touch()
+    assert talker.last_words() == "Set it right."
 
 
 def test_a_stale_studio_json_is_no_running_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,7 +333,8 @@ def test_the_schema_and_its_page_are_our_own(client: httpx.Client) -> None:
 
 
 def test_health_and_status_say_what_the_engine_does(client: httpx.Client) -> None:
-    assert client.get("/health").json() == {"status": "ok", "version": "0.1.0", "engine": "ready"}
+    assert client.get("/").status_code == 200  # waits until the page is built
+    assert client.get("/health").json() == {"status": "ok", "version": "0.1.0", "engine": "ready", "page": "ready"}
     status = client.get("/api/status").json()
     assert status["engine"]["ok"] and status["queued"] >= 0 and status["device"] and " of " in status["memory"]
 

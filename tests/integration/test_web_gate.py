@@ -161,7 +161,7 @@ def test_no_route_is_open_to_a_stranger(stranger: httpx.Client, method: str, pat
 
 
 def test_health_is_open_and_says_little(stranger: httpx.Client) -> None:
-    assert set(stranger.get("/health").json()) == {"status", "version", "engine"}
+    assert set(stranger.get("/health").json()) == {"status", "version", "engine", "page"}
 
 
 @pytest.mark.parametrize("host", ["x/health?", "x/health#", "127.0.0.1/health?x=", "x\\health"])

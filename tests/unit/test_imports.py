@@ -39,6 +39,7 @@ LEVELS = {
     "studio.settings": 1,
     "studio.types": 1,
     "studio.records": 1,
+    "studio.running": 1,
     "studio": 0,
 }
 TRAINER_MAY_IMPORT = (

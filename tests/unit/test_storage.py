@@ -48,12 +48,12 @@ def test_only_what_nothing_refers_to_is_deleted(studio: Studio, tmp_path: Path) 
     working = old(settings.runs / "by-hand")
     with subprocess.Popen([sys.executable, "-c", "input()"], cwd=working, stdin=subprocess.PIPE) as process:
         found = studio.storage.show()
-        assert {one["path"] for one in found["unused"]} == {str(path) for path in [*lost, done]}
-        assert found["unused_bytes"] == 25
-        assert next(noun for noun in found["nouns"] if noun["noun"] == "runs")["bytes"] == 20
+        assert {one.path for one in found.unused} == {str(path) for path in [*lost, done]}
+        assert found.unused_bytes == 25
+        assert next(use for use in found.nouns if use.noun == "runs").bytes == 20
         cleaned = studio.storage.clean()
         process.communicate(b"\n")
-    assert (cleaned["freed_bytes"], len(cleaned["deleted"]), cleaned["kept"]) == (25, 5, [])
+    assert (cleaned.freed_bytes, len(cleaned.deleted), cleaned.kept) == (25, 5, [])
     assert not any(path.exists() for path in [*lost, done])
     assert all((path / "file").exists() for path in [*kept, outside, working]) and (settings.datasets / "new").exists()
     assert not list(settings.home.rglob(".gone-*"))
