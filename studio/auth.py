@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import html
 import ipaddress
 import json
 import os
@@ -16,10 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from string import Template
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -42,6 +41,8 @@ CONTENT_SECURITY_POLICY = (
     "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 
+_templates = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
 
 class Gate:
     """ASGI middleware. `is_api_key` says whether a bearer's text is a key that was made in the studio."""
@@ -52,7 +53,9 @@ class Gate:
         self.login = Login(settings)
         self.is_api_key = is_api_key
         self.failures = Failures()
-        self.policy = CONTENT_SECURITY_POLICY + (" https://huggingface.co" if settings.space_host else "")
+        self.policy = CONTENT_SECURITY_POLICY
+        if settings.space_host:  # shown inside a page of the hub
+            self.policy += " https://huggingface.co"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,8 +104,9 @@ class Gate:
         return parts.hostname in self.settings.allowed_hosts or parts.hostname == self.settings.space_host
 
     def _limit(self, request: Request) -> int:
-        is_upload = request.headers.get("content-type", "").startswith("multipart/form-data")
-        return self.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if is_upload else min(MAX_BODY_BYTES, self.settings.max_upload_bytes)
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return self.settings.max_upload_bytes + FORM_OVERHEAD_BYTES
+        return min(MAX_BODY_BYTES, self.settings.max_upload_bytes)
 
     def _limited(self, request: Request, receive: Receive) -> Receive:
         """Count the body as it comes: a chunked request names no length."""
@@ -126,29 +130,34 @@ class Gate:
         if self.login.is_session(request.cookies.get(self.login.cookie, "")):
             return self._leave(request, path)
         bearer = request.headers.get("authorization", "").partition(" ")[2].strip()
-        link = "" if bearer else request.query_params.get("token", "")
+        link = request.query_params.get("token", "")
         is_form = path == "/login" and request.method == "POST"
         if not (bearer or link or is_form):
             return self._ask(request, path)
-        client = request.client.host if request.client else ""
+        client, _ = request.scope.get("client") or ("", 0)
         if wait_s := self.failures.wait_s(client):
             return too_many_failures(wait_s)
-        if bearer and await self._is_key(bearer):
-            return None
+        if bearer:
+            return await self._take_key(bearer, client, path)
         if link and self.login.is_token(link):
             return self._welcome(request, _address(path, [(k, v) for k, v in request.query_params.multi_items() if k != "token"]))
         if is_form and (target := await self._target_of_form(request)):
             return self._welcome(request, target)
         self.failures.add(client)
-        return unauthorised(path) if bearer else self._page(request, "That did not match.")
+        return self._page(request, "That did not match.")
 
-    async def _is_key(self, bearer: str) -> bool:
-        return self.login.is_token(bearer) or await run_in_threadpool(self.is_api_key, bearer)
+    async def _take_key(self, bearer: str, client: str, path: str) -> Response | None:
+        if self.login.is_token(bearer) or await run_in_threadpool(self.is_api_key, bearer):
+            return None
+        self.failures.add(client)
+        return unauthorised(path)
 
     async def _target_of_form(self, request: Request) -> str:
         """Where the form wants to go; "" when its name and password don't match."""
         form = dict(parse_qsl((await _body(request, MAX_FORM_BYTES)).decode("utf-8", "replace")))
-        return own_path(form.get("next", "/")) if self.login.is_person(form.get("name", ""), form.get("password", "")) else ""
+        if not self.login.is_person(form.get("name", ""), form.get("password", "")):
+            return ""
+        return own_path(form.get("next", "/"))
 
     def _ask(self, request: Request, path: str) -> Response:
         if path == "/login":
@@ -156,7 +165,10 @@ class Gate:
         if path.startswith(("/api/", "/v1/")) or "text/html" not in request.headers.get("accept", ""):
             return unauthorised(path)
         here = _address(path, request.query_params.multi_items())
-        return RedirectResponse(_address("/login", [("next", here)] if here != "/" else []), status_code=303)
+        login = "/login"
+        if here != "/":
+            login = _address(login, [("next", here)])
+        return RedirectResponse(login, status_code=303)
 
     def _page(self, request: Request, problem: str = "") -> Response:
         return login_page(own_path(request.query_params.get("next", "/")), asks_name=bool(self.settings.users), problem=problem)
@@ -205,7 +217,9 @@ class Login:
         self.cookie = f"studio_session_{settings.port}"
         # another token or other users end all sessions
         credentials = json.dumps([settings.token, settings.users]).encode()
-        self._key = hmac.digest(_secret(settings.home / "session.secret"), credentials, "sha256") if settings.has_login else b""
+        self._key = b""
+        if settings.has_login:
+            self._key = hmac.digest(_secret(settings.home / "session.secret"), credentials, "sha256")
 
     def is_token(self, token: str) -> bool:
         return bool(self.token) and _same(token, self.token)
@@ -250,8 +264,12 @@ class Failures:
         return max(self._wait(self._all), self._wait(self._seen.get(client, deque(maxlen=1))))
 
     def _wait(self, seen: deque[float]) -> int:
-        left = seen[0] + FAILURE_WINDOW_S - self._clock() if seen and len(seen) == seen.maxlen else 0.0
-        return int(left) + 1 if left > 0 else 0
+        if not seen or len(seen) < (seen.maxlen or 0):
+            return 0
+        left = seen[0] + FAILURE_WINDOW_S - self._clock()
+        if left <= 0:
+            return 0
+        return int(left) + 1
 
 
 def refusal(status: int, message: str, fix: str) -> Response:
@@ -285,19 +303,16 @@ def is_loopback(name: str) -> bool:
 def own_path(target: str) -> str:
     """`target` if it is a path of this site, else "/": a login must not lead to another one."""
     is_own = target.startswith("/") and not target.startswith(("//", "/\\")) and all(32 <= ord(c) < 127 for c in target)
-    return target if is_own and not target.startswith("/login") else "/"
+    if not is_own or target.startswith("/login"):
+        return "/"
+    return target
 
 
 def login_page(target: str, *, asks_name: bool, problem: str = "") -> Response:
     """A page of its own: it must work before anything of the studio is shown."""
-    page = Template((STATIC / "login.html").read_text(encoding="utf-8")).substitute(
-        said=f'<p role="alert">{html.escape(problem)}</p>' if problem else "",
-        target=html.escape(target),
-        name='<label for="name">Name</label>\n<input id="name" name="name" autocomplete="username">' if asks_name else "",
-        label="Password" if asks_name else "Token",
-        hint="" if asks_name else "<p>The token stands in the address that <code>studio up</code> printed, or in STUDIO_TOKEN.</p>",
-    )
-    return HTMLResponse(page, status_code=401 if problem else 200, headers={"Cache-Control": "no-store"})
+    page = _templates.get_template("login.html").render(target=target, asks_name=asks_name, problem=problem)
+    status = 401 if problem else 200
+    return HTMLResponse(page, status_code=status, headers={"Cache-Control": "no-store"})
 
 
 def _secret(path: Path) -> bytes:
@@ -319,7 +334,9 @@ def _secret(path: Path) -> bytes:
 
 
 def _address(path: str, query: list[tuple[str, str]]) -> str:
-    return quote(path) + (f"?{urlencode(query)}" if query else "")
+    if not query:
+        return quote(path)
+    return f"{quote(path)}?{urlencode(query)}"
 
 
 def _same(given: str, expected: str) -> bool:
@@ -334,8 +351,10 @@ def _host_name(host: str) -> str:
 
 
 def _content_length(headers: Headers) -> int:
-    text = headers.get("content-length", "0")
-    return int(text) if text.isdigit() else 0
+    text = headers.get("content-length", "")
+    if not text.isdecimal():
+        return 0
+    return int(text)
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -15,6 +15,7 @@ import gradio as gr
 from jobs import objectives, recipes
 from jobs.config import Option, options, parse_assignments
 from studio.datasets.rendering import TEMPLATE_NAMES
+from studio.ui import pieces
 
 ELSEWHERE = ("base_model",)  # chosen in simple mode, above the form
 # section -> the method or objective that it belongs to; sections not named here are always shown
@@ -45,7 +46,7 @@ class OptionsForm:
             own = list(members)
             key = own[0][0].key.rpartition(".")[0]
             with gr.Column(visible=_is_shown(key, chosen), elem_id=f"section-{key or 'run'}", elem_classes="option-section") as column:
-                gr.HTML(f"<h2>{section or 'Training run'}</h2>", elem_classes="section-title", apply_default_css=False)
+                gr.HTML(pieces.piece("heading", text=section or "Training run"), elem_classes="section-title", apply_default_css=False)
                 with gr.Row(elem_classes="fields"):
                     self.fields += [_field(option, value, _means_something(option.key, chosen)) for option, value in own]
             if key in (*METHODS, *OBJECTIVES):

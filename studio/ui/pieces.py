@@ -78,6 +78,6 @@ def said(message: str, tone: str = "good", fix: str = "") -> str:
     return piece("notice", tone=tone, message=message, fix=fix, items=[])
 
 
-def empty(sentence: str, button: str = "", act: str = "", **data: str) -> str:
+def empty(sentence: str, button: str = "", act: str = "") -> str:
     """An empty state: one sentence and one button that helps."""
-    return piece("empty", sentence=sentence, button=button, act=act, data=data)
+    return piece("empty", sentence=sentence, button=button, act=act)
