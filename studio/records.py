@@ -401,6 +401,82 @@ class KnownBaseModel(Record):
     note: str
 
 
+# before a training: its memory, and what stands against it
+
+
+class MemoryBreakdown(Record):
+    """Predicted bytes on the device at the peak, by what they hold."""
+
+    base_weights: int  # layers that can be quantised
+    full_precision_weights: int  # embeddings, head, norms
+    adapter: int  # what is trained, with its gradients
+    optimizer: int
+    activations: int
+    logits: int  # the output layer
+    overhead: int
+
+
+class MemoryAdvice(Record):
+    """One change that would save memory."""
+
+    change: str  # in words, with the options
+    saves_bytes: int
+    options: dict[str, JsonValue]  # dotted keys
+
+
+class MemoryCorrection(Record):
+    """What past runs like this one on this machine say: measured / predicted."""
+
+    factor: float
+    runs: int
+
+
+class ChatMemory(Record):
+    """The same base model in the chat."""
+
+    bytes: int
+    stays_loaded: bool | None  # beside this training; null where the device is not known
+
+
+class Fit(Record):
+    """Predicted peak memory of one training. On a processor `process_bytes` come on top of it."""
+
+    predicted_bytes: int
+    breakdown: MemoryBreakdown  # adds up to predicted_bytes
+    margin_bytes: int | None  # negative: so much is missing; null where the device is not known
+    fits: bool | None
+    advice: list[MemoryAdvice]  # the greatest saving first
+    device: str  # cuda, cpu
+    room_bytes: int | None  # what a training may take there
+    process_bytes: int  # the imported trainer itself, on a processor
+    paged_bytes: int  # optimizer states that may move to main memory
+    error_bytes: int  # by which the prediction may be off, as measured
+    peak_at: str  # the moment of the peak
+    parameters: int
+    trainable_parameters: int
+    longest_max_length: int | None
+    largest_batch: int | None
+    chat: ChatMemory
+    warnings: list[str]
+    correction: MemoryCorrection
+
+
+class MeasuredMemory(Record):
+    """What a run really took, beside its prediction."""
+
+    measured_bytes: int
+    predicted_bytes: int
+    device: str
+
+
+class Refusal(Record):
+    """One reason why a launch would be refused."""
+
+    message: str
+    fix: str
+    change: dict[str, JsonValue]  # options that remove the reason; empty where a person has to decide
+
+
 # adapters and exports
 
 

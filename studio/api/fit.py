@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from studio.records import Fit, HubModel, KnownBaseModel
 from studio.services import Studio
 
 router = APIRouter(prefix="/api")
@@ -20,21 +21,23 @@ def _studio(request: Request) -> Studio:
 Here = Annotated[Studio, Depends(_studio)]
 
 
-class Question(BaseModel):
-    """A training that somebody thinks of."""
+class PlannedTraining(BaseModel):
+    """A training that a person thinks of."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     base_model: str | None = None
-    model_config_json: dict[str, Any] | None = Field(default=None, description="The content of a config.json, instead of a model's name.")
+    model_config_json: dict[str, JsonValue] | None = Field(
+        default=None, description="The content of a config.json, instead of a model's name."
+    )
     recipe: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     device: Literal["cuda", "cpu"] | None = None
     gpu_gib: float | None = None
 
 
 @router.post("/fit")
-def fit(body: Question, studio: Here) -> dict[str, Any]:
+def fit(body: PlannedTraining, studio: Here) -> Fit:
     """Predicted peak memory of this exact configuration, and what each change would save."""
     return studio.fit.fit(
         base_model=body.base_model,
@@ -47,12 +50,12 @@ def fit(body: Question, studio: Here) -> dict[str, Any]:
 
 
 @router.get("/catalogue")
-def catalogue(studio: Here) -> list[dict[str, Any]]:
+def catalogue(studio: Here) -> list[KnownBaseModel]:
     """Base models that people use, each with what is known about it and whether it fits here."""
     return studio.known.list()
 
 
 @router.get("/catalogue/search")
-def search(studio: Here, query: str) -> list[dict[str, Any]]:
+def search(studio: Here, query: str) -> list[HubModel]:
     """Text generation models of the hub; needs the network."""
     return studio.known.search(query)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from studio.api.rest import Body, Here, Json
+from studio.api.rest import Body, Here
 from studio.catalogue import compatibility
 from studio.catalogue.compatibility import MethodTable
+from studio.records import Refusal
 
 router = APIRouter(prefix="/api")
 
@@ -18,7 +19,7 @@ class Launch(Body):
     data: str | None = None
     base_model: str | None = None
     recipe: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict, description="Dotted options of a job.")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="Dotted options of a job.")
 
 
 @router.get("/methods")
@@ -28,6 +29,6 @@ def list_methods(device: Literal["auto", "cuda", "cpu"] = "auto") -> MethodTable
 
 
 @router.post("/jobs/check")
-def check_launch(body: Launch, studio: Here) -> list[Json]:
-    """Every reason why this launch would be refused, with the change that mends it; [] where there is none."""
+def check_launch(body: Launch, studio: Here) -> list[Refusal]:
+    """Every reason why this launch would be refused, with the change that removes it; [] where there is none."""
     return studio.jobs.launcher.refusals(body.data, body.base_model, body.recipe, body.options)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, show
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.records import Fit
 
 GIB = 1024**3
 WORDS = {
@@ -47,22 +50,32 @@ def fit(
     show(found, json, _text(found))
 
 
-def _text(found: dict[str, Any]) -> str:
-    lines = [f"{found['predicted_bytes'] / GIB:.2f} GiB at its peak ({found['peak_at']}), on {found['device']}; {_verdict(found)}"]
-    lines += [f"  {WORDS[name]:<36}{value / GIB:8.2f} GiB" for name, value in found["breakdown"].items()]
-    if found["process_bytes"]:
-        lines.append(f"  {'beside it, the program itself':<36}{found['process_bytes'] / GIB:8.2f} GiB")
-    if found["paged_bytes"]:
-        lines.append(f"  {'in main memory where the GPU is full':<36}{found['paged_bytes'] / GIB:8.2f} GiB")
-    if found["advice"]:
-        lines += ["What would save memory:", *(f"  {one['saves_bytes'] / GIB:8.2f} GiB  {one['change']}" for one in found["advice"])]
-    if found["room_bytes"] is not None:
-        lines.append(f"Fits up to max_length {found['longest_max_length']:,}, or up to {found['largest_batch']:,} rows at once.")
-    return "\n".join([*lines, *(f"Note: {warning}" for warning in found["warnings"])])
+def _text(found: Fit) -> str:
+    lines = [f"{_gib(found.predicted_bytes)} GiB at its peak ({found.peak_at}), on {found.device}; {_verdict(found)}"]
+    lines += [_line(WORDS[name], value) for name, value in found.breakdown]
+    if found.process_bytes:
+        lines.append(_line("beside it, the program itself", found.process_bytes))
+    if found.paged_bytes:
+        lines.append(_line("in main memory where the GPU is full", found.paged_bytes))
+    if found.advice:
+        lines += ["What would save memory:", *(f"  {_gib(one.saves_bytes):>8} GiB  {one.change}" for one in found.advice)]
+    if found.room_bytes is not None:
+        lines.append(f"Fits up to max_length {found.longest_max_length:,}, or up to {found.largest_batch:,} rows at once.")
+    return "\n".join([*lines, *(f"Note: {warning}" for warning in found.warnings)])
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    if found["fits"] is None:
-        return "name --gpu-gib to hear whether it fits"
-    margin = abs(found["margin_bytes"]) / GIB
-    return f"it fits, {margin:.2f} GiB to spare" if found["fits"] else f"it does not fit: {margin:.2f} GiB short"
+def _line(words: str, value: int) -> str:
+    return f"  {words:<36}{_gib(value):>8} GiB"
+
+
+def _gib(value: int) -> str:
+    return f"{value / GIB:.2f}"
+
+
+def _verdict(found: Fit) -> str:
+    if found.margin_bytes is None:
+        return "name --gpu-gib to learn whether it fits"
+    margin = _gib(abs(found.margin_bytes))
+    if found.fits:
+        return f"it fits, {margin} GiB to spare"
+    return f"it does not fit: {margin} GiB short"

@@ -5,12 +5,14 @@ Predicts from config.json alone and starts nothing. Knows no torch.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import select
 
 from jobs import config as job_config
@@ -24,6 +26,7 @@ from studio.catalogue.models import read_json
 from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
+from studio.records import ChatMemory, Fit, MeasuredMemory, MemoryAdvice, MemoryBreakdown, MemoryCorrection
 from studio.services.models import ModelService
 from studio.settings import Settings
 
@@ -35,6 +38,7 @@ BOUNDS = (0.7, 1.4)  # a correction beyond these tells of something else
 LONGEST, MOST_ROWS = 131_072, 1024
 SHOWN_ADVICE = 8
 WORTH = 0.01  # of the prediction: smaller savings are no advice
+Change = dict[str, JsonValue]  # options by dotted key
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,13 @@ class Asked:
     config: dict[str, Any]
     job: JobConfig
     device: str
-    room: int | None  # bytes that a training may take; None where nobody knows the device
+    room: int | None  # bytes that a training may take; None where the device is not known
     correction: float = 1.0
 
     def predict(self, **changes: Any) -> Prediction:
-        job = job_config.build(self.job.model_dump(mode="json"), changes) if changes else self.job
+        job = self.job
+        if changes:
+            job = job_config.build(job.model_dump(mode="json"), changes)
         return memory.predict(self.config, job, device=self.device)
 
     def bytes(self, **changes: Any) -> int:
@@ -76,7 +82,7 @@ class FitService:
         options: Mapping[str, Any] | None = None,
         device: str | None = None,
         gpu_gib: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Fit:
         """Predicted peak memory in bytes, its breakdown, margin and advice. Raises StudioError for what can't be read.
 
         On a processor the prediction is what training adds to the imported process; `process_bytes` is that, and the margin counts both.
@@ -85,35 +91,36 @@ class FitService:
         job = job_config.build(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options or {})
         if "max_length" not in (options or {}) and (context := decoder(config).context):  # as a launch cuts rows that nobody asked for
             job = job.model_copy(update={"max_length": min(job.max_length, context)})
-        if gpu_gib is not None and not 0 < gpu_gib <= 100_000:
+        if gpu_gib is None:
+            where = device or memory.device_of(job)
+            factor, runs = self._correction(config, job, where)
+        elif 0 < gpu_gib <= 100_000:
+            where, factor, runs = device or "cuda", 1.0, 0
+        else:
             raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
-        where = device or ("cuda" if gpu_gib is not None else job.device if job.device != "auto" else hardware.devices()[0].kind)
-        correction, runs = self._correction(config, job, where) if gpu_gib is None else (1.0, 0)
-        asked = Asked(config, job, where, _room(where, gpu_gib), correction)
-        return {**_answer(asked), "correction": {"factor": round(correction, 3), "runs": runs}}
+        asked = Asked(config, job, where, _room(where, gpu_gib), factor)
+        return _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
 
-    def measured(self, job_id: str) -> dict[str, Any] | None:
-        """{"measured_bytes", "predicted_bytes", "device"} of a run that has reported its peak; None for others."""
+    def measured(self, job_id: str) -> MeasuredMemory | None:
+        """What a run took that has reported its peak; None for others."""
         with self.db.read() as session:
             job = session.get(JobRow, job_id)
-            found = _measure(job) if job else None
-        if found is None:
-            return None
-        measured, predicted, device = found
-        return {"measured_bytes": measured, "predicted_bytes": predicted, "device": device}
+            if job is None:
+                return None
+            return _measure(job)
 
     def methods_that_fit(self, config: Mapping[str, Any]) -> dict[str, bool | None]:
         """Recipe name -> whether it fits here with its own options; None where that can't be told."""
         where = hardware.devices()[0].kind
         room = _room(where, None)
         found: dict[str, bool | None] = {}
-        for name in ("qlora-sft", "lora-sft", "full"):
-            layer = {"method": "full"} if name == "full" else dict(recipes.get(name).options)
-            small = {"per_device_train_batch_size": 1, "gradient_checkpointing": True, "per_device_eval_batch_size": 1}
-            try:
-                found[name] = Asked(dict(config), job_config.build(layer, small), where, room).fits() if room else None
-            except StudioError:
-                found[name] = None
+        layers = {name: recipes.get(name).options for name in ("qlora-sft", "lora-sft")} | {"full": {"method": "full"}}
+        small = {"per_device_train_batch_size": 1, "gradient_checkpointing": True, "per_device_eval_batch_size": 1}
+        for name, layer in layers.items():
+            found[name] = None
+            with contextlib.suppress(StudioError):
+                if room:
+                    found[name] = Asked(dict(config), job_config.build(layer, small), where, room).fits()
         return found
 
     def recipes_that_fit(self, base_model: str) -> dict[str, bool | None]:
@@ -126,7 +133,9 @@ class FitService:
         if isinstance(model_config, Mapping):
             return dict(model_config)
         if model_config is not None:
-            file = model_config / "config.json" if model_config.is_dir() else model_config
+            file = model_config
+            if file.is_dir():
+                file /= "config.json"
             if not file.is_file():
                 raise StudioError(f"{file} is no file.", "Give a model's config.json, or the folder that holds it.")
             return read_json(file)
@@ -142,8 +151,8 @@ class FitService:
         with self.db.read() as session:
             for past in session.scalars(query):
                 found = _measure(past)
-                if found and found[2] == device and 1 / LIKE <= found[1] / wanted <= LIKE:
-                    ratios.append(found[0] / found[1])
+                if found and found.device == device and 1 / LIKE <= found.predicted_bytes / wanted <= LIKE:
+                    ratios.append(found.measured_bytes / found.predicted_bytes)
                 if len(ratios) == MOST_RUNS:
                     break
         if len(ratios) < LEAST_RUNS:
@@ -151,20 +160,23 @@ class FitService:
         return min(max(statistics.median(ratios), BOUNDS[0]), BOUNDS[1]), len(ratios)
 
 
-def _measure(job: JobRow) -> tuple[int, int, str] | None:
-    """(measured, predicted, device) of one run; the prediction is for the longest row that it really had."""
-    peak = (job.result or {}).get("peak_memory_bytes")
+def _measure(job: JobRow) -> MeasuredMemory | None:
+    """Of one run; the prediction is for the longest row that it really had."""
+    result = job.result or {}
+    peak = result.get("peak_memory_bytes")
     if not isinstance(peak, int) or peak <= 0:
         return None
     try:
         config = JobConfig.model_validate(job.config)
-        longest = (job.result or {}).get("longest_row")
+        longest = result.get("longest_row")
         if isinstance(longest, int) and 8 <= longest < config.max_length and not config.packing:
             config = config.model_copy(update={"max_length": longest})
-        device = str((job.result or {}).get("device") or "cpu")
+        device = str(result.get("device") or "cpu")
         folder = Path(config.model_name_or_path)
         predicted = memory.predict(read_json(folder / "config.json"), config, device=device).total
-        return peak, predicted - (memory.CUDA_CONTEXT if device == "cuda" else 0), device  # torch counts what it allocates itself
+        if device == "cuda":
+            predicted -= memory.CUDA_CONTEXT  # torch counts what it allocates itself
+        return MeasuredMemory(measured_bytes=peak, predicted_bytes=predicted, device=device)
     except (StudioError, ValueError, OSError):
         return None  # its model is gone, or its options were another version's
 
@@ -176,38 +188,44 @@ def _room(device: str, gpu_gib: float | None) -> int | None:
     if device == "cpu":
         return hardware.memory().free_bytes
     here = hardware.devices()[0]
-    return here.memory_bytes if here.kind == "cuda" else None
+    if here.kind != "cuda":
+        return None
+    return here.memory_bytes
 
 
-def _answer(asked: Asked) -> dict[str, Any]:
+def _answer(asked: Asked, correction: MemoryCorrection) -> Fit:
     found = asked.predict()
     parts = {name: round(value * asked.correction) for name, value in found.parts.items()}
     predicted = sum(parts.values())
-    margin = None if asked.room is None else asked.room - predicted - found.process
     model = decoder(asked.config)
-    chat = model.parameters * (2 if asked.device == "cuda" else hardware.cpu_number_bytes())
-    return {
-        "predicted_bytes": predicted,
-        "breakdown": parts,
-        "margin_bytes": margin,
-        "fits": None if margin is None else margin >= 0,
-        "advice": _advice(asked, predicted + found.process),
-        "device": asked.device,
-        "room_bytes": asked.room,
-        "process_bytes": found.process,
-        "paged_bytes": found.paged,
-        "error_bytes": round(ERROR * predicted),
-        "peak_at": found.moment,
-        "parameters": model.parameters,
-        "trainable_parameters": found.trained,
-        "longest_max_length": _largest(lambda n: asked.fits(max_length=n), min(model.context or LONGEST, LONGEST), 64, asked),
-        "largest_batch": _largest(lambda n: asked.fits(per_device_train_batch_size=n), MOST_ROWS, 1, asked),
-        "chat": {"bytes": chat, "stays_loaded": None if margin is None else margin >= chat},
-        "warnings": [*found.notes, *_refusals(asked)],
-    }
+    chat = model.parameters * memory.number_bytes(asked.device)
+    margin = fits = stays_loaded = None
+    if asked.room is not None:
+        margin = asked.room - predicted - found.process
+        fits, stays_loaded = margin >= 0, margin >= chat
+    return Fit(
+        predicted_bytes=predicted,
+        breakdown=MemoryBreakdown(**parts),
+        margin_bytes=margin,
+        fits=fits,
+        advice=_advice(asked, predicted + found.process),
+        device=asked.device,
+        room_bytes=asked.room,
+        process_bytes=found.process,
+        paged_bytes=found.paged,
+        error_bytes=round(ERROR * predicted),
+        peak_at=found.moment,
+        parameters=model.parameters,
+        trainable_parameters=found.trained,
+        longest_max_length=_largest(lambda n: asked.fits(max_length=n), min(model.context or LONGEST, LONGEST), 64, asked),
+        largest_batch=_largest(lambda n: asked.fits(per_device_train_batch_size=n), MOST_ROWS, 1, asked),
+        chat=ChatMemory(bytes=chat, stays_loaded=stays_loaded),
+        warnings=[*found.notes, *_warnings(asked)],
+        correction=correction,
+    )
 
 
-def _refusals(asked: Asked) -> list[str]:
+def _warnings(asked: Asked) -> list[str]:
     """Why a launch of this would be refused; it is predicted all the same."""
     found = [str(conflict) for conflict in conflicts(asked.job, asked.device, text_config(asked.config))]
     if isinstance(asked.config.get("quantization_config"), dict):
@@ -216,22 +234,26 @@ def _refusals(asked: Asked) -> list[str]:
 
 
 def _largest(fits: Callable[[int], bool], most: int, step: int, asked: Asked) -> int | None:
-    """The largest multiple of `step` up to `most` that fits, 0 where none does; None where nobody knows the device."""
+    """The largest multiple of `step` up to `most` that fits, 0 where none does; None where the device is not known."""
     if asked.room is None:
         return None
     low, high = 0, max(most // step, 1)
     while low < high:
         middle = (low + high + 1) // 2
         try:
-            low, high = (middle, high) if fits(middle * step) else (low, middle - 1)
+            does = fits(middle * step)
         except StudioError:
+            does = False
+        if does:
+            low = middle
+        else:
             high = middle - 1
     return low * step
 
 
-def _advice(asked: Asked, predicted: int) -> list[dict[str, Any]]:
-    """Changes that save memory, the greatest first: [{"change", "saves_bytes", "options"}]."""
-    found: list[dict[str, Any]] = []
+def _advice(asked: Asked, predicted: int) -> list[MemoryAdvice]:
+    """Changes that save memory, the greatest first."""
+    found: list[MemoryAdvice] = []
     for words, options in _changes(asked.job):
         try:
             saved = predicted - asked.bytes(**options)
@@ -240,17 +262,24 @@ def _advice(asked: Asked, predicted: int) -> list[dict[str, Any]]:
         stands = {str(conflict) for conflict in conflicts(asked.job, asked.device)}
         changed = job_config.build(asked.job.model_dump(mode="json"), options)
         if saved > WORTH * predicted and {str(conflict) for conflict in conflicts(changed, asked.device)} <= stands:
-            text = ", ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items())
-            found.append({"change": f"{words} ({text})", "saves_bytes": saved, "options": options})
-    return sorted(found, key=lambda one: -one["saves_bytes"])[:SHOWN_ADVICE]
+            text = ", ".join(f"{key}={_text(value)}" for key, value in options.items())
+            found.append(MemoryAdvice(change=f"{words} ({text})", saves_bytes=saved, options=options))
+    return sorted(found, key=lambda one: -one.saves_bytes)[:SHOWN_ADVICE]
 
 
-def _changes(job: JobConfig) -> list[tuple[str, dict[str, Any]]]:
+def _text(value: JsonValue) -> str:
+    """As a person writes it behind --set."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _changes(job: JobConfig) -> list[tuple[str, Change]]:
     """What a person could change, in words and as options; only what is not so already."""
     batch, rows, length = job.per_device_train_batch_size, job.per_device_eval_batch_size, job.max_length
-    four = {"quantization.load_in_4bit": True, "quantization.load_in_8bit": False}
-    smaller = {"per_device_train_batch_size": batch // 2, "gradient_accumulation_steps": job.gradient_accumulation_steps * 2}
-    candidates: list[tuple[bool, str, dict[str, Any]]] = [
+    four: Change = {"quantization.load_in_4bit": True, "quantization.load_in_8bit": False}
+    smaller: Change = {"per_device_train_batch_size": batch // 2, "gradient_accumulation_steps": job.gradient_accumulation_steps * 2}
+    candidates: list[tuple[bool, str, Change]] = [
         (not job.gradient_checkpointing, "Recompute activations", {"gradient_checkpointing": True}),
         (batch > 1, "Half the batch, the same rows per step", smaller),
         (rows > 1, "Evaluate one row at a time", {"per_device_eval_batch_size": 1}),

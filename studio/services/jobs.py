@@ -28,7 +28,7 @@ from studio.services import curves, naming, reports
 from studio.services.datasets import DatasetService
 from studio.services.forecast import Span, forecast
 from studio.services.judged import judged
-from studio.services.launching import Launcher, Plan, Problems, combinations, training, write_run
+from studio.services.launching import Launcher, LaunchProblems, Plan, combinations, training, write_run
 from studio.services.models import ModelService
 from studio.services.scripts import script
 from studio.settings import Settings
@@ -65,11 +65,11 @@ class JobService:
 
         Raises StudioError with every reason at once when the launch can't work; then nothing is queued and no file stays.
         """
-        problems = Problems()
+        problems = LaunchProblems()
         awaited = problems.gather(lambda: self.show(after)["id"]) if after else None
         title = problems.gather(lambda: self._free_name(name, lambda: self.datasets.show(data)["name"]))
         plans = self.launcher.plan(problems, data, base_model, recipe, [options or {}])
-        problems.tell()
+        problems.raise_all()
         assert title is not None
         with self.launcher.jobs(plans) as (job,):
             job.after_id = awaited
@@ -93,12 +93,12 @@ class JobService:
 
         `grid`: dotted key -> list of values. Raises StudioError with every reason; then nothing is queued.
         """
-        problems = Problems()
+        problems = LaunchProblems()
         chosen = problems.gather(lambda: combinations(grid, options or {})) or []
         awaited = problems.gather(lambda: self.show(after)["id"]) if after else None
         title = problems.gather(lambda: self._free_name(name, lambda: f"sweep-{self.datasets.show(data)['name']}"))
         plans = self.launcher.plan(problems, data, base_model, recipe, [{**(options or {}), **one} for one in chosen]) if chosen else []
-        problems.tell()
+        problems.raise_all()
         assert title is not None
         first = plans[0]
         parent = JobRow(
@@ -133,9 +133,9 @@ class JobService:
         kept = RunDir(Path(original.run_dir)).chat_template
         if "chat_template" not in changes and (config.chat_template or "").endswith(".jinja") and kept.is_file():
             config = config.model_copy(update={"chat_template": str(kept)})  # the file it once came from may be gone
-        problems = Problems()
+        problems = LaunchProblems()
         plans = self.launcher.plan(problems, original.dataset_id, model, original.recipe, [config.model_dump(mode="json")])
-        problems.tell()
+        problems.raise_all()
         with self.launcher.jobs(plans) as (job,), self.db.write() as session:
             self._queue(session, job, title, is_given=bool(name))
             lifecycle.note(session, job.id, 0, "cloned", {"from": original.id, "name": original.name, "changes": changes})

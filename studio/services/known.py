@@ -6,22 +6,23 @@ import json
 import subprocess
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from studio import processes
 from studio.catalogue.known import KnownModel, known_models
 from studio.errors import ModelError
+from studio.records import HubModel, KnownBaseModel
 from studio.services.fit import FitService
 from studio.services.models import ModelService
 from studio.settings import Settings
 
 SEARCH_S = 30
-Models = list[dict[str, Any]]  # inside the class, `list` is a use case
+Known = list[KnownBaseModel]  # inside the class, `list` is a use case
+Found = list[HubModel]
 UNCHECKED = "Licence, gate and weights were written down from what is publicly known, and not checked here."
 
 
-def _said(command: Sequence[str]) -> str:
-    """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it tells a child that we are gone."""
+def _output_of(command: Sequence[str]) -> str:
+    """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it says that we have ended."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         timer = threading.Timer(SEARCH_S, child.kill)
         timer.start()
@@ -40,12 +41,12 @@ class KnownService:
         self.models = models
         self.fit = fit
 
-    def list(self) -> Models:
-        """[{"repository", "parameters", "context", "licence", "template", "gated", "weights", "good_for", "refusal", "fits", …}]."""
+    def list(self) -> Known:
+        """In the order of the catalogue."""
         here = {model["name"].lower() for model in self.models.list()}
         return [self._record(model, here) for model in known_models()]
 
-    def search(self, query: str) -> Models:
+    def search(self, query: str) -> Found:
         """Text generation models of the hub by name, the most downloaded first. Raises ModelError without a network."""
         if not (wanted := query.strip()[:100]):
             return []
@@ -53,26 +54,26 @@ class KnownService:
             raise ModelError("This studio is set to stay offline.", "Unset HF_HUB_OFFLINE to search the hub, or add a folder.")
         command = processes.module_command("studio.catalogue.hub", "--search", wanted)
         try:
-            answer = json.loads(_said(command))
+            answer = json.loads(_output_of(command))
         except ValueError:
             answer = {"error": {"message": "The hub gave no answer.", "fix": "Check the network, or add a folder."}}
         if answer.get("error"):
             raise ModelError(answer["error"]["message"], answer["error"]["fix"])
-        return list(answer["models"])
+        return [HubModel.model_validate(model) for model in answer["models"]]
 
-    def _record(self, model: KnownModel, here: set[str]) -> dict[str, Any]:
-        return {
-            "repository": model.repository,
-            "parameters": model.parameters,
-            "context": model.context,
-            "licence": model.licence,
-            "template": model.template,
-            "gated": model.is_gated,
-            "weights": model.weights,
-            "good_for": model.good_for,
-            "refusal": model.refusal,
-            "fits": self.fit.methods_that_fit(model.config),
-            "here": model.repository.rpartition("/")[2].lower() in here,
-            "checked": False,
-            "note": UNCHECKED,
-        }
+    def _record(self, model: KnownModel, here: set[str]) -> KnownBaseModel:
+        return KnownBaseModel(
+            repository=model.repository,
+            parameters=model.parameters,
+            context=model.context,
+            licence=model.licence,
+            template=model.template,
+            gated=model.is_gated,
+            weights=model.weights,
+            good_for=model.good_for,
+            refusal=model.refusal,
+            fits=self.fit.methods_that_fit(model.config),
+            here=model.repository.rpartition("/")[2].lower() in here,
+            checked=False,
+            note=UNCHECKED,
+        )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from jobs import config as job_config
 from jobs import objectives, recipes
@@ -25,6 +25,7 @@ from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
+from studio.records import Refusal
 from studio.services import loggers
 from studio.services.datasets import DatasetService
 from studio.services.models import ModelService
@@ -32,30 +33,40 @@ from studio.settings import Settings
 
 CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 MAX_CHILDREN = 64  # of a sweep
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Problems:
-    """A form shows all its problems at once: each step runs, and what went wrong is told together."""
+class LaunchProblems:
+    """All problems of a form at once: each step runs, and what went wrong is raised together."""
 
     def __init__(self) -> None:
         self.found: list[StudioError] = []
 
-    def gather(self, step: Callable[[], T]) -> T | None:
+    def gather(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """The step's value, or None with its problem kept."""
         try:
-            return step()
+            return step(*args, **kwargs)
         except StudioError as exc:
             self.found.append(exc)
             return None
 
-    def tell(self) -> None:
+    def raise_all(self) -> None:
         """Raises what was found, if anything was."""
         if len(self.found) == 1:
             raise self.found[0]
         if self.found:
             texts = list(dict.fromkeys(str(problem) for problem in self.found))
             raise ConfigError(" ".join(texts), problems=texts)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a launch names, as far as it is known here and can be read."""
+
+    dataset: Mapping[str, Any] | None
+    model: ModelRef | None
+    configs: list[JobConfig]
 
 
 @dataclass(frozen=True)
@@ -82,60 +93,69 @@ class Launcher:
         self.models = models
 
     def plan(
-        self, problems: Problems, data: str, base_model: str | ModelRef, recipe: str | None, layers: Sequence[Mapping[str, Any]]
+        self, problems: LaunchProblems, data: str, base_model: str | ModelRef, recipe: str | None, layers: Sequence[Mapping[str, Any]]
     ) -> list[Plan]:
         """One plan per layer of options; what can't work is in `problems`. Raises NotFoundError for an unknown recipe."""
         chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
-        dataset = problems.gather(lambda: self.datasets.show(data))
-        model = base_model if isinstance(base_model, ModelRef) else problems.gather(lambda: self.models.resolve(base_model, loadable=True))
-        context = inspect_folder(model.path).context if model else None
-        configs = [_built(problems, chosen.options, layer, context) for layer in layers]
-        whole = [config for config in configs if config is not None]
-        if dataset:
-            for config in whole:
-                problems.gather(lambda config=config: check_kind(dataset, config))  # type: ignore[misc]
-                problems.gather(lambda config=config: check_held_out(dataset, config))  # type: ignore[misc]
-                problems.gather(lambda config=config: loggers.check(config))  # type: ignore[misc]
-        for config in whole:
-            problems.found += refusals(config, model)
+        asked = self._check(problems, data, base_model, chosen, layers)
+        dataset, model = asked.dataset, asked.model
         if problems.found or dataset is None or model is None:
             return []
+        decides_recomputing = not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers))
         renderers: dict[tuple[int, str | None], Renderer | None] = {}
         plans = []
-        for config in whole:
+        for config in asked.configs:
             config = config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path)})
-            if not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers)):
+            if decides_recomputing:
                 config = recomputing_where_needed(config, model)
             key = (config.max_length, config.chat_template)
             if key not in renderers:
-                renderers[key] = problems.gather(lambda config=config: self._check_rows(dataset, model, config))  # type: ignore[misc]
+                renderers[key] = problems.gather(self._check_rows, dataset, model, config)
             if (renderer := renderers[key]) is not None:
                 plans.append(Plan(dataset, chosen.name, config, renderer))
         if plans:
-            problems.gather(lambda: self.check_disk([plan.config for plan in plans]))
+            problems.gather(self.check_disk, [plan.config for plan in plans])
         return plans
 
-    def refusals(self, data: str | None, base_model: str | None, recipe: str | None, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What stands against a launch, as far as it shows without looking at rows: [{"message", "fix", "change"}]; [] where nothing does.
-
-        `change`: options that mend it, empty where a person has to decide. What is not chosen yet is not missed.
-        """
-        problems = Problems()
-        dataset = problems.gather(lambda: self.datasets.show(data)) if data else None
-        model = problems.gather(lambda: self.models.resolve(base_model, loadable=True)) if base_model else None
-        context = inspect_folder(model.path).context if model else None
-        chosen = problems.gather(lambda: recipes.get(recipe or recipes.DEFAULT_RECIPE))
-        config = _built(problems, chosen.options, options, context) if chosen else None
-        if config is not None:
-            problems.found += refusals(config, model)
-            if dataset is not None:
-                problems.gather(lambda: check_kind(dataset, config))
-                problems.gather(lambda: check_held_out(dataset, config))
+    def refusals(self, data: str | None, base_model: str | None, recipe: str | None, options: Mapping[str, Any]) -> list[Refusal]:
+        """What stands against a launch, as far as it shows without looking at rows; what is not chosen yet is not missed."""
+        problems = LaunchProblems()
+        chosen = problems.gather(recipes.get, recipe or recipes.DEFAULT_RECIPE)
+        if chosen:
+            self._check(problems, data or None, base_model or None, chosen, [options])
         return [
-            {"message": one, "fix": problem.fix, "change": problem.details.get("change", {})}
+            Refusal(message=one, fix=problem.fix, change=problem.details.get("change", {}))
             for problem in problems.found
             for one in problem.details.get("problems") or [problem.message]
         ]
+
+    def _check(
+        self,
+        problems: LaunchProblems,
+        data: str | None,
+        base_model: str | ModelRef | None,
+        chosen: recipes.Recipe,
+        layers: Sequence[Mapping[str, Any]],
+    ) -> Asked:
+        """Everything that shows without looking at rows; what stands against it is in `problems`."""
+        dataset = model = context = None
+        if data is not None:
+            dataset = problems.gather(self.datasets.show, data)
+        if isinstance(base_model, ModelRef):
+            model = base_model
+        elif base_model is not None:
+            model = problems.gather(self.models.resolve, base_model, loadable=True)
+        if model:
+            context = inspect_folder(model.path).context
+        built = [_built(problems, chosen.options, layer, context) for layer in layers]
+        configs = [config for config in built if config is not None]
+        for config in configs:
+            if dataset:
+                problems.gather(check_kind, dataset, config)
+                problems.gather(check_held_out, dataset, config)
+            problems.gather(loggers.check, config)
+            problems.found += standing_against(config, model)
+        return Asked(dataset, model, configs)
 
     def _check_rows(self, dataset: Mapping[str, Any], model: ModelRef, config: JobConfig) -> Renderer:
         """The renderer of this run; refuses rows that would teach nothing."""
@@ -148,7 +168,7 @@ class Launcher:
             raise ConfigError(
                 f"{share:.0%} of the rows of {dataset['name']} hold no token to learn with max_length={config.max_length} "
                 f"(more than {MAX_ROWS_WITHOUT_LEARNED_TOKEN:.0%} is refused).",
-                f"Set max_length to {max(int(found['p99']), config.max_length)} or more, or mend rows without an answer.",
+                f"Set max_length to {max(int(found['p99']), config.max_length)} or more, or correct rows without an answer.",
             )
         return renderer
 
@@ -189,10 +209,10 @@ class Launcher:
             raise
 
 
-def _built(problems: Problems, recipe: Mapping[str, Any], layer: Mapping[str, Any], context: int | None) -> JobConfig | None:
+def _built(problems: LaunchProblems, recipe: Mapping[str, Any], layer: Mapping[str, Any], context: int | None) -> JobConfig | None:
     """One configuration, as far as it can be read: what is wrong is in `problems`, and the rest can still be judged.
 
-    A row longer than the model's context can't be learned: where nobody asked for so long rows, they are cut.
+    A row longer than the model's context can't be learned: where `layer` sets no max_length, it is at most the context.
     """
     config, problem = job_config.read(recipe, layer)
     if problem is not None:
@@ -202,10 +222,12 @@ def _built(problems: Problems, recipe: Mapping[str, Any], layer: Mapping[str, An
     return config.model_copy(update={"max_length": min(config.max_length, context)})
 
 
-def refusals(config: JobConfig, model: ModelRef | None) -> list[StudioError]:
-    """Every reason why this configuration can't be trained here, each with the change that mends it."""
-    device = config.device if config.device != "auto" else hardware.devices()[0].kind
-    found = compatibility.conflicts(config, device, memory.model_config(model.path) if model else None)
+def standing_against(config: JobConfig, model: ModelRef | None) -> list[ConfigError]:
+    """Every reason why this configuration can't be trained here, each with the change that removes it."""
+    shape = None
+    if model:
+        shape = memory.model_config(model.path)
+    found = compatibility.conflicts(config, memory.device_of(config), shape)
     return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]
 
 
@@ -282,7 +304,8 @@ def combinations(grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) ->
     """Every choice of one value per key, the last key changing fastest. Raises ConfigError naming every problem of the grid."""
     known = {option.key for option in job_config.options()} - {"base_model"}
     problems = [f"{key} is set and varied at once" for key in grid if key in fixed]
-    problems += [f"{key} can't be varied" if key == "base_model" else f"{key} is no option" for key in grid if key not in known]
+    reasons = {"base_model": "base_model can't be varied"}
+    problems += [reasons.get(key, f"{key} is no option") for key in grid if key not in known]
     problems += [f"{key} has no list of values" for key, values in grid.items() if not isinstance(values, (list, tuple)) or not values]
     if not grid:
         problems.append("a sweep varies at least one option")

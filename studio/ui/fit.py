@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import Fit
 from studio.services import Studio
 from studio.ui import pieces
 from studio.ui.handlers import QUIET
@@ -56,18 +57,20 @@ class FitBar:
         """Take one piece of advice: its options go into the fields."""
         shown, number = list(rest), int(event._data["number"])
         found = self._studio.fit.fit(base_model=base_model, recipe=recipe, options=self._form.changed(recipe, shown))
-        if number >= len(found["advice"]):
+        if number >= len(found.advice):
             return shown
-        values = found["advice"][number]["options"]
-        taken = {key: "" if value is None else value for key, value in values.items()}  # as a field shows an empty option
+        taken = dict(found.advice[number].options)
+        for key in (key for key, value in taken.items() if value is None):
+            taken[key] = ""  # as a field shows an empty option
         return [taken.get(option.key, value) for option, value in zip(self._form.options, shown, strict=True)]
 
 
-def bar(found: dict[str, Any]) -> dict[str, Any]:
-    """What the piece shows of a fit: segments as shares of what there is, or of what is needed where that is more."""
-    parts = {**found["breakdown"], "process": found["process_bytes"]}
+def bar(found: Fit) -> dict[str, Any]:
+    """What the template shows of a fit: segments as shares of what there is, or of what is needed where that is more."""
+    parts = {**dict(found.breakdown), "process": found.process_bytes}
     needed = sum(parts.values())
-    whole = max(needed, found["room_bytes"] or 0) or 1
+    room = found.room_bytes or 0
+    whole = max(needed, room) or 1
     return {
         "fit": found,
         "needed": needed,
@@ -76,6 +79,6 @@ def bar(found: dict[str, Any]) -> dict[str, Any]:
             for name, value in parts.items()
             if value
         ],
-        "room_percent": round(100 * found["room_bytes"] / whole, 2) if found["room_bytes"] else None,
-        "advice": found["advice"][:SHOWN_ADVICE],
+        "room_percent": round(100 * room / whole, 2) or None,
+        "advice": found.advice[:SHOWN_ADVICE],
     }

@@ -122,8 +122,8 @@ class ModelsTab:
     def draw_known(self, wanted: str) -> str:
         rows = self._studio.known.list()
         text = wanted.strip().lower()
-        kept = [row for row in rows if text in f"{row['repository']} {row['licence']} {row['good_for']} {row['template']}".lower()]
-        return pieces.piece("known_models", models=[{**row, "fit": _fits(row["fits"])} for row in kept], total=len(rows))
+        kept = [row for row in rows if text in f"{row.repository} {row.licence} {row.good_for} {row.template}".lower()]
+        return pieces.piece("known_models", models=[{**dict(row), "fit": _fits(row.fits)} for row in kept], total=len(rows))
 
     def _card(self, kind: str, name: str) -> str:
         if kind == BASE:

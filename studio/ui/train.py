@@ -12,6 +12,7 @@ import gradio as gr
 
 from jobs import recipes
 from studio.errors import StudioError
+from studio.records import Refusal
 from studio.services import Studio
 from studio.ui import choices, pieces, tokens
 from studio.ui.data_learned import warnings
@@ -140,9 +141,11 @@ class TrainTab:
         """Take the change that a refusal names."""
         number = int(event._data["number"])
         found = self._refusals(data, base_model, recipe, fields)
-        return self.form.with_changes(fields, found[number]["change"] if number < len(found) else {})
+        if number >= len(found):
+            return self.form.with_changes(fields, {})
+        return self.form.with_changes(fields, found[number].change)
 
-    def _refusals(self, data: str | None, base_model: str | None, recipe: str, fields: Sequence[Any]) -> list[dict[str, Any]]:
+    def _refusals(self, data: str | None, base_model: str | None, recipe: str, fields: Sequence[Any]) -> list[Refusal]:
         return self._studio.jobs.launcher.refusals(data, base_model, recipe, self.form.changed(recipe, fields))
 
     def show_rows(self, data: str | None, base_model: str | None, max_length: Any, chat_template: str) -> str:

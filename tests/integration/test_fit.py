@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from studio.catalogue import memory
 from studio.cli import app
 from studio.db.models import JobRow
 from studio.errors import StudioError
@@ -31,24 +33,43 @@ def test_a_qlora_of_8b_fits_8_gib_and_its_advice_is_true(studio: Studio) -> None
     # red when parts don't add up, advice promises another saving than the change brings, or a limit does not hold
     options = {"per_device_train_batch_size": 1, "max_length": 2048, "gradient_checkpointing": True, "per_device_eval_batch_size": 1}
     found = studio.fit.fit(model_config=EIGHT_B, options=options, gpu_gib=8)
-    assert set(found["breakdown"]) == PARTS and sum(found["breakdown"].values()) == found["predicted_bytes"]
-    assert found["fits"] is True and found["margin_bytes"] == 8 * 1024**3 - found["predicted_bytes"]
+    parts = found.breakdown.model_dump()
+    assert set(parts) == PARTS and sum(parts.values()) == found.predicted_bytes
+    assert found.fits is True and found.margin_bytes == 8 * 1024**3 - found.predicted_bytes
     dear = {"per_device_train_batch_size": 8, "max_length": 4096}
     large = studio.fit.fit(model_config=EIGHT_B, options=dear, gpu_gib=24)
-    assert large["fits"] is False and large["advice"]
-    for one in large["advice"]:
-        changed = studio.fit.fit(model_config=EIGHT_B, options={**dear, **one["options"]}, gpu_gib=24)
-        assert large["predicted_bytes"] - changed["predicted_bytes"] == one["saves_bytes"]
-    longest = large["longest_max_length"]
+    assert large.fits is False and large.advice
+    for one in large.advice:
+        changed = studio.fit.fit(model_config=EIGHT_B, options={**dear, **one.options}, gpu_gib=24)
+        assert large.predicted_bytes - changed.predicted_bytes == one.saves_bytes
+    longest = large.longest_max_length
     for length, fits in ((longest, True), (longest + 64, False)):
-        assert studio.fit.fit(model_config=EIGHT_B, options={**dear, "max_length": length}, gpu_gib=24)["fits"] is fits
+        assert studio.fit.fit(model_config=EIGHT_B, options={**dear, "max_length": length}, gpu_gib=24).fits is fits
+
+
+def test_every_figure_beside_the_prediction_is_right(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when a margin forgets the program itself, an error or a chat's memory is of another size, or a limit is off by one
+    on_gpu = studio.fit.fit(model_config=EIGHT_B, gpu_gib=24)
+    assert on_gpu.parameters == 8_030_261_248 and on_gpu.trainable_parameters == 41_943_040  # of Llama 3 8B, and rank 16 on all of it
+    assert on_gpu.error_bytes == round(0.1 * on_gpu.predicted_bytes) and on_gpu.process_bytes == 0
+    assert on_gpu.chat.bytes == 2 * 8_030_261_248 and on_gpu.room_bytes == 24 * 1024**3
+    assert on_gpu.chat.stays_loaded is (on_gpu.margin_bytes is not None and on_gpu.margin_bytes >= on_gpu.chat.bytes)
+    for batch, fits in ((on_gpu.largest_batch, True), ((on_gpu.largest_batch or 0) + 1, False)):
+        assert studio.fit.fit(model_config=EIGHT_B, options={"per_device_train_batch_size": batch}, gpu_gib=24).fits is fits
+    free = SimpleNamespace(free_bytes=2 * 1024**3)
+    monkeypatch.setattr("studio.catalogue.hardware.memory", lambda: free)
+    here = studio.fit.fit(base_model="starter", options={"device": "cpu"})
+    assert here.process_bytes == memory.CPU_PROCESS and here.room_bytes == 2 * 1024**3
+    assert here.margin_bytes == 2 * 1024**3 - here.predicted_bytes - here.process_bytes and here.fits is True
+    free.free_bytes = here.predicted_bytes + here.process_bytes - 1
+    assert studio.fit.fit(base_model="starter", options={"device": "cpu"}).fits is False
 
 
 def test_without_a_gpu_nobody_knows_whether_it_fits(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("studio.catalogue.hardware.torch_supports_cuda", lambda: False)
     monkeypatch.setattr("studio.catalogue.hardware._devices", (float("-inf"), []))
     found = studio.fit.fit(model_config=EIGHT_B, device="cuda")
-    assert found["fits"] is None and found["margin_bytes"] is None and found["longest_max_length"] is None
+    assert found.fits is None and found.margin_bytes is None and found.longest_max_length is None
 
 
 def test_past_runs_of_this_machine_correct_the_prediction(studio: Studio) -> None:
@@ -58,13 +79,13 @@ def test_past_runs_of_this_machine_correct_the_prediction(studio: Studio) -> Non
     config = {"model_name_or_path": str(STARTER_FOLDER), "quantization": {"load_in_4bit": True}, **options}
     with studio.db.write() as session:
         for number in range(3):
-            result = {"peak_memory_bytes": round(plain["predicted_bytes"] * 1.2), "device": "cpu", "longest_row": 256}
+            result = {"peak_memory_bytes": round(plain.predicted_bytes * 1.2), "device": "cpu", "longest_row": 256}
             job = JobRow(kind="train", name=f"past-{number}", status="SUCCEEDED", config=config, result=result, ended_at=1.0)
             session.add(job)
     learned = studio.fit.fit(base_model="starter", options=options)
-    assert learned["correction"] == {"factor": 1.2, "runs": 3}
-    assert learned["predicted_bytes"] == pytest.approx(plain["predicted_bytes"] * 1.2, rel=0.001)
-    assert studio.fit.fit(model_config=EIGHT_B, options=options)["correction"]["runs"] == 0
+    assert learned.correction.model_dump() == {"factor": 1.2, "runs": 3}
+    assert learned.predicted_bytes == pytest.approx(plain.predicted_bytes * 1.2, rel=0.001)
+    assert studio.fit.fit(model_config=EIGHT_B, options=options).correction.runs == 0
 
 
 @pytest.mark.parametrize(
@@ -92,5 +113,5 @@ def test_what_a_launch_would_refuse_is_predicted_with_a_warning(settings: Settin
 
 
 def test_a_length_nobody_asked_for_is_the_models_and_no_reason_to_warn(studio: Studio) -> None:
-    assert studio.fit.fit(base_model="starter")["warnings"] == []
-    assert "Set max_length=512." in studio.fit.fit(base_model="starter", options={"max_length": 1024})["warnings"][0]
+    assert studio.fit.fit(base_model="starter").warnings == []
+    assert "Set max_length=512." in studio.fit.fit(base_model="starter", options={"max_length": 1024}).warnings[0]

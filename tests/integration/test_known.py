@@ -20,7 +20,7 @@ def test_the_hub_is_searched_by_name_the_most_fetched_first(settings: Settings, 
         for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}.items():
             monkeypatch.setenv(name, value)
         known = Studio.open(replace(settings, hub_offline=False)).known
-        assert known.search(" tiny ") == [
+        assert [model.model_dump() for model in known.search(" tiny ")] == [
             {"repository": "org/tiny-code", "downloads": 900, "gated": False},
             {"repository": "org/Tiny-Chat", "downloads": 5, "gated": True},
         ]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs import recipes
 from jobs.config import build
+from jobs.trainers import sft
+from studio.catalogue import memory
 from studio.errors import ConfigError
-from studio.services import Studio
+from studio.services import Studio, launching
 from studio.settings import Settings
+from tests.runs import STARTER
 
 BAD: dict[str, Any] = {
     "learning_rate": 0.9,
@@ -72,7 +76,7 @@ def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(s
     found = studio.jobs.launcher.refusals("pairs", "starter", "lora-sft", options)
     assert len(found) >= 6
     for one in found:
-        options |= one["change"]
+        options |= one.change
     assert studio.jobs.launcher.refusals("pairs", "starter", "lora-sft", options) == []
     assert studio.jobs.submit(data="pairs", base_model="starter", recipe="lora-sft", options=options)["status"] == "QUEUED"
 
@@ -92,3 +96,47 @@ def test_options_survive_yaml(name: str) -> None:
 def test_yaml_that_holds_no_options_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         build(recipes.from_yaml(text))
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "steps"),
+    [
+        ({}, 8, 6),  # 2 batches of 4, 3 epochs
+        ({}, 9, 9),  # the third batch holds one row
+        ({"gradient_accumulation_steps": 2}, 9, 6),  # 3 batches make 2 steps
+        ({"num_train_epochs": 0.5}, 9, 2),  # one and a half
+        ({"num_train_epochs": 1}, 1, 1),
+        ({"max_steps": 7}, 9, 7),
+        ({"packing": True}, 9, None),
+        ({}, 0, None),
+    ],
+)
+def test_planned_steps_are_those_that_the_trainer_takes(options: dict[str, Any], rows: int, steps: int | None) -> None:
+    # red when a last batch, a last step or a part of an epoch is not counted
+    config = build({"per_device_train_batch_size": 4, "num_train_epochs": 3, **options})
+    assert launching.planned_steps(config, rows) == steps
+    if steps and "max_steps" not in options:
+        trainer = SimpleNamespace(train_dataset=range(rows), args=SimpleNamespace())
+        assert sft._set_cadence(trainer, config) == steps
+
+
+def test_disk_for_one_checkpoint_more_than_are_kept_is_asked_for(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when nothing is refused, when the new checkpoint is forgotten that is written before the oldest goes, or a run of several
+    shape = memory.model_config(STARTER)
+    config = build({"lora.r": 256, "save_total_limit": 3, "model_name_or_path": str(STARTER)})
+    weights = memory.adapter_parameters(shape, config)
+    needed = 4 * (3 * weights * 4) + 4 * weights + 10_000_000  # 4 checkpoints of weights and two states each, the adapter, the rest
+    assert memory.predict_disk_bytes(shape, config) == needed
+    for count in (1, 2):
+        free = SimpleNamespace(free=count * needed)
+        monkeypatch.setattr(launching.shutil, "disk_usage", lambda path, free=free: free)
+        studio.jobs.launcher.check_disk([config] * count)
+        free.free -= 1
+        with pytest.raises(ConfigError) as caught:
+            studio.jobs.launcher.check_disk([config] * count)
+        said = str(caught.value)
+        assert (
+            f"about {count * needed / 1e6:.0f} MB" in said and f"has {free.free / 1e6:.0f} MB left" in said and "save_total_limit" in said
+        )
+    free.free = 0
+    assert "Make room" in refused(studio, "plain", "lora-sft")

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from studio.commands.fit import _text
+from studio.records import Fit, MemoryAdvice
 from studio.ui import pieces
 from studio.ui.fit import bar
 
-FOUND: dict[str, Any] = {
-    "breakdown": {"base_weights": 600, "adapter": 100, "activations": 200, "logits": 50, "overhead": 50},
-    "process_bytes": 0, "room_bytes": 2000, "margin_bytes": 1000, "fits": True, "error_bytes": 100, "advice": [], "warnings": ["<script>"],
-    "device": "cuda", "peak_at": "output layer", "paged_bytes": 0, "longest_max_length": 512, "largest_batch": 8,
-    "chat": {"bytes": 10, "stays_loaded": True}, "correction": {"factor": 1.0, "runs": 0},
-}  # fmt: skip
+FOUND = Fit.model_validate({
+    "predicted_bytes": 1000, "process_bytes": 0, "room_bytes": 2000, "margin_bytes": 1000, "fits": True, "error_bytes": 100, "advice": [],
+    "breakdown": {
+        "base_weights": 600, "full_precision_weights": 0, "adapter": 100, "optimizer": 0, "activations": 200, "logits": 50, "overhead": 50,
+    },
+    "warnings": ["<script>"], "device": "cuda", "peak_at": "output layer", "paged_bytes": 0, "longest_max_length": 512,
+    "largest_batch": 8, "chat": {"bytes": 10, "stays_loaded": True}, "correction": {"factor": 1.0, "runs": 0}, "parameters": 300,
+    "trainable_parameters": 20,
+})  # fmt: skip
 
 
 @pytest.mark.parametrize(("room", "share", "limit"), [(2000, 30.0, 100.0), (500, 60.0, 50.0), (None, 60.0, None)])
 def test_segments_are_shares_of_the_larger_of_room_and_need(room: int | None, share: float, limit: float | None) -> None:
     # red when a bar that does not fit overflows, or one that fits hides its margin
-    shown = bar({**FOUND, "room_bytes": room})
+    shown = bar(FOUND.model_copy(update={"room_bytes": room}))
     assert shown["segments"][0]["percent"] == share and shown["room_percent"] == limit
     assert sum(part["percent"] for part in shown["segments"]) <= 100.01
 
 
 def test_the_piece_escapes_and_says_what_is_short() -> None:
-    html = pieces.piece("fit", **bar({**FOUND, "fits": False, "margin_bytes": -1024, "room_bytes": 500}))
+    html = pieces.piece("fit", **bar(FOUND.model_copy(update={"fits": False, "margin_bytes": -1024, "room_bytes": 500})))
     assert "<script>" not in html and "does not fit" in html and "1.0 KiB short" in html
+
+
+def test_the_terminal_names_every_part_and_the_margin_in_gib() -> None:
+    # red when a figure is in another unit than it says, or a shortage is shown as room
+    gib = 1024**3
+    values = {"predicted_bytes": 3 * gib, "margin_bytes": -gib // 2, "fits": False, "process_bytes": gib // 4, "room_bytes": 2 * gib}
+    advice = [MemoryAdvice(change="Half the rank (lora.r=8)", saves_bytes=gib // 8, options={"lora.r": 8})]
+    breakdown = FOUND.breakdown.model_copy(update={"logits": 2 * gib})
+    text = _text(FOUND.model_copy(update={**values, "advice": advice, "breakdown": breakdown}))
+    lines = text.splitlines()
+    assert lines[0] == "3.00 GiB at its peak (output layer), on cuda; it does not fit: 0.50 GiB short"
+    assert [line.split()[-2] for line in lines if line.startswith("  output layer")] == ["2.00"]
+    assert [line.split()[-2] for line in lines if "the program itself" in line] == ["0.25"]
+    assert "      0.12 GiB  Half the rank (lora.r=8)" in lines and "up to max_length 512" in text and lines[-1] == "Note: <script>"
+    assert "it fits, 0.50 GiB to spare" in _text(FOUND.model_copy(update={"margin_bytes": gib // 2}))
+    assert "--gpu-gib" in _text(FOUND.model_copy(update={"margin_bytes": None, "fits": None, "room_bytes": None}))
