@@ -22,7 +22,7 @@ Options = dict[str, Any]  # base_model, max_length, chat_template, against
 
 
 @dataclass
-class Check:
+class PendingReport:
     """A report under way, or why there is none."""
 
     step: str = "waiting for its turn"
@@ -47,8 +47,8 @@ class Checks:
         self._studio = studio
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # reports use all cores: one after the other
-        self._known: OrderedDict[str, Check] = OrderedDict()
-        self._latest: Check | None = None
+        self._known: OrderedDict[str, PendingReport] = OrderedDict()
+        self._latest: PendingReport | None = None
 
     def start(self, dataset_id: str, options: Options, *, unasked: bool = False) -> None:
         """Begin unless it is under way. One that nobody asked for gives up its turn when another is wanted before it has begun."""
@@ -57,20 +57,20 @@ class Checks:
             known = self._known.get(key)
             if known is not None and not known.is_over:
                 return
-            check = self._known[key] = Check()
+            check = self._known[key] = PendingReport()
             self._known.move_to_end(key)
             self._latest = check
             for old in [k for k, c in self._known.items() if c.is_over][: max(0, len(self._known) - MAX_REMEMBERED)]:
                 del self._known[old]
         threading.Thread(target=self._run, args=(dataset_id, options, check, unasked), daemon=True, name="report").start()
 
-    def state(self, dataset_id: str, options: Options) -> Check | None:
+    def state(self, dataset_id: str, options: Options) -> PendingReport | None:
         """The one under way, or the one that failed; None when there is neither."""
         with self._lock:
             check = self._known.get(_key(dataset_id, options))
         return check if check is not None and (check.error or not check.is_over) else None
 
-    def _run(self, dataset_id: str, options: Options, check: Check, unasked: bool) -> None:
+    def _run(self, dataset_id: str, options: Options, check: PendingReport, unasked: bool) -> None:
         def told(step: str, part: float) -> None:
             check.step, check.part = step, part
 

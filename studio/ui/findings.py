@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from studio.ui import histogram, pieces, words
-from studio.ui.checks import Check, Options
+from studio.ui.checks import Options, PendingReport
 
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish", "fi": "Finnish",
@@ -23,7 +23,7 @@ BUTTONS = {
 }
 
 
-def card(dataset: dict[str, Any], report: dict[str, Any] | None, check: Check | None, options: Options) -> str:
+def card(dataset: dict[str, Any], report: dict[str, Any] | None, check: PendingReport | None, options: Options) -> str:
     """What is wrong with the rows; or how far the check is, or why it failed."""
     running = None
     if check is not None and check.error is None:

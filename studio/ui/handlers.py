@@ -26,7 +26,9 @@ QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", **NOWHERE}
 
 def busy(*shown_on: gr.HTML) -> dict[str, Any]:
     """Options of an event that a person waits for; something moves on the panels `shown_on` meanwhile."""
-    waiting = {"show_progress": "minimal", "show_progress_on": list(shown_on)} if shown_on else NOWHERE
+    waiting = NOWHERE
+    if shown_on:
+        waiting = {"show_progress": "minimal", "show_progress_on": list(shown_on)}
     return {"api_visibility": "private", "concurrency_limit": None, **waiting}
 
 
@@ -34,7 +36,9 @@ def tells(notice: gr.HTML) -> Callable[[Handler], Handler]:
     """Decorate a handler so that its errors are shown in `notice`, which must be among its outputs; success clears it."""
 
     def decorate(handler: Handler) -> Handler:
-        return _streaming(handler, notice) if inspect.isgeneratorfunction(handler) else _calling(handler, notice)
+        if inspect.isgeneratorfunction(handler):
+            return _streaming(handler, notice)
+        return _calling(handler, notice)
 
     return decorate
 
@@ -59,7 +63,9 @@ def _calling(handler: Handler, notice: gr.HTML) -> Handler:
             outcome = handler(*args, **kwargs)
         except Exception as exc:  # noqa: BLE001  the edge between the page and the services
             return {notice: message(exc)}
-        return {notice: "", **outcome} if isinstance(outcome, dict) else outcome
+        if isinstance(outcome, dict):
+            return {notice: "", **outcome}
+        return outcome
 
     return call
 

@@ -50,8 +50,9 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-for _filter in (words.size, words.duration, words.left, words.ago, words.share, words.clock, words.count, words.parameters):
-    _environment.filters[_filter.__name__ if _filter is not words.count else "counted"] = _filter
+for _filter in (words.size, words.duration, words.left, words.ago, words.share, words.clock, words.parameters):
+    _environment.filters[_filter.__name__] = _filter
+_environment.filters["counted"] = words.count  # jinja has a filter `count` of its own
 _environment.filters["as_json"] = functools.partial(json.dumps, ensure_ascii=False)
 _environment.globals.update(elapsed=words.elapsed, STATUS_WORDS=words.STATUS_WORDS)
 
@@ -68,8 +69,9 @@ def panel(value: str = "", *, elem_id: str | None = None, elem_classes: str | li
 
 def notice(error: StudioError) -> str:
     """A refusal where the eyes are: reason and fix, or the list of problems when a form has several."""
-    problems = error.details.get("problems") or []
-    items = problems if len(problems) > 1 and all(isinstance(problem, str) for problem in problems) else []
+    items = error.details.get("problems") or []
+    if len(items) < 2 or not all(isinstance(problem, str) for problem in items):
+        items = []
     return piece("notice", tone="bad", message=error.message, fix=error.fix, items=items)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes, durations, ages, shares. Knows nothing of the page."""
+"""Numbers as people read them: sizes, durations, ages, shares."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def size(num_bytes: float | None) -> str:
     value, units = float(num_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "bytes" or value >= 100 else f"{value:.1f} {units[0]}"
+    if units[0] == "bytes" or value >= 100:
+        return f"{value:.0f} {units[0]}"
+    return f"{value:.1f} {units[0]}"
 
 
 def duration(seconds: float | None) -> str:
@@ -38,16 +40,20 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{round(hours / 24)} days"
+    if hours >= 48:
+        return f"{round(hours / 24)} days"
+    if not minutes:
+        return f"{hours} h"
+    return f"{hours} h {minutes} min"
 
 
 def left(seconds: float | None) -> str:
-    """Time left of something that runs; rounded up, as nobody minds an early end."""
+    """Time left of something that runs."""
     if seconds is None:
         return ""
-    return "a few seconds left" if seconds < 8 else f"{duration(seconds)} left"
+    if seconds < 8:
+        return "a few seconds left"
+    return f"{duration(seconds)} left"
 
 
 def ago(then: object, now: float | None = None) -> str:
@@ -55,8 +61,12 @@ def ago(then: object, now: float | None = None) -> str:
     moment = _moment(then)
     if moment is None:
         return ""
-    past = max(0.0, (time.time() if now is None else now) - moment)
-    return "just now" if past < 45 else f"{duration(max(past, 100))} ago" if past >= 90 else "1 min ago"
+    past = _present(now) - moment
+    if past < 45:
+        return "just now"
+    if past < 90:
+        return "1 min ago"
+    return f"{duration(max(past, 100))} ago"
 
 
 def elapsed(start: object, end: object, now: float | None = None) -> str:
@@ -64,15 +74,19 @@ def elapsed(start: object, end: object, now: float | None = None) -> str:
     begun, ended = _moment(start), _moment(end)
     if begun is None:
         return ""
-    return duration((ended if ended is not None else time.time() if now is None else now) - begun)
+    if ended is None:
+        ended = _present(now)
+    return duration(ended - begun)
 
 
 def clock(then: float | None, now: float | None = None) -> str:
     """`03:40`, on this machine's clock; with the day of the week where that is not plain."""
     if then is None:
         return ""
-    is_far = then - (time.time() if now is None else now) > 20 * 3600
-    return time.strftime("%A %H:%M" if is_far else "%H:%M", time.localtime(then))
+    form = "%H:%M"
+    if then - _present(now) > 20 * 3600:
+        form = "%A %H:%M"
+    return time.strftime(form, time.localtime(then))
 
 
 def share(part: float | None) -> str:
@@ -82,7 +96,9 @@ def share(part: float | None) -> str:
     percent = part * 100
     if 0 < percent < 10:
         return f"{percent:.1f} %"
-    return f"{min(round(percent), 99) if part < 1 else round(percent)} %"
+    if part < 1:
+        return f"{min(round(percent), 99)} %"
+    return f"{round(percent)} %"
 
 
 def share_with_interval(part: float | None, interval: Sequence[float] | None) -> str:
@@ -95,7 +111,9 @@ def share_with_interval(part: float | None, interval: Sequence[float] | None) ->
 def count(number: int | None, one: str, many: str = "") -> str:
     """`1 row`, `1,204 rows`."""
     value = number or 0
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
+    if value == 1:
+        return f"1 {one}"
+    return f"{value:,} {many or one + 's'}"
 
 
 def parameters(number: int | None) -> str:
@@ -105,6 +123,13 @@ def parameters(number: int | None) -> str:
         if value >= scale:
             return f"{value / scale:.1f} {unit}"
     return f"{value:.0f}"
+
+
+def _present(now: float | None) -> float:
+    """`now`, or what the clock says."""
+    if now is None:
+        return time.time()
+    return now
 
 
 def _moment(value: object) -> float | None:
