@@ -1,4 +1,5 @@
-# Everything from a bare python3: `make install`, `make run`, `make test`. TORCH_INDEX=URL takes torch from another index.
+# Everything from a bare python3: `make run` and `make test` install what they need (so does `make install`, and no more).
+# TORCH_INDEX=URL takes torch from another index.
 PYTHON ?= python3
 # what is installed beside the application: Docker leaves the development tools out
 EXTRAS ?= [dev]
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test chaos bench check clean
+.PHONY: install run test chaos bench next check clean
 
 install: $(STAMP)
 
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@echo "Installing Adapter Studio (3 of 3)"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(STAMP)
-	@echo "Installed. Next: make run"
+	@echo "Installed."
 
 run: $(STAMP)
 	@$(BIN)/studio up
@@ -39,6 +40,10 @@ chaos: $(STAMP)
 # side by side with what people would use instead; TOPICS="reading report" for some of them
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(TOPICS)
+
+# the newest releases of the pinned libraries in a scratch environment, and the contract tests on them; DRY=1 only resolves
+next: $(STAMP)
+	@$(BIN)/python -m tests.newest $(if $(DRY),--dry-run)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

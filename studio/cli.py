@@ -14,11 +14,26 @@ from typing import Annotated
 
 import typer
 
+from studio import __version__
 from studio.commands import asking, backups, compress, data, doctoring, exports, fit, jobs, judging, methods, models, scoring
 from studio.commands.terminal import JsonFlag, group, load_settings, say, show
 from studio.errors import StudioError, of_this_machine
 
-app = group("Adapter Studio: bring data, fine-tune open language models with QLoRA, chat, compare.")
+ABOUT = "Adapter Studio: bring data, fine-tune open language models with QLoRA, chat, compare."
+app = group(ABOUT)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"studio {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=ABOUT)
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    """Options of the whole program."""
 
 
 @app.command()

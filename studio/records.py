@@ -871,3 +871,10 @@ class DeletedApiKey(ApiKey):
     """A key that is refused from now on."""
 
     deleted: Literal[True] = True
+
+
+class BugReport(Record):
+    """The file that `studio doctor --report` has written."""
+
+    path: str
+    bytes: int

@@ -1,6 +1,6 @@
-"""Which Chromium the browser tests use. `python -m tests.browser` finds one or installs Playwright's own.
+"""Which Chromium the browser tests use. `python -m tests.browser` finds one, or installs Playwright's own or the system's.
 
-Knows nothing of the tests themselves. Exit 1 only where STUDIO_REQUIRE_BROWSER=1 and there is none.
+Exit 1 only where STUDIO_REQUIRE_BROWSER=1 and there is none.
 """
 
 from __future__ import annotations
@@ -39,13 +39,30 @@ def _playwrights_own() -> str | None:
     return path if path and Path(path).exists() else None
 
 
+def _install_playwrights() -> None:
+    command = [sys.executable, "-m", "playwright", "install", "chromium"]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _install_debians() -> None:
+    """In a container, where we are root and may."""
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        return
+    print("Installing Chromium with apt-get")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
+        subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+INSTALLERS = (_install_playwrights, _install_debians)
+
+
 def main() -> int:
     path = find()
-    if path is None:
-        subprocess.run(
-            [sys.executable, "-m", "playwright", "install", "chromium"], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        path = find()
+    for install in INSTALLERS:
+        if path is None:
+            install()
+            path = find()
     if path:
         print(f"Browser tests use {path}")
         return 0

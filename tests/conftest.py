@@ -18,6 +18,35 @@ import pytest
 
 from studio import settings as studio_settings
 
+TESTS = Path(__file__).parent
+# the tests that a new release of transformers, trl, peft, bitsandbytes, gradio, llmlingua, datasets or gguf could break
+CONTRACTS = (
+    "unit/test_balanced.py",
+    "unit/test_engine_decoding.py",
+    "unit/test_engine_grammar.py",
+    "unit/test_engine_kinds.py",
+    "unit/test_gguf_carries.py",
+    "unit/test_memory.py",
+    "unit/test_packed.py",
+    "unit/test_parity.py",
+    "unit/test_rendering.py",
+    "unit/test_ui_blocks.py",
+    "integration/test_compress.py",
+    "integration/test_data_hub.py",
+    "integration/test_engine_server.py",
+    "integration/test_exports.py",
+    "integration/test_jobs_training.py",
+    "integration/test_methods.py",
+    "integration/test_web_files.py",
+    "integration/test_web_page.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix() in CONTRACTS:
+            item.add_marker(pytest.mark.contract)
+
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> studio_settings.Settings:

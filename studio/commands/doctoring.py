@@ -1,28 +1,38 @@
-"""`studio doctor` and `studio doctor --clean`."""
+"""`studio doctor`, `studio doctor --clean` and `studio doctor --report`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, say, show, table
 from studio.errors import StudioError
-from studio.records import CleanedStorage, DoctorCheck
 
 if TYPE_CHECKING:
+    from studio.records import DoctorCheck
     from studio.services import Studio
 
 
 def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="List the files that nothing refers to, ask, and delete them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --clean: do not ask.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what a bug report needs to this file; no rows, no secrets.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """What works on this machine, and what would make the rest work."""
+    if clean and report:
+        raise StudioError("--clean and --report are two commands.", "Give one of them.")
     studio = open_studio()
     if clean:
         _clean(studio, yes, json)
+        return
+    if report:
+        made = studio.system.write_report(report)
+        show(made, json, f"{made.path} is written ({made.bytes} bytes). Please read it before you send it.")
         return
     found = studio.system.doctor(thorough=True)
     show(found, json, "\n".join(map(_line, found.checks)))
@@ -34,6 +44,8 @@ def _line(check: DoctorCheck) -> str:
 
 
 def _clean(studio: Studio, yes: bool, json: bool) -> None:
+    from studio.records import CleanedStorage
+
     found = studio.storage.show()
     if not found.unused:
         show(CleanedStorage(deleted=[], freed_bytes=0, kept=[]), json, "Every file belongs to something; nothing to delete.")

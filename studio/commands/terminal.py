@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic_core import to_jsonable_python
 
 from studio import settings as studio_settings
 from studio.errors import StudioError
-from studio.records import Record
 from studio.settings import Settings
 
 if TYPE_CHECKING:
+    from studio.records import Record
     from studio.services import Studio
     from studio.types import GenerationParams
 
@@ -53,6 +52,8 @@ def say(line: str) -> None:
 
 def plain(value: Any) -> Any:
     """Plain JSON values of a record, of a list or mapping of records, or of what is plain already."""
+    from pydantic_core import to_jsonable_python  # here: help texts need no pydantic, and come at once
+
     return to_jsonable_python(value, by_alias=True)
 
 
@@ -60,10 +61,10 @@ def show(value: Any, as_json: bool, text: str = "") -> None:
     """The result, a record, records or plain values: as JSON, else as `text`, else one `key: value` per line."""
     if as_json:
         print(json.dumps(plain(value), ensure_ascii=False))
-    elif text or not isinstance(value, (Record, Mapping)):
-        print(text)
-    else:
-        print("\n".join(f"{key}: {_cell(item)}" for key, item in plain(value).items()))
+        return
+    if not text and isinstance(values := plain(value), dict):
+        text = "\n".join(f"{key}: {_cell(item)}" for key, item in values.items())
+    print(text)
 
 
 def table(rows: Iterable[Record | Mapping[str, Any]], columns: Sequence[str], empty: str) -> str:

@@ -19,8 +19,9 @@ import httpx
 from studio import processes
 from studio.catalogue import hardware
 from studio.db.session import Database
-from studio.records import DoctorCheck, DoctorReport, PageHealth, PageState
+from studio.records import BugReport, DoctorCheck, DoctorReport, PageHealth, PageState
 from studio.running import health, running
+from studio.services import bug_report
 from studio.services.jobs import JobService
 from studio.services.models import STARTER, ModelService
 from studio.settings import Settings
@@ -98,6 +99,10 @@ class SystemService:
         else:
             checks += [_bitsandbytes(), self._page() or _check("page", True, "no studio runs here now")]
         return DoctorReport(checks=[*checks, _platform()])
+
+    def write_report(self, to: Path) -> BugReport:
+        """Versions, checks, settings without secrets and the last errors, for a bug report. Raises StudioError."""
+        return bug_report.write(self.settings, self.db, self.doctor(thorough=True).checks, to)
 
     def watch_page(self, health: Callable[[], PageHealth]) -> None:
         """`health` is the page of this process. Without one, the page of the studio that runs in this STUDIO_HOME is asked."""

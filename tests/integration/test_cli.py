@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def test_help_comes_at_once_and_names_every_command() -> None:
     heavy = ("torch", "gradio", "fastapi", "sqlalchemy", "pydantic", "psutil", "httpx")
     assert not [name for name in heavy if f" {name}\n" in done.stderr]
     assert time.process_time() - started < 1
+
+
+def test_the_version_is_that_of_the_installed_package(run: Run) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert run("--version") == (0, f"studio {project['version']}\n", "")
 
 
 def test_the_help_of_train_lists_every_option_of_a_job(run: Run) -> None:
