@@ -26,7 +26,7 @@ from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError, StudioError
 from studio.evaluation import metrics
-from studio.types import Example, GenerationParams, Message
+from studio.types import Example, GenerationParams, Message, Role
 
 Compress = Callable[..., dict[str, Any]]
 SHORTEST = 200  # characters of a prompt of a row: a shorter one stays as it is
@@ -99,7 +99,7 @@ def _asked(text: str, question: str) -> str:
 
 def _answer(client: EngineClient, contestant: Contestant, text: str, params: GenerationParams) -> dict[str, Any]:
     try:
-        answer = client.chat(contestant, [Message(role="user", content=text)], params)
+        answer = client.chat(contestant, [Message(role=Role.USER, content=text)], params)
     except EngineError as exc:
         if exc.status >= 500 or exc.status in (401, 404, 429):
             raise

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Role = Literal["system", "user", "assistant", "tool"]
+
+class Role(StrEnum):
+    """Who speaks in a message."""
+
+    SYSTEM = "system"  # sets the task; at most one, and first
+    USER = "user"  # asks
+    ASSISTANT = "assistant"  # answers; what the model learns to write
+    TOOL = "tool"  # the result of a tool call
 
 
 class Value(BaseModel):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from studio.records import Dataset
 from studio.services import Studio
 
 router = APIRouter(prefix="/api")
@@ -40,7 +41,7 @@ def delete_conversation(request: Request, conversation: str) -> dict[str, Any]:
 
 
 @router.post("/conversations/lessons")
-def make_lessons(request: Request, body: Harvest) -> dict[str, Any]:
+def make_lessons(request: Request, body: Harvest) -> Dataset:
     """A dataset of what was marked or corrected in chat."""
     return _studio(request).harvest.make(body.kind, body.name)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from studio.api.rest import Body, Here, Json, no_file
+from studio.api.rest import Body, Here, no_file
+from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
 
 router = APIRouter(prefix="/api")
 
@@ -41,7 +42,7 @@ class Pick(Body):
 
 
 class Edit(Body):
-    example: Json
+    example: dict[str, JsonValue] = Field(description="The row in the form that export writes.")
     name: str | None = None
 
 
@@ -58,7 +59,7 @@ def report(
     max_length: MaxLength = 1024,
     chat_template: str | None = None,
     against: Annotated[list[str] | None, Query()] = None,
-) -> Json:
+) -> DatasetReport:
     """Name everything that is wrong with the rows; answers when all are read."""
     return studio.curation.report(
         dataset, base_model=base_model, max_length=max_length, chat_template=no_file(chat_template), against=against or []
@@ -66,7 +67,7 @@ def report(
 
 
 @router.post("/datasets/{dataset}/fix", status_code=201)
-def fix(studio: Here, dataset: str, body: Fix) -> Json:
+def fix(studio: Here, dataset: str, body: Fix) -> Dataset:
     """Write a version without what these checks find."""
     return studio.curation.fix(
         dataset,
@@ -80,36 +81,36 @@ def fix(studio: Here, dataset: str, body: Fix) -> Json:
 
 
 @router.post("/datasets/{dataset}/split", status_code=201)
-def split(studio: Here, dataset: str, body: Split) -> dict[str, Json]:
+def split(studio: Here, dataset: str, body: Split) -> DatasetHalves:
     """Write two versions, to train on and to measure on; duplicates stay on one side."""
     return studio.curation.split(dataset, test_size=body.test_size, seed=body.seed, name=body.name)
 
 
 @router.post("/datasets/merge", status_code=201)
-def merge(studio: Here, body: Merge) -> Json:
+def merge(studio: Here, body: Merge) -> Dataset:
     """Write a version with the rows of several datasets of one kind."""
     return studio.curation.merge(body.datasets, name=body.name)
 
 
 @router.post("/datasets/{dataset}/pick", status_code=201)
-def pick(studio: Here, dataset: str, body: Pick) -> Json:
+def pick(studio: Here, dataset: str, body: Pick) -> Dataset:
     """Write a version with the best rows that differ most from each other."""
     return studio.curation.pick(dataset, body.rows, seed=body.seed, name=body.name)
 
 
 @router.post("/datasets/{dataset}/rows/{row}", status_code=201)
-def edit_row(studio: Here, dataset: str, row: int, body: Edit) -> Json:
+def edit_row(studio: Here, dataset: str, row: int, body: Edit) -> Dataset:
     """Write a version with one row changed; rows count from 1."""
     return studio.curation.edit_row(dataset, row, body.example, name=body.name)
 
 
 @router.post("/datasets/{dataset}/drop", status_code=201)
-def drop(studio: Here, dataset: str, body: Drop) -> Json:
+def drop(studio: Here, dataset: str, body: Drop) -> Dataset:
     """Write a version without some rows; rows count from 1."""
     return studio.curation.delete_rows(dataset, body.rows, name=body.name)
 
 
 @router.get("/datasets/{dataset}/versions")
-def versions(studio: Here, dataset: str) -> list[Json]:
+def versions(studio: Here, dataset: str) -> list[DatasetVersion]:
     """What a dataset came from, and what was made of it."""
     return studio.curation.versions(dataset)

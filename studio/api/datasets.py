@@ -12,9 +12,11 @@ from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
-from studio.api.rest import Body, Here, Json, file_name, kept_upload, no_file
+from studio.api.rest import Body, Here, file_name, kept_upload, no_file
 from studio.errors import StudioError
+from studio.records import Dataset, Parity, Rendering, TemplateInfo
 from studio.services.models import HUB
+from studio.types import Example
 
 router = APIRouter(prefix="/api")
 
@@ -31,7 +33,7 @@ class NewText(Body):
 
 
 @router.get("/datasets")
-def list_datasets(studio: Here) -> list[Json]:
+def list_datasets(studio: Here) -> list[Dataset]:
     return studio.datasets.list()
 
 
@@ -43,7 +45,7 @@ def add_dataset(
     format: Annotated[str | None, Form()] = None,
     mapping: Annotated[str | None, Form(description='JSON object role -> column, such as {"prompt": "question"}.')] = None,
     skip_bad: Annotated[bool, Form()] = False,
-) -> Json:
+) -> Dataset:
     """Check a file of rows and keep it."""
     columns = _mapping(mapping)
     with kept_upload(studio, file) as path:
@@ -51,25 +53,25 @@ def add_dataset(
 
 
 @router.post("/datasets/text", status_code=201)
-def add_text(studio: Here, body: NewText) -> Json:
+def add_text(studio: Here, body: NewText) -> Dataset:
     """Check pasted rows, or a dataset of the hub, and keep it."""
-    options: Json = {"name": body.name, "format": body.format, "mapping": body.mapping, "skip_bad": body.skip_bad}
+    datasets = studio.datasets
     if body.text is not None and body.source is None:
-        return studio.datasets.add_text(body.text, **options)
+        return datasets.add_text(body.text, name=body.name, format=body.format, mapping=body.mapping, skip_bad=body.skip_bad)
     if body.text is None and body.source and body.source.startswith(HUB):
-        return studio.datasets.add(body.source, **options)
+        return datasets.add(body.source, name=body.name, format=body.format, mapping=body.mapping, skip_bad=body.skip_bad)
     raise StudioError("Give either text or a source that starts with hub:.", "Files are sent to POST /api/datasets.")
 
 
 @router.get("/datasets/{dataset}")
-def show_dataset(studio: Here, dataset: str) -> Json:
+def show_dataset(studio: Here, dataset: str) -> Dataset:
     return studio.datasets.show(dataset)
 
 
-@router.get("/datasets/{dataset}/rows")
+@router.get("/datasets/{dataset}/rows", response_model_exclude_none=True)
 def dataset_rows(
     studio: Here, dataset: str, offset: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 20
-) -> list[Json]:
+) -> list[Example]:
     return studio.datasets.rows(dataset, offset=offset, limit=limit)
 
 
@@ -82,7 +84,7 @@ def render_dataset(
     offset: Annotated[int, Query(ge=0)] = 0,
     max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
     chat_template: str | None = None,
-) -> Json:
+) -> Rendering:
     """What the model will see and learn, as text and tokens."""
     template = no_file(chat_template)
     return studio.datasets.render(dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=template)
@@ -96,14 +98,14 @@ def dataset_parity(
     rows: Annotated[int, Query(ge=1, le=1000)] = 20,
     max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
     chat_template: str | None = None,
-) -> Json:
+) -> Parity:
     """Whether training sees the tokens that a chat would send, with the answer behind them; else the first difference."""
     template = no_file(chat_template)
     return studio.datasets.parity(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=template)
 
 
 @router.get("/models/{model}/templates")
-def model_templates(studio: Here, model: str) -> list[Json]:
+def model_templates(studio: Here, model: str) -> list[TemplateInfo]:
     """The chat templates that fit a model, its default first, each with how it writes a short conversation."""
     return studio.datasets.templates(model)
 
@@ -113,13 +115,13 @@ def export_dataset(studio: Here, dataset: str) -> FileResponse:
     """The rows as a .jsonl file."""
     found = studio.datasets.show(dataset)
     folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))
-    target = folder / f"{found['name']}.jsonl"
-    studio.datasets.export(found["id"], target)
+    target = folder / f"{found.name}.jsonl"
+    studio.datasets.export(found.id, target)
     return FileResponse(target, filename=target.name, background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True))
 
 
 @router.delete("/datasets/{dataset}")
-def delete_dataset(studio: Here, dataset: str) -> Json:
+def delete_dataset(studio: Here, dataset: str) -> Dataset:
     return studio.datasets.delete(dataset)
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from studio.api.rest import Body, Here, Json
+from studio.records import Dataset
 
 router = APIRouter(prefix="/api")
 
@@ -119,7 +120,7 @@ def leaderboard(
 
 
 @router.post("/preferences", status_code=201)
-def preferences(studio: Here, body: NewPreferences) -> Json:
+def preferences(studio: Here, body: NewPreferences) -> Dataset:
     return studio.preferences.make(body.comparisons, name=body.name, min_margin=body.min_margin, source=body.source)
 
 
@@ -130,6 +131,6 @@ def worst(studio: Here, comparison: str, contestant: str, limit: Annotated[int, 
 
 
 @router.post("/comparisons/{comparison}/corrections", status_code=201)
-def correct(studio: Here, comparison: str, body: Corrections) -> Json:
+def correct(studio: Here, comparison: str, body: Corrections) -> Dataset:
     """A dataset of prompts of the comparison with better answers."""
     return studio.preferences.correct(comparison, body.answers, name=body.name)

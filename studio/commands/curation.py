@@ -12,7 +12,8 @@ from studio.commands.terminal import JsonFlag, open_studio, read_text, say, show
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
-    from studio.services.curation import ReportOptions
+    from studio.records import Dataset, DatasetReport, Finding, Lengths
+    from studio.services.data_reports import ReportOptions
 
 ID = Annotated[str, typer.Argument(metavar="ID", help="A dataset's ID or name.")]
 Name = Annotated[str | None, typer.Option(help="What to call the new version.")]
@@ -56,7 +57,7 @@ def fix(
     curation = open_studio().curation
     options = _options(base_model, max_length, chat_template, against)
     fixed = curation.fix(dataset, check, name=name, **options, progress=_tell)
-    done = fixed["provenance"]
+    done = fixed.provenance
     show(fixed, json, f"{_made(fixed)} {done['dropped']:,} rows are left out, {done['changed']:,} changed.")
 
 
@@ -69,7 +70,7 @@ def split(
 ) -> None:
     """Write two versions, to train on and to measure on; duplicates stay on one side."""
     halves = open_studio().curation.split(dataset, test_size=test_size, seed=seed, name=name)
-    show(halves, json, "\n".join(_made(half) for half in halves.values()))
+    show(halves, json, f"{_made(halves.train)}\n{_made(halves.eval)}")
 
 
 def merge(
@@ -91,7 +92,7 @@ def pick(
 ) -> None:
     """Write a version with the best rows that differ most from each other."""
     picked = open_studio().curation.pick(dataset, rows, seed=seed, name=name, progress=_tell)
-    show(picked, json, f"{_made(picked)} {picked['provenance']['how']}")
+    show(picked, json, f"{_made(picked)} {picked.provenance['how']}")
 
 
 def edit(
@@ -102,7 +103,7 @@ def edit(
     json: JsonFlag = False,
 ) -> None:
     """Write a version with one row changed."""
-    edited = open_studio().curation.edit_row(dataset, row, _object(to), name=name)
+    edited = open_studio().curation.edit_row(dataset, row, _row(to), name=name)
     show(edited, json, _made(edited))
 
 
@@ -120,8 +121,8 @@ def drop(
 def versions(dataset: ID, json: JsonFlag = False) -> None:
     """What a dataset came from, and what was made of it."""
     found = open_studio().curation.versions(dataset)
-    names = {version["id"]: version["name"] for version in found}
-    rows = [{**each, "from": names.get(each["parent"]), "made_by": each["provenance"].get("made_by", "add")} for each in found]
+    names = {version.id: version.name for version in found}
+    rows = [{**dict(each), "from": names.get(each.parent or ""), "made_by": each.provenance.get("made_by", "add")} for each in found]
     show(found, json, table(rows, ("id", "name", "rows", "made_by", "from"), "No version."))
 
 
@@ -140,14 +141,14 @@ def _options(base_model: str | None, max_length: int, chat_template: str | None,
 
 def _tell(stage: str, share: float) -> None:
     if sys.stderr.isatty():
-        print(f"\r{stage}: {share:.0%}\033[K", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
+        print(f"\r{stage}: {share:.0%}\033[K", end="\n" * (share >= 1), file=sys.stderr, flush=True)
 
 
-def _made(dataset: dict[str, Any]) -> str:
-    return f"{dataset['name']}: {dataset['rows']:,} rows. ID {dataset['id']}."
+def _made(dataset: Dataset) -> str:
+    return f"{dataset.name}: {dataset.rows:,} rows. ID {dataset.id}."
 
 
-def _object(to: str) -> dict[str, Any]:
+def _row(to: str) -> dict[str, Any]:
     import json
 
     text = to
@@ -166,42 +167,42 @@ def _object(to: str) -> dict[str, Any]:
     return row
 
 
-def _report_text(made: dict[str, Any], dataset: str) -> str:
-    lines = [_lengths("Rows", made["lengths"]), _lengths("Answers", made["answers"])]
-    if made["languages"]:
-        shown = ", ".join(f"{each['language']} {each['share']:.1%}" for each in made["languages"][:6])
-        asked = made.get("sampled", {}).get("language_mix")
-        lines.append(f"Languages: {shown}{f' (of {asked:,} rows)' if asked else ''}")
-    lines += ["", *(_histogram(made["lengths"])), ""]
-    if not made["findings"]:
-        return "\n".join([*lines, f"Nothing is wrong with the {made['rows']:,} rows."])
-    rows = [{**finding, "rows": _numbers(finding)} for finding in made["findings"]]
+def _report_text(made: DatasetReport, dataset: str) -> str:
+    lines = [_lengths("Rows", made.lengths), _lengths("Answers", made.answers)]
+    if made.languages:
+        languages = "Languages: " + ", ".join(f"{each.language} {each.share:.1%}" for each in made.languages[:6])
+        if asked := (made.sampled or {}).get("language_mix"):
+            languages += f" (of {asked:,} rows)"
+        lines.append(languages)
+    lines += ["", *(_histogram(made.lengths)), ""]
+    if not made.findings:
+        return "\n".join([*lines, f"Nothing is wrong with the {made.rows:,} rows."])
+    rows = [{**dict(finding), "rows": _numbers(finding)} for finding in made.findings]
     lines.append(table(rows, FIELDS, ""))
-    for finding in made["findings"]:
-        lines += ["", f"{finding['check']}: {finding['explanation']}", f"  Fix: {finding['fix']}"]
-        lines += [f"  row {example['row']}: {example['text']}" for example in finding["examples"][:2]]
-    say(f"To fix: studio data fix {dataset} --check {made['findings'][0]['check']}")
+    for finding in made.findings:
+        lines += ["", f"{finding.check}: {finding.explanation}", f"  Fix: {finding.fix}"]
+        lines += [f"  row {example.row}: {example.text}" for example in finding.examples[:2]]
+    say(f"To fix: studio data fix {dataset} --check {made.findings[0].check}")
     return "\n".join(lines)
 
 
-def _numbers(finding: dict[str, Any]) -> str:
-    shown = " ".join(map(str, finding["rows"][:SHOWN_ROWS]))
-    return shown + (" …" if finding["count"] > SHOWN_ROWS else "")
+def _numbers(finding: Finding) -> str:
+    return " ".join(map(str, finding.rows[:SHOWN_ROWS])) + " …" * (finding.count > SHOWN_ROWS)
 
 
-def _lengths(title: str, lengths: dict[str, Any]) -> str:
-    values = ", ".join(f"{name} {lengths[name]:,}" for name in ("p50", "p95", "p99", "max"))
-    return f"{title} in {lengths['unit']}: {values}, mean {lengths['mean']:,.1f}"
+def _lengths(title: str, lengths: Lengths) -> str:
+    percentiles = f"p50 {lengths.p50:,}, p95 {lengths.p95:,}, p99 {lengths.p99:,}, max {lengths.max:,}"
+    return f"{title} in {lengths.unit}: {percentiles}, mean {lengths.mean:,.1f}"
 
 
-def _histogram(lengths: dict[str, Any], bins: int = 12) -> list[str]:
+def _histogram(lengths: Lengths, bins: int = 12) -> list[str]:
     """A few bars of signs; the bins of the report taken together by threes or fours."""
-    found = lengths["histogram"]
+    found = lengths.histogram
     step = max(1, -(-len(found) // bins))
     groups = [found[start : start + step] for start in range(0, len(found), step)]
-    counts = [sum(each["count"] for each in group) for group in groups]
+    counts = [sum(each.count for each in group) for group in groups]
     most = max([1, *counts])
     return [
-        f"{group[0]['from']:>7,} - {group[-1]['to'] - 1:<7,} {'#' * -(-count * BAR // most)} {count:,}"
+        f"{group[0].start:>7,} - {group[-1].end - 1:<7,} {'#' * -(-count * BAR // most)} {count:,}"
         for group, count in zip(groups, counts, strict=True)
     ]

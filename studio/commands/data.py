@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.commands import curation
 from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.records import Parity, RenderedRow, Rendering
 
 app = group("Datasets: add, look, render, report, fix, split, export.")
 
@@ -39,7 +42,7 @@ def add(
     show(
         added,
         json,
-        f"{added['name']}: {added['rows']} rows ({added['kind']}, {added['format']}), {added['skipped']} skipped. ID {added['id']}",
+        f"{added.name}: {added.rows} rows ({added.kind}, {added.format}), {added.skipped} skipped. ID {added.id}",
     )
 
 
@@ -69,10 +72,8 @@ def export(
     json: JsonFlag = False,
 ) -> None:
     """Write a dataset's rows to a file."""
-    studio = open_studio()
-    studio.datasets.export(dataset, to)
-    written = {"path": str(to.absolute()), "rows": studio.datasets.show(dataset)["rows"], "bytes": to.stat().st_size}
-    show(written, json, f"{written['rows']} rows are in {to}.")
+    written = open_studio().datasets.export(dataset, to)
+    show(written, json, f"{written.rows} rows are in {to}.")
 
 
 @app.command()
@@ -114,40 +115,37 @@ for command in curation.COMMANDS:
     app.command()(command)
 
 
-def _rendered_text(rendered: dict[str, Any]) -> str:
-    lines = [
-        f"[{len(row['ids'])} tokens, {sum(row['learned'])} learned{', cut' if row['truncated'] else ''}]\n{_marked(row)}"
-        for row in rendered["rows"]
-    ]
-    shares = f"cut {rendered['share_truncated']:.1%}, without learned tokens {rendered['share_without_learned_tokens']:.1%}"
-    lengths = ", ".join(f"{name} {rendered[name]:.0f}" for name in ("p50", "p95", "p99"))
+def _rendered_text(rendered: Rendering) -> str:
+    lines = [f"[{len(row.ids)} tokens, {sum(row.learned)} learned{', cut' * row.truncated}]\n{_marked(row)}" for row in rendered.rows]
+    shares = f"cut {rendered.share_truncated:.1%}, without learned tokens {rendered.share_without_learned_tokens:.1%}"
+    lengths = f"p50 {rendered.p50}, p95 {rendered.p95}, p99 {rendered.p99}"
     return "\n\n".join([*lines, f"All rows: {shares}; tokens {lengths}."])
 
 
-def _parity_text(found: dict[str, Any]) -> str:
-    skipped = f" {found['skipped']} rows without an answer, or refused by the template, were left out." if found["skipped"] else ""
-    if found["same"]:
-        return f"Identical in {found['rows']} rows (template {found['template_name']}).{skipped}"
-    first = found["first_difference"]
+def _parity_text(found: Parity) -> str:
+    skipped = ""
+    if found.skipped:
+        skipped = f" {found.skipped} rows without an answer, or refused by the template, were left out."
+    if found.same:
+        return f"Identical in {found.rows} rows (template {found.template_name}).{skipped}"
+    first = found.first_difference
     if first is None:
         return f"There was no row to compare.{skipped}"
     return (
-        f"Identical in {found['identical']} of {found['rows']} rows (template {found['template_name']}).{skipped}\n"
-        f"First difference: row {first['row']}, token {first['position'] + 1}. {first['reason']}\n"
-        f"both      …{first['shared']!r}\ntraining  {first['training_next']!r}\nchat      {first['chat_next']!r}"
+        f"Identical in {found.identical} of {found.rows} rows (template {found.template_name}).{skipped}\n"
+        f"First difference: row {first.row}, token {first.position + 1}. {first.reason}\n"
+        f"both      …{first.shared!r}\ntraining  {first.training_next!r}\nchat      {first.chat_next!r}"
     )
 
 
-def _marked(row: dict[str, Any]) -> str:
-    tokens = row.get("tokens")
-    if not tokens:
-        return str(row["text"])
+def _marked(row: RenderedRow) -> str:
+    if row.problem:
+        return row.problem
     marked, was_learned = "", False
-    for token, is_learned in zip(tokens, row["learned"], strict=True):
-        marked += ("«" if is_learned else "»") if is_learned != was_learned else ""
-        marked += token
+    for token, is_learned in zip(row.tokens, row.learned, strict=True):
+        marked += "«" * (is_learned and not was_learned) + "»" * (was_learned and not is_learned) + token
         was_learned = is_learned
-    return marked + ("»" if was_learned else "")
+    return marked + "»" * was_learned
 
 
 def _pair(item: str) -> tuple[str, str]:

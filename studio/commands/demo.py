@@ -29,18 +29,18 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         # named by what they are; a number joins where an earlier demo has the name
         learned = studio.datasets.add(DEMO.train_path, filename=f"{DEMO.name}.jsonl")
         held_out = studio.datasets.add(DEMO.eval_path, filename=f"{DEMO.name}-held-out.jsonl")
-        say(f"Data: {learned['rows']} rows to learn ({learned['name']}), {held_out['rows']} held out ({held_out['name']}).")
-        job = studio.jobs.submit(data=learned["id"], base_model=BASE, recipe="qlora-sft", options=OPTIONS)
+        say(f"Data: {learned.rows} rows to learn ({learned.name}), {held_out.rows} held out ({held_out.name}).")
+        job = studio.jobs.submit(data=learned.id, base_model=BASE, recipe="qlora-sft", options=OPTIONS)
         threading.Thread(target=_warm, args=(studio, job["id"]), daemon=True).start()
         job = _succeeded(follow(studio, job["id"]))
         adapter = studio.adapters.show(job["adapter"])
-        comparison = studio.comparisons.create(data=held_out["id"], base_model=BASE, contestants=["base", adapter["name"]])
+        comparison = studio.comparisons.create(data=held_out.id, base_model=BASE, contestants=["base", adapter["name"]])
         _succeeded(follow(studio, comparison["job"]))
         scores = studio.comparisons.show(comparison["id"])["scores"]
         judgement = studio.judging.judge(comparison["id"], "reference")
         _succeeded(follow(studio, judgement["job"]))
         judged = studio.judging.show(judgement["id"])
-        question = str(studio.datasets.rows(held_out["id"], limit=1)[0]["messages"][0]["content"])
+        question = (studio.datasets.rows(held_out.id, limit=1)[0].messages or [])[0].content
         chat = studio.chat.answer(
             ["base", adapter["name"]], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
         )

@@ -74,6 +74,6 @@ def preferences(
     studio = open_studio()
     wanted: Any = source
     made = studio.preferences.make(comparisons, name=name, min_margin=min_margin, source=wanted)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in made["provenance"]["left_out"].items())
+    left_out = ", ".join(f"{count} {reason}" for reason, count in made.provenance["left_out"].items())
     say(f"Left out: {left_out}." if left_out else "Nothing was left out.")
-    show(made, json, f"{made['name']} ({made['id']}): {made['rows']} pairs. Next: studio train --data {made['name']} --recipe dpo …")
+    show(made, json, f"{made.name} ({made.id}): {made.rows} pairs. Next: studio train --data {made.name} --recipe dpo …")

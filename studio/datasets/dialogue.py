@@ -258,6 +258,7 @@ def _as_turn(message: Message | Mapping[str, Any]) -> Turn:
     turn = {key: value for key, value in raw.items() if value is not None}
     if not isinstance(turn.get("role"), str):
         raise DatasetError("A message has no role.", "Use system, user, assistant or tool.")
+    turn["role"] = str(turn["role"])  # a template gets plain values only
     turn.setdefault("content", "")
     if turn.get("tool_calls"):
         turn["tool_calls"] = [_as_call(call) for call in turn["tool_calls"]]

@@ -11,6 +11,7 @@ from typing import Any
 from studio.datasets.json_records import parse_json
 from studio.datasets.records import MAX_COLUMNS, Row
 from studio.errors import DatasetError
+from studio.records import DatasetKind
 
 MAX_CELL_CHARS = 8 * 1024**2  # of a cell that holds JSON or a Python literal
 
@@ -27,7 +28,7 @@ ANY = TEXT | {"objects", "object", "lists"}
 
 
 @dataclass(frozen=True)
-class Role:
+class RowRole:
     """A part of a row, the shapes it may have, and the column names by which it is known."""
 
     name: str
@@ -41,8 +42,8 @@ class Format:
     """A way to lay out rows. `kind` is what the rows are for."""
 
     name: str
-    kind: str
-    roles: tuple[Role, ...]
+    kind: DatasetKind
+    roles: tuple[RowRole, ...]
     description: str
 
     def role_names(self) -> list[str]:
@@ -57,19 +58,19 @@ class Layout:
     mapping: dict[str, str]
 
 
-SYSTEM = Role("system", TEXT, ("system", "system_prompt", "system_message"), required=False)
-TOOLS = Role("tools", ANY, ("tools", "functions"), required=False)
+SYSTEM = RowRole("system", TEXT, ("system", "system_prompt", "system_message"), required=False)
+TOOLS = RowRole("tools", ANY, ("tools", "functions"), required=False)
 QUESTION_NAMES = ("prompt", "question", "instruction", "query")
 
 # in the order in which they are tried: the more a format asks for, the earlier
 FORMATS = (
     Format(
         "sharegpt-preference",
-        "preference",
+        DatasetKind.PREFERENCE,
         (
-            Role("conversations", TURNS, ("conversations", "conversation", "messages")),
-            Role("chosen", ANSWER, ("chosen",)),
-            Role("rejected", ANSWER, ("rejected",)),
+            RowRole("conversations", TURNS, ("conversations", "conversation", "messages")),
+            RowRole("chosen", ANSWER, ("chosen",)),
+            RowRole("rejected", ANSWER, ("rejected",)),
             SYSTEM,
             TOOLS,
         ),
@@ -77,12 +78,12 @@ FORMATS = (
     ),
     Format(
         "preference",
-        "preference",
+        DatasetKind.PREFERENCE,
         (
-            Role("prompt", TEXT | TURNS, QUESTION_NAMES, required=False),
-            Role("chosen", ANSWER, ("chosen", "chosen_response", "answer_chosen")),
-            Role("rejected", ANSWER, ("rejected", "rejected_response", "answer_rejected")),
-            Role("input", TEXT, ("input",), required=False),
+            RowRole("prompt", TEXT | TURNS, QUESTION_NAMES, required=False),
+            RowRole("chosen", ANSWER, ("chosen", "chosen_response", "answer_chosen")),
+            RowRole("rejected", ANSWER, ("rejected", "rejected_response", "answer_rejected")),
+            RowRole("input", TEXT, ("input",), required=False),
             SYSTEM,
             TOOLS,
         ),
@@ -90,10 +91,10 @@ FORMATS = (
     ),
     Format(
         "sharegpt-kto",
-        "unpaired-preference",
+        DatasetKind.UNPAIRED_PREFERENCE,
         (
-            Role("conversations", TURNS, ("conversations", "conversation", "messages")),
-            Role("label", LABEL, ("label", "kto_tag")),
+            RowRole("conversations", TURNS, ("conversations", "conversation", "messages")),
+            RowRole("label", LABEL, ("label", "kto_tag")),
             SYSTEM,
             TOOLS,
         ),
@@ -101,26 +102,26 @@ FORMATS = (
     ),
     Format(
         "kto",
-        "unpaired-preference",
+        DatasetKind.UNPAIRED_PREFERENCE,
         (
-            Role("prompt", TEXT | TURNS, QUESTION_NAMES),
-            Role("completion", ANSWER, ("completion", "response", "output", "answer")),
-            Role("label", LABEL, ("label", "kto_tag")),
+            RowRole("prompt", TEXT | TURNS, QUESTION_NAMES),
+            RowRole("completion", ANSWER, ("completion", "response", "output", "answer")),
+            RowRole("label", LABEL, ("label", "kto_tag")),
             SYSTEM,
         ),
         "a prompt and an answer marked good or bad",
     ),
     Format(
         "messages",
-        "sft",
-        (Role("messages", OPENAI, ("messages", "conversation", "conversations", "dialogue", "dialog", "chat", "turns")), SYSTEM, TOOLS),
+        DatasetKind.SFT,
+        (RowRole("messages", OPENAI, ("messages", "conversation", "conversations", "dialogue", "dialog", "chat", "turns")), SYSTEM, TOOLS),
         "a conversation with role and content, as in the OpenAI protocol",
     ),
     Format(
         "sharegpt",
-        "sft",
+        DatasetKind.SFT,
         (
-            Role("conversations", SHAREGPT, ("conversations", "conversation", "messages", "dialogue", "dialog", "chat", "items")),
+            RowRole("conversations", SHAREGPT, ("conversations", "conversation", "messages", "dialogue", "dialog", "chat", "items")),
             SYSTEM,
             TOOLS,
         ),
@@ -128,45 +129,45 @@ FORMATS = (
     ),
     Format(
         "mt-bench",
-        "prompts",
-        (Role("turns", frozenset({"texts"}), ("turns",)),),
+        DatasetKind.PROMPTS,
+        (RowRole("turns", frozenset({"texts"}), ("turns",)),),
         "questions to compare models with, one or more turns each",
     ),
     Format(
         "instances",
-        "sft",
-        (Role("instruction", TEXT, ("instruction",)), Role("instances", frozenset({"objects"}), ("instances",))),
+        DatasetKind.SFT,
+        (RowRole("instruction", TEXT, ("instruction",)), RowRole("instances", frozenset({"objects"}), ("instances",))),
         "an instruction with a list of inputs and outputs, as in self-instruct",
     ),
     Format(
         "alpaca",
-        "sft",
+        DatasetKind.SFT,
         (
-            Role("instruction", TEXT, ("instruction", "instructions")),
-            Role("output", TEXT, ("output", "response", "answer", "completion", "outputs", "target")),
-            Role("input", TEXT, ("input", "context", "inputs"), required=False),
-            Role("history", frozenset({"lists"}), ("history",), required=False),
+            RowRole("instruction", TEXT, ("instruction", "instructions")),
+            RowRole("output", TEXT, ("output", "response", "answer", "completion", "outputs", "target")),
+            RowRole("input", TEXT, ("input", "context", "inputs"), required=False),
+            RowRole("history", frozenset({"lists"}), ("history",), required=False),
             SYSTEM,
         ),
         "instruction, optional input, output",
     ),
     Format(
         "question-answer",
-        "sft",
+        DatasetKind.SFT,
         (
-            Role("question", TEXT, ("question", "query", "problem")),
-            Role("answer", TEXT, ("answer", "response", "solution", "answers", "output", "completion")),
-            Role("context", TEXT, ("context", "passage"), required=False),
+            RowRole("question", TEXT, ("question", "query", "problem")),
+            RowRole("answer", TEXT, ("answer", "response", "solution", "answers", "output", "completion")),
+            RowRole("context", TEXT, ("context", "passage"), required=False),
             SYSTEM,
         ),
         "a question and its answer",
     ),
     Format(
         "prompt-completion",
-        "sft",
+        DatasetKind.SFT,
         (
-            Role("prompt", TEXT | TURNS, ("prompt", "input", "user", "human", "source")),
-            Role("completion", ANSWER, ("completion", "response", "output", "assistant", "bot", "gpt", "answer", "target", "reply")),
+            RowRole("prompt", TEXT | TURNS, ("prompt", "input", "user", "human", "source")),
+            RowRole("completion", ANSWER, ("completion", "response", "output", "assistant", "bot", "gpt", "answer", "target", "reply")),
             SYSTEM,
             TOOLS,
         ),
@@ -174,15 +175,20 @@ FORMATS = (
     ),
     Format(
         "continuation",
-        "sft",
-        (Role("prompt", TEXT, ("prompt",)), Role("completion", TEXT, ("completion",))),
+        DatasetKind.SFT,
+        (RowRole("prompt", TEXT, ("prompt",)), RowRole("completion", TEXT, ("completion",))),
         "a text and how it goes on, learned as it stands, without a chat template",
     ),
-    Format("text", "text", (Role("text", TEXT, ("text", "content", "document", "body", "story")),), "documents, learned as they stand"),
+    Format(
+        "text",
+        DatasetKind.TEXT,
+        (RowRole("text", TEXT, ("text", "content", "document", "body", "story")),),
+        "documents, learned as they stand",
+    ),
     Format(
         "prompts",
-        "prompts",
-        (Role("prompt", TEXT, (*QUESTION_NAMES, "input")),),
+        DatasetKind.PROMPTS,
+        (RowRole("prompt", TEXT, (*QUESTION_NAMES, "input")),),
         "prompts without answers, to compare models with",
     ),
 )
@@ -308,7 +314,7 @@ def _fit(format: Format, columns: Columns, given: dict[str, str], strict: bool) 
     return found
 
 
-def _has_shape(counts: Counter[Shapes], role: Role) -> bool:
+def _has_shape(counts: Counter[Shapes], role: RowRole) -> bool:
     """Half of the values look right; of labels nearly all, so that another number is none, and a slip of the pen is a row's problem."""
     total = counts.total()
     fitting = sum(count for shapes, count in counts.items() if shapes & role.shapes)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -23,6 +22,7 @@ from studio.datasets.mapping import RowError, converter
 from studio.datasets.reading import Source, open_source
 from studio.datasets.records import BLOCK_BYTES, Problem, Record, Row
 from studio.errors import DatasetError
+from studio.records import RowProblem
 
 SAMPLE_ROWS = 100
 SAMPLE_CHARS = 16 * 1024**2
@@ -45,19 +45,19 @@ class Problems:
         if len(self.first) < KEPT_PROBLEMS:
             self.first.append(problem)
 
-    def as_json(self) -> list[dict[str, Any]]:
-        return [problem.as_json() for problem in self.first]
+    def records(self) -> list[RowProblem]:
+        return [RowProblem(**problem.as_json()) for problem in self.first]
 
     def error(self, name: str, fix: str = "") -> DatasetError:
         """One error for all of them: names the first and the count."""
         first = self.first[0]
         others = f" ({self.count:,} rows have problems.)" if self.count > 1 else ""
         message = f"{name}, line {first.line}: {first.problem}{others}"
-        return DatasetError(message, f"{first.fix} {fix}".strip(), problems=self.as_json(), count=self.count)
+        return DatasetError(message, f"{first.fix} {fix}".strip(), problems=[problem.as_json() for problem in self.first], count=self.count)
 
 
 @dataclass(slots=True)
-class Batch:
+class ExampleBatch:
     """Examples of neighbouring rows as JSON lines, their number, and the problems of the rows among them."""
 
     lines: bytes = b""
@@ -79,7 +79,7 @@ class Ingest:
         for record in itertools.chain(self._sample, self.source.records):
             yield from self._results(*record)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[ExampleBatch]:
         """The same in batches of bounded size, which is several times as fast for many small rows."""
         yield from self._gathered(self._sample)
         mapper = block_mapper(self.layout)
@@ -89,20 +89,20 @@ class Ingest:
         if not isinstance(self.source.records, JsonLines):
             for some in _grouped(self.source.records):
                 quick = mapper.examples([row for _, row in some])
-                yield from self._gathered(some) if quick is None else [Batch(quick, len(some))]
+                yield from self._gathered(some) if quick is None else [ExampleBatch(quick, len(some))]
             return
         for first, block in self.source.records.blocks():
             if isinstance(block, Problem):
-                yield Batch(problems=[block])
+                yield ExampleBatch(problems=[block])
             else:
                 yield from self._mapped(mapper, first, block)
 
-    def _mapped(self, mapper: BlockMapper, first: int, block: bytes) -> Iterator[Batch]:
+    def _mapped(self, mapper: BlockMapper, first: int, block: bytes) -> Iterator[ExampleBatch]:
         """Quickly where that works; else by halves, so that one odd row costs its neighbours nothing."""
         quick = mapper.lines(block) if len(block) < LARGE_BLOCK_BYTES else None
         middle = block.rfind(b"\n", 0, len(block) // 2) + 1
         if quick is not None:
-            yield Batch(*quick)
+            yield ExampleBatch(*quick)
         elif len(block) > SMALL_BLOCK_BYTES and middle:
             yield from self._mapped(mapper, first, block[:middle])
             yield from self._mapped(mapper, first + block.count(b"\n", 0, middle), block[middle:])
@@ -110,7 +110,7 @@ class Ingest:
             numbered = ((number, json_line(number, line)) for number, line in enumerate(block.split(b"\n"), start=first))
             yield from self._gathered((number, row) for number, row in numbered if row is not None)
 
-    def _gathered(self, records: Iterable[Record]) -> Iterator[Batch]:
+    def _gathered(self, records: Iterable[Record]) -> Iterator[ExampleBatch]:
         lines: list[bytes] = []
         problems: list[Problem] = []
         size = 0
@@ -122,10 +122,10 @@ class Ingest:
                     lines.append(result)
                     size += len(result)
             if size > BLOCK_BYTES or len(problems) > KEPT_PROBLEMS:
-                yield Batch(b"\n".join(lines) + b"\n" * bool(lines), len(lines), problems)
+                yield ExampleBatch(b"\n".join(lines) + b"\n" * bool(lines), len(lines), problems)
                 lines, problems, size = [], [], 0
         if lines or problems:
-            yield Batch(b"\n".join(lines) + b"\n" * bool(lines), len(lines), problems)
+            yield ExampleBatch(b"\n".join(lines) + b"\n" * bool(lines), len(lines), problems)
 
     def _results(self, line: int, row: Row | Problem) -> list[tuple[int, bytes | Problem]]:
         """The examples of one row, or its problem."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+
+from studio.records import LengthBin, LengthFigures
 
 MAX_BINS = 40
 ROUND = (1, 2, 5)
@@ -12,14 +13,14 @@ ROUND = (1, 2, 5)
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     """Nearest-rank p50, p95 and p99; 0 where there are no rows."""
-    ordered = sorted(lengths)
-    return {f"p{p}": ordered[min(len(ordered) - 1, -(-len(ordered) * p // 100) - 1)] if ordered else 0 for p in (50, 95, 99)}
+    ordered = sorted(lengths) or [0]
+    return {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] for p in (50, 95, 99)}
 
 
-def summary(lengths: Sequence[int]) -> dict[str, Any]:
-    """Percentiles, `max`, `mean` and `histogram`."""
-    mean = sum(lengths) / len(lengths) if lengths else 0.0
-    return {**percentiles(lengths), "max": max(lengths, default=0), "mean": mean, "histogram": histogram(lengths)}
+def summary(lengths: Sequence[int]) -> LengthFigures:
+    mean = sum(lengths) / max(1, len(lengths))
+    bins = [LengthBin.model_validate(each) for each in histogram(lengths)]
+    return LengthFigures(**percentiles(lengths), max=max(lengths, default=0), mean=mean, histogram=bins)
 
 
 def histogram(lengths: Sequence[int], most: int = MAX_BINS) -> list[dict[str, int]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from studio.datasets.dialogue import PROBE_ANSWER, Tools, Turn
 from studio.datasets.rendering import Rendered, Renderer
 from studio.errors import DatasetError
+from studio.records import Parity, ParityDifference
 from studio.types import Example, Message
 
 SHOWN_IDS = 24  # of each side in the excerpts, from the first difference on
@@ -30,14 +30,8 @@ class Sent:
     is_whole: bool
 
 
-def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length: int | None = None) -> dict[str, Any]:
-    """Compare numbered rows.
-
-    `rows` counts those that could be compared, `skipped` those without an answer or refused by the template for training too;
-    `same` is true when at least one row was compared and all are identical. `first_difference` is None or
-    {"row", "position": index into both lists of ids, "training": ids, "chat": ids, "training_text", "chat_text", "reason",
-    "shared", "training_next", "chat_next": excerpts before and after the position}.
-    """
+def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length: int | None = None) -> Parity:
+    """Compare numbered rows; `first_difference` is the first row's that differs."""
     compared = identical = skipped = 0
     first = None
     for number, example in rows:
@@ -54,16 +48,16 @@ def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length:
         found = _first_difference(training, sides)
         identical += found is None
         if found is not None and first is None:
-            first = {"row": number, **_as_json(renderer, training, *found)}
-    return {
-        "rows": compared,
-        "identical": identical,
-        "skipped": skipped,
-        "same": compared > 0 and identical == compared,
-        "template_name": renderer.template_name,
-        "template_sha256": renderer.template_sha256,
-        "first_difference": first,
-    }
+            first = _shown(renderer, number, training, *found)
+    return Parity(
+        rows=compared,
+        identical=identical,
+        skipped=skipped,
+        same=compared > 0 and identical == compared,
+        template_name=renderer.template_name,
+        template_sha256=renderer.template_sha256,
+        first_difference=first,
+    )
 
 
 def _sides(renderer: Renderer, example: Example, training: Rendered) -> Iterator[Sent]:
@@ -203,18 +197,19 @@ def _difference(training: Rendered, sent: Sent) -> int | None:
     return None if is_through or is_part else shared
 
 
-def _as_json(renderer: Renderer, training: Rendered, position: int, sent: Sent) -> dict[str, Any]:
+def _shown(renderer: Renderer, row: int, training: Rendered, position: int, sent: Sent) -> ParityDifference:
     def excerpt(ids: list[int]) -> str:
         return renderer.decode(ids, skip_special_tokens=False)
 
-    return {
-        "position": position,
-        "training": training.ids,
-        "chat": sent.ids,
-        "training_text": training.text,
-        "chat_text": sent.text,
-        "reason": sent.reason,
-        "shared": excerpt(training.ids[max(0, position - SHARED_IDS) : position]),
-        "training_next": excerpt(training.ids[position : position + SHOWN_IDS]),
-        "chat_next": excerpt(sent.ids[position : position + SHOWN_IDS]),
-    }
+    return ParityDifference(
+        row=row,
+        position=position,
+        training=training.ids,
+        chat=sent.ids,
+        training_text=training.text,
+        chat_text=sent.text,
+        reason=sent.reason,
+        shared=excerpt(training.ids[max(0, position - SHARED_IDS) : position]),
+        training_next=excerpt(training.ids[position : position + SHOWN_IDS]),
+        chat_next=excerpt(sent.ids[position : position + SHOWN_IDS]),
+    )

@@ -14,7 +14,7 @@ import orjson
 from pydantic import ValidationError
 
 from studio.errors import DatasetError
-from studio.types import Example, Message
+from studio.types import Example, Message, Role
 
 Prompt = dict[str, Any]
 MAX_PROMPTS = 10_000
@@ -119,7 +119,7 @@ def _split(example: Example) -> tuple[list[Message], str]:
         if last is None:
             return example.messages, ""
         return example.messages[:last], example.messages[last].content
-    prompt = [Message(role="user", content=example.prompt)] if isinstance(example.prompt, str) else list(example.prompt or [])
+    prompt = [Message(role=Role.USER, content=example.prompt)] if isinstance(example.prompt, str) else list(example.prompt or [])
     answer = example.completion or example.chosen or ""
     if example.label is False:  # an answer marked bad is nothing to be held against
         return prompt, ""

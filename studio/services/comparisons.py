@@ -100,7 +100,7 @@ class ComparisonService:
         if sum(source is not None for source in (given or None, data, questions, held_out)) > 1:
             raise StudioError("Prompts come from several places at once.", "Name one: prompts, data, questions, or held-out rows.")
         if data is not None:
-            return prompts.from_examples(self.datasets.examples(data)), self.datasets.show(data)["id"]
+            return prompts.from_examples(self.datasets.examples(data)), self.datasets.show(data).id
         if questions is not None:
             if questions not in QUESTIONS:
                 raise NotFoundError(f"There are no questions {questions!r}.", naming.suggest(questions, list(QUESTIONS)))

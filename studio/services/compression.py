@@ -253,15 +253,15 @@ class CompressionService:
         if method == "longllmlingua":
             raise StudioError("longllmlingua needs a question of its own for every row.", "Choose another method.")
         origin = self.datasets.show(data)
-        known = {dataset["name"] for dataset in self.datasets.list()}
-        title = naming.claim(name, known.__contains__) if name else naming.unique(f"{origin['name']}-compressed"[:60], known.__contains__)
+        known = {dataset.name for dataset in self.datasets.list()}
+        title = naming.claim(name, known.__contains__) if name else naming.unique(f"{origin.name}-compressed"[:60], known.__contains__)
         made = new_id()
         config = {
             **self._frozen(method, compressor, STARTER, options),
             "rate": rate,
-            "parent": origin["id"],
-            "rows": origin["rows"],
-            "rows_path": str(self.datasets.path(origin["id"])),
+            "parent": origin.id,
+            "rows": origin.rows,
+            "rows_path": str(self.datasets.path(origin.id)),
             "dataset": made,
             "folder": str(self.settings.datasets / made),
             "name": title,

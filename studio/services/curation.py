@@ -1,55 +1,37 @@
-"""What is wrong with a dataset, and what becomes of it: report, fix, split, merge, pick, edit. Each writes new versions.
+"""What becomes of a dataset: report, fix, split, merge, pick, edit. Each change writes a new version.
 
-Nothing is ever changed in place. Work on all rows is done by child processes; knows neither torch nor the page.
+Nothing is ever changed in place. Work on all rows is done by child processes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import os
-import re
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack, cast
 
 import orjson
 from pydantic import ValidationError
 
 from studio.datasets.children import run_child
 from studio.datasets.report.checks import BY_NAME, CHECKS
+from studio.datasets.report.child import Progress
 from studio.datasets.report.fixing import Fixed, write_fixed
-from studio.db.models import DatasetRow
+from studio.datasets.report.wanted import Wanted
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
+from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
 from studio.services import naming
+from studio.services.data_reports import FullReport, ReportOptions, Reports
 from studio.services.datasets import DatasetService
 from studio.services.models import ModelService
-from studio.services.versions import Draft, VersionShelf
+from studio.services.versions import Draft, Origin, VersionShelf, derived
 from studio.settings import Settings
 from studio.types import Example
 
-REPORT_VERSION = 2  # a report made by other rules is made again
 MAX_ROUNDS = 5  # one fix may uncover a fault: rows that are the same once their e-mail addresses are masked
-MAX_LENGTH = 1024
 ALL = "all"
-SMALL_CHANGES = ("fix", "edit", "delete")  # versions that take the place of the one they come from
-
-Json = dict[str, Any]
-Progress = Callable[[str, float], None]
-
-
-class ReportOptions(TypedDict, total=False):
-    """How a report is made, everywhere the same."""
-
-    base_model: str | None  # count in its tokens, and look for rows that are cut off
-    max_length: int  # of a row in tokens
-    chat_template: str | None
-    against: Sequence[str]  # datasets that shall share no row with this one; the other side of a split always counts as one
-    allow_path: bool  # base_model may be a folder
 
 
 class CurationService:
@@ -58,40 +40,25 @@ class CurationService:
     def __init__(self, settings: Settings, db: Database, datasets: DatasetService, models: ModelService) -> None:
         self._settings = settings
         self._datasets = datasets
-        self._models = models
         self._shelf = VersionShelf(settings, db)
-        self._one_at_a_time = threading.Lock()  # a report takes every core
+        self._reports = Reports(settings, datasets, models, self._shelf)
 
     # looking
 
-    def report(self, dataset: str, *, progress: Progress | None = None, **options: Unpack[ReportOptions]) -> Json:
+    def report(self, dataset: str, *, progress: Progress | None = None, **options: Unpack[ReportOptions]) -> DatasetReport:
         """Every finding with its rows, lengths, languages. Kept beside the rows: the same question is answered at once."""
         record = self._datasets.show(dataset)
-        return _for_people(record, self._made(record, self._asked(record, options), progress))
+        return self._reports.made(record, self._reports.wanted(record, options), progress).of(record)
 
-    def cached_report(self, dataset: str, **options: Unpack[ReportOptions]) -> Json | None:
+    def cached_report(self, dataset: str, **options: Unpack[ReportOptions]) -> DatasetReport | None:
         """The report if it was made before, else None."""
         record = self._datasets.show(dataset)
-        made = self._kept(record, self._asked(record, options))
-        return None if made is None else _for_people(record, made)
+        found = self._reports.kept(record, self._reports.wanted(record, options))
+        return found and found.of(record)
 
-    def versions(self, dataset: str) -> list[Json]:
+    def versions(self, dataset: str) -> list[DatasetVersion]:
         """What this dataset came from and what was made of it, oldest first."""
-        wanted = self._datasets.show(dataset)["id"]
-        everyone = self._shelf.everyone()
-        family = _ancestors(everyone, wanted) | {wanted} | _descendants(everyone, wanted)
-        return [
-            {
-                "id": each.id,
-                "name": each.name,
-                "rows": each.rows,
-                "parent": each.parent_id,
-                "provenance": each.provenance,
-                "created_at": each.created_at,
-            }
-            for each in everyone
-            if each.id in family
-        ]
+        return self._shelf.family(self._datasets.show(dataset).id)
 
     # making versions
 
@@ -103,67 +70,68 @@ class CurationService:
         name: str | None = None,
         progress: Progress | None = None,
         **options: Unpack[ReportOptions],
-    ) -> Json:
+    ) -> Dataset:
         """A version without what these checks find ("all": every check). Repeats itself until they find nothing more."""
-        wanted = known_checks(checks)
+        sought = known_checks(checks)
         self._shelf.claim(name)
         record = self._datasets.show(dataset)
-        asked = self._asked(record, options)
-        made = self._made(record, asked, progress)
-        if "sampled" in made and "language_mix" in wanted:
-            asked = {**asked, "every_language": True}
-            made = self._made(record, asked, progress)
-        faults = _faults(made, wanted)
+        wanted = self._reports.wanted(record, options)
+        report = self._reports.made(record, wanted, progress)
+        if report.sampled and "language_mix" in sought:
+            wanted = replace(wanted, every_language=True)
+            report = self._reports.made(record, wanted, progress)
+        faults = _faults(report, sought)
         if not faults:
-            sought = "anything" if ALL in checks else " or ".join(wanted)
-            raise StudioError(f"There is nothing to fix: the report on {record['name']} does not find {sought}.", "Choose another check.")
-        counts = {check: len(rows) for check, rows in faults.items()}
+            what = "anything" if ALL in checks else " or ".join(sought)
+            raise StudioError(f"There is nothing to fix: the report on {record.name} does not find {what}.", "Choose another check.")
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
-            path, made, total = self._fixed(Path(folder), self._datasets.path(record["id"]), made, wanted, asked, progress)
-            provenance = {
+            path, report, total = self._fixed(Path(folder), report, sought, wanted, progress)
+            provenance: dict[str, Any] = {
                 "made_by": "fix",
-                "checks": list(counts),
-                "found": counts,
+                "checks": list(faults),
+                "found": {check: len(rows) for check, rows in faults.items()},
                 "dropped": total.dropped,
                 "changed": total.changed,
-                "parents": [record["id"]],
-                **({"options": shown} if (shown := _shown_options(options)) else {}),
+                "parents": [record.id],
             }
+            if shown := _shown_options(options):
+                provenance["options"] = shown
             with path.open("rb") as lines:
-                fixed = self._write(record, provenance, name, self._next_version(record), lines)
-        self._keep_report(fixed["id"], {**asked, "path": str(self._datasets.path(fixed["id"]))}, made)
+                fixed = self._write(record, provenance, name, self._shelf.next_name(record.name), lines)
+        self._reports.keep(fixed, wanted, report)
         return fixed
 
-    def split(self, dataset: str, *, test_size: float = 0.1, seed: int = 42, name: str | None = None) -> dict[str, Json]:
+    def split(self, dataset: str, *, test_size: float = 0.1, seed: int = 42, name: str | None = None) -> DatasetHalves:
         """NAME-train and NAME-eval; rows that are the same or almost the same stay on one side.
 
         `test_size` is a share (below 1) or a number of rows.
         """
         record = self._datasets.show(dataset)
-        if not 0 < test_size < record["rows"]:
+        if not 0 < test_size < record.rows:
             raise StudioError(
-                f"test_size {test_size:g} leaves no rows on one side; {record['name']} has {record['rows']:,}.",
+                f"test_size {test_size:g} leaves no rows on one side; {record.name} has {record.rows:,}.",
                 "Give a share such as 0.1, or a number of rows.",
             )
-        stem = naming.from_stem(name or record["name"])[: naming.LENGTH - 6]
+        stem = naming.from_stem(name or record.name)[: naming.LENGTH - 6]
         for side in ("train", "eval"):
-            self._shelf.claim(f"{stem}-{side}" if name is not None else None)
-        options = {"path": str(self._datasets.path(record["id"])), "test_size": test_size, "seed": seed}
+            self._shelf.claim(name and f"{stem}-{side}")
+        options = {"path": str(self._datasets.path(record.id)), "test_size": test_size, "seed": seed}
         held_out = set(run_child("studio.datasets.splitting", options, self._settings.cache)["held_out"])
         if not held_out:
-            raise StudioError(f"All rows of {record['name']} are the same or almost the same.", "A split would have an empty side.")
-        shared = {"made_by": "split", "test_size": test_size, "seed": seed, "parents": [record["id"]]}
+            raise StudioError(f"All rows of {record.name} are the same or almost the same.", "A split would have an empty side.")
+        shared = {"made_by": "split", "test_size": test_size, "seed": seed, "parents": [record.id]}
+        origin = Origin.of(record)
         with self._shelf.drafting() as drafts:
             for side in ("train", "eval"):
                 wanted = f"{stem}-{side}"
-                drafts.append(Draft(record, {**shared, "side": side}, wanted if name is not None else None, wanted))
+                drafts.append(Draft(origin, {**shared, "side": side}, name and wanted, wanted))
             for draft, other in zip(drafts, reversed(drafts), strict=True):
                 draft.provenance.update(sibling=other.id, dropped=0, changed=0)
-                self._shelf.write(draft, self._lines(record["id"], held_out, inside=draft.provenance["side"] == "eval"))
+                self._shelf.write(draft, self._lines(record.id, held_out, inside=draft.provenance["side"] == "eval"))
             train, evaluation = self._shelf.keep(drafts)
-        return {"train": self._datasets.show(train), "eval": self._datasets.show(evaluation)}
+        return DatasetHalves(train=self._datasets.show(train), eval=self._datasets.show(evaluation))
 
-    def merge(self, datasets: Sequence[str], *, name: str | None = None) -> Json:
+    def merge(self, datasets: Sequence[str], *, name: str | None = None) -> Dataset:
         """The rows of several datasets of one kind, one after the other; all of them."""
         records = [self._datasets.show(dataset) for dataset in datasets]
         if len(records) < 2:
@@ -171,125 +139,62 @@ class CurationService:
         self._shelf.claim(name)
         first = records[0]
         for other in records[1:]:
-            if other["kind"] != first["kind"]:
+            if other.kind != first.kind:
                 raise StudioError(
-                    f"{first['name']} holds {first['kind']} rows, and {other['name']} {other['kind']} rows.", "Merge datasets of one kind."
+                    f"{first.name} holds {first.kind} rows, and {other.name} {other.kind} rows.", "Merge datasets of one kind."
                 )
-        parents = [record["id"] for record in records]
-        provenance = {"made_by": "merge", "parents": parents, "rows": [record["rows"] for record in records], "dropped": 0, "changed": 0}
+        parents = [record.id for record in records]
+        provenance = {"made_by": "merge", "parents": parents, "rows": [record.rows for record in records], "dropped": 0, "changed": 0}
         lines = (line for parent in parents for line in self._lines(parent))
-        return self._write(first, provenance, name, _derived(first["name"], "merged"), lines)
+        return self._write(first, provenance, name, derived(first.name, "merged"), lines)
 
-    def pick(self, dataset: str, rows: int, *, seed: int = 42, name: str | None = None, progress: Progress | None = None) -> Json:
+    def pick(self, dataset: str, rows: int, *, seed: int = 42, name: str | None = None, progress: Progress | None = None) -> Dataset:
         """The `rows` best rows that differ most from each other, after LIMA; the provenance says how they were chosen."""
         record = self._datasets.show(dataset)
-        if not 0 < rows <= record["rows"]:
-            raise StudioError(f"{rows:,} rows can't be picked of {record['rows']:,}.", "Ask for fewer, and at least one.")
+        if not 0 < rows <= record.rows:
+            raise StudioError(f"{rows:,} rows can't be picked of {record.rows:,}.", "Ask for fewer, and at least one.")
         self._shelf.claim(name)
-        made = self._made(record, self._asked(record, {}), progress)
-        options = {"path": str(self._datasets.path(record["id"])), "rows": rows, "seed": seed, "findings": made["all_rows"]}
+        report = self._reports.made(record, self._reports.wanted(record, {}), progress)
+        options = {"path": str(self._datasets.path(record.id)), "rows": rows, "seed": seed, "findings": report.all_rows}
         picked = run_child("studio.datasets.curation", options, self._settings.cache, progress)
         provenance = {
             "made_by": "pick",
-            "parents": [record["id"]],
-            "dropped": record["rows"] - rows,
+            "parents": [record.id],
+            "dropped": record.rows - rows,
             "changed": 0,
             "seed": seed,
             **picked["how"],
         }
-        return self._write(
-            record, provenance, name, _derived(record["name"], f"best-{rows}"), self._lines(record["id"], set(picked["rows"]))
-        )
+        return self._write(record, provenance, name, derived(record.name, f"best-{rows}"), self._lines(record.id, set(picked["rows"])))
 
-    def edit_row(self, dataset: str, row: int, example: Mapping[str, Any], *, name: str | None = None) -> Json:
+    def edit_row(self, dataset: str, row: int, example: Mapping[str, Any], *, name: str | None = None) -> Dataset:
         """A version in which row `row` is `example` (the JSON of studio.types.Example)."""
         record = self._datasets.show(dataset)
         _check_rows(record, [row])
         self._shelf.claim(name)
-        line = _checked_example(record, self._datasets.rows(record["id"], offset=row - 1, limit=1)[0], example)
-        lines = (line if number == row else old for number, old in enumerate(self._lines(record["id"]), start=1))
-        provenance = {"made_by": "edit", "rows": [row], "dropped": 0, "changed": 1, "parents": [record["id"]]}
-        return self._write(record, provenance, name, self._next_version(record), lines)
+        line = _checked_example(record, self._datasets.rows(record.id, offset=row - 1, limit=1)[0], example)
+        lines = (line if number == row else old for number, old in enumerate(self._lines(record.id), start=1))
+        provenance = {"made_by": "edit", "rows": [row], "dropped": 0, "changed": 1, "parents": [record.id]}
+        return self._write(record, provenance, name, self._shelf.next_name(record.name), lines)
 
-    def delete_rows(self, dataset: str, rows: Sequence[int], *, name: str | None = None) -> Json:
+    def delete_rows(self, dataset: str, rows: Sequence[int], *, name: str | None = None) -> Dataset:
         """A version without these rows."""
         record = self._datasets.show(dataset)
         _check_rows(record, rows)
         self._shelf.claim(name)
         gone = {row - 1 for row in rows}
-        provenance = {"made_by": "delete", "rows": sorted(set(rows)), "dropped": len(gone), "changed": 0, "parents": [record["id"]]}
-        return self._write(record, provenance, name, self._next_version(record), self._lines(record["id"], gone, inside=False))
-
-    # reports
-
-    def _asked(self, record: Json, options: ReportOptions) -> dict[str, Any]:
-        """What the child is asked. Options that change nothing are left out, so that a report is found again."""
-        others = {self._datasets.show(other)["id"] for other in options.get("against", ())} | self._sibling(record["id"])
-        if record["id"] in others:
-            raise StudioError(f"{record['name']} can't be compared with itself.", "Name another dataset in against.")
-        asked: dict[str, Any] = {"path": str(self._datasets.path(record["id"])), "kind": record["kind"]}
-        if others:
-            asked["against"] = [str(self._datasets.path(other)) for other in sorted(others)]
-        if base_model := options.get("base_model"):
-            max_length = options.get("max_length", MAX_LENGTH)
-            if max_length < 1:
-                raise StudioError(f"max_length can't be {max_length}.", "Give a number of tokens, such as 1024.")
-            folder = self._models.resolve(base_model, allow_path=options.get("allow_path", False)).path
-            asked |= {"model_folder": str(folder), "max_length": max_length, "chat_template": options.get("chat_template") or None}
-        return asked
-
-    def _sibling(self, dataset_id: str) -> set[str]:
-        """The other side of the split that a dataset comes from, in its newest version."""
-        everyone = self._shelf.everyone()
-        known = {each.id: each for each in everyone}
-        each = known.get(dataset_id)
-        while each is not None and (each.provenance or {}).get("made_by") in SMALL_CHANGES:
-            each = known.get(each.parent_id or "")
-        provenance = each.provenance if each is not None else {}
-        sibling = known.get(provenance.get("sibling", "")) if provenance.get("made_by") == "split" else None
-        if sibling is None:
-            return set()
-        newest = sibling
-        for later in everyone:
-            if later.parent_id == newest.id and (later.provenance or {}).get("made_by") in SMALL_CHANGES:
-                newest = later
-        return {newest.id}
-
-    def _made(self, record: Json, options: Mapping[str, Any], progress: Progress | None) -> Json:
-        made = self._kept(record, options)
-        if made is None:
-            with self._one_at_a_time:
-                made = self._kept(record, options) or run_child("studio.datasets.report", options, self._settings.cache, progress)
-            self._keep_report(record["id"], options, made)
-        return made
-
-    def _kept(self, record: Json, options: Mapping[str, Any]) -> Json | None:
-        try:
-            kept: Json = orjson.loads(self._report_path(record["id"], options).read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            return None
-        return kept
-
-    def _keep_report(self, dataset_id: str, options: Mapping[str, Any], made: Json) -> None:
-        path = self._report_path(dataset_id, options)
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-        part.write_bytes(orjson.dumps(made))
-        part.replace(path)
-
-    def _report_path(self, dataset_id: str, options: Mapping[str, Any]) -> Path:
-        asked = json.dumps({**options, "path": "", "version": REPORT_VERSION}, sort_keys=True)
-        return self._shelf.folder(dataset_id) / "reports" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+        provenance = {"made_by": "delete", "rows": sorted(set(rows)), "dropped": len(gone), "changed": 0, "parents": [record.id]}
+        return self._write(record, provenance, name, self._shelf.next_name(record.name), self._lines(record.id, gone, inside=False))
 
     # fixing
 
     def _fixed(
-        self, folder: Path, path: Path, made: Json, checks: Sequence[str], options: Mapping[str, Any], progress: Progress | None
-    ) -> tuple[Path, Json, Fixed]:
+        self, folder: Path, report: FullReport, checks: Sequence[str], wanted: Wanted, progress: Progress | None
+    ) -> tuple[Path, FullReport, Fixed]:
         """The fixed rows, the report on them, and how many were touched."""
-        total = Fixed()
+        path, total = Path(wanted.path), Fixed()
         for number in range(MAX_ROUNDS):
-            faults = _faults(made, checks)
+            faults = _faults(report, checks)
             if not faults:
                 break
             target = folder / f"{number}.jsonl"
@@ -297,9 +202,8 @@ class CurationService:
             if not fixed.rows:
                 raise StudioError("No row would be left.", "Fix fewer checks at a time, or edit the rows.")
             path, total = target, Fixed(fixed.rows, total.dropped + fixed.dropped, total.changed + fixed.changed)
-            with self._one_at_a_time:
-                made = run_child("studio.datasets.report", {**options, "path": str(path)}, self._settings.cache, progress)
-        return path, made, total
+            report = self._reports.again(replace(wanted, path=str(path)), progress)
+        return path, report, total
 
     # rows
 
@@ -310,12 +214,9 @@ class CurationService:
                 if rows is None or (number in rows) is inside:
                     yield line
 
-    def _next_version(self, record: Json) -> str:
-        return _next_version(record["name"], {each.name for each in self._shelf.everyone()})
-
-    def _write(self, origin: Json, provenance: Json, name: str | None, default_name: str, lines: Iterable[bytes]) -> Json:
+    def _write(self, origin: Dataset, provenance: dict[str, Any], name: str | None, default_name: str, lines: Iterable[bytes]) -> Dataset:
         with self._shelf.drafting() as drafts:
-            drafts.append(Draft(origin, provenance, name, default_name))
+            drafts.append(Draft(Origin.of(origin), provenance, name, default_name))
             self._shelf.write(drafts[0], lines)
             kept = self._shelf.keep(drafts)
         return self._datasets.show(kept[0])
@@ -331,29 +232,27 @@ def known_checks(checks: Sequence[str]) -> list[str]:
     return [check.name for check in CHECKS if ALL in checks or check.name in checks]
 
 
-def _faults(made: Json, checks: Sequence[str]) -> dict[str, list[int]]:
-    return {check: made["all_rows"][check] for check in checks if made["all_rows"].get(check)}
+def _faults(report: FullReport, checks: Sequence[str]) -> dict[str, list[int]]:
+    return {check: report.all_rows[check] for check in checks if report.all_rows.get(check)}
 
 
-def _for_people(record: Json, made: Json) -> Json:
-    return {"dataset": record["id"], **{key: value for key, value in made.items() if key != "all_rows"}}
-
-
-def _shown_options(options: ReportOptions) -> Json:
+def _shown_options(options: ReportOptions) -> ReportOptions:
     """What changed the report, for the provenance."""
-    counted = ("base_model", "max_length", "chat_template") if options.get("base_model") else ()
-    return {key: value for key, value in options.items() if value and key in (*counted, "against")}
+    shown = ["against"]
+    if options.get("base_model"):
+        shown += ["base_model", "max_length", "chat_template"]
+    return cast(ReportOptions, {key: value for key, value in options.items() if value and key in shown})
 
 
-def _check_rows(record: Json, rows: Sequence[int]) -> None:
+def _check_rows(record: Dataset, rows: Sequence[int]) -> None:
     if not rows:
         raise StudioError("No row is named.", "Give row numbers, counted from 1.")
     for row in rows:
-        if not 1 <= row <= record["rows"]:
-            raise StudioError(f"{record['name']} has no row {row}.", f"Rows count from 1 to {record['rows']:,}.")
+        if not 1 <= row <= record.rows:
+            raise StudioError(f"{record.name} has no row {row}.", f"Rows count from 1 to {record.rows:,}.")
 
 
-def _checked_example(record: Json, old: Json, example: Mapping[str, Any]) -> bytes:
+def _checked_example(record: Dataset, old: Example, example: Mapping[str, Any]) -> bytes:
     """A row as it is kept. Raises StudioError when it is no row of this dataset's kind."""
     try:
         new = Example.model_validate(example).as_json()
@@ -364,47 +263,8 @@ def _checked_example(record: Json, old: Json, example: Mapping[str, Any]) -> byt
         raise StudioError(f"This is no row: {where}: {problem['msg']}.", "Keep the form of the row that you edit.") from None
     except orjson.JSONEncodeError:
         raise StudioError("The row holds half of a surrogate pair, which is no character.", "Remove it.") from None
-    parts = set(old) - {"tools"}
-    if set(new) - {"tools"} != parts or any(type(new[part]) is not type(old[part]) for part in parts):
-        raise StudioError(f"A row of {record['name']} has {', '.join(sorted(parts))}.", "Keep the form of the row that you edit.")
+    before = old.as_json()
+    parts = set(before) - {"tools"}
+    if set(new) - {"tools"} != parts or any(type(new[part]) is not type(before[part]) for part in parts):
+        raise StudioError(f"A row of {record.name} has {', '.join(sorted(parts))}.", "Keep the form of the row that you edit.")
     return line
-
-
-# lineage and names
-
-
-def _parents(each: DatasetRow) -> set[str]:
-    return {parent for parent in [each.parent_id, *(each.provenance or {}).get("parents", [])] if parent}
-
-
-def _ancestors(everyone: Sequence[DatasetRow], wanted: str) -> set[str]:
-    known = {each.id: each for each in everyone}
-    found: set[str] = set()
-    waiting = {wanted}
-    while waiting:
-        waiting = {parent for each in waiting if each in known for parent in _parents(known[each])} - found
-        found |= waiting
-    return found
-
-
-def _descendants(everyone: Sequence[DatasetRow], wanted: str) -> set[str]:
-    found = {wanted}
-    while True:
-        more = {each.id for each in everyone if each.id not in found and _parents(each) & found}
-        if not more:
-            return found
-        found |= more
-
-
-VERSION = re.compile(r"(.+)-v(\d{1,5})")
-
-
-def _next_version(name: str, taken: Set[str]) -> str:
-    """The first free of name-v2, name-v3, …; for name-v4 from name-v5 on."""
-    found = VERSION.fullmatch(name)
-    stem, number = (found[1], int(found[2])) if found else (name, 1)
-    return next(wanted for wanted in (_derived(stem, f"v{n}") for n in itertools.count(number + 1)) if wanted not in taken)
-
-
-def _derived(name: str, suffix: str) -> str:
-    return f"{name[: naming.LENGTH - 1 - len(suffix) - 4]}-{suffix}"

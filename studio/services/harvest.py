@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from studio.errors import StudioError
+from studio.records import Dataset
 from studio.services.chat import ChatService
 from studio.services.datasets import DatasetService
 
@@ -28,7 +29,7 @@ class HarvestService:
         """How many rows each kind would have now."""
         return self.chat.lessons()
 
-    def make(self, kind: Kind, name: str | None = None) -> dict[str, Any]:
+    def make(self, kind: Kind, name: str | None = None) -> Dataset:
         """A dataset of every good answer, or of every corrected one. Raises StudioError when there is none yet."""
         rows = list(self._rows(kind))
         if not rows:
@@ -38,7 +39,7 @@ class HarvestService:
         return self.datasets.add_text(text, name=name or self._free(NAMES[kind]))
 
     def _free(self, wanted: str) -> str:
-        taken = {row["name"] for row in self.datasets.list()}
+        taken = {dataset.name for dataset in self.datasets.list()}
         return next(name for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 10_000))) if name not in taken)
 
     def _rows(self, kind: str) -> Iterator[dict[str, Any]]:

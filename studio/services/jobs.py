@@ -28,7 +28,7 @@ from studio.services import curves, naming, reports
 from studio.services.datasets import DatasetService
 from studio.services.forecast import Span, forecast
 from studio.services.judged import judged
-from studio.services.launching import Launcher, LaunchProblems, Plan, combinations, training, write_run
+from studio.services.launching import Launcher, LaunchProblems, combinations, training, write_run
 from studio.services.models import ModelService
 from studio.services.scripts import script
 from studio.settings import Settings
@@ -67,7 +67,7 @@ class JobService:
         """
         problems = LaunchProblems()
         awaited = problems.gather(lambda: self.show(after)["id"]) if after else None
-        title = problems.gather(lambda: self._free_name(name, lambda: self.datasets.show(data)["name"]))
+        title = problems.gather(lambda: self._free_name(name, lambda: self.datasets.show(data).name))
         plans = self.launcher.plan(problems, data, base_model, recipe, [options or {}])
         problems.raise_all()
         assert title is not None
@@ -96,7 +96,7 @@ class JobService:
         problems = LaunchProblems()
         chosen = problems.gather(lambda: combinations(grid, options or {})) or []
         awaited = problems.gather(lambda: self.show(after)["id"]) if after else None
-        title = problems.gather(lambda: self._free_name(name, lambda: f"sweep-{self.datasets.show(data)['name']}"))
+        title = problems.gather(lambda: self._free_name(name, lambda: f"sweep-{self.datasets.show(data).name}"))
         plans = self.launcher.plan(problems, data, base_model, recipe, [{**(options or {}), **one} for one in chosen]) if chosen else []
         problems.raise_all()
         assert title is not None
@@ -107,7 +107,7 @@ class JobService:
             queue="",
             recipe=first.recipe,
             config={"grid": {key: list(values) for key, values in grid.items()}, "options": dict(options or {})},
-            dataset_id=first.dataset["id"],
+            dataset_id=first.dataset.id,
             base_model=first.config.base_model,
         )
         with self.launcher.jobs(plans) as children, self.db.write() as session:
@@ -183,7 +183,7 @@ class JobService:
             write_run(run, config, renderer)
             with run.train.open("rb") as file:
                 rows = sum(1 for _ in file)
-            job = training(run, Plan({}, recipe, config, renderer), rows, created_at=time.time())
+            job = training(run, recipe, config, None, rows, created_at=time.time())
             with self.db.write() as session:
                 job.dataset_id = session.scalar(select(DatasetRow.id).where(DatasetRow.sha256 == note.get("dataset_sha256", "-")))
                 self._queue(session, job, title, is_given=is_given)

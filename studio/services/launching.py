@@ -25,7 +25,7 @@ from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
-from studio.records import Refusal
+from studio.records import Dataset, Refusal
 from studio.services import loggers
 from studio.services.datasets import DatasetService
 from studio.services.models import ModelService
@@ -64,7 +64,7 @@ class LaunchProblems:
 class Asked:
     """What a launch names, as far as it is known here and can be read."""
 
-    dataset: Mapping[str, Any] | None
+    dataset: Dataset | None
     model: ModelRef | None
     configs: list[JobConfig]
 
@@ -73,7 +73,7 @@ class Asked:
 class Plan:
     """One training that may be launched: everything is checked."""
 
-    dataset: Mapping[str, Any]
+    dataset: Dataset
     recipe: str
     config: JobConfig
     renderer: Renderer
@@ -157,18 +157,18 @@ class Launcher:
             problems.found += standing_against(config, model)
         return Asked(dataset, model, configs)
 
-    def _check_rows(self, dataset: Mapping[str, Any], model: ModelRef, config: JobConfig) -> Renderer:
+    def _check_rows(self, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
         """The renderer of this run; refuses rows that would teach nothing."""
         renderer = Renderer.load(model.path, config.chat_template)
-        found = self.datasets.check_for_training(dataset["id"], renderer, config.max_length, sample=CHECKED_ROWS)
-        share = found["share_without_learned_tokens"]
-        if not found["rows"]:
-            raise ConfigError(f"Dataset {dataset['name']} has no rows to train on.", "Choose another.")
+        found = self.datasets.check_for_training(dataset.id, renderer, config.max_length, sample=CHECKED_ROWS)
+        share = found.share_without_learned_tokens
+        if not found.rows:
+            raise ConfigError(f"Dataset {dataset.name} has no rows to train on.", "Choose another.")
         if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
             raise ConfigError(
-                f"{share:.0%} of the rows of {dataset['name']} hold no token to learn with max_length={config.max_length} "
+                f"{share:.0%} of the rows of {dataset.name} hold no token to learn with max_length={config.max_length} "
                 f"(more than {MAX_ROWS_WITHOUT_LEARNED_TOKEN:.0%} is refused).",
-                f"Set max_length to {max(int(found['p99']), config.max_length)} or more, or correct rows without an answer.",
+                f"Set max_length to {max(int(found.p99), config.max_length)} or more, or correct rows without an answer.",
             )
         return renderer
 
@@ -195,13 +195,13 @@ class Launcher:
                     source, rows = splits[plan.split]
                     _link_rows(source, run)
                 else:
-                    written = self.datasets.write_run_files(plan.dataset["id"], run, *plan.split)
-                    if plan.config.test_size > 0 and not written["eval_rows"]:
+                    written = self.datasets.write_run_files(plan.dataset.id, run, *plan.split)
+                    if plan.config.test_size > 0 and not written.eval_rows:
                         raise _nothing_held_out(plan.dataset, plan.config)
-                    rows = written["train_rows"]
+                    rows = written.train_rows
                     splits[plan.split] = (run, rows)
                 write_run(run, plan.config, plan.renderer)
-                made.append(training(run, plan, rows, created_at=time.time() + number * 1e-4))
+                made.append(training(run, plan.recipe, plan.config, plan.dataset.id, rows, created_at=time.time() + number * 1e-4))
             yield made
         except BaseException:
             for run in runs:
@@ -242,27 +242,27 @@ def recomputing_where_needed(config: JobConfig, model: ModelRef) -> JobConfig:
     return recomputing
 
 
-def check_kind(dataset: Mapping[str, Any], config: JobConfig) -> None:
+def check_kind(dataset: Dataset, config: JobConfig) -> None:
     """Refuses rows of a kind that the objective does not train on. Raises ConfigError with an objective that does."""
     wanted = config.objective_entry.trains_on
-    if dataset["kind"] in wanted:
+    if dataset.kind in wanted:
         return
-    reason = f"Dataset {dataset['name']} holds {dataset['kind']} rows, and {config.objective} learns from {' or '.join(wanted)} rows."
-    fitting = next((entry.name for entry in objectives.ENTRIES if dataset["kind"] in entry.trains_on), None)
+    reason = f"Dataset {dataset.name} holds {dataset.kind} rows, and {config.objective} learns from {' or '.join(wanted)} rows."
+    fitting = next((entry.name for entry in objectives.ENTRIES if dataset.kind in entry.trains_on), None)
     if fitting is None:
         raise ConfigError(reason, "Choose a dataset of conversations, instructions or texts.", change={})
     fix = f"Set objective={fitting} (recipe {recipes.of_objective(fitting).name}), or choose another dataset."
     raise ConfigError(reason, fix, change={"objective": fitting})
 
 
-def check_held_out(dataset: Mapping[str, Any], config: JobConfig) -> None:
-    if config.test_size > 0 and dataset["rows"] < 2:
+def check_held_out(dataset: Dataset, config: JobConfig) -> None:
+    if config.test_size > 0 and dataset.rows < 2:
         raise _nothing_held_out(dataset, config)
 
 
-def _nothing_held_out(dataset: Mapping[str, Any], config: JobConfig) -> ConfigError:
+def _nothing_held_out(dataset: Dataset, config: JobConfig) -> ConfigError:
     return ConfigError(
-        f"With test_size={config.test_size:g} no row of {dataset['name']} is left to be held out: it has too few that differ.",
+        f"With test_size={config.test_size:g} no row of {dataset.name} is left to be held out: it has too few that differ.",
         "Set test_size=0 to train on all, or add rows.",
     )
 
@@ -274,18 +274,18 @@ def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:
     write_json(run.config, config.model_dump(mode="json"))
 
 
-def training(run: RunDir, plan: Plan, rows: int, created_at: float) -> JobRow:
-    """The unsaved, unnamed record of a run."""
+def training(run: RunDir, recipe: str, config: JobConfig, dataset_id: str | None, rows: int, created_at: float) -> JobRow:
+    """The unsaved, unnamed row of a run; `dataset_id` None where its rows come with it."""
     return JobRow(
         id=run.path.name,
         kind="train",
         queue="gpu",
-        recipe=plan.recipe,
-        config=plan.config.model_dump(mode="json"),
+        recipe=recipe,
+        config=config.model_dump(mode="json"),
         run_dir=str(run.path),
-        dataset_id=plan.dataset.get("id"),
-        base_model=plan.config.base_model,
-        planned_steps=planned_steps(plan.config, rows),
+        dataset_id=dataset_id,
+        base_model=config.base_model,
+        planned_steps=planned_steps(config, rows),
         created_at=created_at,
     )
 

@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 from studio.db.models import AnswerRow, ComparisonRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
+from studio.records import Dataset, DatasetKind
 from studio.services import naming
 from studio.services.comparisons import ComparisonService
 from studio.services.datasets import DatasetService
 from studio.services.ratings import newest_judgement
-from studio.services.versions import Draft, VersionShelf
+from studio.services.versions import Draft, Origin, VersionShelf
 from studio.settings import Settings
-from studio.types import Example, Message
+from studio.types import Example, Message, Role
 
 Source = Literal["judge", "human", "both"]
 MIN_MARGIN = 0.5
@@ -36,7 +37,7 @@ class PreferenceService:
 
     def make(
         self, comparisons: Sequence[str], *, name: str | None = None, min_margin: float = MIN_MARGIN, source: Source = "both"
-    ) -> dict[str, Any]:
+    ) -> Dataset:
         """A preference dataset of the pairs of `comparisons` that were decided by at least `min_margin`.
 
         The margin of a pair is |2 score - 1|: 1 when both orders (or all voters) name the same answer, 0 when they split. People's votes
@@ -82,7 +83,7 @@ class PreferenceService:
             for _, prompt_id, winner in ordered[:limit]
         ]
 
-    def correct(self, comparison: str, answers: Mapping[str, str], *, name: str | None = None) -> dict[str, Any]:
+    def correct(self, comparison: str, answers: Mapping[str, str], *, name: str | None = None) -> Dataset:
         """A dataset of prompts of `comparison` (by their IDs) with these answers, to learn from. Raises StudioError without any."""
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
@@ -94,20 +95,12 @@ class PreferenceService:
         ]
         if not rows:
             raise StudioError("No answer is given.", "Show the worst prompts, and write what would have been right.")
-        taken = {each["name"] for each in self.datasets.list()}
+        taken = {each.name for each in self.datasets.list()}
         free = naming.unique(f"{row.name[:50]}-corrections", lambda wanted: wanted in taken)
         return self.datasets.add_text("\n".join(orjson.dumps(each).decode() for each in rows), name=name or free)
 
-    def _keep(
-        self, rows: Sequence[ComparisonRow], pairs: Sequence[dict[str, Any]], name: str | None, how: dict[str, Any]
-    ) -> dict[str, Any]:
-        origin: dict[str, Any] = {
-            "id": None,
-            "kind": "preference",
-            "format": "preference",
-            "mapping": {},
-            "source": ", ".join(row.name for row in rows),
-        }
+    def _keep(self, rows: Sequence[ComparisonRow], pairs: Sequence[dict[str, Any]], name: str | None, how: dict[str, Any]) -> Dataset:
+        origin = Origin(DatasetKind.PREFERENCE, "preference", ", ".join(row.name for row in rows))
         provenance = {
             "made_by": "preferences",
             **how,
@@ -197,6 +190,6 @@ def _example(prompt: dict[str, Any], chosen: str, rejected: str) -> Example:
     messages = [Message(**message) for message in prompt["turns"][0]]
     return Example(
         prompt=messages,
-        chosen=[Message(role="assistant", content=chosen)],
-        rejected=[Message(role="assistant", content=rejected)],
+        chosen=[Message(role=Role.ASSISTANT, content=chosen)],
+        rejected=[Message(role=Role.ASSISTANT, content=rejected)],
     )

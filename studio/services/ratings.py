@@ -95,7 +95,7 @@ class RatingService:
         with self.db.read() as session:
             rows = [self.comparisons.find(session, name) for name in comparisons] or list(session.scalars(select(ComparisonRow)))
             if data is not None:
-                wanted = self.comparisons.datasets.show(data)["id"]
+                wanted = self.comparisons.datasets.show(data).id
                 rows = [row for row in rows if row.dataset_id == wanted]
             is_mixed = len({row.base_model for row in rows}) > 1
             lines = [line for row in rows for line in _lines(session, row, human_only, is_mixed=is_mixed)]

@@ -8,7 +8,7 @@ from typing import Any
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError
-from studio.types import GenerationParams, Message
+from studio.types import GenerationParams, Message, Role
 
 GREEDY = GenerationParams(temperature=0.0, max_new_tokens=64)
 FIXED_S = 0.01  # of a compression, whatever its length
@@ -18,7 +18,7 @@ def reading(engine: EngineClient, who: Contestant, text: str) -> tuple[int, floa
     """(tokens, seconds) of reading a prompt: an answer of one token. A number in front keeps the engine from knowing the beginning."""
     try:
         one = GREEDY.model_copy(update={"max_new_tokens": 1})
-        done = engine.chat(who, [Message(role="user", content=f"{secrets.randbelow(10**6):06d} {text}")], one)
+        done = engine.chat(who, [Message(role=Role.USER, content=f"{secrets.randbelow(10**6):06d} {text}")], one)
     except EngineError as exc:
         if exc.status >= 500 or exc.status in (401, 404, 429):
             raise
@@ -28,7 +28,7 @@ def reading(engine: EngineClient, who: Contestant, text: str) -> tuple[int, floa
 
 def answered(engine: EngineClient, who: Contestant, text: str, params: GenerationParams) -> dict[str, Any]:
     try:
-        done = engine.chat(who, [Message(role="user", content=text)], params)
+        done = engine.chat(who, [Message(role=Role.USER, content=text)], params)
     except EngineError as exc:
         if exc.status >= 500 or exc.status in (401, 404, 429):
             raise

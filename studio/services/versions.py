@@ -1,12 +1,14 @@
 """New versions of datasets: rows are written aside, then kept with their rows of the database in one transaction.
 
-Knows nothing of why a version is made.
+Also what a dataset was made from, and what was made of it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,17 +23,35 @@ from jobs.rundir import fsync_folder
 from studio.db.models import DatasetRow, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError
+from studio.records import Dataset, DatasetKind, DatasetVersion
 from studio.services import naming
+from studio.services.dataset_files import ROWS, DatasetFiles, as_record
 from studio.settings import Settings
 
-ROWS = "rows.jsonl"
+VERSION = re.compile(r"(.+)-v(\d{1,5})")
+SMALL_CHANGES = ("fix", "edit", "delete")  # versions that take the place of the one they come from
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a version says about where its rows come from."""
+
+    kind: DatasetKind
+    format: str
+    source: str
+    mapping: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Origin:
+        return cls(dataset.kind, dataset.format, dataset.source, dataset.mapping, dataset.id)
 
 
 @dataclass
 class Draft:
     """A version that is not kept yet. `id` is what its dataset will be called by; `name` None takes `default_name` or the next free."""
 
-    origin: dict[str, Any]  # the dataset that it comes from
+    origin: Origin
     provenance: dict[str, Any]
     name: str | None
     default_name: str
@@ -45,17 +65,15 @@ class VersionShelf:
     """Where versions are written and kept."""
 
     def __init__(self, settings: Settings, db: Database) -> None:
-        self._settings = settings
         self._db = db
+        self._files = DatasetFiles(settings, db)
 
     def folder(self, dataset_id: str) -> Path:
-        return self._settings.datasets / dataset_id
+        return self._files.folder(dataset_id)
 
     def claim(self, name: str | None) -> None:
-        """Refuse a name that is taken or no name, before work is done. Raises TakenError or StudioError."""
-        if name is not None:
-            with self._db.read() as session:
-                naming.claim(name, lambda wanted: _is_taken(session, wanted))
+        """Refuse a name that is taken or invalid, before work is done. Raises TakenError or StudioError."""
+        self._files.claim(name)
 
     @contextmanager
     def drafting(self) -> Iterator[list[Draft]]:
@@ -97,33 +115,87 @@ class VersionShelf:
                 fsync_folder(folder)
         return [draft.id for draft in drafts]
 
-    def everyone(self) -> list[DatasetRow]:
+    def everyone(self) -> list[Dataset]:
         """All datasets, oldest first."""
         with self._db.read() as session:
-            return list(session.scalars(select(DatasetRow).order_by(DatasetRow.created_at, DatasetRow.id)))
+            return [as_record(row) for row in session.scalars(select(DatasetRow).order_by(DatasetRow.created_at, DatasetRow.id))]
+
+    def family(self, dataset_id: str) -> list[DatasetVersion]:
+        """What a dataset came from and what was made of it, oldest first."""
+        everyone = self.everyone()
+        members = _ancestors(everyone, dataset_id) | _descendants(everyone, dataset_id)
+        shown = DatasetVersion.model_fields
+        return [DatasetVersion(**{name: getattr(each, name) for name in shown}) for each in everyone if each.id in members]
+
+    def sibling(self, dataset_id: str) -> set[str]:
+        """The other side of the split that a dataset comes from, in its newest version; empty where there is none."""
+        everyone = self.everyone()
+        known = {each.id: each for each in everyone}
+        each = known.get(dataset_id)
+        while each is not None and each.provenance.get("made_by") in SMALL_CHANGES:
+            each = known.get(each.parent or "")
+        if each is None or each.provenance.get("made_by") != "split":
+            return set()
+        newest = known.get(each.provenance.get("sibling", ""))
+        if newest is None:
+            return set()
+        for later in everyone:
+            if later.parent == newest.id and later.provenance.get("made_by") in SMALL_CHANGES:
+                newest = later
+        return {newest.id}
+
+    def next_name(self, name: str) -> str:
+        """The first free of name-v2, name-v3, …; for name-v4 from name-v5 on."""
+        taken = {each.name for each in self.everyone()}
+        stem, number = name, 1
+        if found := VERSION.fullmatch(name):
+            stem, number = found[1], int(found[2])
+        names = (derived(stem, f"v{n}") for n in itertools.count(number + 1))
+        return next(wanted for wanted in names if wanted not in taken)
+
+
+def derived(name: str, suffix: str) -> str:
+    """`name-suffix`, short enough to be a name."""
+    return f"{name[: naming.LENGTH - 1 - len(suffix) - 4]}-{suffix}"
 
 
 def _record(session: Session, draft: Draft) -> DatasetRow:
-    def is_taken(name: str) -> bool:
-        return _is_taken(session, name)
-
-    name = naming.claim(draft.name, is_taken) if draft.name is not None else naming.unique(draft.default_name, is_taken)
     origin = draft.origin
     return DatasetRow(
         id=draft.id,
-        name=name,
-        kind=origin["kind"],
-        format=origin["format"],
-        mapping=origin["mapping"],
-        source=origin["source"],
+        name=naming.choose(draft.name, draft.default_name, naming.taken_in(session, DatasetRow.name)),
+        kind=origin.kind.value,
+        format=origin.format,
+        mapping=origin.mapping,
+        source=origin.source,
         rows=draft.rows,
         skipped=0,
         sha256=draft.sha256,
         bytes=draft.bytes,
-        parent_id=origin["id"],
+        parent_id=origin.parent,
         provenance=draft.provenance,
     )
 
 
-def _is_taken(session: Session, name: str) -> bool:
-    return session.scalar(select(DatasetRow.id).where(DatasetRow.name == name)) is not None
+def _parents(dataset: Dataset) -> set[str]:
+    return {parent for parent in [dataset.parent, *dataset.provenance.get("parents", [])] if parent}
+
+
+def _ancestors(everyone: Sequence[Dataset], wanted: str) -> set[str]:
+    known = {each.id: each for each in everyone}
+    found: set[str] = set()
+    waiting = {wanted}
+    while waiting:
+        waiting = {parent for each in waiting if each in known for parent in _parents(known[each])} - found
+        found |= waiting
+    return found
+
+
+def _descendants(everyone: Sequence[Dataset], wanted: str) -> set[str]:
+    """Also `wanted` itself."""
+    found = {wanted}
+    while True:
+        more = {each.id for each in everyone if each.id not in found and _parents(each) & found}
+        if not more:
+            return found
+        found |= more

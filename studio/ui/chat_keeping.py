@@ -62,6 +62,6 @@ class KeepingPiece:
     def _making(self, notice: gr.HTML) -> Any:
         def make(event: gr.EventData) -> dict[Any, Any]:
             made = self._studio.harvest.make(event._data["kind"])
-            return {notice: pieces.said(f"{words.count(made['rows'], 'row')} kept as dataset {made['name']}; find it in the Data tab.")}
+            return {notice: pieces.said(f"{words.count(made.rows, 'row')} kept as dataset {made.name}; find it in the Data tab.")}
 
         return make

@@ -11,6 +11,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.services import Studio
+from studio.types import Example, Role
 from studio.ui import words
 
 STARTER = "starter"
@@ -27,7 +28,7 @@ Choice = tuple[str, str]
 
 def datasets(studio: Studio) -> list[Choice]:
     """Newest first; the value is the ID."""
-    return [(f"{dataset['name']} · {words.count(dataset['rows'], 'row')}", dataset["id"]) for dataset in studio.datasets.list()]
+    return [(f"{dataset.name} · {words.count(dataset.rows, 'row')}", dataset.id) for dataset in studio.datasets.list()]
 
 
 def base_models(studio: Studio) -> list[Choice]:
@@ -78,9 +79,9 @@ def example_for(studio: Studio, adapter: str) -> str:
     return (question(rows[0]) if rows else "") or EXAMPLE
 
 
-def question(row: dict[str, Any]) -> str:
-    """What is asked in an Example's JSON."""
-    prompt = row.get("messages") or row.get("prompt") or ""
+def question(row: Example) -> str:
+    """What is asked in a row."""
+    prompt = row.messages or row.prompt or ""
     if isinstance(prompt, str):
         return prompt
-    return next((turn["content"] for turn in prompt if turn["role"] == "user"), "")
+    return next((turn.content for turn in prompt if turn.role == Role.USER), "")

@@ -89,9 +89,9 @@ class BoardPart:
         if not comparison:
             raise StudioError("There is nothing to learn from yet.", "Compare first, then judge or vote.")
         made = self._studio.preferences.make([comparison], name=name.strip() or None, min_margin=float(margin), source=source)
-        left_out = ", ".join(f"{count} {reason}" for reason, count in made["provenance"]["left_out"].items())
-        said = f"{made['name']}: {words.count(made['rows'], 'pair')}." + (f" Left out: {left_out}." if left_out else "")
-        return {self.made_notice: pieces.said(said), self.made: made["id"], self.train: gr.Button(visible=True), self.name: ""}
+        left_out = ", ".join(f"{count} {reason}" for reason, count in made.provenance["left_out"].items())
+        said = f"{made.name}: {words.count(made.rows, 'pair')}." + (f" Left out: {left_out}." if left_out else "")
+        return {self.made_notice: pieces.said(said), self.made: made.id, self.train: gr.Button(visible=True), self.name: ""}
 
 
 def _board(found: dict[str, Any]) -> dict[str, Any]:

@@ -62,4 +62,4 @@ class WorstPart:
     def keep(self, comparison: str, rows: list[list[Any]], name: str) -> dict[Any, Any]:
         answers = {str(row[0]): str(row[3] or "") for row in rows or [] if str(row[0]).strip()}
         made = self._studio.preferences.correct(comparison, answers, name=name.strip() or None)
-        return {self.notice: pieces.said(f"{made['name']}: {words.count(made['rows'], 'row')} to learn from, under Data."), self.name: ""}
+        return {self.notice: pieces.said(f"{made.name}: {words.count(made.rows, 'row')} to learn from, under Data."), self.name: ""}

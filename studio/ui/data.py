@@ -11,9 +11,10 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import Dataset, DatasetReport
 from studio.services import Studio
 from studio.ui import choices, data_learned, findings, lineage, pieces
-from studio.ui.checks import Checks, Options
+from studio.ui.checks import PendingReport, Checks, Options
 from studio.ui.data_adding import Adding
 from studio.ui.data_learned import LearnedPart
 from studio.ui.data_rows import RowsPart
@@ -55,7 +56,7 @@ class DataTab:
         with gr.Tabs(visible=False, elem_id="data-parts", overflow_behavior="wrap") as self.parts:
             with gr.Tab("Rows", id="rows", elem_id="data-part-rows") as self.rows_tab:
                 self.findings = pieces.panel(elem_id="data-findings")
-                with gr.Accordion("Check against the rows you measure with", open=False, elem_id="data-apart"):
+                with gr.Accordion("PendingReport against the rows you measure with", open=False, elem_id="data-apart"):
                     self.against = gr.Dropdown(
                         [],
                         multiselect=True,
@@ -189,19 +190,19 @@ class DataTab:
     ) -> dict[Any, Any]:
         """What the page must change; stamps tell what it shows already."""
         datasets = self._studio.datasets.list()
-        chosen = next((row for row in datasets if dataset_id in (row["id"], row["name"])), datasets[0] if datasets else None)
+        chosen = next((row for row in datasets if dataset_id in (row.id, row.name)), next(iter(datasets), None))
         if chosen is None:
             return self._show_nothing()
         options = _options(chosen, base_model, max_length, template, against)
         models = choices.base_models(self._studio)
         report, check = self._report(chosen, options, tab)
         told = [
-            stamp(chosen["id"], [(row["id"], row["name"]) for row in datasets], first, marked, models),
-            stamp(chosen["id"], options, report is not None, check and check.told()),
-            stamp(chosen["id"], options, learned_first) if part == "learned" else stamps[2],
+            stamp(chosen.id, [(row.id, row.name) for row in datasets], first, marked, models),
+            stamp(chosen.id, options, report is not None, check and check.told()),
+            stamp(chosen.id, options, learned_first) if part == "learned" else stamps[2],
         ]
         # never sent back where it is right: an answer that was overtaken would take the reader back
-        changed: dict[Any, Any] = {} if chosen["id"] == dataset_id else {self._page.place.dataset: chosen["id"]}
+        changed: dict[Any, Any] = {} if chosen.id == dataset_id else {self._page.place.dataset: chosen.id}
         if told[0] != stamps[0]:
             changed |= self._show_rows(datasets, chosen, first, marked, models, base_model)
         if told[1] != stamps[1]:
@@ -214,26 +215,27 @@ class DataTab:
         running = check is not None and check.error is None
         return {**changed, **dict(zip(self._stamps, told, strict=True)), self._timer: gr.Timer(LIVE_S if running else IDLE_S)}
 
-    def _report(self, chosen: dict[str, Any], options: Options, tab: str) -> tuple[Any, Any]:
+    def _report(self, chosen: Dataset, options: Options, tab: str) -> tuple[DatasetReport | None, PendingReport | None]:
         """The report there is, and the one under way or failed; small datasets are checked unasked."""
-        report = self._studio.curation.cached_report(chosen["id"], **options)
+        report = self._studio.curation.cached_report(chosen.id, **options)
         if report is not None:
             return report, None
-        check = self._checks.state(chosen["id"], options)
-        if check is None and tab == "data" and chosen["rows"] <= CHECKED_AT_ONCE:
-            self._checks.start(chosen["id"], options, unasked=True)
-            check = self._checks.state(chosen["id"], options)
+        check = self._checks.state(chosen.id, options)
+        if check is None and tab == "data" and chosen.rows <= CHECKED_AT_ONCE:
+            self._checks.start(chosen.id, options, unasked=True)
+            check = self._checks.state(chosen.id, options)
         return None, check
 
     def _show_rows(
-        self, datasets: list[Any], chosen: dict[str, Any], first: int, marked: int, models: list[choices.Choice], base_model: str | None
+        self, datasets: list[Dataset], chosen: Dataset, first: int, marked: int, models: list[choices.Choice], base_model: str | None
     ) -> dict[Any, Any]:
-        versions = [{**row, "made": lineage.source(row)} for row in self._studio.curation.versions(chosen["id"])]
-        head = pieces.piece("dataset", dataset=chosen, kind=choices.KINDS[chosen["kind"]], source=lineage.source(chosen), versions=versions)
+        source = lineage.origin(chosen)
+        versions = [(version, lineage.made(version) or source) for version in self._studio.curation.versions(chosen.id)]
+        head = pieces.piece("dataset", dataset=chosen, kind=choices.KINDS[chosen.kind], source=lineage.source(chosen), versions=versions)
         others = self.versions.offer(datasets, chosen)
-        names = [(row["name"], row["id"]) for row in datasets if row["id"] != chosen["id"]]
+        names = [(row.name, row.id) for row in datasets if row.id != chosen.id]
         return {
-            self.list: pieces.piece("datasets", datasets=lineage.ordered(datasets), kinds=choices.KINDS, selected=chosen["id"]),
+            self.list: pieces.piece("datasets", datasets=lineage.ordered(datasets), kinds=choices.KINDS, selected=chosen.id),
             self.blank: "",
             self.head: head,
             self.parts: gr.Tabs(visible=True),
@@ -274,19 +276,19 @@ class DataTab:
         options = _options(chosen, base_model, max_length, template, against)
         match event._data["act"]:
             case "check":
-                self._checks.start(chosen["id"], options)
+                self._checks.start(chosen.id, options)
                 return {}
             case "row":
                 return self.go_to(dataset_id, int(event._data["row"]))
             case "fix":
                 return self._mend(chosen, [event._data["check"]], options)
-        report = self._studio.curation.cached_report(chosen["id"], **options)
-        return self._mend(chosen, findings.fixable(report) if report else [], options)
+        report = self._studio.curation.cached_report(chosen.id, **options)
+        return self._mend(chosen, (report and findings.fixable(report)) or [], options)
 
-    def _mend(self, chosen: dict[str, Any], checks: list[str], options: Options) -> dict[Any, Any]:
-        made = self._studio.curation.fix(chosen["id"], checks, **options)
-        said = f"{made['name']} is a new version of {chosen['name']}: {lineage.made(made)}."
-        return {self.notice: pieces.said(said), self._page.place.dataset: made["id"]}
+    def _mend(self, chosen: Dataset, checks: list[str], options: Options) -> dict[Any, Any]:
+        made = self._studio.curation.fix(chosen.id, checks, **options)
+        said = f"{made.name} is a new version of {chosen.name}: {lineage.made(made)}."
+        return {self.notice: pieces.said(said), self._page.place.dataset: made.id}
 
     def go_to(self, dataset_id: str, number: Any) -> dict[Any, Any]:
         row = int(number) if isinstance(number, (int, float)) and number >= 1 else 1
@@ -297,12 +299,12 @@ class DataTab:
         if event._data["act"] == "edit":
             return self.kept.open(dataset_id, number)
         made = self.kept.removed(dataset_id, number)
-        return {self.notice: pieces.said(f"{made['name']} is a new version without row {number}."), self._page.place.dataset: made["id"]}
+        return {self.notice: pieces.said(f"{made.name} is a new version without row {number}."), self._page.place.dataset: made.id}
 
     def save_row(self, dataset_id: str, number: int, source: str, *texts: str) -> dict[Any, Any]:
         made = self.kept.saved(dataset_id, number, source, *texts)
-        said = pieces.said(f"{made['name']} is a new version with row {number} changed.")
-        return {self.notice: said, self._page.place.dataset: made["id"], **self.kept.close()}
+        said = pieces.said(f"{made.name} is a new version with row {number} changed.")
+        return {self.notice: said, self._page.place.dataset: made.id, **self.kept.close()}
 
     def _making(self, make: Any) -> Any:
         def done(dataset_id: str, *given: Any) -> dict[Any, Any]:
@@ -321,22 +323,22 @@ class DataTab:
 
     def _turning_learned(self, step: int) -> Any:
         def turn(dataset_id: str, first: int) -> int:
-            return self.learned.turn(step, self._studio.datasets.show(dataset_id)["rows"], first)
+            return self.learned.turn(step, self._studio.datasets.show(dataset_id).rows, first)
 
         return turn
 
     def forget(self, dataset_id: str) -> dict[Any, Any]:
         deleted = self._studio.datasets.delete(dataset_id)
-        said = pieces.said(f"{deleted['name']} is deleted.")
-        return {self.notice: said, self._page.place.dataset: deleted["parent"] or "", self.confirm: gr.Row(visible=False)}
+        said = pieces.said(f"{deleted.name} is deleted.")
+        return {self.notice: said, self._page.place.dataset: deleted.parent or "", self.confirm: gr.Row(visible=False)}
 
 
-def _options(chosen: dict[str, Any], base_model: str | None, max_length: Any, template: str, against: list[str] | None) -> Options:
+def _options(chosen: Dataset, base_model: str | None, max_length: Any, template: str, against: list[str] | None) -> Options:
     """What a report and a rendering depend on."""
-    learns = chosen["kind"] not in WITHOUT_ANSWERS
+    learns = chosen.kind not in WITHOUT_ANSWERS
     return {
         "base_model": base_model if learns else None,
         "max_length": data_learned.length(max_length),
         "chat_template": template or None,
-        "against": sorted(set(against or []) - {chosen["id"]}),
+        "against": sorted(set(against or []) - {chosen.id}),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import DatasetError, StudioError
+from studio.records import Dataset, Inspection
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
@@ -117,12 +118,12 @@ class Adding:
             asked = pieces.said(exc.message, "info", "Choose below which column is which; the rows follow.")
             return {**self._ask_for_mapping(exc, chosen, mapping or {}), self.notice: asked}
         return {
-            **self._show_choices(found),
-            self.skip_bad: gr.Checkbox(visible=found["problem_count"] > 0),
+            **self._show_choices(found.formats, found.format, found.roles, found.columns, found.mapping),
+            self.skip_bad: gr.Checkbox(visible=found.problem_count > 0),
             self._preview: _reading(found),
         }
 
-    def _look_into(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> dict[str, Any]:
+    def _look_into(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> Inspection:
         file, text, fetched = given
         if not file and not text.strip() and not fetched:
             raise StudioError("There is nothing to read.", "Drop a file above, or paste text.")
@@ -130,7 +131,7 @@ class Adding:
             return self._first_look(given)
         return self._inspected(given, chosen, mapping)
 
-    def _first_look(self, given: Given) -> dict[str, Any]:
+    def _first_look(self, given: Given) -> Inspection:
         """As these columns were mapped the last time, else as detected."""
         try:
             found = self._inspected(given, None, None)
@@ -139,13 +140,13 @@ class Adding:
             if known is None:
                 raise
         else:
-            known = self._studio.datasets.remembered(found["columns"])
-            if known is None or (found["format"], found["mapping"]) == (known["format"], known["mapping"]):
+            known = self._studio.datasets.remembered(found.columns)
+            if known is None or (found.format, found.mapping) == (known.format, known.mapping):
                 return found
-        again = self._inspected(given, known["format"], known["mapping"])
-        return {**again, "notes": [*again["notes"], f"Mapped as the last time for these columns ({known['name']})."]}
+        again = self._inspected(given, known.format, known.mapping)
+        return again.model_copy(update={"notes": [*again.notes, f"Mapped as the last time for these columns ({known.name})."]})
 
-    def _inspected(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> dict[str, Any]:
+    def _inspected(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> Inspection:
         file, text, fetched = given
         if fetched:
             return self._studio.datasets.inspect(fetched, format=chosen, mapping=mapping)
@@ -156,31 +157,28 @@ class Adding:
     def _ask_for_mapping(self, refused: DatasetError, chosen: str | None, mapping: dict[str, str]) -> dict[Any, Any]:
         """Nothing fits: the columns are there to choose from, and the rows follow once they are mapped."""
         formats = self._studio.datasets.formats()
-        wanted = next((each for each in formats if each["name"] == (chosen or DEFAULT_FORMAT)), formats[0])
-        found = {
-            "formats": [each["name"] for each in formats],
-            "format": wanted["name"],
-            "roles": wanted["roles"],
-            "columns": refused.details["columns"],
-            "mapping": mapping,
-        }
-        return {**self._show_choices(found), self.skip_bad: gr.Checkbox(visible=False), self._preview: ""}
+        wanted = next((each for each in formats if each.name == (chosen or DEFAULT_FORMAT)), formats[0])
+        names = [each.name for each in formats]
+        shown = self._show_choices(names, wanted.name, wanted.roles, refused.details["columns"], mapping)
+        return {**shown, self.skip_bad: gr.Checkbox(visible=False), self._preview: ""}
 
-    def _show_choices(self, found: dict[str, Any]) -> dict[Any, Any]:
-        roles = found["roles"][:MAX_ROLES]
-        offered = [("not used", UNUSED), *((column, column) for column in found["columns"])]
+    def _show_choices(
+        self, formats: list[str], format: str, roles: list[str], columns: list[str], mapping: dict[str, str]
+    ) -> dict[Any, Any]:
+        roles = roles[:MAX_ROLES]
+        offered = [("not used", UNUSED), *((column, column) for column in columns)]
         fields: dict[Any, Any] = {field: gr.Dropdown(visible=False) for field in self.mapping}
         for field, role in zip(self.mapping, roles, strict=False):
             fields[field] = gr.Dropdown(
                 label=role.capitalize(),
                 info=f"Column with the {role}.",
                 choices=offered,
-                value=found["mapping"].get(role, UNUSED),
-                visible=bool(found["columns"]),
+                value=mapping.get(role, UNUSED),
+                visible=bool(columns),
             )
         return {
             self.choices: gr.Column(visible=True),
-            self.format: gr.Dropdown(choices=found["formats"], value=found["format"]),
+            self.format: gr.Dropdown(choices=formats, value=format),
             **fields,
             self._roles: roles,
             self._view: gr.Column(visible=False),
@@ -217,10 +215,11 @@ class Adding:
         fetched = "hub:" + ":".join(parts)
         return {**self._inspect((None, "", fetched), None, None), self.file: None, self.text: "", self._fetched: fetched}
 
-    def _kept(self, dataset: dict[str, Any]) -> dict[Any, Any]:
-        left_out = f" {words.count(dataset['skipped'], 'row')} left out." if dataset["skipped"] else ""
-        said = pieces.said(f"{dataset['name']} is kept: {words.count(dataset['rows'], 'row')}.{left_out}")
-        return {**self._cleared(), self.notice: said, self._dataset: dataset["id"]}
+    def _kept(self, dataset: Dataset) -> dict[Any, Any]:
+        said = f"{dataset.name} is kept: {words.count(dataset.rows, 'row')}."
+        if dataset.skipped:
+            said += f" {words.count(dataset.skipped, 'row')} left out."
+        return {**self._cleared(), self.notice: pieces.said(said), self._dataset: dataset.id}
 
     def put_away(self, *looking: Any) -> dict[Any, Any]:
         return {**self._cleared(), self.notice: "", **self._look(*looking)}
@@ -241,14 +240,14 @@ def _mapping(roles: list[str], columns: tuple[str | None, ...]) -> dict[str, str
     return {role: column for role, column in zip(roles, columns, strict=False) if column}
 
 
-def _reading(found: dict[str, Any]) -> str:
+def _reading(found: Inspection) -> str:
     return pieces.piece(
         "reading",
-        format=found["format"],
-        kind=choices.KINDS[found["kind"]],
-        notes=found["notes"],
-        total=found["rows"],
-        problems=found["problems"],
-        problem_count=found["problem_count"],
-        rows=found["preview"],
+        format=found.format,
+        kind=choices.KINDS[found.kind],
+        notes=found.notes,
+        total=found.rows,
+        problems=found.problems,
+        problem_count=found.problem_count,
+        rows=found.preview,
     )

@@ -1,7 +1,4 @@
-"""The Data tab's "What is learned": rows as tokens for a base model, lengths, the template, and whether training and chat agree.
-
-Knows nothing of tokenizers: the dataset service renders.
-"""
+"""The Data tab's "What is learned": rows as tokens for a base model, lengths, the template, and whether training and chat agree."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import gradio as gr
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN
 from studio.datasets.rendering import TEMPLATE_NAMES
 from studio.errors import StudioError
+from studio.records import Dataset, Rendering, TemplateInfo
 from studio.services import Studio
 from studio.ui import choices, histogram, pieces, tokens, words
 from studio.ui.checks import Options
@@ -46,7 +44,7 @@ class LearnedPart:
         with gr.Row(elem_classes="fields thirds"):
             self.base_model = gr.Dropdown(
                 models,
-                value=models[0][1] if models else None,
+                value=next((value for _, value in models), None),
                 label="Base model",
                 info="Whose tokens are counted; the check of the rows uses it too.",
                 elem_id="data-base",
@@ -77,20 +75,20 @@ class LearnedPart:
         self.choices = [self.base_model, self.max_length, self.template]
         self.outputs = [self.panel, self.pager, self.parity, self.written, self.template]
 
-    def show(self, dataset: dict[str, Any], first: int, options: Options) -> dict[Any, Any]:
+    def show(self, dataset: Dataset, first: int, options: Options) -> dict[Any, Any]:
         """Everything of this part; a refusal stands where the rows would be."""
         base_model, length, template = options["base_model"], options["max_length"], options["chat_template"]
         if base_model is None:
             return {self.panel: pieces.piece("sentence", text="Choose a base model above."), self.parity: "", self.written: ""}
         try:
-            rendered = self._studio.datasets.render(dataset["id"], rows=PAGE_ROWS, offset=first, **_asked(options))
-            compared = self._studio.datasets.parity(dataset["id"], rows=PARITY_ROWS, **_asked(options))
+            rendered = self._studio.datasets.render(dataset.id, rows=PAGE_ROWS, offset=first, **_asked(options))
+            compared = self._studio.datasets.parity(dataset.id, rows=PARITY_ROWS, **_asked(options))
             templates = self._studio.datasets.templates(base_model)
         except StudioError as exc:
             return {self.panel: pieces.notice(exc), self.parity: "", self.written: "", self.pager: gr.Row(visible=False)}
         return {
             self.panel: _rows(rendered, length),
-            self.pager: gr.Row(visible=dataset["rows"] > PAGE_ROWS),
+            self.pager: gr.Row(visible=dataset.rows > PAGE_ROWS),
             self.parity: pieces.piece("parity", found=compared),
             self.written: _written(templates, template),
             self.template: gr.Dropdown(choices=_offered(templates)),
@@ -103,13 +101,15 @@ class LearnedPart:
 
 def length(value: Any) -> int:
     """What the number field means; 1024 where it makes no sense."""
-    return int(value) if isinstance(value, (int, float)) and 8 <= value <= 1_048_576 else MAX_LENGTH
+    if isinstance(value, (int, float)) and 8 <= value <= 1_048_576:
+        return int(value)
+    return MAX_LENGTH
 
 
-def warnings(rendered: dict[str, Any]) -> list[str]:
+def warnings(rendered: Rendering) -> list[str]:
     """What would keep a launch from starting, in sentences."""
-    found = [f"Row {problem['line']}: {problem['problem']}" for problem in rendered["problems"][:MAX_WARNINGS]]
-    if rendered["share_without_learned_tokens"] > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
+    found = [f"Row {problem.line}: {problem.problem}" for problem in rendered.problems[:MAX_WARNINGS]]
+    if rendered.share_without_learned_tokens > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
         allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
         found.append(
             f"More than {allowed} of the rows would teach nothing, so training will not start. Raise max length, or shorten the rows."
@@ -121,32 +121,32 @@ def _asked(options: Options) -> dict[str, Any]:
     return {key: options[key] for key in ("base_model", "max_length", "chat_template")}
 
 
-def _rows(rendered: dict[str, Any], max_length: int) -> str:
+def _rows(rendered: Rendering, max_length: int) -> str:
     return pieces.piece(
         "learned",
         drawing=histogram.lengths(rendered, "tokens", "Length of the rows in tokens", max_length),
-        offer=0 < rendered["p99"] != max_length,
-        p99=max(8, rendered["p99"]),
+        offer=0 < rendered.p99 != max_length,
+        p99=max(8, rendered.p99),
         rendered=rendered,
-        rows=[tokens.coloured(row) for row in rendered["rows"]],
+        rows=[tokens.coloured(row) for row in rendered.rows],
         warnings=warnings(rendered),
         max_length=max_length,
     )
 
 
-def _offered(templates: list[dict[str, Any]]) -> list[choices.Choice]:
+def _offered(templates: list[TemplateInfo]) -> list[choices.Choice]:
     """A base model without a template of its own is offered the studio's, Alpaca unless another is chosen."""
-    return [(TITLES[template["name"]], template["choice"]) for template in templates]
+    return [(TITLES[template.name], template.choice) for template in templates]
 
 
-def _written(templates: list[dict[str, Any]], chosen: str | None) -> str:
-    template = next((each for each in templates if each["choice"] == (chosen or "")), templates[0])
-    row = tokens.coloured(template["preview"])
+def _written(templates: list[TemplateInfo], chosen: str | None) -> str:
+    template = next((each for each in templates if each.choice == (chosen or "")), templates[0])
+    row = tokens.coloured(template.preview)
     return pieces.piece(
         "template",
-        title=TITLES[template["name"]],
-        about=ABOUT[template["name"]],
+        title=TITLES[template.name],
+        about=ABOUT[template.name],
         pieces=row["pieces"],
         problem=row["problem"],
-        stops=[stop.replace("\n", "\\n") for stop in template["stop_strings"]],
+        stops=[stop.replace("\n", "\\n") for stop in template.stop_strings],
     )

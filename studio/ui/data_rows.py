@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import Dataset
 from studio.services import Studio
 from studio.ui import pieces
 
@@ -53,10 +54,10 @@ class RowsPart:
                 self.leave = gr.Button("Leave it as it is", elem_id="data-leave-row", min_width=130)
         self.editing = [self.editor, self.title, *self.parts, self.source, self.edited]
 
-    def show(self, dataset: dict[str, Any], first: int, marked: int) -> dict[Any, Any]:
-        rows = self._studio.datasets.rows(dataset["id"], offset=first, limit=PAGE_ROWS)
-        drawn = pieces.piece("kept_rows", rows=rows, first=first + 1, total=dataset["rows"], marked=marked)
-        return {self.rows: drawn, self.pager: gr.Row(visible=dataset["rows"] > PAGE_ROWS)}
+    def show(self, dataset: Dataset, first: int, marked: int) -> dict[Any, Any]:
+        rows = self._studio.datasets.rows(dataset.id, offset=first, limit=PAGE_ROWS)
+        drawn = pieces.piece("kept_rows", rows=rows, first=first + 1, total=dataset.rows, marked=marked)
+        return {self.rows: drawn, self.pager: gr.Row(visible=dataset.rows > PAGE_ROWS)}
 
     def turn(self, step: int, dataset_id: str, first: int) -> int:
         """The first row of the page before or after."""
@@ -67,19 +68,21 @@ class RowsPart:
         return min(max(0, number - 1) // PAGE_ROWS * PAGE_ROWS, self._last_page(dataset_id))
 
     def _last_page(self, dataset_id: str) -> int:
-        return max(0, (self._studio.datasets.show(dataset_id)["rows"] - 1) // PAGE_ROWS * PAGE_ROWS)
+        return max(0, (self._studio.datasets.show(dataset_id).rows - 1) // PAGE_ROWS * PAGE_ROWS)
 
     def open(self, dataset_id: str, number: int) -> dict[Any, Any]:
         """The editor with row `number`."""
         rows = self._studio.datasets.rows(dataset_id, offset=number - 1, limit=1)
         if not rows:
             raise StudioError(f"There is no row {number}.", "Choose another.")
-        places = list(_places(rows[0]))
+        row = rows[0].as_json()
+        places, text = list(_places(row)), ""
         simple = 0 < len(places) <= MAX_PARTS
+        if not simple:
+            places, text = [], json.dumps(row, ensure_ascii=False, indent=2)
         fields: dict[Any, Any] = {part: gr.Textbox(visible=False, value="") for part in self.parts}
-        for part, (place, label) in zip(self.parts, places if simple else [], strict=False):
-            fields[part] = gr.Textbox(label=label, value=_at(rows[0], place), visible=True)
-        text = "" if simple else json.dumps(rows[0], ensure_ascii=False, indent=2)
+        for part, (place, label) in zip(self.parts, places, strict=False):
+            fields[part] = gr.Textbox(label=label, value=_at(row, place), visible=True)
         return {
             **fields,
             self.editor: gr.Column(visible=True),
@@ -91,20 +94,20 @@ class RowsPart:
     def close(self) -> dict[Any, Any]:
         return {self.editor: gr.Column(visible=False), self.edited: 0}
 
-    def saved(self, dataset_id: str, number: int, source: str, *texts: str) -> dict[str, Any]:
-        """Write the edited row into a new version; its JSON."""
-        row = self._studio.datasets.rows(dataset_id, offset=number - 1, limit=1)[0]
+    def saved(self, dataset_id: str, number: int, source: str, *texts: str) -> Dataset:
+        """Write the edited row into a new version."""
+        row = self._studio.datasets.rows(dataset_id, offset=number - 1, limit=1)[0].as_json()
         places = list(_places(row))
         if source.strip():
             row = _parsed(source)
         else:
             for (place, _), text in zip(places, texts, strict=False):
                 _put(row, place, text)
-        return dict(self._studio.curation.edit_row(dataset_id, number, row))
+        return self._studio.curation.edit_row(dataset_id, number, row)
 
-    def removed(self, dataset_id: str, number: int) -> dict[str, Any]:
-        """A new version without row `number`; its JSON."""
-        return dict(self._studio.curation.delete_rows(dataset_id, [number]))
+    def removed(self, dataset_id: str, number: int) -> Dataset:
+        """A new version without row `number`."""
+        return self._studio.curation.delete_rows(dataset_id, [number])
 
 
 def _places(row: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -114,7 +117,7 @@ def _places(row: dict[str, Any]) -> Iterator[tuple[Place, str]]:
         if isinstance(value, str):
             yield (name,), name.capitalize()
         elif isinstance(value, list):
-            lead = "" if name == "messages" else f"{name.capitalize()}: "
+            lead = f"{name.capitalize()}: " * (name != "messages")
             for n, turn in enumerate(value):
                 yield (name, n, "content"), f"{lead}{turn['role']}".capitalize()
 

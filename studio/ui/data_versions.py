@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import Dataset
 from studio.services import Studio
 from studio.ui import words
 
@@ -51,31 +52,33 @@ class VersionsPart:
             )
             self.merge = gr.Button("Merge them", elem_id="data-merge")
 
-    def offer(self, datasets: list[dict[str, Any]], chosen: dict[str, Any]) -> dict[Any, Any]:
+    def offer(self, datasets: list[Dataset], chosen: Dataset) -> dict[Any, Any]:
         """Other datasets of the same kind."""
-        others = [row for row in datasets if row["id"] != chosen["id"] and row["kind"] == chosen["kind"]]
-        return {self.others: gr.Dropdown(choices=[(f"{row['name']} · {words.count(row['rows'], 'row')}", row["id"]) for row in others])}
+        others = [row for row in datasets if row.id != chosen.id and row.kind == chosen.kind]
+        return {self.others: gr.Dropdown(choices=[(f"{row.name} · {words.count(row.rows, 'row')}", row.id) for row in others])}
 
     def halves(self, dataset_id: str, test_size: Any, seed: Any, name: str) -> tuple[str, str]:
         if not isinstance(test_size, (int, float)) or not 0 < test_size < 1:
             raise StudioError(f"The share held out can't be {test_size}.", "Write a number between 0 and 1, such as 0.1.")
         made = self._studio.curation.split(dataset_id, test_size=float(test_size), seed=_whole(seed), name=name.strip() or None)
-        train, held_out = made["train"], made["eval"]
-        said = f"{train['name']} has {words.count(train['rows'], 'row')}, {held_out['name']} has {words.count(held_out['rows'], 'row')}."
-        return train["id"], said
+        train, held_out = made.train, made.eval
+        said = f"{train.name} has {words.count(train.rows, 'row')}, {held_out.name} has {words.count(held_out.rows, 'row')}."
+        return train.id, said
 
     def picked(self, dataset_id: str, count: Any, seed: Any, name: str) -> tuple[str, str]:
         if not isinstance(count, (int, float)) or count < 1:
             raise StudioError(f"{count} rows can't be picked.", "Write a number from 1 on.")
         made = self._studio.curation.pick(dataset_id, int(count), seed=_whole(seed), name=name.strip() or None)
-        return made["id"], f"{made['name']} has {words.count(made['rows'], 'row')}."
+        return made.id, f"{made.name} has {words.count(made.rows, 'row')}."
 
     def merged(self, dataset_id: str, others: list[str] | None, name: str) -> tuple[str, str]:
         if not others:
             raise StudioError("No other dataset is chosen.", "Choose at least one to put behind this one.")
         made = self._studio.curation.merge([dataset_id, *others], name=name.strip() or None)
-        return made["id"], f"{made['name']} has {words.count(made['rows'], 'row')}."
+        return made.id, f"{made.name} has {words.count(made.rows, 'row')}."
 
 
 def _whole(seed: Any) -> int:
-    return int(seed) if isinstance(seed, (int, float)) else SEED
+    if isinstance(seed, (int, float)):
+        return int(seed)
+    return SEED

@@ -9,6 +9,7 @@ from typing import Any
 
 from studio.catalogue.demos import DEMOS
 from studio.errors import StudioError
+from studio.records import Dataset
 from studio.services import Studio
 from studio.ui import choices
 
@@ -27,7 +28,7 @@ class Demo:
 
     def state(self) -> dict[str, Any]:
         """{"dataset", "job", "adapter"}: records or None; "chatted", "compared": whether it happened."""
-        dataset = next((row for row in self._studio.datasets.list() if row["name"] == NAME), None)
+        dataset = next((row for row in self._studio.datasets.list() if row.name == NAME), None)
         jobs = [job for job in self._studio.jobs.list() if job["kind"] == "train" and job["name"].startswith(NAME)]
         job = next((job for job in jobs if job["status"] == "SUCCEEDED"), jobs[0] if jobs else None)
         adapter = next((row for row in self._studio.adapters.list() if job and row["job"] == job["id"]), None)
@@ -41,7 +42,7 @@ class Demo:
             and any(name in row["contestants"] and not row["training"] for row in self._studio.comparisons.list()),
         }
 
-    def add(self) -> dict[str, Any]:
+    def add(self) -> Dataset:
         return self._studio.datasets.add(DEMO.train_path, name=NAME)
 
     def train(self) -> dict[str, Any]:
@@ -68,8 +69,8 @@ class Demo:
         )
 
     def _held_out(self, rows: int) -> list[dict[str, Any]]:
-        examples = self._studio.datasets.inspect(HELD_OUT, rows=rows)["preview"]
-        return [{"prompt": row["messages"][0]["content"], "reference": row["messages"][-1]["content"]} for row in examples]
+        talks = [row.messages or [] for row in self._studio.datasets.inspect(HELD_OUT, rows=rows).preview]
+        return [{"prompt": talk[0].content, "reference": talk[-1].content} for talk in talks]
 
     def _needed(self, what: str, fix: str) -> dict[str, Any]:
         found = self.state()[what]

@@ -67,7 +67,7 @@ def demo_rows(page: BuiltPage) -> None:
     data = page.of(DataTab)
 
     def add() -> Update:
-        return {page.place.dataset: Demo(page.studio).add()["id"]}
+        return {page.place.dataset: Demo(page.studio).add().id}
 
     data.blank.select(tells(data.notice)(add), outputs=[data.notice, page.place.dataset], **busy(data.rows))
 

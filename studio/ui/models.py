@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import NotFoundError, StudioError
+from studio.records import Dataset
 from studio.services import Studio
 from studio.ui import exports, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
@@ -151,7 +152,7 @@ class ModelsTab:
         except NotFoundError:
             return None
 
-    def _dataset(self, job: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _dataset(self, job: dict[str, Any] | None) -> Dataset | None:
         try:
             return self._studio.datasets.show(job["data"]) if job and job.get("data") else None
         except NotFoundError:

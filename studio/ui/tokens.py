@@ -5,20 +5,23 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-LEARNED, READ, CUT = "learned", "read", "cut"
+from studio.records import RenderedRow
+
+FATES = {True: "learned", False: "read"}
+CUT = "cut"
 MAX_CHARACTERS = 2_000  # of each part of a row; a long one is cut on the page, not in the data
 
 
-def coloured(row: dict[str, Any]) -> dict[str, Any]:
+def coloured(row: RenderedRow) -> dict[str, Any]:
     """Data of one row of templates/tokens.html from a row of DatasetService.render."""
-    kept = _runs(row["tokens"], [LEARNED if own else READ for own in row["learned"]])
+    kept = _runs(row.tokens, [FATES[own] for own in row.learned])
     return {
-        "row": row["row"],
-        "pieces": kept + _runs(row["cut"], [CUT] * len(row["cut"])),
-        "length": row["length"],
-        "learned": sum(row["learned"]),
-        "truncated": row["truncated"],
-        "problem": row.get("problem", ""),
+        "row": row.row,
+        "pieces": kept + _runs(row.cut, [CUT] * len(row.cut)),
+        "length": row.length,
+        "learned": sum(row.learned),
+        "truncated": row.truncated,
+        "problem": row.problem or "",
     }
 
 
@@ -28,7 +31,7 @@ def _runs(tokens: list[str], fates: list[str]) -> list[list[str]]:
     room = MAX_CHARACTERS
     for fate, members in groupby(zip(tokens, fates, strict=True), key=lambda pair: pair[1]):
         text = "".join(token for token, _ in members)
-        runs.append([text[:room] + (" …" if len(text) > room else ""), fate])
+        runs.append([text[:room] + " …" * (len(text) > room), fate])
         room -= len(text)
         if room <= 0:
             break

@@ -162,7 +162,7 @@ class TrainTab:
         return pieces.piece(
             "tokens",
             rendered=rendered,
-            rows=[tokens.coloured(row) for row in rendered["rows"]],
+            rows=[tokens.coloured(row) for row in rendered.rows],
             warnings=warnings(rendered),
             max_length=length,
         )

@@ -102,7 +102,7 @@ def open_studio(home: Path) -> tuple[Studio, str]:
     os.environ["STUDIO_HOME"] = str(home)
     os.environ["STUDIO_ENGINE_URL"] = "http://127.0.0.1:9"  # no engine has to give way
     studio = Studio.open(studio_settings.load())
-    return studio, studio.datasets.add(DEMOS["router"].train_path)["id"]
+    return studio, studio.datasets.add(DEMOS["router"].train_path).id
 
 
 def measure(studio: Studio, dataset: str, repeats: int, home: Path) -> dict[str, float]:

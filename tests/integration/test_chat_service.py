@@ -215,16 +215,16 @@ def test_conversations_are_found_exported_and_teach(notes: ChatService) -> None:
     harvest = HarvestService(notes, DatasetService(notes.settings, notes.db, notes.models))
     assert harvest.counts() == {"answers": 1, "preferences": 1}
     good, pairs = harvest.make("answers"), harvest.make("preferences")
-    row = harvest.datasets.rows(good["id"])[0]
-    assert [(turn["role"], turn["content"]) for turn in row["messages"]] == [
+    row = harvest.datasets.rows(good.id)[0]
+    assert [(turn.role, turn.content) for turn in row.messages] == [
         ("system", "be brief"),
         ("user", "Which is longest?"),
         ("assistant", "The Nile."),
     ]
-    pair = harvest.datasets.rows(pairs["id"])[0]
-    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("The Yangtze", "Who knows")
-    assert [turn["content"] for turn in pair["prompt"]] == ["be brief", "Which is longest?", "The Amazon", "And then?"]  # its own answer
-    assert harvest.make("answers")["name"] == "chat-answers-2"
+    pair = harvest.datasets.rows(pairs.id)[0]
+    assert (pair.chosen[0].content, pair.rejected[0].content) == ("The Yangtze", "Who knows")
+    assert [turn.content for turn in pair.prompt] == ["be brief", "Which is longest?", "The Amazon", "And then?"]  # its own answer
+    assert harvest.make("answers").name == "chat-answers-2"
 
 
 def test_what_is_not_there_is_said_to_be_missing(notes: ChatService) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from studio import cli
 from studio.errors import NotFoundError, StudioError, TakenError
+from studio.records import DatasetReport
 from studio.services import Studio
 from studio.settings import PACKAGE_ROOT, Settings
+from studio.types import Example
 from tests import plants
 from tests.servers import web
 
@@ -36,8 +38,8 @@ def texts(studio: Studio, dataset: str) -> list[bytes]:
     return studio.datasets.path(dataset).read_bytes().splitlines()
 
 
-def counts(report: dict[str, Any]) -> dict[str, int]:
-    return {finding["check"]: finding["count"] for finding in report["findings"]}
+def counts(report: DatasetReport) -> dict[str, int]:
+    return {finding.check: finding.count for finding in report.findings}
 
 
 def test_a_report_is_kept_and_fixes_make_a_clean_version(studio: Studio, tmp_path: Path) -> None:
@@ -47,22 +49,22 @@ def test_a_report_is_kept_and_fixes_make_a_clean_version(studio: Studio, tmp_pat
     stages: list[str] = []
     assert studio.curation.cached_report("faulty") is None
     report = studio.curation.report("faulty", progress=lambda stage, share: stages.append(stage))
-    assert counts(report) == {check: len(found) for check, found in where.items()} and report["dataset"] == added["id"]
+    assert counts(report) == {check: len(found) for check, found in where.items()} and report.dataset == added.id
     assert "all_rows" not in report and stages[-1] == "Done"
-    assert studio.curation.cached_report("faulty") == studio.curation.report(added["id"]) == report
+    assert studio.curation.cached_report("faulty") == studio.curation.report(added.id) == report
     assert studio.curation.cached_report("faulty", max_length=99) == report  # without a model it changes nothing
 
     fixed = studio.curation.fix("faulty", ["all"])
-    assert (fixed["name"], fixed["parent"], fixed["kind"]) == ("faulty-v2", added["id"], "sft")
-    made = fixed["provenance"]
-    assert made["made_by"] == "fix" and made["found"] == counts(report) and made["parents"] == [added["id"]]
-    assert fixed["rows"] == added["rows"] - made["dropped"] and made["changed"] == len(where["pii"]) + len(where["control_characters"])
+    assert (fixed.name, fixed.parent, fixed.kind) == ("faulty-v2", added.id, "sft")
+    made = fixed.provenance
+    assert made["made_by"] == "fix" and made["found"] == counts(report) and made["parents"] == [added.id]
+    assert fixed.rows == added.rows - made["dropped"] and made["changed"] == len(where["pii"]) + len(where["control_characters"])
     clean = studio.curation.cached_report("faulty-v2")  # made while it was fixed
-    assert clean is not None and clean["findings"] == [] and clean["dataset"] == fixed["id"]
-    assert texts(studio, "faulty") == before and studio.datasets.show("faulty") == {**added, "problems": []}
+    assert clean is not None and clean.findings == [] and clean.dataset == fixed.id
+    assert texts(studio, "faulty") == before and studio.datasets.show("faulty") == added
     with pytest.raises(StudioError, match="nothing to fix"):
         studio.curation.fix("faulty-v2", ["all"])
-    assert [version["name"] for version in studio.curation.versions("faulty-v2")] == ["faulty", "faulty-v2"]
+    assert [version.name for version in studio.curation.versions("faulty-v2")] == ["faulty", "faulty-v2"]
 
 
 def test_a_fix_goes_on_until_nothing_more_is_found(studio: Studio, tmp_path: Path) -> None:
@@ -75,8 +77,8 @@ def test_a_fix_goes_on_until_nothing_more_is_found(studio: Studio, tmp_path: Pat
     ]
     add(studio, tmp_path, [*rows, *twins], "twins")
     fixed = studio.curation.fix("twins", ["pii", "exact_duplicates"])
-    assert fixed["rows"] == 21 and fixed["provenance"]["changed"] == 2 and fixed["provenance"]["dropped"] == 1
-    assert "[EMAIL]" in texts(studio, fixed["id"])[-1].decode()
+    assert fixed.rows == 21 and fixed.provenance["changed"] == 2 and fixed.provenance["dropped"] == 1
+    assert "[EMAIL]" in texts(studio, fixed.id)[-1].decode()
 
 
 def test_a_split_shares_nothing_and_moved_rows_stay_moved(studio: Studio, tmp_path: Path) -> None:
@@ -84,42 +86,42 @@ def test_a_split_shares_nothing_and_moved_rows_stay_moved(studio: Studio, tmp_pa
     rows += [plants.nearly(rows[n], n) for n in range(30)]
     add(studio, tmp_path, rows, "all")
     halves = studio.curation.split("all", test_size=0.3, seed=5)
-    train, held_out = halves["train"], halves["eval"]
-    assert (train["name"], held_out["name"]) == ("all-train", "all-eval") and held_out["rows"] == 27
-    assert sorted(texts(studio, train["id"]) + texts(studio, held_out["id"])) == sorted(texts(studio, "all"))
-    assert train["provenance"]["sibling"] == held_out["id"] and held_out["provenance"]["side"] == "eval"
+    train, held_out = halves.train, halves.eval
+    assert (train.name, held_out.name) == ("all-train", "all-eval") and held_out.rows == 27
+    assert sorted(texts(studio, train.id) + texts(studio, held_out.id)) == sorted(texts(studio, "all"))
+    assert train.provenance["sibling"] == held_out.id and held_out.provenance["side"] == "eval"
     assert "leakage" not in counts(studio.curation.report("all-eval"))
     with pytest.raises(TakenError):
         studio.curation.split("all", name="all")
 
-    leaking = studio.curation.edit_row("all-eval", 1, studio.datasets.rows("all-train", limit=1)[0])
-    found = studio.curation.report(leaking["id"])  # the other side counts without being named
-    assert [(f["check"], f["rows"]) for f in found["findings"] if f["check"] == "leakage"] == [("leakage", [1])]
-    moved = studio.curation.fix(leaking["id"], ["leakage"])
-    assert (leaking["name"], moved["name"], moved["rows"]) == ("all-eval-v2", "all-eval-v3", 26)
-    assert texts(studio, moved["id"]) == texts(studio, leaking["id"])[1:]
-    names = [version["name"] for version in studio.curation.versions("all-eval-v2")]
+    leaking = studio.curation.edit_row("all-eval", 1, studio.datasets.rows("all-train", limit=1)[0].as_json())
+    found = studio.curation.report(leaking.id)  # the other side counts without being named
+    assert [(f.check, f.rows) for f in found.findings if f.check == "leakage"] == [("leakage", [1])]
+    moved = studio.curation.fix(leaking.id, ["leakage"])
+    assert (leaking.name, moved.name, moved.rows) == ("all-eval-v2", "all-eval-v3", 26)
+    assert texts(studio, moved.id) == texts(studio, leaking.id)[1:]
+    names = [version.name for version in studio.curation.versions("all-eval-v2")]
     assert names == ["all", "all-eval", "all-eval-v2", "all-eval-v3"]
 
 
 def test_merge_pick_edit_and_delete(studio: Studio, tmp_path: Path) -> None:
     one, two = add(studio, tmp_path, plants.rows(12), "one"), add(studio, tmp_path, plants.rows(8, seed=2), "two")
-    merged = studio.curation.merge(["one", two["id"]])
-    assert texts(studio, merged["id"]) == texts(studio, "one") + texts(studio, "two")
-    assert merged["name"] == "one-merged" and merged["provenance"]["parents"] == [one["id"], two["id"]]
+    merged = studio.curation.merge(["one", two.id])
+    assert texts(studio, merged.id) == texts(studio, "one") + texts(studio, "two")
+    assert merged.name == "one-merged" and merged.provenance["parents"] == [one.id, two.id]
     picked = studio.curation.pick("one-merged", 7, seed=3, name="few")
     again = studio.curation.pick("one-merged", 7, seed=3)
-    assert picked["rows"] == 7 and texts(studio, "few") == texts(studio, again["id"]) and again["name"] == "one-merged-best-7"
-    assert "TF-IDF" in picked["provenance"]["how"] and set(texts(studio, "few")) <= set(texts(studio, "one-merged"))
+    assert picked.rows == 7 and texts(studio, "few") == texts(studio, again.id) and again.name == "one-merged-best-7"
+    assert "TF-IDF" in picked.provenance["how"] and set(texts(studio, "few")) <= set(texts(studio, "one-merged"))
     deleted = studio.curation.delete_rows("one", [1, 12, 1])
-    assert texts(studio, deleted["id"]) == texts(studio, "one")[1:-1] and deleted["provenance"]["dropped"] == 2
+    assert texts(studio, deleted.id) == texts(studio, "one")[1:-1] and deleted.provenance["dropped"] == 2
     studio.curation.edit_row("one", 2, plants.chat("New?", "Yes, new."), name="edited")
-    assert studio.datasets.rows("edited", offset=1, limit=1) == [plants.chat("New?", "Yes, new.")]
+    assert studio.datasets.rows("edited", offset=1, limit=1) == [Example.model_validate(plants.chat("New?", "Yes, new."))]
     assert texts(studio, "edited")[2:] == texts(studio, "one")[2:]
-    names = {version["name"] for version in studio.curation.versions("two")}
+    names = {version.name for version in studio.curation.versions("two")}
     assert names == {"two", "one-merged", "few", "one-merged-best-7"}
     studio.datasets.delete("one-merged")
-    assert [version["name"] for version in studio.curation.versions("few")] == ["few"]
+    assert [version.name for version in studio.curation.versions("few")] == ["few"]
 
 
 def refused(match: str, call: Callable[[], Any], error: type[StudioError] = StudioError) -> None:
@@ -150,7 +152,7 @@ def test_what_can_not_be_done_is_said(studio: Studio, tmp_path: Path) -> None:
     refused("5 rows can't be picked of 4", lambda: curation.pick("four", 5))
     for size in (0, -1, 4, 9.5):
         refused("test_size", lambda size=size: curation.split("four", test_size=size))
-    assert [each["name"] for each in studio.datasets.list()] == ["thoughts", "four"]
+    assert [each.name for each in studio.datasets.list()] == ["thoughts", "four"]
     assert len([path for path in studio.settings.datasets.iterdir() if path.is_dir()]) == 2  # nothing is left of what failed
 
 
@@ -227,7 +229,7 @@ def test_over_http(settings: Settings, tmp_path: Path) -> None:
 
         post("/text", {"text": "\n".join(json.dumps(row) for row in rows), "name": "rows"})
         report = client.get("/rows/report", params={"base_model": "starter"}).json()
-        assert counts(report) == {"empty_answers": 1}
+        assert counts(DatasetReport.model_validate(report)) == {"empty_answers": 1}
         assert post("/rows/fix", {"checks": ["all"]})["name"] == "rows-v2"
         assert "Did you mean" in post("/rows/fix", {"checks": ["pij"]}, 404)["error"]["fix"]
         assert post("/rows/split", {"test_size": 3})["eval"]["rows"] == 3

@@ -65,8 +65,8 @@ def service(settings: Settings, hub: Hub, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_config_and_a_split_are_chosen(service: DatasetService, settings: Settings, hub: Hub) -> None:
     added = service.add("hub:org/configs:main:test")
-    assert (added["name"], added["rows"], added["kind"], added["source"]) == ("configs", 9, "sft", "hub:org/configs:main:test")
-    assert service.rows(added["id"], limit=1)[0]["messages"][0]["content"] == "test 0"
+    assert (added.name, added.rows, added.kind, added.source) == ("configs", 9, "sft", "hub:org/configs:main:test")
+    assert service.rows(added.id, limit=1)[0].messages[0].content == "test 0"
     assert any(path.endswith("/main/test.jsonl") for _, path, _ in hub.requests)
     # the token goes to the hub, and nowhere else
     assert any(authorization == f"Bearer {TOKEN}" for _, _, authorization in hub.requests)
@@ -77,24 +77,24 @@ def test_a_config_and_a_split_are_chosen(service: DatasetService, settings: Sett
 def test_what_is_looked_at_is_what_is_kept(service: DatasetService, settings: Settings, hub: Hub) -> None:
     looked_at = service.inspect("hub:org/plain")
     asked = len(hub.requests)
-    assert (looked_at["rows"], looked_at["mapping"]) == (40, {"question": "question", "answer": "answer"})
+    assert (looked_at.rows, looked_at.mapping) == (40, {"question": "question", "answer": "answer"})
     turned = {"question": "answer", "answer": "question"}
-    assert service.inspect("hub:org/plain", mapping=turned)["mapping"] == turned
+    assert service.inspect("hub:org/plain", mapping=turned).mapping == turned
     added = service.add("hub:org/plain", mapping=turned)
-    assert (added["rows"], added["mapping"], added["source"]) == (40, turned, "hub:org/plain")
+    assert (added.rows, added.mapping, added.source) == (40, turned, "hub:org/plain")
     assert len(hub.requests) == asked and not list(settings.cache.iterdir())
 
 
 def test_without_a_split_it_is_train(service: DatasetService) -> None:
-    assert service.add("hub:org/plain", name="mine")["rows"] == 40
+    assert service.add("hub:org/plain", name="mine").rows == 40
 
 
 def test_a_split_without_a_config(service: DatasetService) -> None:
-    assert service.add("hub:org/plain::test")["rows"] == 3
+    assert service.add("hub:org/plain::test").rows == 3
 
 
 def test_a_gated_dataset_goes_in_with_the_token(service: DatasetService, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert service.add("hub:org/gated")["rows"] == 2
+    assert service.add("hub:org/gated").rows == 2
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DatasetError, match="could not be read") as caught:
         service.add("hub:org/gated")

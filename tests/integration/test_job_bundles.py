@@ -68,7 +68,7 @@ def test_a_run_that_was_paused_gives_the_same_adapter_to_the_bit(trained: tuple[
     assert verified["reproduces"] is True and verified["expected"] == verified["actual"]
     assert verified["environment_differences"] == {}
     again = studio.jobs.show(verified["job"])
-    assert again["attempt"] == 2 and again["name"] == "first-2" and again["data"] == studio.datasets.show("tiny")["id"]
+    assert again["attempt"] == 2 and again["name"] == "first-2" and again["data"] == studio.datasets.show("tiny").id
     assert {"paused", "continued", "rerun"} <= {event["kind"] for event in again["events"]}
     unbroken, paused = (
         [(point["step"], point["loss"], point.get("eval_loss")) for point in studio.jobs.metrics(name)] for name in ("first", "first-2")
@@ -83,7 +83,7 @@ def test_a_bundle_explains_the_run_and_names_no_path(trained: tuple[Studio, Path
         metrics = archive.read("metrics.jsonl").splitlines()
         for name in archive.namelist():
             assert str(studio.settings.home).encode() not in archive.read(name), name
-    assert card["dataset"]["sha256"] == studio.datasets.show("tiny")["sha256"] and card["seed"] == 42
+    assert card["dataset"]["sha256"] == studio.datasets.show("tiny").sha256 and card["seed"] == 42
     assert card["environment"]["versions"]["trl"] and card["environment"]["hardware"]["threads"] and len(metrics) == 40
     assert {"train.jsonl", "eval.jsonl", "chat_template.jinja", "adapter/adapter_model.safetensors"} <= set(card["files"])
 

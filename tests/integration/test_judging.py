@@ -95,8 +95,8 @@ def test_the_reference_judge_gives_the_true_order(studio: Studio, comparison: di
     assert found["status"] == "SUCCEEDED" and found["judge"] == "reference" and found["pairs"] == PROMPTS
     assert found["win_rate"] == pytest.approx({"file:x": 2 / 3, "file:y": 1 / 3}) and found["swap_consistency"] == 1.0
     made = studio.preferences.make(["c"], name="prefs", min_margin=1.0)
-    assert made["kind"] == "preference" and made["rows"] == PROMPTS
-    row, origin = next(iter(studio.datasets.examples("prefs"))), made["provenance"]["rows"][0]
+    assert made.kind == "preference" and made.rows == PROMPTS
+    row, origin = next(iter(studio.datasets.examples("prefs"))), made.provenance["rows"][0]
     assert row.chosen and row.rejected and row.chosen[0].content.startswith("right") and row.rejected[0].content.startswith("wrong")
     assert origin["chosen"] in ("file:x", "file:y") and len(origin["decided_by"]["reference"]) == 2
 
@@ -106,8 +106,8 @@ def test_the_worst_prompts_become_rows_to_learn_from(studio: Studio, comparison:
     lost = studio.preferences.worst("c", "file:y", limit=3)
     assert len(lost) == 3 and all(row["answer"].startswith("wrong") and row["better"].startswith("right") for row in lost)
     made = studio.preferences.correct("c", {lost[0]["prompt_id"]: "my own answer", "nobody": "x"})
-    (row,) = studio.datasets.examples(made["id"])
-    assert made["kind"] == "sft" and row.messages and row.messages[-1].content == "my own answer"
+    (row,) = studio.datasets.examples(made.id)
+    assert made.kind == "sft" and row.messages and row.messages[-1].content == "my own answer"
 
 
 def test_a_judge_that_always_says_a_is_seen_through_and_cached(studio: Studio, comparison: dict[str, Any]) -> None:

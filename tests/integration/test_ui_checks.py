@@ -31,25 +31,25 @@ def until(look: Callable[[], Any], limit_s: float = 60) -> Any:
 def test_a_report_is_made_once_and_kept(studio: Studio) -> None:
     data = studio.datasets.add_text('{"prompt": "a", "completion": ""}\n{"prompt": "b", "completion": "yes, it is"}')
     checks = Checks(studio)
-    checks.start(data["id"], OPTIONS)
-    under_way = checks.state(data["id"], OPTIONS)
-    checks.start(data["id"], OPTIONS)
+    checks.start(data.id, OPTIONS)
+    under_way = checks.state(data.id, OPTIONS)
+    checks.start(data.id, OPTIONS)
 
-    assert under_way is not None and under_way.error is None and checks.state(data["id"], OPTIONS) is under_way
-    report = until(lambda: studio.curation.cached_report(data["id"], **OPTIONS))
-    assert [finding["check"] for finding in report["findings"]] == ["empty_answers"]
-    until(lambda: checks.state(data["id"], OPTIONS) is None)
+    assert under_way is not None and under_way.error is None and checks.state(data.id, OPTIONS) is under_way
+    report = until(lambda: studio.curation.cached_report(data.id, **OPTIONS))
+    assert [finding.check for finding in report.findings] == ["empty_answers"]
+    until(lambda: checks.state(data.id, OPTIONS) is None)
 
 
 def test_a_refusal_is_told_until_it_is_tried_again(studio: Studio) -> None:
     data = studio.datasets.add_text('{"prompt": "a", "completion": "b"}')
     checks = Checks(studio)
     wrong = {**OPTIONS, "base_model": "nothing-here"}
-    checks.start(data["id"], wrong)
+    checks.start(data.id, wrong)
 
-    failed = until(lambda: (check := checks.state(data["id"], wrong)) and check.error and check)
+    failed = until(lambda: (check := checks.state(data.id, wrong)) and check.error and check)
 
     assert "nothing-here" in failed.error.message and "nothing-here" in str(failed.told())
-    checks.start(data["id"], wrong)
-    assert checks.state(data["id"], wrong) is not failed
-    until(lambda: (check := checks.state(data["id"], wrong)) and check.is_over)
+    checks.start(data.id, wrong)
+    assert checks.state(data.id, wrong) is not failed
+    until(lambda: (check := checks.state(data.id, wrong)) and check.is_over)

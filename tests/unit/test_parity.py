@@ -63,16 +63,16 @@ def test_real_templates_are_told_truly(shared_data: Path, folder: Path, name: st
     renderer = Renderer.load(folder, re.sub(r" {4}|\n", "", path.read_text()))
     for label, turns in CONVERSATIONS.items():
         found = compare(renderer, turns)
-        assert found["rows"] == 1 and found["same"] == is_same_word_for_word(renderer, turns), label
-        assert found["same"] or found["first_difference"]["training"] != found["first_difference"]["chat"]
-    assert compare(renderer, *(CONVERSATIONS[label] for label in ("one", "two", "system")))["same"]
+        assert found.rows == 1 and found.same == is_same_word_for_word(renderer, turns), label
+        assert found.same or found.first_difference.training != found.first_difference.chat
+    assert compare(renderer, *(CONVERSATIONS[label] for label in ("one", "two", "system"))).same
 
 
 @pytest.mark.parametrize("name", TEMPLATE_NAMES)
 def test_the_studios_own_templates_keep_every_word(folder: Path, name: str) -> None:
     renderer = Renderer.load(folder, name)
     words = [CONVERSATIONS[label] for label in ("one", "two", "system", "white space")]
-    assert compare(renderer, *words)["identical"] == len(words)
+    assert compare(renderer, *words).identical == len(words)
 
 
 def test_the_published_conversation_of_mistral_is_identical(shared_data: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_published_conversation_of_mistral_is_identical(shared_data: Path) -
     turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
     renderer = Renderer.load(shared_data / "models" / "mistral-v1-tokenizer")
     closed = [*turns, {"role": "assistant", "content": "Done."}] if turns[-1]["role"] == "user" else turns
-    assert compare(renderer, closed)["same"]
+    assert compare(renderer, closed).same
 
 
 TURN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
@@ -114,16 +114,16 @@ REWRITES = TURN.replace("m.content }}", "m.content | replace('Ten', '10') }}") +
 )
 def test_a_template_that_differs_shows_where(folder: Path, template: str, turns: list[dict[str, Any]], reason: str) -> None:
     found = compare(Renderer.load(folder, template), turns)
-    first = found["first_difference"]
-    at = first["position"]
-    assert not found["same"] and found["identical"] == 0 and reason in first["reason"]
-    assert first["training"][:at] == first["chat"][:at] and first["training"][at : at + 1] != first["chat"][at : at + 1]
-    assert first["training_next"] != first["chat_next"]
+    first = found.first_difference
+    at = first.position
+    assert not found.same and found.identical == 0 and reason in first.reason
+    assert first.training[:at] == first.chat[:at] and first.training[at : at + 1] != first.chat[at : at + 1]
+    assert first.training_next != first.chat_next
 
 
 @pytest.mark.parametrize("template", [TRIMS, MOVES], ids=["trims", "moves"])
 def test_the_same_template_is_identical_where_it_has_nothing_to_do(folder: Path, template: str) -> None:
-    assert compare(Renderer.load(folder, template), CLEAN[2:])["same"]
+    assert compare(Renderer.load(folder, template), CLEAN[2:]).same
 
 
 def test_a_token_that_reaches_from_the_prompt_into_the_answer_is_a_difference(folder: Path) -> None:
@@ -131,21 +131,21 @@ def test_a_token_that_reaches_from_the_prompt_into_the_answer_is_a_difference(fo
     renderer = Renderer.load(folder, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
     ids = renderer.tokenizer.encode("x\n\n\nx", add_special_tokens=False).ids
     alone = renderer.tokenizer.encode("x\n", add_special_tokens=False).ids
-    assert compare(renderer, talk("x", "\n\nx"))["same"] == (ids[: len(alone)] == alone)
+    assert compare(renderer, talk("x", "\n\nx")).same == (ids[: len(alone)] == alone)
 
 
 def test_rows_are_compared_as_far_as_training_sees_them(folder: Path) -> None:
     renderer = Renderer.load(folder, TRIMS)
     turns = CONVERSATIONS["white space"]
-    assert not compare(renderer, turns)["same"]
-    assert compare(renderer, turns, max_length=8)["same"]
+    assert not compare(renderer, turns).same
+    assert compare(renderer, turns, max_length=8).same
 
 
 def test_rows_without_an_answer_are_left_out_and_prove_nothing(folder: Path) -> None:
     renderer = Renderer.load(folder, "chatml")
     found = compare(renderer, CLEAN[:1])
-    assert (found["rows"], found["skipped"], found["same"], found["first_difference"]) == (0, 1, False, None)
-    assert compare(renderer, CLEAN[:1], CLEAN)["same"]
+    assert (found.rows, found.skipped, found.same, found.first_difference) == (0, 1, False, None)
+    assert compare(renderer, CLEAN[:1], CLEAN).same
 
 
 def test_chat_that_a_template_refuses_is_a_difference(folder: Path) -> None:
@@ -153,16 +153,16 @@ def test_chat_that_a_template_refuses_is_a_difference(folder: Path) -> None:
         folder, TURN + "{% if add_generation_prompt and messages | length > 2 %}{{ raise_exception('no') }}{% endif %}" + ASK
     )
     found = compare(renderer, CLEAN)
-    assert not found["same"] and "Chat can't send" in found["first_difference"]["reason"]
+    assert not found.same and "Chat can't send" in found.first_difference.reason
 
 
 def test_texts_and_continuations(folder: Path) -> None:
     rows = [Example(text="Once upon a time."), Example(prompt="2 + 2 =", completion=" 4")]
     renderer = Renderer.load(folder)
-    assert parity.compare(renderer, enumerate(rows, start=1))["identical"] == 2
+    assert parity.compare(renderer, enumerate(rows, start=1)).identical == 2
     # an empty prompt starts from a token that training has only where the tokenizer itself adds it
     started = renderer.tokenizer.encode("Hello").ids[:1] == renderer.completion_prompt("")
-    assert parity.compare(renderer, [(1, Example(prompt="", completion="Hello"))])["same"] == started
+    assert parity.compare(renderer, [(1, Example(prompt="", completion="Hello"))]).same == started
 
 
 def test_calls_of_tools(folder: Path) -> None:
@@ -172,4 +172,4 @@ def test_calls_of_tools(folder: Path) -> None:
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
     for name in (*TEMPLATE_NAMES, None):
         row = Example(messages=[Message(**turn) for turn in turns], tools=tools)
-        assert parity.compare(Renderer.load(folder, name), [(1, row)])["same"], name
+        assert parity.compare(Renderer.load(folder, name), [(1, row)]).same, name

@@ -16,9 +16,10 @@ from studio.datasets.records import Problem
 from studio.datasets.report import making, summary
 from studio.datasets.report.checks import BY_NAME, CHECKS
 from studio.datasets.report.fixing import write_fixed
-from studio.datasets.report.making import Wanted, make
+from studio.datasets.report.making import make
 from studio.datasets.report.scan import disorder
 from studio.datasets.report.table import Table
+from studio.datasets.report.wanted import Wanted
 from studio.settings import STATIC
 from tests import plants
 from tests.plants import chat

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from studio.errors import ConfigError, DatasetError
+from studio.records import Dataset, DatasetKind, RenderedRow
 from studio.ui import lineage, pieces, tokens
 
 PROBLEM = {"line": 1, "problem": "not valid JSON", "fix": "Correct it."}
@@ -25,14 +26,18 @@ def test_a_file_with_many_problems_is_told_in_one_line() -> None:
     assert "3 problems in all" in pieces.notice(error)
 
 
+def rendered(tokens: list[str], learned: list[bool], cut: list[str], length: int) -> RenderedRow:
+    return RenderedRow(row=1, text="", tokens=tokens, ids=[], learned=learned, cut=cut, cut_learned=[], truncated=True, length=length)
+
+
 def test_what_training_cuts_off_is_shown_and_struck() -> None:
-    row = {"row": 1, "tokens": ["a", "b", "c"], "learned": [False, True, True], "cut": ["d", "e"], "length": 5, "truncated": True}
+    row = rendered(tokens=["a", "b", "c"], learned=[False, True, True], cut=["d", "e"], length=5)
 
     assert tokens.coloured(row)["pieces"] == [["a", "read"], ["bc", "learned"], ["de", "cut"]]
 
 
 def test_a_long_row_is_shortened_on_the_page_alone() -> None:
-    row = {"row": 1, "tokens": ["word "] * 9_000, "learned": [True] * 9_000, "cut": ["end"], "length": 9_001, "truncated": True}
+    row = rendered(tokens=["word "] * 9_000, learned=[True] * 9_000, cut=["end"], length=9_001)
 
     shown = tokens.coloured(row)["pieces"]
 
@@ -41,8 +46,11 @@ def test_a_long_row_is_shortened_on_the_page_alone() -> None:
 
 
 def test_versions_stand_behind_what_they_were_made_of() -> None:
-    def dataset(name: str, parent: str | None, created_at: float, **how: Any) -> dict[str, Any]:
-        return {"id": name, "name": name, "parent": parent, "created_at": created_at, "provenance": how}
+    def dataset(name: str, parent: str | None, created_at: float, **how: Any) -> Dataset:
+        return Dataset(
+            id=name, name=name, kind=DatasetKind.SFT, format="alpaca", rows=1, skipped=0, mapping={}, source="a", bytes=1, sha256="",
+            parent=parent, provenance=how, created_at=created_at,
+        )  # fmt: skip
 
     rows = [
         dataset("old", None, 1),
@@ -52,7 +60,7 @@ def test_versions_stand_behind_what_they_were_made_of() -> None:
         dataset("orphan", "gone", 0),
     ]
 
-    found = [(row["name"], row["depth"], row["made"]) for row in lineage.ordered(rows)]
+    found = [(row.name, depth, made) for row, depth, made in lineage.ordered(rows)]
 
     assert found == [
         ("old", 0, ""),

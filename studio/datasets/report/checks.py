@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Action = Literal["drop", "deduplicate", "move", "mask", "clean"]
+from studio.records import FixAction, Severity
 
 
 @dataclass(frozen=True)
@@ -16,12 +15,12 @@ class Check:
     title: str
     explanation: str
     fix: str
-    action: Action
-    severity: Literal["bad", "check"]
+    action: FixAction
+    severity: Severity
 
     @property
     def changes_rows(self) -> bool:
-        return self.action in ("mask", "clean")
+        return self.action in (FixAction.MASK, FixAction.CLEAN)
 
 
 CHECKS = (
@@ -30,8 +29,8 @@ CHECKS = (
         "The same row again",
         "Rows that are the same as an earlier one, letter by letter. Training sees them as often as they stand there.",
         "Keep the first of each.",
-        "deduplicate",
-        "bad",
+        FixAction.DEDUPLICATE,
+        Severity.BAD,
     ),
     Check(
         "near_duplicates",
@@ -39,8 +38,8 @@ CHECKS = (
         "Without case and punctuation, at least 80 % of their five-letter pieces are those of an earlier row (also without the phrases "
         "that a tenth of all rows share: 80 %, or 70 % where 90 % of all are), half of the answer's are, and their numbers are the same.",
         "Keep the first of each.",
-        "deduplicate",
-        "check",
+        FixAction.DEDUPLICATE,
+        Severity.CHECK,
     ),
     Check(
         "leakage",
@@ -48,72 +47,72 @@ CHECKS = (
         "The other side of the split, or a dataset you compare with, has the same row, almost the same, or the same question: what is "
         "trained on it can't be measured on it.",
         "Leave them to the other dataset.",
-        "move",
-        "bad",
+        FixAction.MOVE,
+        Severity.BAD,
     ),
     Check(
         "empty_answers",
         "Empty answers",
         "There is nothing to learn from them but to say nothing.",
         "Drop these rows.",
-        "drop",
-        "bad",
+        FixAction.DROP,
+        Severity.BAD,
     ),
     Check(
         "one_token_answers",
         "Answers of one word",
         "A single word or sign where most rows answer at length, and neither a label nor a choice that the question offers.",
         "Drop these rows, or edit their answers.",
-        "drop",
-        "check",
+        FixAction.DROP,
+        Severity.CHECK,
     ),
     Check(
         "refusals",
         "Refusals and boilerplate",
         'Answers that refuse ("I\'m sorry, but I can\'t …") or say "as an AI language model". A model learns to refuse from few of them.',
         "Drop these rows, unless refusing is what you teach.",
-        "drop",
-        "check",
+        FixAction.DROP,
+        Severity.CHECK,
     ),
     Check(
         "role_order",
         "Messages out of order",
         "A conversation has at most one system message, first, then user and assistant by turns, and ends with the assistant.",
         "Drop these rows, or edit them.",
-        "drop",
-        "bad",
+        FixAction.DROP,
+        Severity.BAD,
     ),
     Check(
         "truncation",
         "Answers that are cut off",
         "Longer than max_length, so that tokens to be learned are cut off at the end.",
         "Raise max_length, or drop these rows.",
-        "drop",
-        "bad",
+        FixAction.DROP,
+        Severity.BAD,
     ),
     Check(
         "no_learned_tokens",
         "Nothing to learn",
         "No token of the row is learned: its answer begins behind max_length, or the chat template leaves it out.",
         "Raise max_length, or drop these rows.",
-        "drop",
-        "bad",
+        FixAction.DROP,
+        Severity.BAD,
     ),
     Check(
         "language_mix",
         "Another language",
         "Rows that are surely in another language than most of the dataset.",
         "Drop these rows, unless the mix is meant.",
-        "drop",
-        "check",
+        FixAction.DROP,
+        Severity.CHECK,
     ),
     Check(
         "very_long",
         "Very long rows",
         "At least 6,000 characters, and more than ten times as long as the middle row.",
         "Drop these rows, or split them by hand.",
-        "drop",
-        "check",
+        FixAction.DROP,
+        Severity.CHECK,
     ),
     Check(
         "repeated_text",
@@ -121,32 +120,32 @@ CHECKS = (
         "Half of what an answer says (three quarters of a question), it has said before in the same words; or one letter stands twenty "
         "times in a row.",
         "Drop these rows.",
-        "drop",
-        "bad",
+        FixAction.DROP,
+        Severity.BAD,
     ),
     Check(
         "pii",
         "Personal data and keys",
         "E-mail addresses, phone numbers, card numbers with a right checksum, API keys and tokens. A model can repeat them word by word.",
         "Put [EMAIL], [PHONE], [CARD] or [KEY] in their place.",
-        "mask",
-        "bad",
+        FixAction.MASK,
+        Severity.BAD,
     ),
     Check(
         "control_characters",
         "Control characters",
         "Invisible characters that no text needs, such as NUL, escape sequences of a terminal or marks that reverse the reading order.",
         "Remove the characters.",
-        "clean",
-        "check",
+        FixAction.CLEAN,
+        Severity.CHECK,
     ),
     Check(
         "replacement_characters",
         "Broken characters",
         "The sign � stands where a letter was lost when the file was read in a wrong encoding.",
         "Drop these rows, or export the file again as UTF-8.",
-        "drop",
-        "bad",
+        FixAction.DROP,
+        Severity.BAD,
     ),
 )
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,13 @@ from studio.datasets.report.child import Progress
 from studio.datasets.report.rows import Row, answers_of, messages_of
 from studio.datasets.report.scan import Excerpt, Part, Reading, shortened
 from studio.datasets.report.table import Table
+from studio.datasets.report.wanted import Wanted
 
 PART_ROWS, PART_BYTES = 2000, 2 * 1024**2
 SMALL_ROWS, SMALL_BYTES = 3000, 3 * 1024**2  # not worth another process
 LANGUAGE_ROWS = 10_000
 COMMON_ROWS, COMMON_BYTES = 2000, 4 * 1024**2
 MAX_PROCESSES = 8
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the report is to be made of. `kind` is the dataset's; `against` are files of rows it shall share nothing with."""
-
-    path: str
-    kind: str
-    model_folder: str | None = None
-    chat_template: str | None = None
-    max_length: int = 1024
-    against: list[str] = field(default_factory=list)
-    every_language: bool = False  # ask every row for its language, however many there are
 
 
 def make(wanted: Wanted, progress: Progress) -> dict[str, Any]:
@@ -61,8 +48,8 @@ def make(wanted: Wanted, progress: Progress) -> dict[str, Any]:
     return {
         "rows": count,
         "findings": summary.findings(rows, part.excerpts),
-        "lengths": {"unit": unit, **lengths.summary(part.lengths)},
-        "answers": {"unit": unit, **lengths.summary(part.answer_lengths)},
+        "lengths": {"unit": unit, **lengths.summary(part.lengths).model_dump()},
+        "answers": {"unit": unit, **lengths.summary(part.answer_lengths).model_dump()},
         "languages": summary.shares(part.languages),
         "checked": count,
         **({"sampled": {"language_mix": -(-count // every)}} if every > 1 else {}),

@@ -1,0 +1,79 @@
+"""Rows as a base model sees them: single rows rendered whole, and what all rows come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from studio.datasets import lengths
+from studio.datasets.ingest import Problems
+from studio.datasets.records import Problem
+from studio.datasets.rendering import Rendered, Renderer
+from studio.errors import DatasetError
+from studio.records import RenderedRow, TrainingCheck
+from studio.types import Example, Message, Role
+
+UNCUT = 2**31
+SAMPLE = [
+    Message(role=Role.SYSTEM, content="Answer in one word."),
+    Message(role=Role.USER, content="What is the capital of Peru?"),
+    Message(role=Role.ASSISTANT, content="Lima"),
+]
+
+
+def rendered_row(renderer: Renderer, example: Example, number: int, max_length: int) -> RenderedRow:
+    """A row as training cuts it, and what it cuts; a refusal of the template is the row's problem."""
+    rendered = _rendered(renderer, example)
+    if isinstance(rendered, DatasetError):
+        nothing = RenderedRow(row=number, text="", tokens=[], ids=[], learned=[], cut=[], cut_learned=[], truncated=False, length=0)
+        return nothing.model_copy(update={"problem": str(rendered)})
+    tokens = rendered.tokens()
+    return RenderedRow(
+        row=number,
+        text=rendered.text,
+        tokens=tokens[:max_length],
+        ids=rendered.ids[:max_length],
+        learned=rendered.learned[:max_length],
+        cut=tokens[max_length:],
+        cut_learned=rendered.learned[max_length:],
+        truncated=rendered.length > max_length,
+        length=rendered.length,
+    )
+
+
+def preview(renderer: Renderer) -> RenderedRow:
+    """How a template writes SAMPLE; one that refuses system prompts gets it without."""
+    shown = rendered_row(renderer, Example(messages=SAMPLE), 1, UNCUT)
+    if shown.problem is None:
+        return shown
+    return rendered_row(renderer, Example(messages=SAMPLE[1:]), 1, UNCUT)
+
+
+def check(renderer: Renderer, examples: Iterable[tuple[int, Example]], max_length: int, rows: int) -> TrainingCheck:
+    """Lengths and learned tokens of numbered rows, out of `rows`; a row that can't be rendered learns nothing."""
+    problems, found, truncated, unlearned, checked = Problems(), [], 0, 0, 0
+    for number, example in examples:
+        checked += 1
+        rendered = _rendered(renderer, example, max_length)
+        if isinstance(rendered, DatasetError):
+            problems.add(Problem(number, rendered.message, rendered.fix))
+            unlearned += 1
+            continue
+        found.append(rendered.length)
+        truncated += rendered.truncated
+        unlearned += not any(rendered.learned[1:])  # the first token is never predicted
+    return TrainingCheck(
+        rows=rows,
+        checked=checked,
+        share_truncated=truncated / max(1, checked),
+        share_without_learned_tokens=unlearned / max(1, checked),
+        **dict(lengths.summary(found)),
+        problems=problems.records(),
+        problem_count=problems.count,
+    )
+
+
+def _rendered(renderer: Renderer, example: Example, max_length: int | None = None) -> Rendered | DatasetError:
+    try:
+        return renderer.example(example, max_length)
+    except DatasetError as exc:
+        return exc
