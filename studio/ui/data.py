@@ -14,7 +14,7 @@ from studio.errors import StudioError
 from studio.records import Dataset, DatasetReport
 from studio.services import Studio
 from studio.ui import choices, data_learned, findings, lineage, pieces
-from studio.ui.checks import PendingReport, Checks, Options
+from studio.ui.checks import Checks, Options, PendingReport
 from studio.ui.data_adding import Adding
 from studio.ui.data_learned import LearnedPart
 from studio.ui.data_rows import RowsPart
