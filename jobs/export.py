@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _attempt(run: RunDir, attempt: Attempt) -> int:
     log = EventLog(attempt.events)
     try:
-        config = ExportConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+        config = ExportConfig.model_validate(run.read_config())
         result = export(run, config, log)
     except BaseException as exc:  # noqa: BLE001 - the edge of the process: record and leave
         failure = explain(exc)

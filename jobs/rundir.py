@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studio.homepaths import HomePaths
+
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"  # in a checkpoint: what the trainer keeps beyond its library's state
 MAX_EVENT_BYTES = 4_000_000  # read at once
@@ -109,6 +111,17 @@ class RunDir:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    def write_config(self, values: Any) -> None:
+        """Write config.json. Paths inside the home that holds this run are stored without it: a moved run can still be started."""
+        write_json(self.config, self._paths().stored_json(values))
+
+    def read_config(self) -> Any:
+        """The values of config.json, with absolute paths. Raises ValueError for what is no JSON."""
+        return self._paths().absolute_json(json.loads(self.config.read_text(encoding="utf-8")))
+
+    def _paths(self) -> HomePaths:
+        return HomePaths(Path(os.path.abspath(self.path)).parent.parent)  # a run is HOME/runs/ID
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self.attempts / str(number))

@@ -25,7 +25,7 @@ from jobs.exporters.config import unfinished
 from jobs.frozen import Frost
 from jobs.light import LightContext, Stopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
-from jobs.rundir import Attempt, RunDir, sha256, write_json
+from jobs.rundir import Attempt, RunDir, sha256
 from jobs.trainers.failures import OUT_OF_MEMORY, smaller_batch
 from studio import processes
 from studio.catalogue import hardware, memory
@@ -360,7 +360,7 @@ def _try_smaller(session: Session, held: Claim, job: JobRow, smaller: dict[str, 
     config = {**job.config, **smaller}
     text = "Memory ran out: once more with " + ", ".join(f"{key} {value}" for key, value in smaller.items()) + "."
     lifecycle.try_smaller(session, held, config, text)
-    write_json(run.config, config)  # behind the fence; a crash before the commit makes the next attempt halve the same way
+    run.write_config(config)  # behind the fence; a crash before the commit makes the next attempt halve the same way
     with run.attempt(held.attempt).log.open("a", encoding="utf-8") as log:
         log.write(f"{text}\n")
 

@@ -127,13 +127,13 @@ def _record(exc: BaseException, run: RunDir, attempt: Attempt) -> None:
 
 def _config(run: RunDir) -> JobConfig | None:
     try:
-        return JobConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+        return JobConfig.model_validate(run.read_config())
     except (OSError, ValueError):
         return None
 
 
 def _train(run: RunDir, attempt: Attempt, log: EventLog, stop: StopWish) -> dict[str, Any]:
-    config = JobConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+    config = JobConfig.model_validate(run.read_config())
     from jobs.trainers import sft
 
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "logs"))  # else among the checkpoints

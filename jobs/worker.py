@@ -67,7 +67,7 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
     """
     ended: SimpleQueue[int] = SimpleQueue()
     listen(ended)
-    db = database(settings.db_url, settings.sqlite_journal)
+    db = database(settings.db_url, settings.sqlite_journal, settings.home)
     migrations.migrate(db)
     runner = Runner(settings, db, name)
     ready = ReadyTrainer(hardware.thread_budget("trainer"))

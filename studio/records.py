@@ -1148,3 +1148,28 @@ class BugReport(Record):
 
     path: str
     bytes: int
+
+
+class BackupModel(Record):
+    """A base model that a backup leaves out: it is large, and can be had again."""
+
+    name: str
+    path: str  # its folder
+
+
+class Backup(Record):
+    """A backup that has been written."""
+
+    path: str
+    bytes: int
+    files: int  # beside the database
+    models: list[BackupModel]  # base models that are not in it
+
+
+class Restoration(Record):
+    """A studio that has been replaced by a backup."""
+
+    home: str
+    files: int  # beside the database
+    models: list[str]  # names of base models that are not here and have to be added again
+    before: str | None  # folder of what was there; null where nothing was

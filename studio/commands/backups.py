@@ -16,9 +16,9 @@ def backup(to: Annotated[Path, typer.Option(metavar="FILE", help="The .zip file 
     from studio.services import backups
 
     made = backups.backup(load_settings(), to)
-    if made["models"]:
-        say(f"Base models are not in it: {', '.join(model['name'] for model in made['models'])}.")
-    show(made, json, f"{made['files']} files and the database are in {made['path']} ({made['bytes'] / 1e6:.1f} MB).")
+    if made.models:
+        say(f"Base models are not in it: {', '.join(model.name for model in made.models)}.")
+    show(made, json, f"{made.files} files and the database are in {made.path} ({made.bytes / 1e6:.1f} MB).")
 
 
 def restore(
@@ -36,7 +36,9 @@ def restore(
             done = backups.restore(settings, file)
     except filelock.Timeout:
         raise StudioError(f"A studio of {settings.home} is running.", "Stop it first: Ctrl-C where it was started.") from None
-    if done["models"]:
-        say(f"These base models are to be added again: {', '.join(done['models'])}.")
-    text = f"{done['home']} is restored" + (f"; what was there is in {done['before']}." if done["before"] else ".")
+    if done.models:
+        say(f"These base models have to be added again: {', '.join(done.models)}.")
+    text = f"{done.home} is restored."
+    if done.before:
+        text = f"{done.home} is restored; what was there is in {done.before}."
     show(done, json, text)

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from studio.db.models import JobEvent, JobRow, MetricRow, QueueState
+from studio.db.models import JobEventRow, JobRow, MetricRow, QueueState
 from studio.errors import NotFoundError, StudioError
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -399,7 +399,7 @@ def kept(session: Session, job_id: str) -> None:
 
 def note(session: Session, job_id: str, attempt: int, kind: str, data: dict[str, Any] | None = None) -> None:
     """Keep one event for people."""
-    session.add(JobEvent(job_id=job_id, attempt=attempt, kind=kind, data=data or {}))
+    session.add(JobEventRow(job_id=job_id, attempt=attempt, kind=kind, data=data or {}))
 
 
 def put_metric(session: Session, held: Claim, kind: str, step: int, event: dict[str, Any]) -> None:

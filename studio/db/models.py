@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from studio.db.columns import HomeJson, HomePath
+
 ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # no l, o, 0, 1: IDs are read aloud
 
 IS_RUNNING = text("status = 'RUNNING'")
@@ -39,7 +41,7 @@ class DatasetRow(Base):
     source: Mapped[str] = mapped_column(default="")  # file name or hub name it came from, for people
     sha256: Mapped[str] = mapped_column(default="")  # of rows.jsonl
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
-    provenance: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    provenance: Mapped[dict[str, Any]] = mapped_column(HomeJson, default=dict)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[float] = mapped_column(default=time.time)
 
@@ -50,7 +52,7 @@ class BaseModelRow(Base):
     __tablename__ = "base_models"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(unique=True)
-    path: Mapped[str]  # absolute folder, or hub:NAME
+    path: Mapped[str] = mapped_column(HomePath)  # absolute folder
     architecture: Mapped[str]
     parameters: Mapped[int] = mapped_column(BigInteger)
     context: Mapped[int]
@@ -69,8 +71,8 @@ class JobRow(Base):
     name: Mapped[str] = mapped_column(unique=True)
     status: Mapped[str] = mapped_column(default="QUEUED")
     recipe: Mapped[str] = mapped_column(default="")
-    config: Mapped[dict[str, Any]] = mapped_column(default=dict)  # frozen at launch
-    run_dir: Mapped[str] = mapped_column(default="")  # absolute; "" for light jobs without files
+    config: Mapped[dict[str, Any]] = mapped_column(HomeJson, default=dict)  # frozen at launch
+    run_dir: Mapped[str] = mapped_column(HomePath, default="")  # absolute; "" for light jobs without files
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     base_model: Mapped[str] = mapped_column(default="")
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # the sweep it belongs to
@@ -97,7 +99,7 @@ class JobRow(Base):
     cause: Mapped[str] = mapped_column(default="")  # of a failure, for programs: out_of_memory, diverged, disk_full, ...
     remedy: Mapped[dict[str, Any]] = mapped_column(default=dict)  # options that would help, dotted keys
     is_halved: Mapped[bool] = mapped_column(default=False)  # memory ran out once, and the batch was halved
-    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    result: Mapped[dict[str, Any]] = mapped_column(HomeJson, default=dict)
     tags: Mapped[list[Any]] = mapped_column(default=list)
     notes: Mapped[str] = mapped_column(default="")
     created_at: Mapped[float] = mapped_column(default=time.time)
@@ -132,7 +134,7 @@ class MetricRow(Base):
     values: Mapped[dict[str, Any]]
 
 
-class JobEvent(Base):
+class JobEventRow(Base):
     """What happened to a job, for people: claimed, lost, resumed, notices of the trainer, samples."""
 
     __tablename__ = "job_events"
@@ -141,7 +143,7 @@ class JobEvent(Base):
     attempt: Mapped[int]
     at: Mapped[float] = mapped_column(default=time.time)
     kind: Mapped[str]
-    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    data: Mapped[dict[str, Any]] = mapped_column(HomeJson, default=dict)
 
 
 class AdapterRow(Base):
@@ -153,7 +155,7 @@ class AdapterRow(Base):
     base_model: Mapped[str]
     method: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
-    path: Mapped[str]
+    path: Mapped[str] = mapped_column(HomePath)
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(default="")  # of adapter_model.safetensors
     created_at: Mapped[float] = mapped_column(default=time.time)

@@ -12,16 +12,27 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import Session
 
+from studio.db.columns import use_home
+from studio.homepaths import HomePaths
+
 BUSY_TIMEOUT_MS = 30_000
 
 
 class Database:
-    """One database; safe to share between threads, not across fork."""
+    """One database; safe to share between threads, not across fork. Its path columns are relative to `home`.
 
-    def __init__(self, url: str, journal: str = "WAL") -> None:
+    `home` may be left out for a SQLite file that lies in STUDIO_HOME itself.
+    """
+
+    def __init__(self, url: str, journal: str = "WAL", home: Path | None = None) -> None:
         self.url = url
         self.path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+        place = home or (self.path and self.path.parent)
+        if place is None:
+            raise ValueError("A server's database does not say where STUDIO_HOME is: name it.")
+        self.home = place.absolute()
         self.engine = _engine(url, self.path, journal)
+        use_home(self.engine, HomePaths(self.home))
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -64,13 +75,13 @@ def _engine(url: str, path: Path | None, journal: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Any) -> None:
-        writing = connection.get_execution_options().get("studio_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        is_writing = connection.get_execution_options().get("studio_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
 
     return engine
 
 
 @lru_cache(maxsize=8)
-def database(url: str, journal: str = "WAL") -> Database:
+def database(url: str, journal: str = "WAL", home: Path | None = None) -> Database:
     """The process's one Database for `url`."""
-    return Database(url, journal)
+    return Database(url, journal, home)

@@ -25,7 +25,7 @@ from studio.services.models import ModelService
 from studio.services.preferences import PreferenceService
 from studio.services.ratings import RatingService
 from studio.services.reports import ReportService
-from studio.services.restoring import mend
+from studio.services.restoring import recover
 from studio.services.storage import StorageService
 from studio.services.system import SystemService
 from studio.settings import Settings
@@ -66,9 +66,9 @@ class Studio:
         `at_terminal`: the caller is the person whose machine this is, so models may be named by their folder.
         Raises StudioError when the folder can't be written or the database is newer than this program.
         """
-        mend(settings)
+        recover(settings)
         settings.make_folders()
-        db = database(settings.db_url, settings.sqlite_journal)
+        db = database(settings.db_url, settings.sqlite_journal, settings.home)
         migrations.migrate(db)
         models = ModelService(settings, db, at_terminal=at_terminal)
         adapters = AdapterService(settings, db, models)

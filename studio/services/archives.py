@@ -1,6 +1,6 @@
 """Zip files of the studio's own making: written aside and renamed, and read as if a stranger had made them.
 
-Nothing leaves the folder it is extracted to, nothing is larger than it says or than there is room for. Knows no noun.
+Nothing is written outside the folder it is extracted to, and nothing is larger than it says or than the disk has room for.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ class Archive:
 @contextlib.contextmanager
 def open_archive(path: Path, room: Path) -> Iterator[Archive]:
     """The archive `path`; `room` is where it would be unpacked. Raises StudioError for what is no archive, damaged or hostile."""
-    if path.is_dir() or not path.exists():
-        raise StudioError(f"{path} is {'a folder' if path.is_dir() else 'not there'}.", "Name a file that the studio has written.")
+    if path.is_dir():
+        raise StudioError(f"{path} is a folder.", "Name a file that the studio has written.")
+    if not path.exists():
+        raise StudioError(f"{path} is not there.", "Name a file that the studio has written.")
     try:
         file = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
@@ -95,9 +97,10 @@ def _check(path: Path, entries: list[zipfile.ZipInfo], free: int) -> None:
 def write_archive(to: Path, fill: Callable[[zipfile.ZipFile], None]) -> None:
     """Make the zip file `to`, replacing it; on any error it is as it was. Raises StudioError for a place that can't hold a file."""
     to = to.absolute()
-    if to.is_dir() or not to.parent.is_dir():
-        where = f"{to} is a folder" if to.is_dir() else f"There is no folder {to.parent}"
-        raise StudioError(f"{where}.", "Name a file in a folder that is there, such as run.zip.")
+    if to.is_dir():
+        raise StudioError(f"{to} is a folder.", "Name a file in a folder that is there, such as run.zip.")
+    if not to.parent.is_dir():
+        raise StudioError(f"There is no folder {to.parent}.", "Name a file in a folder that is there, such as run.zip.")
     part = to.with_name(f".{to.name}.part")
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:

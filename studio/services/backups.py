@@ -1,7 +1,7 @@
 """The whole studio in one file, and back: database, datasets, adapters and runs, without checkpoints and base models.
 
-A restore checks everything in a folder of its own first, and keeps what was there before beside it. Knows no process:
-whoever calls `restore` makes sure that no studio runs here.
+A restore checks everything in a folder of its own first, and keeps what was there before beside it. Whoever calls `restore`
+makes sure that no studio runs here.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from studio import processes
 from studio.db import migrations
+from studio.db.models import BaseModelRow
+from studio.db.session import Database
 from studio.db.session import database as open_database
 from studio.errors import StudioError
+from studio.records import Backup, BackupModel, Restoration
 from studio.services.archives import Archive, add_file, open_archive, refused, write_archive
-from studio.services.models import STARTER, STARTER_FOLDER
 from studio.services.restoring import FOLDERS, PLACE_PREFIX, move, replacing, undo
 from studio.settings import Settings
 
 FORMAT = "adapter-studio-backup/1"
 CARD, DATABASE = "backup.json", "studio.db"
-LEFT_OUT = ("checkpoints",)  # of a run: large, and of use to a training that goes on only
-PATH_COLUMNS = (("jobs", "run_dir"), ("adapters", "path"))  # all of them inside STUDIO_HOME
-MODEL_PATH = "model_name_or_path"
+LEFT_OUT = ("checkpoints",)  # of a run: large, and needed only to resume a training
 
 
-def backup(settings: Settings, to: Path) -> dict[str, Any]:
-    """Write the backup, also while a studio runs: {"path", "bytes", "files", "models": [base models that are not in it]}."""
+def backup(settings: Settings, to: Path) -> Backup:
+    """Write the backup, also while a studio runs."""
     source = _database(settings)
     if not source.exists():
         raise StudioError(f"There is no studio in {settings.home} yet.", "Set STUDIO_HOME to the one to keep.")
@@ -44,6 +46,7 @@ def backup(settings: Settings, to: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=settings.cache) as place:
         copy = Path(place) / DATABASE
         _copy(source, copy)
+        models = _models(copy, settings.home)
 
         def fill(archive: zipfile.ZipFile) -> None:
             nonlocal files
@@ -59,15 +62,11 @@ def backup(settings: Settings, to: Path) -> dict[str, Any]:
 
         write_archive(to, fill)
         os.chmod(to, 0o600)  # conversations and hashes of keys
-        models = _models(copy)
-    return {"path": str(to.absolute()), "bytes": to.stat().st_size, "files": files, "models": models}
+    return Backup(path=str(to.absolute()), bytes=to.stat().st_size, files=files, models=models)
 
 
-def restore(settings: Settings, source: Path) -> dict[str, Any]:
-    """Replace this studio by a backup: {"home", "files", "models": [missing here], "before": folder of what was there, or None}.
-
-    Raises StudioError, and changes nothing, for a file that no studio has written or that is not whole.
-    """
+def restore(settings: Settings, source: Path) -> Restoration:
+    """Replace this studio by a backup. Raises StudioError, and changes nothing, for a file that no studio has written or that is not whole."""
     database = _database(settings)
     settings.make_folders()
     undo(settings)  # of one before, that was cut short
@@ -75,27 +74,26 @@ def restore(settings: Settings, source: Path) -> dict[str, Any]:
         open_archive(source, settings.home) as archive,
         tempfile.TemporaryDirectory(dir=settings.home, prefix=PLACE_PREFIX) as place,
     ):
-        card = _card(archive)
+        expected = _expected_files(archive)
         fresh = Path(place)
         names = [name for name in archive.names if name.split("/")[0] in FOLDERS]
         for name in (DATABASE, *names):
             archive.extract(name, fresh / name)
-        if len(names) != card["files"]:
-            raise refused(source, f"it holds {len(names)} of {card['files']} files")
+        if len(names) != expected:
+            raise refused(source, f"it holds {len(names)} of {expected} files")
         os.chmod(fresh / DATABASE, 0o600)
         _check_database(source, fresh / DATABASE)
         _refuse_while_jobs_run(database)
-        _move_paths(source, fresh, Path(card["home"]), settings.home)
+        _bring_up_to_date(source, fresh)
         with replacing(settings, database) as before:
             for folder in FOLDERS:
                 (fresh / folder).mkdir(exist_ok=True)
                 (fresh / folder).rename(settings.home / folder)
             move(fresh / DATABASE, database)
-    db = open_database(settings.db_url, settings.sqlite_journal)
-    db.dispose()  # connections of this process are to the database that was here before
-    migrations.migrate(db)
-    missing = [model["name"] for model in _models(database) if not Path(model["path"]).is_dir()]
-    return {"home": str(settings.home), "files": len(names), "models": missing, "before": str(before) if before else None}
+    open_database(settings.db_url, settings.sqlite_journal, settings.home).dispose()  # its connections are to the former database
+    missing = [model.name for model in _models(database, settings.home) if not Path(model.path).is_dir()]
+    aside = str(before or "") or None
+    return Restoration(home=str(settings.home), files=len(names), models=missing, before=aside)
 
 
 def _refuse_while_jobs_run(database: Path) -> None:
@@ -105,7 +103,7 @@ def _refuse_while_jobs_run(database: Path) -> None:
     with closing(sqlite3.connect(database)) as connection:
         try:
             owners = connection.execute("SELECT name, owner FROM jobs WHERE status = 'RUNNING' AND owner IS NOT NULL").fetchall()
-        except sqlite3.DatabaseError:  # damaged, or of a stranger: a reason to restore, not against it
+        except sqlite3.DatabaseError:  # damaged, or not a studio's: a reason to restore, not against it
             return
     if busy := [name for name, owner in owners if not processes.is_gone(owner)]:
         raise StudioError(f"Job {busy[0]} runs here.", "Wait until it has ended, or cancel it.")
@@ -121,8 +119,14 @@ def _copy(source: Path, target: Path) -> None:
     """Through SQLite's backup API: whole, whatever is being written meanwhile."""
     target.touch(mode=0o600)
     with closing(sqlite3.connect(source, timeout=30)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
-        new.execute("PRAGMA journal_mode=DELETE")
+        try:
+            old.backup(new)
+            new.execute("PRAGMA journal_mode=DELETE")
+            found = str(new.execute("PRAGMA quick_check").fetchone()[0])
+        except sqlite3.DatabaseError as exc:
+            raise migrations.damaged(source.name, exc) from None
+    if found != "ok":
+        raise migrations.damaged(source.name, found[:100])
 
 
 def _files(home: Path) -> Iterator[Path]:
@@ -133,19 +137,25 @@ def _files(home: Path) -> Iterator[Path]:
                 yield path
 
 
-def _models(database: Path) -> list[dict[str, str]]:
-    with closing(sqlite3.connect(database)) as connection:
-        rows = connection.execute("SELECT name, path FROM base_models ORDER BY name").fetchall()
-    return [{"name": name, "path": path} for name, path in rows]
+def _models(database: Path, home: Path) -> list[BackupModel]:
+    """The base models that the database lists, with their folders as they are for a studio in `home`."""
+    db = Database(f"sqlite:///{database}", "DELETE", home)
+    try:
+        with db.read() as session:
+            return [BackupModel(name=row.name, path=row.path) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
+    finally:
+        db.dispose()
 
 
-def _card(archive: Archive) -> dict[str, Any]:
+def _expected_files(archive: Archive) -> int:
+    """How many files the backup says that it holds."""
     card = archive.json(CARD)
     if not isinstance(card, dict) or card.get("format") != FORMAT or DATABASE not in archive.names:
         raise refused(archive.path, "it is no backup of a studio")
-    if not isinstance(card.get("home"), str) or not isinstance(card.get("files"), int):
+    files = card.get("files")
+    if not isinstance(files, int):
         raise refused(archive.path, f"{CARD} is not whole")
-    return card
+    return files
 
 
 def _check_database(source: Path, database: Path) -> None:
@@ -164,39 +174,29 @@ def _check_database(source: Path, database: Path) -> None:
         raise refused(source, "its database holds programs of its own")
     if not all(re.fullmatch(r"[a-z0-9]{1,40}", name) for name in ids):  # they name folders
         raise refused(source, "its database holds IDs that no studio gives")
-    if revision is None or revision[0] not in migrations.known():
-        raise StudioError(f"{source.name} was written by a newer Adapter Studio.", "Install the newer version first.")
+    if revision is None:
+        raise refused(source, "its database has no revision")
+    migrations.check(str(revision[0]), source.name)
 
 
-def _move_paths(source: Path, fresh: Path, old: Path, home: Path) -> None:
-    """Paths of the home it was written in become paths of this one; a file elsewhere is nothing that a studio keeps."""
+def _bring_up_to_date(source: Path, fresh: Path) -> None:
+    """Migrate the database and the runs beside it, where they will not be seen if that fails. Their paths are relative afterwards."""
+    db = Database(f"sqlite:///{fresh / DATABASE}", "DELETE", fresh)
+    try:
+        migrations.migrate(db)
+    except DBAPIError as exc:
+        raise refused(source, f"its database can't be read ({exc.orig})") from None
+    finally:
+        db.dispose()
+    with closing(sqlite3.connect(fresh / DATABASE)) as connection:
+        runs = connection.execute("SELECT run_dir FROM jobs WHERE run_dir != ''")
+        adapters = connection.execute("SELECT path FROM adapters WHERE path != ''")
+        for (path,) in (*runs, *adapters):
+            _check_path(source, str(path))
 
-    def moved(path: str) -> str:
-        try:
-            inside = Path(path).relative_to(old)
-        except ValueError:
-            raise refused(source, f"its database names a folder outside the studio: {path[:80]!a}") from None
-        if ".." in inside.parts or len(inside.parts) < 2 or inside.parts[0] not in FOLDERS:
-            raise refused(source, f"its database names a folder outside the studio: {path[:80]!a}")
-        return str(home / inside)
 
-    def moved_model(path: str) -> str:
-        inside = Path(path)
-        return str(home / inside.relative_to(old)) if inside.is_relative_to(old) and ".." not in inside.parts else path
-
-    def moved_config(config: Any) -> Any:
-        if not isinstance(config, dict) or not config.get(MODEL_PATH):
-            return config
-        is_starter = config.get("base_model") == STARTER
-        return {**config, MODEL_PATH: str(STARTER_FOLDER) if is_starter else moved_model(str(config[MODEL_PATH]))}
-
-    with closing(sqlite3.connect(fresh / DATABASE)) as connection, connection:
-        for table, column in PATH_COLUMNS:
-            for identity, path in connection.execute(f"SELECT id, {column} FROM {table} WHERE {column} != ''").fetchall():
-                connection.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (moved(path), identity))
-        for identity, path in connection.execute("SELECT id, path FROM base_models").fetchall():
-            connection.execute("UPDATE base_models SET path = ? WHERE id = ?", (moved_model(path), identity))
-        for identity, text in connection.execute("SELECT id, config FROM jobs").fetchall():
-            connection.execute("UPDATE jobs SET config = ? WHERE id = ?", (json.dumps(moved_config(json.loads(text))), identity))
-    for file in (fresh / "runs").glob("*/config.json"):
-        file.write_text(json.dumps(moved_config(json.loads(file.read_text(encoding="utf-8"))), indent=1), encoding="utf-8")
+def _check_path(source: Path, path: str) -> None:
+    """Runs and adapters lie inside the studio, always: else deleting one would delete a stranger's files."""
+    folder, *inside = path.split("/")
+    if folder not in FOLDERS or not inside or ".." in inside:
+        raise refused(source, f"its database names a folder outside the studio: {path[:80]!a}")

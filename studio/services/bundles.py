@@ -19,7 +19,7 @@ from sqlalchemy import select
 from jobs.config import JobConfig
 from jobs.rundir import RunDir, sha256
 from studio.catalogue.models import ModelRef, inspect_folder
-from studio.db.models import AdapterRow, DatasetRow, JobEvent, JobRow
+from studio.db.models import AdapterRow, DatasetRow, JobEventRow, JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import naming
 from studio.services.archives import Archive, add_file, open_archive, refused, write_archive
@@ -141,7 +141,12 @@ class BundleService:
 
     def _rerun_of(self, digest: str) -> str | None:
         with self.db.read() as session:
-            query = select(JobEvent).join(JobRow, JobRow.id == JobEvent.job_id).where(JobEvent.kind == RERUN).order_by(JobEvent.id.desc())
+            query = (
+                select(JobEventRow)
+                .join(JobRow, JobRow.id == JobEventRow.job_id)
+                .where(JobEventRow.kind == RERUN)
+                .order_by(JobEventRow.id.desc())
+            )
             return next((event.job_id for event in session.scalars(query) if event.data.get("bundle_sha256") == digest), None)
 
     def _config(self, archive: Archive, card: Json) -> JobConfig:

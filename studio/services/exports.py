@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import queue
 from jobs.exporters import kinds
 from jobs.exporters.config import FORMATS, MAX_PROMPTS, OUTTYPES, PROMPTS, ExportConfig, check_space, expected_bytes
-from jobs.rundir import RunDir, write_json
+from jobs.rundir import RunDir
 from studio import processes
 from studio.catalogue import gguf
 from studio.catalogue.models import count_parameters, read_json
@@ -182,7 +182,7 @@ class ExportService:
         job.run_dir = str(run.path)
         try:
             run.path.mkdir(parents=True)
-            write_json(run.config, job.config)
+            run.write_config(job.config)
             lines = [json.dumps(question, ensure_ascii=False) for question in self._questions(row, config.verify)]
             (run.path / PROMPTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
             with self.db.write() as session:

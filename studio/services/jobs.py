@@ -21,7 +21,7 @@ from jobs.rundir import RunDir
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import lifecycle
-from studio.db.models import AdapterRow, DatasetRow, JobEvent, JobRow, MetricRow, new_id
+from studio.db.models import AdapterRow, DatasetRow, JobEventRow, JobRow, MetricRow, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.services import curves, naming, reports
@@ -311,7 +311,7 @@ class JobService:
         with self.db.read() as session:
             job = self._find(session, job_id)
             adapter = session.scalar(select(AdapterRow.id).where(AdapterRow.job_id == job.id))
-            events = session.scalars(select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.id)).all()
+            events = session.scalars(select(JobEventRow).where(JobEventRow.job_id == job.id).order_by(JobEventRow.id)).all()
             spans = forecast(session) if job.status in ("QUEUED", "RUNNING") else {}
             shown = {
                 **_job(job, adapter, spans.get(job.id)),

@@ -271,7 +271,7 @@ def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:
     """Template and options; the rows are there already."""
     run.chat_template.write_text(renderer.template, encoding="utf-8")
     write_json(run.template_card, renderer.card())
-    write_json(run.config, config.model_dump(mode="json"))
+    run.write_config(config.model_dump(mode="json"))
 
 
 def training(run: RunDir, recipe: str, config: JobConfig, dataset_id: str | None, rows: int, created_at: float) -> JobRow:

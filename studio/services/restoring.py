@@ -1,7 +1,7 @@
 """The dangerous moment of a restore: what is here is set aside, the backup takes its place. Whole, or as it was before.
 
 A note in STUDIO_HOME says which moment it is. Where the note is still there at the next start, the restore was cut short:
-`undo` puts everything back. Knows folders; no archive and no rows.
+`undo` puts everything back.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import filelock
 
 from jobs.rundir import fsync_folder, write_json
 from studio.errors import StudioError
+from studio.homepaths import HomePaths
 from studio.settings import Settings
 
 FOLDERS = ("datasets", "runs", "adapters")
 NOTE = "restore.json"
 PLACE_PREFIX = ".restore-"
+ABSENT = ".restore-nothing"  # what stands for the folder of what was there, where nothing was
 logger = logging.getLogger(__name__)
 CUT_SHORT = "A restore was cut short; everything is as it was before it. Restore again."
 
@@ -34,9 +36,13 @@ def replacing(settings: Settings, database: Path) -> Iterator[Path | None]:
     held = [database, *database.parent.glob(database.name + "-*")]
     present = [path for path in held if path.exists()]
     full = [settings.home / folder for folder in FOLDERS if any((settings.home / folder).iterdir())]
-    before = _free_place(settings.home) if present or full else None
-    aside = [str(path) for path in (*present, *full)]
-    write_json(settings.home / NOTE, {"before": before.name if before else "", "database": str(database), "held": aside})
+    paths = HomePaths(settings.home)
+    aside = [paths.stored(str(path)) for path in (*present, *full)]
+    before, name = None, ""
+    if aside:
+        before = _free_place(settings.home)
+        name = before.name
+    write_json(settings.home / NOTE, {"before": name, "database": paths.stored(str(database)), "held": aside})
     try:
         if before:
             before.mkdir(mode=0o700)
@@ -53,27 +59,27 @@ def replacing(settings: Settings, database: Path) -> Iterator[Path | None]:
     (settings.home / NOTE).unlink()
 
 
-def mend(settings: Settings) -> str:
+def recover(settings: Settings) -> str:
     """What to tell a person: "" where no restore was cut short. Raises StudioError while one is under way."""
     if not (settings.home / NOTE).exists():
         return ""
     try:
         with filelock.FileLock(settings.lock_path, timeout=0.5, mode=0o600):
-            said = undo(settings)
+            sentence = undo(settings)
     except filelock.Timeout:
         raise StudioError(f"A restore of {settings.home} is under way.", "Wait until it has ended.") from None
-    logger.warning(said)
-    return said
+    logger.warning(sentence)
+    return sentence
 
 
 def undo(settings: Settings) -> str:
     """Put back what a restore had set aside. For whoever holds the lock of STUDIO_HOME."""
-    note = settings.home / NOTE
+    note, paths = settings.home / NOTE, HomePaths(settings.home)
     try:
-        said = json.loads(note.read_text(encoding="utf-8"))
-        before = settings.home / said["before"] if said["before"] else None
-        held = [Path(path) for path in said["held"]]
-        database = Path(said["database"])
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        before = settings.home / (noted["before"] or ABSENT)
+        held = [Path(paths.absolute(path)) for path in noted["held"]]
+        database = Path(paths.absolute(noted["database"]))
     except FileNotFoundError:
         return ""
     except (ValueError, KeyError, TypeError):
@@ -83,14 +89,13 @@ def undo(settings: Settings) -> str:
         if path not in held:
             _remove(path)  # it can only come from the backup
     for path in held:
-        if before and (before / path.name).exists():
+        if (before / path.name).exists():
             _remove(path)
             move(before / path.name, path)
     for folder in FOLDERS:
         (settings.home / folder).mkdir(exist_ok=True)
-    if before:
-        with contextlib.suppress(OSError):
-            before.rmdir()
+    with contextlib.suppress(OSError):
+        before.rmdir()
     for rest in settings.home.glob(f"{PLACE_PREFIX}*"):
         shutil.rmtree(rest, ignore_errors=True)
     note.unlink()
@@ -99,7 +104,8 @@ def undo(settings: Settings) -> str:
 
 def _free_place(home: Path) -> Path:
     name = time.strftime("before-restore-%Y%m%d-%H%M%S")
-    return next(path for number in itertools.count(1) if not (path := home / (name if number == 1 else f"{name}-{number}")).exists())
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for one in names if not (path := home / one).exists())
 
 
 def move(source: Path, target: Path) -> None:
@@ -108,7 +114,10 @@ def move(source: Path, target: Path) -> None:
         source.rename(target)
     except OSError:
         part = target.with_name(target.name + ".part")
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, part)
+        if source.is_dir():
+            shutil.copytree(source, part)
+        else:
+            shutil.copy2(source, part)
         part.rename(target)
         _remove(source)
 

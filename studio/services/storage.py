@@ -118,7 +118,8 @@ class StorageService:
         return used, {path for path in finished if path.is_relative_to(self.settings.runs)}
 
     def _may_go(self, path: Path, busy: set[Path]) -> bool:
-        return not path.is_symlink() and not _is_within(busy, path) and time.time() - _newest(path) > YOUNG_S
+        is_busy = _is_within(busy, path.resolve())  # a process knows its folder by no link
+        return not path.is_symlink() and not is_busy and time.time() - _newest(path) > YOUNG_S
 
 
 def size(path: Path) -> int:

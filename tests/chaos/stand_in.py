@@ -45,7 +45,7 @@ def loss(state: bytes) -> float:
 
 def learn(run: RunDir, attempt: Any, log: EventLog, stop: StopWish) -> dict[str, Any]:
     """As jobs.train._train."""
-    config = JobConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+    config = JobConfig.model_validate(run.read_config())
     step_s = float((run.path / "step_s").read_text(encoding="ascii"))
     with (run.path / "busy").open("w") as busy:
         _refuse_company(run, busy)

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from jobs.rundir import RunDir, checkpoint_step
 from studio import processes
 from studio.db import lifecycle
-from studio.db.models import JobEvent
+from studio.db.models import JobEventRow
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.chaos import stand_in
@@ -47,7 +47,7 @@ def check_adapter(db: Database, job_id: str, steps: int) -> None:
 
 def kinds(db: Database, job_id: str) -> list[str]:
     with db.read() as session:
-        return [event.kind for event in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id))]
+        return [event.kind for event in session.scalars(select(JobEventRow).where(JobEventRow.job_id == job_id).order_by(JobEventRow.id))]
 
 
 def test_a_frozen_trainer_is_woken_and_the_second_time_replaced(settings: Settings, db: Database) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from jobs.rundir import sha256
 from studio.db import lifecycle
-from studio.db.models import AdapterRow, JobEvent, JobRow, MetricRow
+from studio.db.models import AdapterRow, JobEventRow, JobRow, MetricRow
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
@@ -81,7 +81,7 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
     assert adapter_sha256(db, killed) == adapter_sha256(db, unbroken) == sha256(settings.runs / "killed/adapter/adapter_model.safetensors")
     assert curve(db, killed) == curve(db, unbroken)
     with db.read() as session:
-        lost = session.scalars(select(JobEvent).where(JobEvent.job_id == killed, JobEvent.kind == "lost")).all()
+        lost = session.scalars(select(JobEventRow).where(JobEventRow.job_id == killed, JobEventRow.kind == "lost")).all()
     assert len(lost) == KILLS + 1
     assert trainers(settings.runs) == []
 

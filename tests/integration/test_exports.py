@@ -174,7 +174,7 @@ def test_a_killed_export_leaves_nothing_half(made: dict[str, Any], stories260k: 
     run = next(
         RunDir(path) for path in made["folder"].glob("stories-*") if json.loads((path / "config.json").read_text())["format"] == "merged"
     )
-    config = ExportConfig.model_validate_json(run.config.read_text()).model_copy(update={"to": str(tmp_path / "out")})
+    config = ExportConfig.model_validate(run.read_config()).model_copy(update={"to": str(tmp_path / "out")})
     mine = RunDir(tmp_path / "run")
     mine.path.mkdir()
     mine.config.write_text(config.model_dump_json())

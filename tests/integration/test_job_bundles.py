@@ -196,7 +196,7 @@ def test_only_what_has_succeeded_is_bundled(trained: tuple[Studio, Path, dict[st
 def backup(trained: tuple[Studio, Path, dict[str, Any]], tmp_path: Path) -> Path:
     file = tmp_path / "studio.zip"
     made = backups.backup(trained[0].settings, file)
-    assert made["files"] > 10 and file.stat().st_mode & 0o077 == 0
+    assert made.files > 10 and file.stat().st_mode & 0o077 == 0
     return file
 
 
@@ -206,7 +206,7 @@ def test_a_restored_studio_has_everything_in_its_new_place(
     there = trained[0]
     Studio.open(settings).db.dispose()  # a database to be kept beside it
     done = backups.restore(settings, backup)
-    assert done["before"] and (Path(done["before"]) / "studio.db").exists()
+    assert done.before and (Path(done.before) / "studio.db").exists()
     here = Studio.open(settings)
     assert [job["id"] for job in here.jobs.list()] == [job["id"] for job in there.jobs.list()]
     assert here.jobs.metrics("first") == there.jobs.metrics("first")

@@ -22,7 +22,7 @@ from jobs.rundir import RunDir
 from jobs.runner import Runner
 from studio import processes
 from studio.db import lifecycle
-from studio.db.models import JobEvent, JobRow
+from studio.db.models import JobEventRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -223,7 +223,7 @@ def test_a_frozen_worker_loses_its_job_and_is_fenced_out_when_it_wakes(
         os.kill(frozen.pid, signal.SIGCONT)
         wait_for(lambda: row(db, job_id).attempt == 2)
         with db.read() as session:
-            kinds = [event.kind for event in session.scalars(select(JobEvent).order_by(JobEvent.id))]
+            kinds = [event.kind for event in session.scalars(select(JobEventRow).order_by(JobEventRow.id))]
         assert kinds == ["submitted", "started", "lost", "started"]
 
 

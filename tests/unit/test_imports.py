@@ -37,6 +37,7 @@ LEVELS = {
     "jobs.rundir": 2,
     "studio.errors": 1,
     "studio.settings": 1,
+    "studio.homepaths": 1,
     "studio.types": 1,
     "studio.records": 1,
     "studio.running": 1,

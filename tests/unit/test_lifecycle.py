@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
-from studio.db.models import JobEvent, JobRow, MetricRow
+from studio.db.models import JobEventRow, JobRow, MetricRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.settings import Settings
@@ -282,5 +282,5 @@ def test_what_happened_is_kept_for_people(db: Database) -> None:
         lifecycle.ingest(session, held, [{"type": "notice", "text": "two rows were cut"}], 10)
         lifecycle.requeue(session, held, "something outside ended it (SIGKILL)")
     with db.read() as session:
-        events = [(e.kind, e.attempt) for e in session.scalars(select(JobEvent).order_by(JobEvent.id))]
+        events = [(e.kind, e.attempt) for e in session.scalars(select(JobEventRow).order_by(JobEventRow.id))]
     assert events == [("submitted", 0), ("started", 1), ("notice", 1), ("lost", 1)]

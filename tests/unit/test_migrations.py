@@ -12,8 +12,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from studio.db import lifecycle, migrations
-from studio.db.models import Base, JobRow
+from studio.db import migrations
+from studio.db.models import Base
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -72,25 +72,3 @@ def test_the_store_is_readable_by_its_owner_only(settings: Settings) -> None:
     migrations.migrate(db)
     db.dispose()
     assert stat.S_IMODE((settings.home / "studio.db").stat().st_mode) == 0o600
-
-
-def test_jobs_of_the_first_revision_keep_their_order(settings: Settings) -> None:
-    db = Database(settings.db_url)
-    with db.engine.connect().execution_options(studio_write=True) as connection, connection.begin():
-        migrations._upgrade(connection, "0001")
-        for number in (2, 1):
-            connection.execute(
-                text(
-                    "INSERT INTO jobs (id, kind, queue, name, status, recipe, config, run_dir, base_model, priority, attempt, lost, "
-                    "checkpoint_step, not_before, event_offset, reason, fix, result, tags, notes, created_at, updated_at) VALUES "
-                    "(:id, 'train', 'gpu', :id, 'QUEUED', '', '{}', '', '', 0, 0, 0, 0, 0, 0, '', '', '{}', '[]', '', :at, 0)"
-                ),
-                {"id": f"job{number}", "at": float(number)},
-            )
-    migrations.migrate(db)
-    with db.read() as session:
-        assert lifecycle.claimable(session, "gpu") == ["job1", "job2"]
-        job = session.get_one(JobRow, "job1")
-    assert (job.rank, job.remedy, job.cause, job.is_halved, job.planned_steps) == (1.0, {}, "", False, None)
-    assert (settings.home / f"studio.db.before-{migrations.HEAD}").exists()
-    db.dispose()

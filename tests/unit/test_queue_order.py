@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim
-from studio.db.models import JobEvent, JobRow
+from studio.db.models import JobEventRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.settings import Settings
@@ -244,6 +244,6 @@ def test_memory_that_ran_out_costs_no_attempt_from_outside_and_is_told(db: Datab
     job = row(db, job_id)
     assert (job.status, job.is_halved, job.lost, job.config) == ("QUEUED", True, 0, {"per_device_train_batch_size": 2})
     with db.read() as session:
-        assert [e.data["text"] for e in session.scalars(select(JobEvent).where(JobEvent.kind == "notice"))] == ["once more"]
+        assert [e.data["text"] for e in session.scalars(select(JobEventRow).where(JobEventRow.kind == "notice"))] == ["once more"]
     with pytest.raises(lifecycle.LostClaimError), db.write() as session:
         lifecycle.try_smaller(session, held, {}, "again")

@@ -64,12 +64,12 @@ def test_a_restore_that_is_killed_at_any_move_is_undone(settings: Settings) -> N
     before = contents(settings.home)
     number = 0
     while killed_at(settings, database, number):
-        assert restoring.mend(settings) == restoring.CUT_SHORT
+        assert restoring.recover(settings) == restoring.CUT_SHORT
         assert contents(settings.home) == before
         assert not list(settings.home.glob(".restore-*")) and not list(settings.home.glob("before-restore-*"))
         number += 1
     assert number == 3 + len(restoring.FOLDERS) + 1  # database, its log, runs aside; the folders and the database into place
-    assert restoring.mend(settings) == "" and database.read_text() == "new"
+    assert restoring.recover(settings) == "" and database.read_text() == "new"
     assert (settings.adapters / "new").exists() and not (settings.runs / "one").exists()
     (aside,) = settings.home.glob("before-restore-*")
     assert (aside / "studio.db").read_text() == "old" and (aside / "runs" / "one" / "file").exists()
@@ -78,4 +78,4 @@ def test_a_restore_that_is_killed_at_any_move_is_undone(settings: Settings) -> N
 def test_a_restore_that_is_under_way_is_left_alone(settings: Settings) -> None:
     (settings.home / restoring.NOTE).write_text("{}")
     with filelock.FileLock(settings.lock_path), pytest.raises(StudioError, match="under way"):
-        restoring.mend(settings)
+        restoring.recover(settings)

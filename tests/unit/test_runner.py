@@ -19,7 +19,7 @@ from jobs.rundir import RunDir
 from jobs.runner import Pulse, Runner
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
-from studio.db.models import JobEvent, JobRow
+from studio.db.models import JobEventRow, JobRow
 from studio.db.session import Database
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
@@ -159,12 +159,12 @@ def test_memory_that_runs_out_halves_the_batch_once_and_never_twice(settings: Se
     job_id = submit(db, run)
     job = ended(db, job_id, NO_MEMORY)
     assert (job.status, job.lost, job.is_halved) == ("QUEUED", 0, True)
-    on_disk = JobConfig.model_validate_json(run.config.read_text(encoding="utf-8"))
+    on_disk = JobConfig.model_validate(run.read_config())
     assert on_disk == JobConfig.model_validate(job.config)  # the trainer reads the file, people the row
     assert (on_disk.per_device_train_batch_size, on_disk.gradient_accumulation_steps) == (3, 4)
     assert "once more with per_device_train_batch_size 3" in run.attempt(1).log.read_text(encoding="utf-8")
     with db.read() as session:
-        (notice,) = session.scalars(select(JobEvent).where(JobEvent.kind == "notice"))
+        (notice,) = session.scalars(select(JobEventRow).where(JobEventRow.kind == "notice"))
     assert "Memory ran out" in notice.data["text"]
     job = ended(db, job_id, NO_MEMORY)
     assert (job.status, job.cause, job.remedy) == ("FAILED", NO_MEMORY.cause, NO_MEMORY.remedy)

@@ -1,0 +1,44 @@
+"""Column types whose values are paths: absolute for whoever uses a row, stored as studio.homepaths says."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import JSON, Engine, String, TypeDecorator
+from sqlalchemy.engine.interfaces import Dialect
+
+from studio.homepaths import HomePaths
+
+_PATHS: WeakKeyDictionary[Dialect, HomePaths] = WeakKeyDictionary()  # an engine's columns know its dialect, and nothing else of it
+
+
+def use_home(engine: Engine, paths: HomePaths) -> None:
+    """Have the path columns of this engine's sessions be relative to that home."""
+    _PATHS[engine.dialect] = paths
+
+
+class HomePath(TypeDecorator[str]):
+    """An absolute path; relative in the database where it lies inside STUDIO_HOME."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and _PATHS[dialect].stored(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and _PATHS[dialect].absolute(value)
+
+
+class HomeJson(TypeDecorator[Any]):
+    """JSON whose strings may be paths inside STUDIO_HOME."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return _PATHS[dialect].stored_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return _PATHS[dialect].absolute_json(value)
