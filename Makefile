@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test chaos bench next check clean
+.PHONY: install run test chaos bench next clients check clean
 
 install: $(STAMP)
 
@@ -44,6 +44,12 @@ bench: $(STAMP)
 # the newest releases of the pinned libraries in a scratch environment, and the contract tests on them; DRY=1 only resolves
 next: $(STAMP)
 	@$(BIN)/python -m tests.newest $(if $(DRY),--dry-run)
+
+# a client that openapi-python-client generates from /api/openapi.json, in an environment of its own, lists the jobs of a running studio
+CLIENTS := $(VENV)/clients
+clients: $(STAMP)
+	@test -x $(CLIENTS)/bin/openapi-python-client || { $(PYTHON) -m venv $(CLIENTS) && $(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check "openapi-python-client>=0.29,<0.30"; }
+	@$(BIN)/python -m tests.clients $(CLIENTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
