@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from jobs.config import build
 from studio.catalogue import memory
 from studio.cli import app
 from studio.db.models import JobRow
@@ -53,7 +54,12 @@ def test_every_figure_beside_the_prediction_is_right(studio: Studio, monkeypatch
     assert on_gpu.parameters == 8_030_261_248 and on_gpu.trainable_parameters == 41_943_040  # of Llama 3 8B, and rank 16 on all of it
     assert on_gpu.error_bytes == round(0.1 * on_gpu.predicted_bytes) and on_gpu.process_bytes == 0
     assert on_gpu.chat.bytes == 2 * 8_030_261_248 and on_gpu.room_bytes == 24 * 1024**3
-    assert on_gpu.chat.stays_loaded is (on_gpu.margin_bytes is not None and on_gpu.margin_bytes >= on_gpu.chat.bytes)
+    both = on_gpu.predicted_bytes + on_gpu.chat.bytes
+    for room, stays in ((both, True), (both - 1, False)):
+        beside = studio.fit.fit(model_config=EIGHT_B, gpu_gib=room / 1024**3)
+        assert beside.room_bytes == room and beside.chat.stays_loaded is stays and beside.fits is True
+    roomy = studio.fit.fit(base_model="starter", gpu_gib=100)
+    assert roomy.longest_max_length == 512 and roomy.largest_batch == 1024  # the model's context, and the most that is looked at
     for batch, fits in ((on_gpu.largest_batch, True), ((on_gpu.largest_batch or 0) + 1, False)):
         assert studio.fit.fit(model_config=EIGHT_B, options={"per_device_train_batch_size": batch}, gpu_gib=24).fits is fits
     free = SimpleNamespace(free_bytes=2 * 1024**3)
@@ -63,6 +69,21 @@ def test_every_figure_beside_the_prediction_is_right(studio: Studio, monkeypatch
     assert here.margin_bytes == 2 * 1024**3 - here.predicted_bytes - here.process_bytes and here.fits is True
     free.free_bytes = here.predicted_bytes + here.process_bytes - 1
     assert studio.fit.fit(base_model="starter", options={"device": "cpu"}).fits is False
+
+
+@pytest.mark.parametrize(("device", "context"), [("cpu", 0), ("cuda", memory.CUDA_CONTEXT)])
+def test_a_measured_peak_is_held_against_what_torch_counts(studio: Studio, device: str, context: int) -> None:
+    options = {"max_length": 256, "device": device}
+    config = {"model_name_or_path": str(STARTER_FOLDER), "quantization": {"load_in_4bit": True}, **options}
+    with studio.db.write() as session:
+        result = {"peak_memory_bytes": 5, "device": device, "longest_row": 64}
+        session.add(job := JobRow(kind="train", name="past", status="SUCCEEDED", config=config, result=result, ended_at=1.0))
+        session.flush()
+        job_id = job.id
+    short = memory.predict(memory.model_config(STARTER_FOLDER), build({**config, "max_length": 64}), device=device).total
+    found = studio.fit.measured(job_id)
+    assert found is not None and found.model_dump() == {"measured_bytes": 5, "predicted_bytes": short - context, "device": device}
+    assert studio.fit.measured("gone") is None
 
 
 def test_without_a_gpu_nobody_knows_whether_it_fits(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,3 +167,29 @@ def test_the_catalogue_can_be_predicted_and_says_why_some_are_refused() -> None:
         assert not decoder(model.config).notes or decoder(model.config).experts, model.repository
         assert model.weights in ("safetensors", "pickle", "remote-code", "quantised")
         assert (model.weights == "safetensors") == (not model.refusal)
+
+
+LLAMA = {"model_type": "llama", **SMALL}
+
+
+def test_what_is_trained_is_kept_in_32_bits_with_its_gradient() -> None:
+    found = memory.predict(LLAMA, job_config.build({"max_length": 64, "lora.r": 64}), device="cpu", size=4)
+    assert found.parts["adapter"] in (
+        4 * found.trained,
+        8 * found.trained,
+        4 * found.trained + 4 * found.trained // SMALL["num_hidden_layers"],
+    )
+
+
+def test_eight_bits_keep_a_scale_for_each_column() -> None:
+    shape = decoder(LLAMA)
+    base, _ = memory.weights(shape, job_config.build({"quantization.load_in_8bit": True}), 4)
+    assert base == shape.linear_parameters + 4 * shape.layers * sum(linear.columns for linear in shape.linears)
+
+
+def test_rows_are_not_packed_while_evaluating() -> None:
+    options = {"max_length": 256, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 512}
+    packed, plain = (
+        memory.predict(LLAMA, job_config.build({**options, "packing": packing}), device="cpu", size=4) for packing in (True, False)
+    )
+    assert packed.moment == plain.moment == "evaluation" and packed.parts == plain.parts
