@@ -316,6 +316,7 @@ class JobScript(Record):
     id: str
     name: str
     script: str
+    files: list[str]  # that it reads, written beside it; empty where only the text was asked for
 
 
 class Bundle(Record):

@@ -16,16 +16,17 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jobs.rundir import PROGRESS, checkpoint_step
-from jobs.trainers import adapters, methods, packed
+from jobs.trainers import adapters, methods
 from jobs.trainers.balanced import BalancedSteps
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import DivergedError, Divergence
+from jobs.trainers.packed import PackedSteps
 from jobs.trainers.stopping import Stopped, StopWish
 
 
-class Exact(BalancedSteps):
+class Exact(PackedSteps, BalancedSteps):
     """Put before one of trl's trainers: `card` describes the adapter, `reporter` counts and reports, `store` keeps checkpoints."""
 
     def __init__(self, *args: Any, card: adapters.AdapterCard, store: CheckpointStore, reporter: Reporter, **kwargs: Any) -> None:
@@ -43,14 +44,6 @@ class Exact(BalancedSteps):
         # where PiSSA began: what is saved is the difference
         self.start = adapters.weights(self.model) if methods.is_pissa(card.config) else None
         methods.faster_second_matrix(self, card.config)
-
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with packed.rows_of(inputs):
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with packed.rows_of(inputs):
-            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step

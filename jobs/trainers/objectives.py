@@ -24,14 +24,19 @@ def trainer_class(objective: str) -> type:
 
 def arguments(config: JobConfig, common: dict[str, Any]) -> Any:
     """trl's arguments of this objective; `common` are those that no option decides."""
+    return _of_trl(config.objective_entry.arguments)(**option_values(config), **common)
+
+
+def option_values(config: JobConfig) -> dict[str, Any]:
+    """What the options say, as plain values under the names of trl's configuration class."""
     entry = config.objective_entry
     values = {
-        **config.model_dump(include=set(PASSED_THROUGH)),
+        **config.model_dump(mode="json", include=set(PASSED_THROUGH)),
         "gradient_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing": config.gradient_checkpointing,
         "train_sampling_strategy": config.train_sampling_strategy,
         **config.own_options(),
         **entry.fixed,
-        **common,
     }
     if not entry.packs:
         values.pop("packing")
@@ -39,7 +44,7 @@ def arguments(config: JobConfig, common: dict[str, Any]) -> Any:
         values["dataset_kwargs"] = {"skip_prepare_dataset": not config.packing}
     else:
         values["disable_dropout"] = config.lora.lora_dropout == 0
-    return _of_trl(entry.arguments)(**values)
+    return values
 
 
 def _of_trl(path: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Trainer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -44,6 +44,18 @@ def rows_of(inputs: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         _Rows.bounds = ()
+
+
+class PackedSteps(Trainer):
+    """Put before a trainer whose batches may be packed."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with rows_of(inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with rows_of(inputs):
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -43,29 +43,29 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One row: its columns, None where it holds nothing to learn."""
+    """One row: its columns, None where it holds nothing to learn; `refusal` where the template refuses it."""
 
     columns: Row | None
     truncated: bool = False
+    refusal: str = ""
 
 
 def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
     """Raises DatasetError naming the line of what is no row at all."""
+    rows = list(token_rows(path, renderer, config))
+    found = [row.columns for row in rows if row.columns is not None]
+    refusal = next((row.refusal for row in rows if row.refusal), "")
+    return TokenRows(_table(found), len(rows), len(rows) - len(found), sum(row.truncated for row in rows), refusal)
+
+
+def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[Tokens]:
+    """Each row of the file; imports no torch. Raises DatasetError naming the line of what is no row at all."""
     render = _RENDERERS[config.objective_entry.rows]
-    found: list[Row] = []
-    read = truncated = 0
-    refusal = ""
     for number, example in _examples(path):
-        read += 1
         try:
-            row = render(example, renderer, config)
+            yield render(example, renderer, config)
         except DatasetError as exc:
-            refusal = refusal or f"{path.name}, line {number}: {exc.message}"
-            continue
-        truncated += row.truncated
-        if row.columns is not None:
-            found.append(row.columns)
-    return TokenRows(_table(found), read, read - len(found), truncated, refusal)
+            yield Tokens(None, refusal=f"{path.name}, line {number}: {exc.message}")
 
 
 def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:

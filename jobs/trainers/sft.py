@@ -189,7 +189,6 @@ def _arguments(run: RunDir, config: JobConfig, device: base.Device, evaluates: b
         config,
         {
             "output_dir": str(run.checkpoints),
-            "activation_checkpointing": config.gradient_checkpointing,
             "bf16": device.dtype == "bfloat16",
             "fp16": device.dtype == "float16",
             "use_cpu": device.name == "cpu",

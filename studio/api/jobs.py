@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.background import BackgroundTask
 
 from studio.api.rest import Body, Here, Json, kept_upload, no_file
+from studio.records import JobScript
 
 router = APIRouter(prefix="/api")
 
@@ -205,9 +206,22 @@ def note_job(studio: Here, job: str, body: Note) -> Json:
 
 
 @router.get("/jobs/{job}/script")
-def job_script(studio: Here, job: str) -> Json:
-    """The training as a bare TRL script."""
+def job_script(studio: Here, job: str) -> JobScript:
+    """The training as a TRL script; script.zip holds it with the rows that it reads."""
     return studio.jobs.script(job)
+
+
+@router.get("/jobs/{job}/script.zip")
+def job_script_files(studio: Here, job: str) -> FileResponse:
+    """The script with the rows that it reads as token ids, and the chat template."""
+    folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))
+    try:
+        target = folder / f"{studio.jobs.script(job).name}-script.zip"
+        studio.jobs.script_zip(job, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return FileResponse(target, filename=target.name, background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True))
 
 
 @router.get("/jobs/{job}/bundle")

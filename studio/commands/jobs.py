@@ -298,11 +298,13 @@ def compare(jobs: Annotated[list[str], typer.Argument(metavar="ID ID...")], json
 def script(
     job: Job, to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to a file.")] = None, json: JsonFlag = False
 ) -> None:
-    """The training as a bare TRL script with the same settings."""
-    made = open_studio().jobs.script(job)
-    if to is not None:
-        to.write_text(made["script"], encoding="utf-8")
-    show(made, json, made["script"] if to is None else f"The script is in {to}.")
+    """The training as a TRL script with the same settings, rows and order of rows."""
+    made = open_studio().jobs.script(job, to)
+    if to is None:
+        say("The rows that it reads are written with --to FILE, beside the script.")
+        show(made, json, made.script)
+    else:
+        show(made, json, f"The script is in {to}; beside it lie {', '.join(made.files)}.")
 
 
 @app.command()

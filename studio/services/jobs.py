@@ -24,13 +24,14 @@ from studio.db import lifecycle
 from studio.db.models import AdapterRow, DatasetRow, JobEventRow, JobRow, MetricRow, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError
+from studio.records import JobScript
 from studio.services import curves, naming, reports
 from studio.services.datasets import DatasetService
 from studio.services.forecast import Span, forecast
 from studio.services.judged import judged
 from studio.services.launching import Launcher, LaunchProblems, combinations, training, write_run
 from studio.services.models import ModelService
-from studio.services.scripts import script
+from studio.services.scripts import ScriptWriter
 from studio.settings import Settings
 
 MAX_TAGS, MAX_TAG_LENGTH, MAX_NOTE_LENGTH, MAX_COMPARED = 20, 40, 10_000, 20
@@ -348,16 +349,24 @@ class JobService:
             "judged": verdicts,
         }
 
-    def script(self, job_id: str) -> dict[str, Any]:
-        """The training as a bare TRL script with the same settings: {"id", "name", "script"}."""
+    def script(self, job_id: str, to: Path | None = None) -> JobScript:
+        """The training as a TRL script with the same settings. `to`: the script's file, beside which its rows are written."""
+        job, writer = self._script_writer(job_id)
+        if to is None:
+            return JobScript(id=job.id, name=job.name, script=writer.text(job.name), files=[])
+        files = writer.write(to)
+        return JobScript(id=job.id, name=job.name, script=to.read_text(encoding="utf-8"), files=files)
+
+    def script_zip(self, job_id: str, archive: Path) -> None:
+        """The script and the rows that it reads, in one .zip file."""
+        self._script_writer(job_id)[1].write_zip(archive)
+
+    def _script_writer(self, job_id: str) -> tuple[JobRow, ScriptWriter]:
         with self.db.read() as session:
             job = self._find(session, job_id)
         if job.kind != "train":
             raise StudioError(f"{job.name} is no training.", "Name a training.")
-        config = JobConfig.model_validate(job.config)
-        steps = job.max_steps or job.planned_steps
-        eval_steps = config.cadence(steps)[1] if steps else config.eval_steps
-        return {"id": job.id, "name": job.name, "script": script(job.name, config, Path(job.run_dir), eval_steps)}
+        return job, ScriptWriter.of(job.name, JobConfig.model_validate(job.config), RunDir(Path(job.run_dir)))
 
     def logs(self, job_id: str, tail_lines: int = 200) -> str:
         """The end of the log of the latest attempt."""

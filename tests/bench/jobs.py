@@ -80,7 +80,7 @@ def launch(studio: Studio, dataset: str, name: str, **options: Any) -> tuple[flo
 def bare(studio: Studio, job: str, folder: Path) -> tuple[float, float]:
     """Seconds from the start of the exported script to the first loss that it prints, and of its training."""
     script = folder / "bare.py"
-    script.write_text(studio.jobs.script(job)["script"], encoding="utf-8")
+    studio.jobs.script(job, script)
     threads = str(hardware.thread_budget("trainer"))
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
     begun, first, said = time.time(), 0.0, []

@@ -92,7 +92,7 @@ def test_the_bare_script_trains_the_same_adapter(trained: tuple[Studio, Path, di
     studio, _, verified = trained
     file = tmp_path / "first.py"
     threads = json.loads((Path(studio.jobs.show("first")["run_dir"]) / "attempts/1/environment.json").read_text())["hardware"]["threads"]
-    file.write_text(studio.jobs.script("first")["script"], encoding="utf-8")
+    studio.jobs.script("first", file)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "STUDIO_HOME": "/nowhere"}
     done = subprocess.run([sys.executable, str(file), "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

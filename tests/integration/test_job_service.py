@@ -275,5 +275,5 @@ def test_what_a_judge_said_last_joins_the_table_of_runs(studio: Studio) -> None:
 def test_a_script_is_python_and_carries_the_options(studio: Studio) -> None:
     submit(studio, "first", **{"lora.r": 5, "learning_rate": 0.0123})
     made = studio.jobs.script("first")
-    compile(made["script"], "first.py", "exec")
-    assert "'r': 5" in made["script"] and "0.0123" in made["script"] and made["name"] == "first"
+    compile(made.script, "first.py", "exec")
+    assert "'r': 5" in made.script and "0.0123" in made.script and made.name == "first" and made.files == []

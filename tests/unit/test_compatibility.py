@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from jobs import config
 from studio.catalogue.compatibility import Cell, conflicts, table
-from studio.services.scripts import script
+from studio.services.script_text import Script, text
 
 CELLS = list(table("cpu"))
 SMALL = {
@@ -79,4 +78,4 @@ def test_the_table_offers_most_and_refuses_what_is_known_to_fail_silently() -> N
 
 def test_a_bare_script_is_python_for_every_cell() -> None:
     for cell in CELLS:
-        ast.parse(script("first", config.build(dict(cell.options)), Path("/run"), None))
+        ast.parse(text(Script("first", "first", config.build(dict(cell.options)), "<pad>")))

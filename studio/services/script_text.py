@@ -1,0 +1,286 @@
+"""The text of a training's script: blocks that the options choose. Text in, text out."""
+
+from __future__ import annotations
+
+import pprint
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.objectives import RowForm, TrainerFamily
+from jobs.trainers import objectives
+from studio.catalogue.architecture import sees_whole_rows
+from studio.catalogue.memory import model_config
+from studio.services import script_blocks as blocks
+
+COLUMNS = {
+    RowForm.IMITATION: "`input_ids` and `labels`; -100 marks what is read and not learned",
+    RowForm.PAIRED: "`prompt_ids`, `chosen_ids` and `rejected_ids`",
+    RowForm.MARKED: "`prompt_ids`, `completion_ids` and `label`",
+}
+BARE = "Needs transformers, trl, peft and datasets; nothing of the studio."
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a script is about. `config`: with the order of rows that the job takes; `padding`: the token behind shorter rows."""
+
+    name: str
+    stem: str  # of the files beside it
+    config: JobConfig
+    padding: str
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.config.quantization.bits < 16
+
+    @property
+    def is_packed_apart(self) -> bool:
+        """Whether packed rows attend each to itself by the studio's code."""
+        if not self.config.packing or self.config.attn_implementation != "sdpa":
+            return False
+        return sees_whole_rows(model_config(Path(self.config.model_name_or_path)), self.config.max_length)
+
+    def of_the_studio(self) -> dict[str, str]:
+        """What only the studio has: import line -> why it is needed."""
+        entry, found = self.config.objective_entry, {}
+        if self.config.method == "bottleneck":
+            found["from jobs import bottleneck"] = "bottleneck adapters, which peft does not have"
+        if self.is_packed_apart:
+            found["from jobs.trainers import packed"] = "packed rows that attend each to itself without FlashAttention"
+        if self.config.train_sampling_strategy == "batch_rebalance":
+            found["from jobs.trainers.balanced import BalancedSteps"] = "balanced steps: rows of like length computed together"
+        if entry.family is TrainerFamily.WHOLE:
+            found["from jobs.trainers import whole"] = f"the start of {entry.name}: the base as chat has it, which trl would recast"
+        return found
+
+
+def text(script: Script) -> str:
+    """The whole script."""
+    parts = [_head(script), _imports(script), _constants(script), *_classes(script), _functions(script), _main(script), blocks.MAIN]
+    stripped = [part.strip("\n") for part in parts]
+    return "\n\n\n".join(["\n\n".join(stripped[:3]), *stripped[3:]]) + "\n"
+
+
+def _head(script: Script) -> str:
+    needs = BARE
+    if used := script.of_the_studio():
+        needs = f"Needs Adapter Studio (the package `jobs`) for {'; '.join(used.values())}."
+    paragraphs = [
+        f"{script.name}: the training of an Adapter Studio job as a TRL script.",
+        needs,
+        f"Run it with `python {script.stem}.py [FOLDER FOR THE ADAPTER]`. It reads, from its own folder, the rows as token ids "
+        f"({script.stem}.train.jsonl and {script.stem}.eval.jsonl, with {COLUMNS[script.config.objective_entry.rows]}) and the chat "
+        f"template that goes with the adapter ({script.stem}.chat_template.jinja). Token ids, because the job marks what it learns "
+        "token by token. With the same versions and number of threads (OMP_NUM_THREADS) on the same processor it makes the job's "
+        "adapter, bit for bit.",
+    ]
+    wrapped = "\n\n".join(textwrap.fill(paragraph, 110, break_on_hyphens=False) for paragraph in paragraphs)
+    return f'"""{wrapped}\n"""'
+
+
+def _imports(script: Script) -> str:
+    entry = script.config.objective_entry
+    module, _, trainer = entry.trainer.partition(":")
+    names = ["AutoModelForCausalLM", "AutoTokenizer", "EarlyStoppingCallback", "TrainerCallback"]
+    lines = ["import json", "import math", "import platform", "import sys", "from pathlib import Path", ""]
+    if script.is_quantised:
+        names.append("BitsAndBytesConfig")
+        lines.insert(2, "import os")
+        # before torch is imported
+        lines.append('os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else bitsandbytes depends on a C++ compiler')
+        lines.append("")
+    lines += [
+        "import torch",
+        "from datasets import Dataset",
+        *(f"from {where} import {name}" for where, name in _adapter(script.config).imports),
+        f"from transformers import {', '.join(sorted(names))}",
+        f"from {module} import {entry.arguments.partition(':')[2]}, {trainer}",
+    ]
+    if used := script.of_the_studio():
+        lines += ["", *used]
+    return "\n".join(lines)
+
+
+def _constants(script: Script) -> str:
+    options = objectives.option_values(script.config)
+    options.pop("save_total_limit")
+    config = script.config
+    return f"""
+HERE = Path(__file__).resolve().parent
+MODEL = {config.model_name_or_path!r}
+ADAPTER = Path(sys.argv[1] if len(sys.argv) > 1 else {f"{script.stem}-adapter"!r})
+
+OPTIONS = {_literal(options)}
+DEVICE = {config.device!r}
+THREADS = {config.num_threads}
+EVAL_STEPS = {config.eval_steps}
+TAKE_BEST = {config.load_best_model_at_end}
+PATIENCE = {config.early_stopping_patience}
+"""
+
+
+def _classes(script: Script) -> list[str]:
+    """The trainer, where trl's own does not do as it is, and the last evaluation."""
+    bases = [*_mixins(script), script.config.objective_entry.trainer.partition(":")[2]]
+    made = []
+    if script.config.objective_entry.family is TrainerFamily.PREPARED:
+        made = [blocks.PREPARED.format(bases=", ".join(bases))]
+    elif len(bases) > 1:
+        made = [f"class JobTrainer({', '.join(bases)}):\n    pass"]
+    return [blocks.LAST_EVALUATION, *made]
+
+
+def _mixins(script: Script) -> list[str]:
+    found = []
+    if script.is_packed_apart:
+        found.append("packed.PackedSteps")
+    if script.config.train_sampling_strategy == "batch_rebalance":
+        found.append("BalancedSteps")
+    if script.config.objective_entry.family is TrainerFamily.WHOLE:
+        found.append("whole.OnTheBase")
+    return found
+
+
+def _functions(script: Script) -> str:
+    parts = [blocks.DEVICE, blocks.ROWS.format(stem=script.stem), _ready(script.config)]
+    if script.is_quantised:
+        parts.append(_quantization(script.config))
+    parts.append("def adapter(model):\n" + '    """What is trained."""\n' + _adapter(script.config).body)
+    return "\n\n\n".join(part.strip("\n") for part in parts if part)
+
+
+def _ready(config: JobConfig) -> str:
+    if config.objective_entry.family is TrainerFamily.WHOLE:
+        return "def ready(rows):\n    return rows.map(whole.columns, remove_columns=rows.column_names)"
+    if config.objective_entry.rows is not RowForm.MARKED:
+        return ""
+    lines = ["def ready(rows):", '    """Mixed once, since trl keeps the order in which each row has its neighbour."""']
+    if config.train_sampling_strategy != "sequential":
+        lines.append('    rows = rows.shuffle(seed=OPTIONS["seed"]).flatten_indices()')
+    if config.kto.loss_type != "kto":
+        return "\n".join([*lines, "    return rows"])
+    return "\n".join([*lines, blocks.NEIGHBOURS.strip("\n")])
+
+
+def _quantization(config: JobConfig) -> str:
+    if config.quantization.bits == 8:
+        return "def quantization(dtype):\n    return BitsAndBytesConfig(load_in_8bit=True)"
+    values = config.quantization.model_dump(mode="json", exclude={"bnb_4bit_compute_dtype", "load_in_8bit"})
+    compute = f"torch.{config.quantization.bnb_4bit_compute_dtype}"
+    if config.quantization.bnb_4bit_compute_dtype == "bfloat16":
+        compute = "dtype"
+    return f"def quantization(dtype):\n    return BitsAndBytesConfig(bnb_4bit_compute_dtype={compute}, **{_literal(values)})"
+
+
+def _main(script: Script) -> str:
+    entry = script.config.objective_entry
+    is_plain = entry.family is TrainerFamily.SFT and not _mixins(script)
+    trainer = {True: entry.trainer.partition(":")[2]}.get(is_plain, "JobTrainer")
+    ready = {"": "{}"}.get(_ready(script.config), "ready({})")
+    before, saving = _start(script.config)
+    return blocks.MAIN_BODY.format(
+        quantized="\n        quantization_config=quantization(dtype)," * script.is_quantised,
+        attention=script.config.attn_implementation,
+        unpacked=blocks.NO_REPACKING * script.is_quantised,
+        packed="    packed.use(model)\n" * script.is_packed_apart,
+        padding=script.padding,
+        stem=script.stem,
+        trainer=trainer,
+        arguments=entry.arguments.partition(":")[2],
+        rows=ready.format("rows"),
+        held_out=ready.format("held_out"),
+        before=before,
+        saving=saving,
+    )
+
+
+def _start(config: JobConfig) -> tuple[str, str]:
+    """What is done between the trainer and its training, and what saving the adapter is told."""
+    before = saving = ""
+    if config.method == "lora" and config.lora.loraplus_lr_ratio is not None:
+        before += blocks.FASTER.format(ratio=config.lora.loraplus_lr_ratio)
+    if config.method == "lora" and config.lora.init_lora_weights == "pissa":
+        before, saving = before + blocks.PISSA, ", path_initial_model_for_weight_conversion=start"
+    return before, saving
+
+
+@dataclass(frozen=True)
+class MethodText:
+    """`imports`: module and name; `body`: of the function that makes peft's configuration."""
+
+    imports: tuple[tuple[str, str], ...]
+    body: str
+
+
+def _adapter(config: JobConfig) -> MethodText:
+    return _METHODS[config.method](config)
+
+
+def _peft(name: str, values: dict[str, Any], *first: str) -> MethodText:
+    """One class of peft with plain values; `first`: arguments as they are written."""
+    arguments = ", ".join(['task_type="CAUSAL_LM"', *first, f"**{_literal(values)}"])
+    return MethodText((("peft", name),), f"    return {name}({arguments})")
+
+
+def _lora(config: JobConfig) -> MethodText:
+    values = config.lora.model_dump(mode="json", exclude={"loraplus_lr_ratio"})
+    if values["init_lora_weights"] == "default":
+        values["init_lora_weights"] = True
+    found = _peft("LoraConfig", values)
+    if config.lora.use_dora:
+        names = (*found.imports, ("peft.utils.integrations", "dequantize_module_weight"))
+        found = MethodText(names, blocks.DEAD_ROWS.format(values=_literal(values)).strip("\n"))
+    if config.lora.loraplus_lr_ratio is not None:
+        found = MethodText((*found.imports, ("peft.optimizers", "create_loraplus_optimizer")), found.body)
+    return found
+
+
+def _ia3(config: JobConfig) -> MethodText:
+    if config.ia3.target_modules == "auto":
+        return _peft("IA3Config", {})
+    return _peft("IA3Config", config.ia3.model_dump(mode="json"))
+
+
+def _prompt_tuning(config: JobConfig) -> MethodText:
+    values: dict[str, Any] = {"num_virtual_tokens": config.prompt.num_virtual_tokens, "prompt_tuning_init": "SAMPLE_VOCAB"}
+    if not config.prompt.prompt_tuning_init_text:
+        return _peft("PromptTuningConfig", values)
+    values |= {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": config.prompt.prompt_tuning_init_text}
+    return _peft("PromptTuningConfig", values, "tokenizer_name_or_path=MODEL")
+
+
+def _by_a_network(name: str, *options: str) -> Callable[[JobConfig], MethodText]:
+    def made(config: JobConfig) -> MethodText:
+        width = config.prompt.encoder_hidden_size or "model.config.get_text_config().hidden_size"
+        values = config.prompt.model_dump(mode="json", include={"num_virtual_tokens", *options})
+        return _peft(name, values, f"encoder_hidden_size={width}")
+
+    return made
+
+
+def _bottleneck(config: JobConfig) -> MethodText:
+    values = config.bottleneck.model_dump(mode="json", exclude={"mh_adapter"})
+    return MethodText((), blocks.BOTTLENECK.format(mh_adapter=config.bottleneck.mh_adapter, values=_literal(values)).strip("\n"))
+
+
+def _full(config: JobConfig) -> MethodText:
+    return MethodText((("peft", "LNTuningConfig"),), blocks.EVERYTHING.strip("\n"))
+
+
+_METHODS: dict[str, Callable[[JobConfig], MethodText]] = {
+    "lora": _lora,
+    "ia3": _ia3,
+    "prompt-tuning": _prompt_tuning,
+    "p-tuning": _by_a_network("PromptEncoderConfig"),
+    "prefix-tuning": _by_a_network("PrefixTuningConfig", "prefix_projection"),
+    "bottleneck": _bottleneck,
+    "full": _full,
+}
+
+
+def _literal(value: Any) -> str:
+    return pprint.pformat(value, width=100)
