@@ -35,7 +35,7 @@ test: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
 	STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
-	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py
+	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py
 
 # side by side with what people would use instead; TOPICS="reading report" for some of them
 bench: $(STAMP)

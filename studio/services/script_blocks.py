@@ -55,11 +55,11 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(
         MODEL,
         dtype=dtype,{quantized}
-        attn_implementation={attention!r},
+        attn_implementation={attention},
         device_map={{"": 0 if device == "cuda" else "cpu"}},
     )
 {unpacked}{packed}    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    tokenizer.pad_token = {padding!r}
+    tokenizer.pad_token = {padding}
     trainer = {trainer}(
         model=model,
         args={arguments}(
@@ -111,7 +111,7 @@ PISSA = """    start = str(ADAPTER.parent / "pissa-start")  # PiSSA changes the 
     trainer.model.peft_config["default"].init_lora_weights = "pissa"
 """
 DEAD_ROWS = """
-    found = LoraConfig(task_type="CAUSAL_LM", **{values})
+    found = {made}
     # DoRA divides by the length of each row of weights: layers with a row of zeros are left out
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
     layers = [(name, layer) for name, layer in layers if layer is not model.get_output_embeddings()]
@@ -132,5 +132,5 @@ EVERYTHING = """
 """
 BOTTLENECK = """
     names = bottleneck.targets([name for name, _ in model.named_modules()], {mh_adapter})
-    return bottleneck.register()(task_type="CAUSAL_LM", target_modules=names, **{values})
+    return {made}
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pprint
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ COLUMNS = {
     RowForm.PAIRED: "`prompt_ids`, `chosen_ids` and `rejected_ids`",
     RowForm.MARKED: "`prompt_ids`, `completion_ids` and `label`",
 }
+CAUSAL = 'task_type="CAUSAL_LM"'
 BARE = "Needs transformers, trl, peft and datasets; nothing of the studio."
 
 
@@ -111,11 +111,11 @@ def _constants(script: Script) -> str:
     config = script.config
     return f"""
 HERE = Path(__file__).resolve().parent
-MODEL = {config.model_name_or_path!r}
-ADAPTER = Path(sys.argv[1] if len(sys.argv) > 1 else {f"{script.stem}-adapter"!r})
+MODEL = {_value(config.model_name_or_path)}  # a folder, or a name on the hub
+ADAPTER = Path(sys.argv[1] if len(sys.argv) > 1 else "{script.stem}-adapter")
 
-OPTIONS = {_literal(options)}
-DEVICE = {config.device!r}
+OPTIONS = {_dictionary(options)}
+DEVICE = {_value(config.device)}
 THREADS = {config.num_threads}
 EVAL_STEPS = {config.eval_steps}
 TAKE_BEST = {config.load_best_model_at_end}
@@ -163,7 +163,7 @@ def _ready(config: JobConfig) -> str:
         lines.append('    rows = rows.shuffle(seed=OPTIONS["seed"]).flatten_indices()')
     if config.kto.loss_type != "kto":
         return "\n".join([*lines, "    return rows"])
-    return "\n".join([*lines, blocks.NEIGHBOURS.strip("\n")])
+    return "\n".join([*lines, "", blocks.NEIGHBOURS.strip("\n")])
 
 
 def _quantization(config: JobConfig) -> str:
@@ -173,7 +173,7 @@ def _quantization(config: JobConfig) -> str:
     compute = f"torch.{config.quantization.bnb_4bit_compute_dtype}"
     if config.quantization.bnb_4bit_compute_dtype == "bfloat16":
         compute = "dtype"
-    return f"def quantization(dtype):\n    return BitsAndBytesConfig(bnb_4bit_compute_dtype={compute}, **{_literal(values)})"
+    return f"def quantization(dtype):\n    return {_call('BitsAndBytesConfig', f'bnb_4bit_compute_dtype={compute}', **values)}"
 
 
 def _main(script: Script) -> str:
@@ -184,10 +184,10 @@ def _main(script: Script) -> str:
     before, saving = _start(script.config)
     return blocks.MAIN_BODY.format(
         quantized="\n        quantization_config=quantization(dtype)," * script.is_quantised,
-        attention=script.config.attn_implementation,
+        attention=_value(script.config.attn_implementation),
         unpacked=blocks.NO_REPACKING * script.is_quantised,
         packed="    packed.use(model)\n" * script.is_packed_apart,
-        padding=script.padding,
+        padding=_value(script.padding),
         stem=script.stem,
         trainer=trainer,
         arguments=entry.arguments.partition(":")[2],
@@ -222,8 +222,7 @@ def _adapter(config: JobConfig) -> MethodText:
 
 def _peft(name: str, values: dict[str, Any], *first: str) -> MethodText:
     """One class of peft with plain values; `first`: arguments as they are written."""
-    arguments = ", ".join(['task_type="CAUSAL_LM"', *first, f"**{_literal(values)}"])
-    return MethodText((("peft", name),), f"    return {name}({arguments})")
+    return MethodText((("peft", name),), f"    return {_call(name, CAUSAL, *first, **values)}")
 
 
 def _lora(config: JobConfig) -> MethodText:
@@ -233,7 +232,7 @@ def _lora(config: JobConfig) -> MethodText:
     found = _peft("LoraConfig", values)
     if config.lora.use_dora:
         names = (*found.imports, ("peft.utils.integrations", "dequantize_module_weight"))
-        found = MethodText(names, blocks.DEAD_ROWS.format(values=_literal(values)).strip("\n"))
+        found = MethodText(names, blocks.DEAD_ROWS.format(made=_call("LoraConfig", CAUSAL, **values)).strip("\n"))
     if config.lora.loraplus_lr_ratio is not None:
         found = MethodText((*found.imports, ("peft.optimizers", "create_loraplus_optimizer")), found.body)
     return found
@@ -264,7 +263,12 @@ def _by_a_network(name: str, *options: str) -> Callable[[JobConfig], MethodText]
 
 def _bottleneck(config: JobConfig) -> MethodText:
     values = config.bottleneck.model_dump(mode="json", exclude={"mh_adapter"})
-    return MethodText((), blocks.BOTTLENECK.format(mh_adapter=config.bottleneck.mh_adapter, values=_literal(values)).strip("\n"))
+    return MethodText(
+        (),
+        blocks.BOTTLENECK.format(
+            mh_adapter=config.bottleneck.mh_adapter, made=_call("bottleneck.register()", CAUSAL, "target_modules=names", **values)
+        ).strip("\n"),
+    )
 
 
 def _full(config: JobConfig) -> MethodText:
@@ -282,5 +286,22 @@ _METHODS: dict[str, Callable[[JobConfig], MethodText]] = {
 }
 
 
-def _literal(value: Any) -> str:
-    return pprint.pformat(value, width=100)
+def _dictionary(values: dict[str, Any]) -> str:
+    """One entry per line."""
+    lines = [f"    {_value(key)}: {_value(value)}," for key, value in values.items()]
+    return "\n".join(["{", *lines, "}"])
+
+
+def _call(name: str, *arguments: str, **values: Any) -> str:
+    """A call with one argument per line, inside a function; `arguments` as they are written."""
+    lines = [f"        {line}," for line in (*arguments, *(f"{key}={_value(value)}" for key, value in values.items()))]
+    return "\n".join([f"{name}(", *lines, "    )"])
+
+
+def _value(value: Any) -> str:
+    """As a person writes it."""
+    if isinstance(value, str) and repr(value) == f"'{value}'" and '"' not in value:
+        return f'"{value}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return repr(value)

@@ -7,6 +7,7 @@ cannot say for every template. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,9 +58,10 @@ class ScriptWriter:
 
     def write(self, script: Path) -> list[str]:
         """Write the script and, beside it, what it reads; the names of those files."""
-        script.write_text(self.text(script.stem), encoding="utf-8")
+        stem = re.sub(r"[^\w.-]", "-", script.stem)  # it stands in the script, where a quote would end a text
+        script.write_text(self.text(stem), encoding="utf-8")
         names = []
-        for name, lines in self.files(script.stem):
+        for name, lines in self.files(stem):
             with script.with_name(name).open("w", encoding="utf-8") as file:
                 file.writelines(lines)
             names.append(name)

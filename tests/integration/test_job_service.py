@@ -276,4 +276,4 @@ def test_a_script_is_python_and_carries_the_options(studio: Studio) -> None:
     submit(studio, "first", **{"lora.r": 5, "learning_rate": 0.0123})
     made = studio.jobs.script("first")
     compile(made.script, "first.py", "exec")
-    assert "'r': 5" in made.script and "0.0123" in made.script and made.name == "first" and made.files == []
+    assert "r=5," in made.script and "0.0123" in made.script and made.name == "first" and made.files == []

@@ -132,9 +132,9 @@ def test_what_only_the_studio_has_is_named_in_the_first_lines_and_imported(with_
 
 def test_rows_are_written_as_they_are_learned(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows=3, recipe="lora-sft", max_length=16)
-    file = tmp_path / "mine.py"
-    assert writer("first", run).write(file) == ["mine.train.jsonl", "mine.eval.jsonl", "mine.chat_template.jinja"]
-    rows = [json.loads(line) for line in (tmp_path / "mine.train.jsonl").read_text().splitlines()]
+    file = tmp_path / 'mine".py'
+    assert writer("first", run).write(file) == ["mine-.train.jsonl", "mine-.eval.jsonl", "mine-.chat_template.jinja"]
+    rows = [json.loads(line) for line in (tmp_path / "mine-.train.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(len(row["input_ids"]) == len(row["labels"]) == 16 for row in rows)
     assert all(label in (-100, token) for row in rows for token, label in zip(row["input_ids"], row["labels"], strict=True))
     assert 0 < sum(label != -100 for label in rows[0]["labels"]) < 16
@@ -148,7 +148,7 @@ def test_the_order_that_the_rows_decide_is_written_down(tmp_path: Path, options:
     run = make_run(tmp_path / "run", rows=20, recipe="lora-sft", **options)
     lines = [json.dumps({"prompt": "Say", "completion": "so " * (60 if number % 5 == 0 else 1)}) for number in range(20)]
     run.train.write_text("\n".join(lines), encoding="utf-8")
-    assert f"'train_sampling_strategy': '{order}'" in writer("first", run).text("first")
+    assert f'"train_sampling_strategy": "{order}"' in writer("first", run).text("first")
 
 
 def test_a_run_whose_rows_are_gone_is_refused(tmp_path: Path) -> None:
