@@ -7,18 +7,20 @@ Both have a child compress and the engine answer; neither imports torch. What is
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
 from jobs.light import LightContext, Stopped
-from jobs.panel import Panelist, duels, score, seated
+from jobs.panel import PairJudge, judge_both_orders, open_judge, score_of_first
 from jobs.rundir import fsync_folder
 from studio.compress.process import CompressorProcess
 from studio.db.models import DatasetRow
@@ -26,9 +28,10 @@ from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError, StudioError
 from studio.evaluation import metrics
+from studio.records import ComparisonPrompt, CompressedDataset, Compression, SweepPrompt, SweepResult
 from studio.types import Example, GenerationParams, Message, Role
 
-Compress = Callable[..., dict[str, Any]]
+Compress = Callable[..., Compression]
 SHORTEST = 200  # characters of a prompt of a row: a shorter one stays as it is
 
 
@@ -39,7 +42,7 @@ def _compressing(context: LightContext) -> Iterator[Compress]:
     chosen, counter = Path(context.config["compressor"]), Path(context.config["counter"])
     options = dict(context.config["options"])
 
-    def compress(text: str, rate: float, question: str = "") -> dict[str, Any]:
+    def compress(text: str, rate: float, question: str = "") -> Compression:
         if context.stop_requested():
             raise Stopped
         asked = {"contexts": [text], "method": context.config["method"], "rate": rate, "question": question}
@@ -54,119 +57,125 @@ def _compressing(context: LightContext) -> Iterator[Compress]:
 # quality against rate
 
 
+@dataclass(frozen=True)
+class SweepAnswer:
+    """What was answered to one prompt at one rate."""
+
+    made: Compression
+    reference: str
+    text: str
+    seconds: float
+    error: str = ""
+
+
 def sweep(context: LightContext) -> dict[str, Any]:
     """Points of the curve and the lowest rate within the tolerance. Raises StudioError, Stopped."""
     config = context.config
-    prompts, rates = config["prompts"], sorted(config["rates"], reverse=True)
-    client, contestant = EngineClient.from_settings(context.settings, lane="batch"), Contestant.from_json(config["contestant"])
-    params = GenerationParams.model_validate(config["params"])
-    judge = seated(config["judge"], context) if config.get("judge") else None
-    total, done, points = len(rates) * len(prompts) * (2 if judge else 1), 0, []
-    answered: dict[float, list[dict[str, Any]]] = {}
-    with _compressing(context) as compress:
+    prompts = [SweepPrompt(**row) for row in config["prompts"]]
+    rates = sorted(config["rates"], reverse=True)
+    chosen = config.get("judge") or {}
+    total = len(rates) * len(prompts) * (1 + bool(chosen))
+    answered: dict[float, list[SweepAnswer]] = {}
+    client = EngineClient.from_settings(context.settings, lane="batch")
+    with closing(client), _compressing(context) as compress:
         for rate in rates:
-            rows = answered[rate] = []
+            answered[rate] = []
             for prompt in prompts:
-                context.progress(done, total)
-                question = prompt.get("question", "")
-                made = compress(prompt["text"], rate, question)
-                text = made["text"] if made["text"].endswith(question) else _asked(made["text"], question)
-                kept = {name: made[name] for name in ("tokens_before", "tokens_after", "seconds")}
-                rows.append({**_answer(client, contestant, text, params), "made": kept, "reference": prompt["reference"]})
-                done += 1
-            points.append(_point(rate, rows))
-    if judge is not None:
+                context.progress(sum(map(len, answered.values())), total)
+                answered[rate].append(_answer(client, config, prompt, compress(prompt.text, rate, prompt.question)))
+    points = [_point(rate, rows) for rate, rows in answered.items()]
+    if chosen:
+        done = len(rates) * len(prompts)
 
-        def told(judged: int) -> None:
-            if context.stop_requested():
-                raise Stopped
+        def on_pair(judged: int) -> None:
+            context.stop_if_asked()
             context.progress(done + judged, total)
 
-        _judge(judge, prompts, answered, points, told)
+        with closing(open_judge(chosen, context.settings, context.stop_requested)) as judge:
+            _judge(judge, prompts, answered, points, on_pair)
     context.progress(total, total)
-    return {
+    result = {
         "points": points,
         "tolerance": config["tolerance"],
         "metric": config["metric"],
-        "judge": (config.get("judge") or {}).get("judge", ""),
+        "judge": chosen.get("judge", ""),
         **recommend(points, config["metric"], config["tolerance"]),
     }
+    return SweepResult(**result).model_dump(mode="json", exclude_unset=True)
 
 
 def _asked(text: str, question: str) -> str:
     return "\n\n".join(part for part in (text, question) if part)
 
 
-def _answer(client: EngineClient, contestant: Contestant, text: str, params: GenerationParams) -> dict[str, Any]:
+def _answer(client: EngineClient, config: Mapping[str, Any], prompt: SweepPrompt, made: Compression) -> SweepAnswer:
+    contestant, params = Contestant.from_json(config["contestant"]), GenerationParams.model_validate(config["params"])
+    text, reference = made.text, prompt.reference or ""
+    if not text.endswith(prompt.question):
+        text = _asked(text, prompt.question)
     try:
         answer = client.chat(contestant, [Message(role=Role.USER, content=text)], params)
     except EngineError as exc:
         if exc.status >= 500 or exc.status in (401, 404, 429):
             raise
-        return {"text": "", "seconds": 0.0, "error": str(exc)}  # this prompt's own trouble, such as one longer than the context
-    return {"text": answer.text, "seconds": answer.seconds, "error": ""}
+        return SweepAnswer(made, reference, "", 0.0, str(exc))  # this prompt's own trouble, such as one longer than the context
+    return SweepAnswer(made, reference, answer.text, answer.seconds)
 
 
-def _point(rate: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    pairs = [(row["text"], [row["reference"]]) for row in rows]
+def _point(rate: float, rows: Sequence[SweepAnswer]) -> dict[str, Any]:
+    pairs = [(row.text, [row.reference]) for row in rows]
     n = len(rows)
     scores = {metric.name: metrics.mean(metric, pairs) for metric in metrics.shown_on(metrics.Display.CURVE)}
-    before, after = (sum(row["made"][key] for row in rows) for key in ("tokens_before", "tokens_after"))
+    before, after = sum(row.made.tokens_before for row in rows), sum(row.made.tokens_after for row in rows)
     return {
         "rate": rate,
         "achieved": round(after / before, 4) if before else 1.0,
         "tokens_before": before,
         "tokens_after": after,
         **{name: round(score, 4) for name, score in scores.items()},
-        "seconds": round(sum(row["seconds"] for row in rows) / n, 3),
-        "compress_seconds": round(sum(row["made"]["seconds"] for row in rows) / n, 3),
-        "failed": sum(bool(row["error"]) for row in rows),
+        "seconds": round(sum(row.seconds for row in rows) / n, 3),
+        "compress_seconds": round(sum(row.made.seconds for row in rows) / n, 3),
+        "failed": sum(bool(row.error) for row in rows),
         "n": n,
     }
 
 
 def _judge(
-    judge: Panelist,
-    prompts: Sequence[Mapping[str, Any]],
-    answered: Mapping[float, Sequence[Mapping[str, Any]]],
+    judge: PairJudge,
+    prompts: Sequence[SweepPrompt],
+    answered: Mapping[float, Sequence[SweepAnswer]],
     points: Sequence[dict[str, Any]],
-    told: Callable[[int], None],
+    on_pair: Callable[[int], None],
 ) -> None:
     """Write into each point how its answers do against those to the whole prompts: 0.5 is as good, 0 always worse.
 
     Every pair is judged in both orders. All are asked for at once, so that a judge that needs a process needs one.
     """
-    whole = max(answered)
-    asked = [
-        {
-            "id": str(n),
-            "turns": [[{"role": "user", "content": _asked(row["text"], row.get("question", ""))}]],
-            "reference": row["reference"],
-        }
-        for n, row in enumerate(prompts)
-    ]
+    whole = answered[max(answered)]
+    asked = [_as_prompt(n, prompt) for n, prompt in enumerate(prompts)]
     pairs = [
-        (prompt, row["text"], first["text"])
-        for point in points
-        for prompt, row, first in zip(asked, answered[point["rate"]], answered[whole], strict=True)
+        (prompt, row.text, first.text) for point in points for prompt, row, first in zip(asked, answered[point["rate"]], whole, strict=True)
     ]
-    scores = [score(said) for said in duels(judge, pairs, told)]
+    scores = [score_of_first(verdicts) for verdicts in judge_both_orders(judge, pairs, on_pair)]
     for n, point in enumerate(points):
         mine = [value for value in scores[n * len(prompts) : (n + 1) * len(prompts)] if value is not None]
-        point["judge"] = round(sum(mine) / len(mine), 4) if mine else 0.0
+        point["judge"] = round(sum(mine) / max(1, len(mine)), 4)
         point["judged"] = len(mine)
+
+
+def _as_prompt(number: int, prompt: SweepPrompt) -> ComparisonPrompt:
+    text = _asked(prompt.text, prompt.question)
+    return {"id": str(number), "turns": [[{"role": "user", "content": text}]], "reference": prompt.reference or ""}
 
 
 def recommend(points: Sequence[Mapping[str, Any]], metric: str, tolerance: float) -> dict[str, Any]:
     """The lowest rate whose score is within `tolerance` of the whole prompt's, all higher rates too; None where none is."""
     ordered = sorted(points, key=lambda point: -point["rate"])
     best = ordered[0][metric]
-    good = None
-    for point in ordered:
-        if best - point[metric] > tolerance:
-            break
-        good = point["rate"]
-    return {"recommended": good if best > 0 else None, "whole": best}
+    if best <= 0:
+        return {"recommended": None, "whole": best}
+    good = itertools.takewhile(lambda point: best - point[metric] <= tolerance, ordered)
+    return {"recommended": min(point["rate"] for point in good), "whole": best}
 
 
 # a dataset, shortened
@@ -197,14 +206,15 @@ def data(context: LightContext) -> dict[str, Any]:
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    return {
-        "dataset": config["dataset"],
-        "name": config["name"],
-        "rows": rows,
-        "shortened": shortened,
-        "tokens_before": before,
-        "tokens_after": after,
-    }
+    made = CompressedDataset(
+        dataset=config["dataset"],
+        name=config["name"],
+        rows=rows,
+        shortened=shortened,
+        tokens_before=before,
+        tokens_after=after,
+    )
+    return made.model_dump(mode="json")
 
 
 def shorten(example: Example, compress: Compress, rate: float) -> tuple[Example, tuple[int, int]]:
@@ -227,7 +237,7 @@ def _shortened(text: str, compress: Compress, rate: float) -> tuple[str, tuple[i
     if len(text) < SHORTEST:
         return text, (0, 0)
     made = compress(text, rate)
-    return made["text"], (made["tokens_before"], made["tokens_after"])
+    return made.text, (made.tokens_before, made.tokens_after)
 
 
 def _keep(context: LightContext, folder: Path, rows: int, size: int, sha256: str) -> None:

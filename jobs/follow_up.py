@@ -21,6 +21,7 @@ from studio.db.models import AdapterRow, ComparisonRow, JobRow, JudgementRow
 from studio.engine.protocol import AdapterRef, Contestant, ModelFolder
 from studio.errors import DatasetError, StudioError
 from studio.evaluation import prompts
+from studio.records import ComparisonPrompt
 from studio.types import Example, GenerationParams
 
 BASE = "base"
@@ -87,7 +88,7 @@ def queue_report(session: Session, training: JobRow, adapter: AdapterRow, rows: 
     return job
 
 
-def held_out_prompts(path: Path, most: int) -> tuple[list[prompts.Prompt], int]:
+def held_out_prompts(path: Path, most: int) -> tuple[list[ComparisonPrompt], int]:
     """At most `most` prompts, evenly spread over the head of the file, and the number of rows looked at. Raises DatasetError."""
     examples = list(_examples(path))
     if not examples:
@@ -103,7 +104,7 @@ def _examples(path: Path) -> Iterator[Example]:
             yield from (Example.model_validate_json(line) for line in islice(file, READ_ROWS) if line.strip())
 
 
-def _room(asked: list[prompts.Prompt]) -> int:
+def _room(asked: list[ComparisonPrompt]) -> int:
     """Tokens of an answer: what the longest reference may take, within reason."""
     longest = max((len(str(prompt.get("reference") or "").encode()) for prompt in asked), default=0)
     return min(max(longest // BYTES_PER_TOKEN, FEWEST_TOKENS), MOST_TOKENS)

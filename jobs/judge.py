@@ -16,11 +16,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.light import LightContext, Stopped
-from jobs.panel import Case, Likelihood, Question, Rule, identity_of, panelist
+from jobs.panel import AnswerPair, JudgeQuestion, identity_of, open_judge
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.errors import StudioError
 from studio.evaluation import judging, readings
-from studio.evaluation.verdicts import Verdict
+from studio.evaluation.verdicts import VerdictLine
+from studio.records import JudgeKind
 
 CONCURRENCY = 16  # questions that wait together; the engine batches them and reads what they share once
 PROBES = 10  # prompts on which a constant answer plays against a contestant
@@ -32,18 +33,18 @@ log = logging.getLogger(__name__)
 def run(context: LightContext) -> dict[str, Any]:
     """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, Stopped when asked."""
     judgement_id = str(context.config["judgement"])
-    bench = Bench(context, judgement_id, context.config)
+    attempt = JudgementRun(context, judgement_id, context.config)
     try:
-        spent = bench.judge()
+        is_cut = attempt.ask()
     finally:
-        bench.panelist.close()
-    found = {**bench.read(), "is_cut_by_budget": spent}
+        attempt.judge.close()
+    found = {**attempt.read(), "is_cut_by_budget": is_cut}
     with context.db.write() as session:
         session.get_one(JudgementRow, judgement_id).readings = found
     return {"judgement": judgement_id, "verdicts": found["verdicts"], "cached": found["cached"]}
 
 
-class Bench:
+class JudgementRun:
     """What one judgement needs: the comparison, its answers, the judge, and what was said already."""
 
     def __init__(self, context: LightContext, judgement_id: str, config: dict[str, Any]) -> None:
@@ -56,38 +57,40 @@ class Bench:
             self.contestants = _resolved(session, self.comparison)
         self.prompts = {prompt["id"]: prompt for prompt in self.comparison.prompts}
         self.answers = {(answer.prompt_id, answer.contestant): answer.turns or [answer.text] for answer in answers}
-        self.panelist = panelist(self.judgement, config, context)
+        self.kind = JudgeKind(self.judgement.kind)
+        how = {"kind": self.kind, "template": self.judgement.template, "criteria": self.judgement.criteria}
+        self.judge = open_judge({**config, **how}, context.settings, context.stop_requested)
 
     # what to look at
 
-    def cases(self) -> Iterator[Case]:
+    def pairs(self) -> Iterator[AnswerPair]:
         """Both orders of every pair of answers to one prompt, prompt by prompt; then those against a constant answer."""
         for prompt_id, prompt in self.prompts.items():
             present = [name for name in self.comparison.contestants if (prompt_id, name) in self.answers]
             for a, b in itertools.permutations(present, 2):
-                yield Case(prompt, a, b, self.answers[prompt_id, a], self.answers[prompt_id, b])
-        if self.config.get("probes", True) and not isinstance(self.panelist, Rule | Likelihood):
+                yield AnswerPair(prompt, a, b, self.answers[prompt_id, a], self.answers[prompt_id, b])
+        if self.config.get("probes", True) and self.kind == JudgeKind.MODEL:
             yield from self._probes()
 
-    def _probes(self) -> Iterator[Case]:
+    def _probes(self) -> Iterator[AnswerPair]:
         name = next((name for name in reversed(self.comparison.contestants)), "")
         for prompt_id in [key for key in self.prompts if (key, name) in self.answers][:PROBES]:
             prompt, own = self.prompts[prompt_id], self.answers[prompt_id, name]
             constant = [CONSTANT_TEXT] * len(own)
-            yield Case(prompt, name, readings.CONSTANT, own, constant, is_probe=True)
-            yield Case(prompt, readings.CONSTANT, name, constant, own, is_probe=True)
+            yield AnswerPair(prompt, name, readings.CONSTANT, own, constant, is_probe=True)
+            yield AnswerPair(prompt, readings.CONSTANT, name, constant, own, is_probe=True)
 
-    def judge(self) -> bool:
-        """Whether the budget ended it. Raises StudioError, Stopped."""
+    def ask(self) -> bool:
+        """Ask about what has no verdict yet; whether the budget ended it. Raises StudioError, Stopped."""
         done = self._done()
-        cases = list(self.cases())
-        if not cases:
+        pairs = list(self.pairs())
+        if not pairs:
             raise StudioError("There is no pair of answers to judge.", "Compare at least two contestants that answered.")
-        open_cases = [case for case in cases if (case.prompt["id"], case.a, case.b) not in done]
-        self.context.progress(len(cases) - len(open_cases), len(cases))
-        questions = self.panelist.questions(open_cases)
+        still_open = [pair for pair in pairs if (pair.prompt["id"], pair.a, pair.b) not in done]
+        self.context.progress(len(pairs) - len(still_open), len(pairs))
+        questions = self.judge.questions(still_open)
         known = self._known({question.key for question in questions})
-        return self._ask_all(questions, known, len(cases))
+        return self._ask_all(questions, known, len(pairs))
 
     def _done(self) -> set[tuple[str, str, str]]:
         query = select(VerdictRow.prompt_id, VerdictRow.a, VerdictRow.b).where(VerdictRow.judgement_id == self.judgement.id)
@@ -111,7 +114,7 @@ class Bench:
                 found |= {row.key: row for row in rows}
         return found
 
-    def _ask_all(self, questions: Sequence[Question], known: dict[str, VerdictRow], total: int) -> bool:
+    def _ask_all(self, questions: Sequence[JudgeQuestion], known: dict[str, VerdictRow], total: int) -> bool:
         budget = int(self.config.get("budget_tokens") or 0)
         concurrency = int(self.config.get("concurrency") or CONCURRENCY)
         count, spent = total - len(questions), self._spent()
@@ -121,7 +124,8 @@ class Bench:
             try:
                 while True:
                     is_cut = bool(budget) and spent >= budget
-                    for question in [] if is_cut else itertools.islice(remaining, concurrency - len(waiting)):
+                    room = 0 if is_cut else concurrency - len(waiting)
+                    for question in itertools.islice(remaining, room):
                         waiting.add(pool.submit(self._verdict, question, known))
                     if not waiting:
                         return is_cut and next(remaining, None) is not None
@@ -142,37 +146,24 @@ class Bench:
         if self.context.stop_requested():
             raise Stopped
 
-    def _verdict(self, question: Question, known: dict[str, VerdictRow]) -> VerdictRow | None:
-        case = question.case
-        row = VerdictRow(
-            comparison_id=self.comparison.id,
-            judgement_id=self.judgement.id,
-            rater=self.judgement.judge,
-            prompt_id=case.prompt["id"],
-            a=case.a,
-            b=case.b,
-            is_probe=case.is_probe,
-            asked=question.asked,
-            key=question.key,
-            is_cached=False,
-            prompt_tokens=0,
-            completion_tokens=0,
-            seconds=0.0,
-        )
+    def _verdict(self, question: JudgeQuestion, known: dict[str, VerdictRow]) -> VerdictRow | None:
         earlier = known.get(question.key)
-        if earlier is not None:
-            row.winner, row.reply, row.is_cached = earlier.winner, earlier.reply, True
-            return row
         try:
-            said = question.ask()
+            verdict = question.pair.verdict(earlier.winner, question.asked, earlier.reply) if earlier else question.ask()
         except StudioError as exc:
-            if case.is_probe:
+            if question.pair.is_probe:
                 log.info("A probe of the judge was left out: %s", exc)
                 return None
             raise
-        row.winner, row.reply, row.seconds = said.winner, said.reply, said.seconds
-        row.prompt_tokens, row.completion_tokens = said.prompt_tokens, said.completion_tokens
-        return row
+        return VerdictRow(
+            comparison_id=self.comparison.id,
+            judgement_id=self.judgement.id,
+            rater=self.judgement.judge,
+            key=question.key,
+            is_probe=verdict.probe,
+            is_cached=earlier is not None,
+            **verdict.model_dump(mode="json", exclude={"rater", "probe", "cached"}),
+        )
 
     # what it says
 
@@ -181,14 +172,14 @@ class Bench:
         with self.context.db.read() as session:
             rows = session.scalars(select(VerdictRow).where(VerdictRow.judgement_id == self.judgement.id).order_by(VerdictRow.id)).all()
         own = [as_verdict(row) for row in rows if not row.is_probe]
-        given = readings.Given(
+        given = readings.ReadingsInput(
             verdicts=own,
             lengths={key: len("".join(turns)) for key, turns in self.answers.items()},
             contestants=self.comparison.contestants,
             categories={key: prompt["category"] for key, prompt in self.prompts.items() if prompt.get("category")},
             references=list(self._by_reference()),
             probes=[as_verdict(row) for row in rows if row.is_probe],
-            is_rule=isinstance(self.panelist, Rule),
+            is_rule=self.kind == JudgeKind.REFERENCE,
             is_contestant=self._own_name(),
             attacks={key for key, turns in self.answers.items() if any(map(judging.talks_to_the_judge, turns))},
         )
@@ -201,25 +192,27 @@ class Bench:
         }
         return {**readings.read(given), **taken}
 
-    def _by_reference(self) -> Iterator[Verdict]:
+    def _by_reference(self) -> Iterator[VerdictLine]:
         """What the rule says of the same pairs, where there are references."""
         for prompt_id, prompt in self.prompts.items():
             if prompt.get("reference"):
                 present = [name for name in self.comparison.contestants if (prompt_id, name) in self.answers]
                 for a, b in itertools.combinations(present, 2):
                     texts = self.answers[prompt_id, a][-1], self.answers[prompt_id, b][-1]
-                    yield Verdict(prompt_id, a, b, judging.by_reference(*texts, prompt["reference"]))
+                    yield VerdictLine(prompt_id, a, b, judging.by_reference(*texts, prompt["reference"]))
 
     def _own_name(self) -> str:
         """The contestant that the judge is, if any."""
-        identity = self.panelist.identity
+        identity = self.judge.identity
         return next((name for name, value in self.contestants.items() if identity and identity_of(value) == identity), "")
 
 
-def as_verdict(row: VerdictRow) -> Verdict:
-    return Verdict(row.prompt_id, row.a, row.b, row.winner, row.rater)
+def as_verdict(row: VerdictRow) -> VerdictLine:
+    return VerdictLine(row.prompt_id, row.a, row.b, row.winner, row.rater)
 
 
 def _resolved(session: Session, comparison: ComparisonRow) -> dict[str, dict[str, Any]]:
-    job = session.get(JobRow, comparison.job_id) if comparison.job_id else None
-    return {value["name"]: value for value in (job.config.get("contestants", []) if job else [])}
+    job = comparison.job_id and session.get(JobRow, comparison.job_id)
+    if not job:
+        return {}
+    return {value["name"]: value for value in job.config.get("contestants", [])}

@@ -1,6 +1,6 @@
-"""The three kinds of judges behind one face: a rule on references, a model that is asked, and what a model itself would say.
+"""The kinds of judges: a rule on references, the likelihood that a model gives, and a model that is asked. JUDGES has one entry each.
 
-Each turns cases into questions; a question has a key, equal for equal questions to an equal judge, and can be asked.
+A judge turns pairs of answers into questions; a question has a key, equal for equal questions to an equal judge, and can be asked.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Protocol
 
 import orjson
 
-from jobs.light import LightContext, Stopped
+from jobs.light import Stopped
 from studio.datasets.children import run_child
-from studio.db.models import JudgementRow
 from studio.engine.client import EngineClient, FinishedAnswer
 from studio.engine.protocol import Contestant, Grammar
 from studio.errors import EngineError, StudioError
 from studio.evaluation import judging
-from studio.evaluation.prompts import Prompt
 from studio.evaluation.verdicts import SCORES, SWAPPED
+from studio.records import ComparisonPrompt, JudgeKind, PromptMessage, TemplateKind, Verdict, Winner
+from studio.settings import Settings
 from studio.types import GenerationParams
 
 ATTEMPTS = 6
@@ -36,168 +36,194 @@ EQUAL = 1e-6  # log-probabilities nearer than this are a tie
 
 
 @dataclass(frozen=True)
-class Case:
+class AnswerPair:
     """Two answers to one prompt, turn by turn; `a` is shown first."""
 
-    prompt: Prompt
+    prompt: ComparisonPrompt
     a: str
     b: str
     answers_a: Sequence[str]
     answers_b: Sequence[str]
     is_probe: bool = False
 
+    def verdict(self, winner: str, asked: str, reply: str, *tokens: int, seconds: float = 0.0) -> Verdict:
+        """What came of asking about the pair. `tokens`: of the prompt and of the reply."""
+        prompt_tokens, completion_tokens = tokens or (0, 0)
+        return Verdict(
+            prompt_id=self.prompt["id"],
+            a=self.a,
+            b=self.b,
+            winner=Winner(winner),
+            probe=self.is_probe,
+            asked=asked,
+            reply=reply,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            seconds=seconds,
+        )
+
 
 @dataclass(frozen=True)
-class Said:
-    """What came of a question."""
+class JudgeQuestion:
+    """A pair of answers as one judge is asked about it."""
 
-    winner: str
-    reply: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Question:
-    """A case as one judge is asked it."""
-
-    case: Case
+    pair: AnswerPair
     asked: str
     key: str
-    ask: Callable[[], Said]
+    ask: Callable[[], Verdict]
 
 
-class Panelist(Protocol):
+class PairJudge(Protocol):
     """A judge. `identity` says whether it is a contestant too; None for what can't be one."""
 
     identity: Any
 
-    def questions(self, cases: Sequence[Case]) -> list[Question]: ...
+    def questions(self, pairs: Sequence[AnswerPair]) -> list[JudgeQuestion]: ...
 
     def close(self) -> None: ...
 
 
-def panelist(judgement: JudgementRow, config: dict[str, Any], context: LightContext) -> Panelist:
-    """The judge that a judgement names."""
-    said = {"kind": judgement.kind, "template": judgement.template, "criteria": judgement.criteria}
-    return seated({**config, **said}, context)
+@dataclass(frozen=True)
+class JudgeSetup:
+    """What a judge is made of: who it is, how it is asked, and when to stop asking."""
+
+    settings: Settings
+    model: dict[str, Any] | None = None  # a Contestant as JSON; None for the rule
+    template: str = ""
+    criteria: str = ""
+    stop_requested: Callable[[], bool] = lambda: False
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped once the job shall end."""
+        if self.stop_requested():
+            raise Stopped
 
 
-def seated(chosen: Mapping[str, Any], context: LightContext) -> Panelist:
-    """The judge of `kind`, `model`, `template` and `criteria`."""
-    if chosen["kind"] == "reference":
-        return Rule()
-    if chosen["kind"] == "likelihood":
-        return Likelihood(chosen["model"], context)
-    return AskedModel(chosen["model"], judging.get(chosen["template"]), chosen.get("criteria", ""), context)
+def open_judge(chosen: Mapping[str, Any], settings: Settings, stop_requested: Callable[[], bool] = lambda: False) -> PairJudge:
+    """The judge of `kind`, `model`, `template` and `criteria`, as JudgingService.judge_config gives them."""
+    model, template, criteria = (chosen.get(name) for name in ("model", "template", "criteria"))
+    return JUDGES[JudgeKind(chosen["kind"])](JudgeSetup(settings, model, template or "", criteria or "", stop_requested))
 
 
-def duels(judge: Panelist, pairs: Sequence[tuple[Prompt, str, str]], told: Callable[[int], None] = lambda _: None) -> list[list[Said]]:
+def judge_both_orders(
+    judge: PairJudge, pairs: Sequence[tuple[ComparisonPrompt, str, str]], on_pair: Callable[[int], None] = lambda _: None
+) -> list[list[Verdict]]:
     """What the judge says of each (prompt, one, other), `one` shown first and then second, so that `a` is `one` and then `other`.
 
-    Equal texts are not asked about: their list is empty. So is that of a pair that the judge knows nothing about. `told`: pairs so far.
+    Equal texts are not asked about: their list is empty. So is that of a pair that the judge knows nothing about.
+    `on_pair` is called with the number of pairs so far.
     """
-    cases = [
-        (n, Case(prompt, name, rest, [first], [second]))
+    ordered = [
+        (n, AnswerPair(prompt, name, rest, [first], [second]))
         for n, (prompt, one, other) in enumerate(pairs)
         if one != other
         for name, rest, first, second in (("one", "other", one, other), ("other", "one", other, one))
     ]
-    places = {id(case): n for n, case in cases}
-    found: list[list[Said]] = [[] for _ in pairs]
-    for question in judge.questions([case for _, case in cases]):
-        found[places[id(question.case)]].append(question.ask())
-        told(places[id(question.case)] + 1)
+    places = {id(pair): n for n, pair in ordered}
+    found: list[list[Verdict]] = [[] for _ in pairs]
+    for question in judge.questions([pair for _, pair in ordered]):
+        found[places[id(question.pair)]].append(question.ask())
+        on_pair(places[id(question.pair)] + 1)
     return found
 
 
-def score(said: Sequence[Said]) -> float | None:
+def score_of_first(verdicts: Sequence[Verdict]) -> float | None:
     """Of the first of two texts, 0-1, from what a judge said in both orders; 0.5 is a tie, None when no order had a verdict."""
-    if not said:
+    if not verdicts:
         return 0.5
-    turned = [said[0].winner, *(SWAPPED[other.winner] for other in said[1:])]
+    turned = [verdicts[0].winner, *(SWAPPED[other.winner] for other in verdicts[1:])]
     valid = [SCORES[winner] for winner in turned if winner in SCORES]
     return sum(valid) / len(valid) if valid else None
 
 
 def identity_of(contestant: dict[str, Any]) -> Any:
     """What makes two contestants the same: folders, or URL and model; not how they were called."""
-    return (contestant["url"], contestant["model"]) if contestant["url"] else contestant["studio"]
+    if contestant["url"]:
+        return contestant["url"], contestant["model"]
+    return contestant["studio"]
 
 
 def _key(*parts: Any) -> str:
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-class Rule:
+class ReferenceJudge:
     """The reference judge: no model, no order, no doubt; only as good as the references."""
 
     identity: Any = None
 
-    def questions(self, cases: Sequence[Case]) -> list[Question]:
-        return [self._question(case) for case in cases if case.prompt.get("reference")]
+    def __init__(self, setup: JudgeSetup | None = None) -> None:
+        """It needs nothing."""
+
+    def questions(self, pairs: Sequence[AnswerPair]) -> list[JudgeQuestion]:
+        return [self._question(pair, pair.prompt["reference"]) for pair in pairs if pair.prompt.get("reference")]
 
     def close(self) -> None:
         """It holds nothing."""
 
-    def _question(self, case: Case) -> Question:
-        reference, a, b = case.prompt["reference"], case.answers_a[-1], case.answers_b[-1]
+    def _question(self, pair: AnswerPair, reference: str) -> JudgeQuestion:
+        a, b = pair.answers_a[-1], pair.answers_b[-1]
         asked = f"Reference: {reference}\n\nFirst answer: {a}\n\nSecond answer: {b}"
-        rule = "exact match, then ROUGE-L"
 
-        def ask() -> Said:
-            return Said(judging.by_reference(a, b, reference), rule)
+        def ask() -> Verdict:
+            return pair.verdict(judging.by_reference(a, b, reference), asked, "exact match, then ROUGE-L")
 
-        return Question(case, asked, _key("reference", reference, a, b), ask)
+        return JudgeQuestion(pair, asked, _key("reference", reference, a, b), ask)
 
 
-class AskedModel:
+class ModelJudge:
     """A model behind our engine or a URL. Replies are held to the form of a verdict where the server can; all are read strictly."""
 
-    def __init__(self, model: dict[str, Any], judge: judging.Judge, criteria: str, context: LightContext) -> None:
-        self.contestant = Contestant.from_json(model)
-        self.identity = identity_of(model)
-        self.judge = judge
-        self.criteria = criteria
-        self._is_stopping = context.stop_requested
-        self._client = EngineClient.from_settings(context.settings, lane="batch")
+    def __init__(self, setup: JudgeSetup) -> None:
+        assert setup.model is not None
+        self.contestant = Contestant.from_json(setup.model)
+        self.identity = identity_of(setup.model)
+        self.judge = judge = judging.get(setup.template)
+        self.criteria = setup.criteria
+        self._setup = setup
+        self._client = EngineClient.from_settings(setup.settings, lane="batch")
         room = judge.max_new_tokens
         self._grammar: Grammar | None = Grammar("gbnf", judge.grammar)
         if self.contestant.url:  # other servers know schemas at best; one that refuses them is asked without
-            self._grammar = Grammar("json_schema", judge.schema) if judge.schema else None
+            self._grammar = None
+            if judge.schema:
+                self._grammar = Grammar("json_schema", judge.schema)
             room = max(room, SCHEMA_TOKENS)
         self._params = GenerationParams(temperature=0.0, max_new_tokens=room)
         self._ratings: dict[str, Future[FinishedAnswer]] = {}
         self._lock = threading.Lock()
 
-    def questions(self, cases: Sequence[Case]) -> list[Question]:
-        make = self._pairwise if self.judge.kind == "pairwise" else self._single
-        return [make(case) for case in cases]
+    def questions(self, pairs: Sequence[AnswerPair]) -> list[JudgeQuestion]:
+        make = {TemplateKind.PAIRWISE: self._pairwise, TemplateKind.SINGLE: self._single}[self.judge.kind]
+        return [make(pair) for pair in pairs]
 
     def close(self) -> None:
         self._client.close()
 
-    def _pairwise(self, case: Case) -> Question:
-        messages = judging.question(self.judge, case.prompt, case.answers_a, case.answers_b, self.criteria)
+    def _pairwise(self, pair: AnswerPair) -> JudgeQuestion:
+        messages = judging.question(self.judge, pair.prompt, pair.answers_a, pair.answers_b, self.criteria)
+        asked = _shown(messages)
 
-        def ask() -> Said:
+        def ask() -> Verdict:
             done = self._reply(messages)
-            return Said(judging.verdict(done.text), done.text, done.prompt_tokens, done.completion_tokens, done.seconds)
+            tokens = done.prompt_tokens, done.completion_tokens
+            return pair.verdict(judging.verdict(done.text), asked, done.text, *tokens, seconds=done.seconds)
 
-        return Question(case, _shown(messages), self._key_of(messages), ask)
+        return JudgeQuestion(pair, asked, self._key_of(messages), ask)
 
-    def _single(self, case: Case) -> Question:
+    def _single(self, pair: AnswerPair) -> JudgeQuestion:
         """Each answer is rated alone and once; the verdict of both orders is that of the two scores."""
-        both = [judging.rating_question(self.judge, case.prompt, answers, self.criteria) for answers in (case.answers_a, case.answers_b)]
+        both = [judging.rating_question(self.judge, pair.prompt, answers, self.criteria) for answers in (pair.answers_a, pair.answers_b)]
+        asked = "\n\n=====\n\n".join(map(_shown, both))
 
-        def ask() -> Said:
+        def ask() -> Verdict:
             done = [self._rated(messages) for messages in both]
             winner = judging.by_rating(*(judging.rating(answer.text) for answer in done))
             tokens = sum(answer.prompt_tokens for answer in done), sum(answer.completion_tokens for answer in done)
-            return Said(winner, "\n\n".join(answer.text for answer in done), *tokens, sum(answer.seconds for answer in done))
+            reply = "\n\n".join(answer.text for answer in done)
+            return pair.verdict(winner, asked, reply, *tokens, seconds=sum(answer.seconds for answer in done))
 
-        return Question(case, "\n\n=====\n\n".join(map(_shown, both)), self._key_of(both), ask)
+        return JudgeQuestion(pair, asked, self._key_of(both), ask)
 
     def _rated(self, messages: list[judging.Message]) -> FinishedAnswer:
         key = self._key_of(messages)
@@ -242,61 +268,72 @@ class AskedModel:
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if self._is_stopping():
-                raise Stopped
+            self._setup.stop_if_asked()
             time.sleep(0.1)
 
 
-class Likelihood:
+class LikelihoodJudge:
     """The answer to which a model gives the higher summed log-probability: what that model itself would rather say. Knows no order."""
 
     identity: Any = None
 
-    def __init__(self, model: dict[str, Any], context: LightContext) -> None:
-        if model["studio"] is None:
+    def __init__(self, setup: JudgeSetup) -> None:
+        if setup.model is None or setup.model["studio"] is None:
             raise StudioError("A likelihood judge needs a model of this machine.", "Name a base model, or BASE:ADAPTER.")
-        self._model = model
-        self._context = context
+        self._folders = setup.model["studio"]
+        self._setup = setup
         self._scores: dict[str, dict[str, Any]] = {}
-        self._wanted: dict[str, dict[str, Any]] = {}
+        self._wanted: dict[str, list[PromptMessage]] = {}
         self._lock = threading.Lock()
 
-    def questions(self, cases: Sequence[Case]) -> list[Question]:
-        return [self._question(case) for case in cases]
+    def questions(self, pairs: Sequence[AnswerPair]) -> list[JudgeQuestion]:
+        return [self._question(pair) for pair in pairs]
 
     def close(self) -> None:
         """Its model ends with its process."""
 
-    def _question(self, case: Case) -> Question:
-        texts = [_conversation(case.prompt, answers) for answers in (case.answers_a, case.answers_b)]
+    def _question(self, pair: AnswerPair) -> JudgeQuestion:
+        texts = [_conversation(pair.prompt, answers) for answers in (pair.answers_a, pair.answers_b)]
         keys = [_key(messages) for messages in texts]
         self._wanted |= dict(zip(keys, texts, strict=True))
+        asked = "\n\n=====\n\n".join(map(_shown, texts))
 
-        def ask() -> Said:
+        def ask() -> Verdict:
             one, other = (self._score(key) for key in keys)
-            gap = one["logprob"] - other["logprob"]
-            winner = "tie" if abs(gap) < EQUAL else "a" if gap > 0 else "b"
+            winner = Winner.TIE
+            if abs(one["logprob"] - other["logprob"]) >= EQUAL:
+                winner = Winner.A if one["logprob"] > other["logprob"] else Winner.B
             reply = "\n".join(f"{name}: {row['logprob']:.3f} over {row['tokens']} tokens" for name, row in (("a", one), ("b", other)))
-            return Said(winner, reply, one["prompt_tokens"] + other["prompt_tokens"], 0, one["seconds"] + other["seconds"])
+            tokens, seconds = (sum(row[name] for row in (one, other)) for name in ("prompt_tokens", "seconds"))
+            return pair.verdict(winner, asked, reply, tokens, 0, seconds=seconds)
 
-        return Question(case, "\n\n=====\n\n".join(map(_shown, texts)), _key("likelihood", self._model["studio"], keys), ask)
+        return JudgeQuestion(pair, asked, _key("likelihood", self._folders, keys), ask)
 
     def _score(self, key: str) -> dict[str, Any]:
         """Scores of everything at the first call, in a process of its own, which ends with its memory."""
         with self._lock:
             if not self._scores:
-                options = {"studio": self._model["studio"], "conversations": list(self._wanted.values())}
-                found = run_child("studio.evaluation.likelihood", options, self._context.settings.cache, pulse=self._context.stop_if_asked)
+                options = {"studio": self._folders, "conversations": list(self._wanted.values())}
+                cache = self._setup.settings.cache
+                found = run_child("studio.evaluation.likelihood", options, cache, pulse=self._setup.stop_if_asked)
                 self._scores = dict(zip(self._wanted, found["scores"], strict=True))
         return self._scores[key]
 
 
-def _conversation(prompt: Prompt, answers: Sequence[str]) -> Any:
-    messages: list[dict[str, Any]] = []
+# a new kind of judge needs an entry here, and a name that JudgingService recognises
+JUDGES: dict[JudgeKind, Callable[[JudgeSetup], PairJudge]] = {
+    JudgeKind.REFERENCE: ReferenceJudge,
+    JudgeKind.LIKELIHOOD: LikelihoodJudge,
+    JudgeKind.MODEL: ModelJudge,
+}
+
+
+def _conversation(prompt: ComparisonPrompt, answers: Sequence[str]) -> list[PromptMessage]:
+    messages: list[PromptMessage] = []
     for turn, answer in zip(prompt["turns"], answers, strict=False):
         messages += [*turn, {"role": "assistant", "content": answer}]
     return messages
 
 
-def _shown(messages: Sequence[dict[str, Any]]) -> str:
+def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(f"{message['role']}:\n{message['content']}" for message in messages)

@@ -117,7 +117,7 @@ def _judged(readings: Mapping[str, Any], name: str, tuned: str) -> dict[str, Any
     return {"judge": name, "win_rate": readings["win_rate"][tuned], "ci95": readings["ci95"][tuned], **{key: readings[key] for key in kept}}
 
 
-def _examples(comparison: ComparisonRow, answers: Sequence[AnswerRow], lines: Sequence[verdicts.Verdict]) -> dict[str, Any]:
+def _examples(comparison: ComparisonRow, answers: Sequence[AnswerRow], lines: Sequence[verdicts.VerdictLine]) -> dict[str, Any]:
     """`counts` of wins, losses and ties of the adapter, and some of its wins and losses in the order of the rows."""
     base, tuned = comparison.contestants
     scores = {game.prompt_id: game.score if game.a == tuned else 1 - game.score for game in verdicts.games(lines)}

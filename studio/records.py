@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel as PydanticModel
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, with_config
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from studio.types import Example
+from studio.types import Example, GenerationParams
 from studio.types import Message as Message  # what is asked; ChatMessage is one that is kept
 
 
@@ -1023,7 +1024,580 @@ class EngineStatus(Record):
 # comparisons, judgements, ratings
 
 
+class Winner(StrEnum):
+    """Who won in the eyes of one rater; `a` was shown first."""
+
+    A = "a"  # the answer that was shown first
+    B = "b"  # the other one
+    TIE = "tie"  # neither is better
+    INVALID = "invalid"  # the reply holds no verdict
+
+
+class JudgeKind(StrEnum):
+    """How a judge decides."""
+
+    REFERENCE = "reference"  # a rule: exact match with the reference, then ROUGE-L
+    LIKELIHOOD = "likelihood"  # the answer to which a model gives the higher log-probability
+    MODEL = "model"  # a model that is asked
+
+
+class TemplateKind(StrEnum):
+    """What a model that judges is shown at once."""
+
+    PAIRWISE = "pairwise"  # both answers
+    SINGLE = "single"  # one answer, which it rates
+
+
+class BallotChoice(StrEnum):
+    """What a person can vote."""
+
+    LEFT = "left"  # the left answer is better
+    RIGHT = "right"  # the right answer is better
+    TIE = "tie"  # both are equally good
+    BOTH_BAD = "both-bad"  # neither is good; counts as a tie
+
+
+class PreferenceSource(StrEnum):
+    """Whose word decides a pair."""
+
+    JUDGE = "judge"  # the newest judgement
+    HUMAN = "human"  # people's votes
+    BOTH = "both"  # people's votes, and the judgement where nobody voted
+
+
+@with_config(ConfigDict(extra="allow"))
+class PromptMessage(TypedDict):
+    """One message of a prompt, as in the OpenAI protocol."""
+
+    role: str
+    content: str
+
+
+class ComparisonPrompt(TypedDict):
+    """A prompt of a comparison. Each turn adds its messages to the conversation and is answered before the next."""
+
+    id: str
+    turns: list[list[PromptMessage]]
+    reference: NotRequired[str]  # of the last turn
+    references: NotRequired[list[str]]  # one per turn, where there are several
+    category: NotRequired[str]
+
+
+class QuestionSet(Record):
+    """Published questions that ship with the studio."""
+
+    name: str
+    title: str
+
+
+class ComparisonAnswer(Record):
+    """A contestant's answer to a prompt."""
+
+    prompt_id: str
+    contestant: str
+    text: str  # of the last turn
+    turns: list[str]
+    seconds: float
+    prompt_tokens: int
+    completion_tokens: int
+    error: str  # why there is no answer; "" where there is one
+
+
+class MatchScore(Record):
+    """How often a contestant's answers equal the reference."""
+
+    exact_match: float
+    n: int  # answers to prompts that have a reference
+
+
+class JobState(Record):
+    """Where the job stands that fills a comparison or a judgement; what has no job any more is done."""
+
+    status: JobStatus
+    reason: str
+    fix: str
+    progress: JobProgress
+
+
+class ComparisonSummary(JobState):
+    """A comparison without its prompts and answers."""
+
+    id: str
+    name: str
+    base_model: str
+    contestants: list[str]
+    params: GenerationParams
+    data: str | None  # the dataset whose rows are asked
+    prompt_count: int
+    job: str | None  # the job that lets the contestants answer
+    training: str | None  # the training whose report this is
+    created_at: float
+
+
+class Comparison(ComparisonSummary):
+    """The same prompts to several contestants, with the answers so far."""
+
+    prompts: list[ComparisonPrompt]
+    answers: list[ComparisonAnswer]
+    scores: dict[str, MatchScore]  # of contestants that answered prompts with references
+
+
+class AnswerFigures(Record):
+    """Figures of one contestant's answers. The metrics of studio.evaluation.metrics.METRICS stand beside these fields by name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+
+    answers: int = 0  # that were measured
+    errors: int = 0  # prompts without an answer
+    empty: int = 0
+    seconds: float | None = None  # mean of an answer
+    tokens: float | None = None  # mean of an answer
+    n: int = 0  # answers to prompts that have references
+    ci95: dict[str, list[float]] = {}  # of each metric that is a mean over rows
+
+    def metric(self, name: str) -> float | None:
+        return (self.__pydantic_extra__ or {}).get(name)
+
+
+class ComparisonMetrics(Record):
+    """Every metric of every contestant of a comparison."""
+
+    id: str
+    name: str
+    contestants: dict[str, AnswerFigures]
+
+
+class JudgeTemplate(Record):
+    """A way to ask a model that judges."""
+
+    name: str
+    title: str
+    kind: TemplateKind
+
+
+class JudgeEstimate(Record):
+    """What a judgement will take."""
+
+    judge: str
+    questions: int
+    prompt_tokens: int
+    completion_tokens: int  # at most
+    seconds: float | None  # null where no judge has judged yet
+
+
+class Verdict(Record):
+    """One look at two answers to a prompt; `a` was shown first."""
+
+    prompt_id: str
+    a: str
+    b: str
+    winner: Winner
+    rater: str = ""  # the judge, or human:NAME
+    probe: bool = False  # one side is a constant answer, to try the judge
+    asked: str = ""  # the whole question
+    reply: str = ""  # the whole reply, or what a person clicked
+    cached: bool = False  # an equal judge was asked the same before
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+class CategoryReadings(Record):
+    """Win rates on the prompts of one category."""
+
+    win_rate: dict[str, float | None]
+    ci95: dict[str, list[float] | None]
+    games: int
+
+
+class VerdictAgreement(Record):
+    """How often one judge names the contestant that another one names, over the pairs where that one decides."""
+
+    agreement: float
+    ci95: list[float]
+    n: int
+
+
+class LongestBaseline(Record):
+    """A judge that always takes the longer answer."""
+
+    judge: VerdictAgreement | None  # how often it says what this judge says
+    references: VerdictAgreement | None  # how often it says what the references say
+
+
+class ConstantBaseline(Record):
+    """A constant answer that answers nothing, played against a contestant."""
+
+    win_rate: float
+    ci95: list[float]
+    n: int
+
+
+class JudgeBaselines(Record):
+    """What a judge without judgement would have said."""
+
+    longest: LongestBaseline
+    constant_answer: ConstantBaseline | None  # null without probes
+
+
+class AttackReadings(Record):
+    """Answers that seem to talk to the judge, against others."""
+
+    answers: int
+    pairs: int
+    win_rate: float
+    ci95: list[float]
+    references: float | None  # their win rate by the references
+    lift: float | None  # win_rate above that of the references
+
+
+class ContestantPair(Record):
+    """Two contestants that met, with a sign test over the games that were not ties."""
+
+    a: str
+    b: str
+    score: float  # of a, 0-1
+    games: int
+    p: float
+    p_corrected: float  # for all pairs (Benjamini-Hochberg)
+    differs: bool  # p_corrected is below 0.05
+
+
+class JudgementReadings(Record):
+    """What the verdicts of one judge say, and what speaks against the judge. Shares are 0-1; null where nothing can be said."""
+
+    model_config = ConfigDict(extra="ignore")  # of judgements that another version has kept
+
+    pairs: int | None = None
+    win_rate: dict[str, float | None] | None = None
+    ci95: dict[str, list[float] | None] | None = None  # of win_rate
+    swap_consistency: float | None = None
+    first_win_rate: float | None = None
+    longer_win_rate: float | None = None
+    length_controlled_win_rate: dict[str, float | None] | None = None
+    invalid: int | None = None  # replies without a verdict
+    missing_orders: int | None = None
+    enough: bool | None = None  # the widest interval is within 10 points
+    more_needed: int | None = None  # prompts until then, about
+    categories: dict[str, CategoryReadings] | None = None
+    baselines: JudgeBaselines | None = None
+    attacks: AttackReadings | None = None
+    reference_agreement: VerdictAgreement | None = None
+    pairwise: list[ContestantPair] | None = None
+    able: bool | None = None  # it agrees with the references often enough; null where that is not known
+    warnings: list[str] | None = None
+    verdicts: int | None = None
+    cached: int | None = None  # of the verdicts
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float | None = None
+    is_cut_by_budget: bool | None = None
+
+
+class Judgement(JudgementReadings):
+    """One judge's look at a comparison. The readings are null before its end."""
+
+    id: str
+    comparison: str
+    judge: str
+    kind: JudgeKind
+    template: str  # how a model is asked; "" for other judges
+    criteria: str
+    job: str | None
+    status: JobStatus
+    reason: str
+    fix: str
+    progress: JobProgress
+    created_at: float
+
+
+class Ballot(Record):
+    """Two answers without names. `ballot` goes back with the vote and says nothing about who is who."""
+
+    comparison: str
+    ballot: str  # "" where no pair is left
+    prompt: ComparisonPrompt | None
+    left: str | None  # null where no pair is left
+    right: str | None
+    voted: int
+    total: int
+
+
+class Vote(Record):
+    """A vote that was kept, and who was who."""
+
+    prompt_id: str
+    left: str
+    right: str
+    choice: BallotChoice
+    winner: Winner
+
+
+class ContestantFacts(Record):
+    """What is known of a contestant besides its ratings; null where it is not known, or was not asked for."""
+
+    exact_match: float | None = None
+    seconds_per_answer: float | None = None
+    tokens_per_answer: float | None = None
+    bytes: int | None = None  # of the adapter
+    job: str | None = None  # the training
+    training: str | None = None  # its name
+    training_seconds: float | None = None
+    eval_loss: float | None = None
+
+
+class Rating(ContestantFacts):
+    """A contestant's place on a leaderboard."""
+
+    name: str
+    bradley_terry: float
+    bradley_terry_ci95: list[float] | None
+    elo: float
+    win_rate: float
+    ci95: list[float]  # of win_rate
+    games: int
+
+
+class Position(Record):
+    """What the order of the answers did; null where nothing can be said."""
+
+    first_win_rate: float | None
+    swap_consistency: float | None
+
+
+class Leaderboard(Record):
+    """Contestants, best first."""
+
+    contestants: list[Rating]
+    position: Position
+    pairs: list[ContestantPair]
+    missing_orders: int
+    invalid: int
+    warnings: list[str]
+    comparisons: list[str] | None = None  # whose verdicts count; null for a file of verdicts
+
+
+class RaterPair(Record):
+    """How far two raters agree."""
+
+    a: str
+    b: str
+    kappa: float | None
+    agreement: float | None
+    n: int  # pairs of answers that both looked at
+
+
+class MajorityScore(Record):
+    """One rater against the majority of the truth raters, macro over a, b and tie."""
+
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    n: int
+
+
+class Agreement(Record):
+    """How far raters agree with each other and with the majority."""
+
+    pairs: list[RaterPair]
+    majority: dict[str, MajorityScore]
+
+
+class LostPrompt(Record):
+    """A prompt on which a contestant lost, with a proposal for a better answer."""
+
+    prompt_id: str
+    question: str
+    answer: str
+    better: str
+
+
 # compression
+
+
+class Compression(Record):
+    """A shortened prompt. Token counts are those of `counter`; `requested` and `achieved` are shares of tokens_before."""
+
+    text: str
+    tokens_before: int
+    tokens_after: int
+    requested: float
+    achieved: float
+    counter: str  # whose tokens count
+    method: str
+    seconds: float
+    warnings: list[str] = []
+    kept: list[tuple[str, bool]] = []  # the words of the original in order, each with whether it is in `text`
+    compressor: str = ""
+    original: str = ""
+    lost: dict[str, list[str]] = {}  # kind of thing that must not get lost (studio.compress.checks.KINDS) -> those that did
+    inner_rate: float | None = None  # at which the method gives what was requested
+    achieved_compressible: float | None = None  # the share without what had to stay as it is
+    fn_labeled_original_prompt: str | None = None  # llmlingua's, where return_word_label asks for it and nothing is calibrated
+
+
+class AvailableCompressor(Record):
+    """A model of this machine that can compress."""
+
+    name: str
+    title: str
+    kind: str  # causal, or token-classification
+    methods: list[str]
+    cuts_words: bool  # its tokens are fragments of words
+
+
+class KnownCompressor(Record):
+    """A good compressor of the hub."""
+
+    name: str
+    title: str
+
+
+class Compressors(Record):
+    """What can compress."""
+
+    compressors: list[AvailableCompressor]
+    known: list[KnownCompressor]
+
+
+class CompressionSaving(Record):
+    """Seconds saved by reading fewer tokens; null where one of the prompts could not be read."""
+
+    saved_s: float | None
+    read_s_per_token: float | None
+    compress_s: float | None = None
+    break_even_tokens: int | None  # the length from which compressing pays; null where it never does
+
+
+class PromptAnswer(Record):
+    """What a model answers to a prompt."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    error: str = ""
+
+
+class CompressionAnswers(Record):
+    """What a model answers to a prompt and to its compression."""
+
+    before: PromptAnswer
+    after: PromptAnswer
+    saving: CompressionSaving
+
+
+class CompressionWinner(StrEnum):
+    """Which answer is the better one."""
+
+    ORIGINAL = "original"  # the one to the whole prompt
+    COMPRESSED = "compressed"  # the one to its compression
+    TIE = "tie"  # neither
+
+
+class CompressionVerdict(Record):
+    """Which of two answers a judge prefers, asked in both orders."""
+
+    judge: str
+    winner: CompressionWinner | None  # null where no order had a verdict
+    consistent: bool | None  # both orders agree; null where one of them has no verdict
+    replies: list[str]
+
+
+class CompressionVote(Record):
+    """A person's blind vote, as a verdict line that `studio leaderboard --verdicts` reads."""
+
+    prompt_id: str
+    a: str
+    b: str
+    winner: Winner
+    rater: str
+    answered_by: str
+
+
+class CompressionVotes(Record):
+    """How often which answer was the better one."""
+
+    original: int
+    compressed: int
+    tie: int
+
+
+class SweepPrompt(Record):
+    """A prompt whose answer is known."""
+
+    text: str
+    reference: str | None = None
+    question: str = ""
+
+
+class SweepPoint(Record):
+    """Answers at one rate. The metrics that a sweep measures by stand beside these fields by name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    rate: float
+    achieved: float
+    tokens_before: int
+    tokens_after: int
+    seconds: float  # mean of an answer
+    compress_seconds: float  # mean of a prompt
+    failed: int
+    n: int
+    judge: float | None = None  # against the answers to the whole prompts: 0.5 is as good
+    judged: int | None = None  # answers that had a verdict
+
+
+class SweepResult(Record):
+    """Quality against rate."""
+
+    points: list[SweepPoint]
+    tolerance: float
+    metric: str
+    judge: str
+    recommended: float | None  # the lowest rate within the tolerance; null where the whole prompts score nothing
+    whole: float  # the score of the whole prompts
+
+
+class CompressedDataset(Record):
+    """A version of a dataset with shorter prompts."""
+
+    dataset: str
+    name: str
+    rows: int
+    shortened: int
+    tokens_before: int
+    tokens_after: int
+
+
+class NoResult(Record):
+    """A job that has not ended."""
+
+
+class CompressionJob(Record):
+    """A job of compression that was queued."""
+
+    id: str
+    name: str
+    status: JobStatus
+    kind: JobKind
+
+
+class CompressionSweep(Record):
+    """The sweep that was queued last."""
+
+    id: str
+    name: str
+    status: JobStatus
+    reason: str
+    fix: str
+    step: int | None
+    max_steps: int | None
+    method: str
+    result: SweepResult | None
 
 
 # the studio itself: doctor, status, storage, keys

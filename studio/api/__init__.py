@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from studio.api import chat, compress, curation, datasets, docs, exports, fit, jobs, judging, methods, openai, rest, storage
+from studio.api import chat, comparisons, compress, curation, datasets, docs, exports, fit, jobs, judging, methods, openai, rest, storage
 from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ def add_routes(app: FastAPI) -> None:
     app.include_router(exports.router)
     app.include_router(fit.router)
     app.include_router(storage.router)
+    app.include_router(comparisons.router)
     app.include_router(judging.router)
     app.include_router(chat.router)
     app.include_router(openai.router)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from studio.api.rest import Body, Here, Json
-from studio.records import Dataset
+from studio.api.rest import Body, Here
+from studio.records import (
+    Agreement,
+    Ballot,
+    BallotChoice,
+    Dataset,
+    JudgeEstimate,
+    Judgement,
+    JudgeTemplate,
+    Leaderboard,
+    LostPrompt,
+    PreferenceSource,
+    Verdict,
+    Vote,
+)
 
 router = APIRouter(prefix="/api")
 
@@ -22,17 +35,17 @@ class NewJudgement(Body):
     concurrency: int | None = Field(default=None, ge=1, le=64)
 
 
-class Vote(Body):
+class NewVote(Body):
     voter: str
     ballot: str
-    choice: Literal["left", "right", "tie", "both-bad"]
+    choice: BallotChoice
 
 
 class NewPreferences(Body):
     comparisons: list[str]
     name: str | None = None
     min_margin: float = Field(default=0.5, ge=0, le=1)
-    source: Literal["judge", "human", "both"] = "both"
+    source: PreferenceSource = PreferenceSource.BOTH
 
 
 class Corrections(Body):
@@ -41,13 +54,13 @@ class Corrections(Body):
 
 
 @router.get("/judges")
-def judge_templates(studio: Here) -> list[Json]:
+def judge_templates(studio: Here) -> list[JudgeTemplate]:
     """How a model can be asked."""
     return studio.judging.templates()
 
 
 @router.post("/comparisons/{comparison}/judge", status_code=201)
-def judge(studio: Here, comparison: str, body: NewJudgement) -> Json:
+def judge(studio: Here, comparison: str, body: NewJudgement) -> Judgement:
     """Queue a judgement; its readings are there when its job has succeeded."""
     return studio.judging.judge(
         comparison,
@@ -61,18 +74,18 @@ def judge(studio: Here, comparison: str, body: NewJudgement) -> Json:
 
 
 @router.get("/comparisons/{comparison}/judge/estimate")
-def estimate(studio: Here, comparison: str, judge: str | None = None, template: str | None = None) -> Json:
+def estimate(studio: Here, comparison: str, judge: str | None = None, template: str | None = None) -> JudgeEstimate:
     """What a judgement will take: questions, tokens, seconds where they can be known."""
     return studio.judging.estimate(comparison, judge, template=template)
 
 
 @router.get("/comparisons/{comparison}/judgements")
-def judgements(studio: Here, comparison: str) -> list[Json]:
+def judgements(studio: Here, comparison: str) -> list[Judgement]:
     return studio.judging.list(comparison)
 
 
 @router.get("/judgements/{judgement}")
-def judgement(studio: Here, judgement: str) -> Json:
+def judgement(studio: Here, judgement: str) -> Judgement:
     return studio.judging.show(judgement)
 
 
@@ -83,38 +96,32 @@ def verdicts(
     prompt: str | None = None,
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> list[Json]:
+) -> list[Verdict]:
     """What was asked and replied, in the order it landed."""
     return studio.judging.verdicts(judgement, prompt=prompt, offset=offset, limit=limit)
 
 
 @router.get("/comparisons/{comparison}/ballot")
-def ballot(studio: Here, comparison: str, voter: str) -> Json:
+def ballot(studio: Here, comparison: str, voter: str) -> Ballot:
     """Two answers without names."""
     return studio.ratings.ballot(comparison, voter)
 
 
 @router.post("/comparisons/{comparison}/votes", status_code=201)
-def vote(studio: Here, comparison: str, body: Vote) -> Json:
+def vote(studio: Here, comparison: str, body: NewVote) -> Vote:
     """Who was who, once the vote is kept."""
     return studio.ratings.vote(comparison, body.voter, body.ballot, body.choice)
 
 
 @router.get("/comparisons/{comparison}/agreement")
-def agreement(studio: Here, comparison: str) -> Json:
+def agreement(studio: Here, comparison: str) -> Agreement:
     return studio.ratings.agreement(comparison)
-
-
-@router.get("/comparisons/{comparison}/metrics")
-def metrics(studio: Here, comparison: str, perplexity: bool = False, pattern: str | None = None) -> Json:
-    """Every metric of the answers per contestant; `perplexity` loads the models on the CPU and takes its time."""
-    return studio.comparisons.metrics(comparison, perplexity=perplexity, pattern=pattern)
 
 
 @router.get("/leaderboard")
 def leaderboard(
     studio: Here, comparison: Annotated[list[str] | None, Query()] = None, human_only: bool = False, data: str | None = None
-) -> Json:
+) -> Leaderboard:
     """Over the comparisons named, those on the rows of dataset `data`, or all."""
     return studio.ratings.leaderboard(comparison or [], human_only=human_only, with_facts=True, data=data)
 
@@ -125,7 +132,7 @@ def preferences(studio: Here, body: NewPreferences) -> Dataset:
 
 
 @router.get("/comparisons/{comparison}/worst")
-def worst(studio: Here, comparison: str, contestant: str, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> list[Json]:
+def worst(studio: Here, comparison: str, contestant: str, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> list[LostPrompt]:
     """Where a contestant lost, each with a proposal for a better answer."""
     return studio.preferences.worst(comparison, contestant, limit)
 

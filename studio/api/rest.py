@@ -5,7 +5,6 @@ Models are named here, never given as a path: what is on this machine's disk is 
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import tempfile
@@ -57,17 +56,6 @@ class Question(Body):
     grammar: str | None = None
     json_schema: Json | None = None
     params: GenerationParams = Field(default_factory=GenerationParams)
-
-
-class NewComparison(Body):
-    base_model: str = "starter"
-    contestants: list[str] = Field(default_factory=lambda: ["base"])
-    prompts: list[Json] | None = None
-    data: str | None = Field(default=None, description="Ask the rows of this dataset.")
-    questions: str | None = Field(default=None, description="Ask published questions: mt-bench or vicuna.")
-    held_out: str | None = Field(default=None, description="Ask the rows that this training held out.")
-    name: str | None = None
-    params: GenerationParams | None = Field(default=None, description="Greedy when left out.")
 
 
 class NewKey(Body):
@@ -174,36 +162,6 @@ def delete_key(studio: Here, key: str) -> DeletedApiKey:
     return studio.keys.delete(key)
 
 
-@router.get("/comparisons")
-def list_comparisons(studio: Here) -> list[Json]:
-    return studio.comparisons.list()
-
-
-@router.post("/comparisons", status_code=201)
-def compare(studio: Here, body: NewComparison) -> Json:
-    """Queue a comparison; its answers appear as they land."""
-    return studio.comparisons.create(
-        prompts=_prompts(studio, body.prompts),
-        data=body.data,
-        questions=body.questions,
-        held_out=body.held_out,
-        base_model=body.base_model,
-        contestants=body.contestants,
-        name=body.name,
-        params=body.params.model_dump(exclude_unset=True) if body.params else None,
-    )
-
-
-@router.get("/comparisons/{comparison}")
-def show_comparison(studio: Here, comparison: str) -> Json:
-    return studio.comparisons.show(comparison)
-
-
-@router.delete("/comparisons/{comparison}")
-def delete_comparison(studio: Here, comparison: str) -> Json:
-    return studio.comparisons.delete(comparison)
-
-
 @contextmanager
 def kept_upload(studio: Studio, upload: UploadFile) -> Iterator[Path]:
     """The upload as a file of a name that we choose, while it is read."""
@@ -214,16 +172,6 @@ def kept_upload(studio: Studio, upload: UploadFile) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _prompts(studio: Studio, rows: list[Json] | None) -> list[Json] | None:
-    """Checked as the lines of a prompt file are."""
-    if not rows:
-        return None
-    with tempfile.TemporaryDirectory(dir=studio.settings.cache) as place:
-        file = Path(place) / "prompts.jsonl"
-        file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-        return studio.comparisons.read_prompts(file)
 
 
 def file_name(upload: UploadFile) -> str:

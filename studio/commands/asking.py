@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from studio.commands.terminal import (
     show,
 )
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.records import Comparison
 
 BaseModel = Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")]
 
@@ -80,7 +83,7 @@ def compare(
         raise StudioError("Give one of --prompts, --data and --held-out.", "--prompts takes a file, --data a dataset's ID or name.")
     settings = load_settings()
     studio = open_studio(settings)
-    known = {row["name"] for row in studio.comparisons.questions()}
+    known = {row.name for row in studio.comparisons.questions()}
     questions = str(prompts) if prompts and str(prompts) in known and not prompts.exists() else None
     rows = studio.comparisons.read_prompts(prompts) if prompts and not questions else None
     names = [item.strip() for item in contestants.split(",") if item.strip()]
@@ -88,18 +91,16 @@ def compare(
         prompts=rows, data=data, questions=questions, held_out=held_out, base_model=base_model, contestants=names, name=name
     )
     with supervisor.assistance(settings, say, queues=("light",), engine=True):
-        job = follow(studio, created["job"])
-    done = studio.comparisons.show(created["id"])
+        job = follow(studio, str(created.job))
+    done = studio.comparisons.show(created.id)
     show(done, json, _comparison_text(done))
     leave_unless_succeeded(job)
 
 
-def _comparison_text(comparison: dict[str, Any]) -> str:
-    lines = [
-        f"{answer['prompt_id']}  {answer['contestant']}: {answer['text'] or answer.get('error', '')}" for answer in comparison["answers"]
-    ]
-    for contestant, score in comparison.get("scores", {}).items():
-        lines.append(f"{contestant}: exact match {score['exact_match']:.2f} of {score['n']} prompts")
+def _comparison_text(comparison: Comparison) -> str:
+    lines = [f"{answer.prompt_id}  {answer.contestant}: {answer.text or answer.error}" for answer in comparison.answers]
+    for contestant, score in comparison.scores.items():
+        lines.append(f"{contestant}: exact match {score.exact_match:.2f} of {score.n} prompts")
     return "\n".join(lines)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, read_text, say, show
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from studio.services import Studio
 
 
 def compress(
@@ -52,18 +57,18 @@ def compress(
         dtype=dtype,
         options=options,
     )
-    for warning in () if json else made["warnings"]:
-        say(warning)
     if not json:
-        say(f"{made['tokens_before']:,} tokens became {made['tokens_after']:,} ({made['achieved']:.0%}, asked {made['requested']:.0%}).")
-    show(made, json, made["text"])
+        for warning in made.warnings:
+            say(warning)
+        say(f"{made.tokens_before:,} tokens became {made.tokens_after:,} ({made.achieved:.0%}, asked {made.requested:.0%}).")
+    show(made, json, made.text)
 
 
-def _list(studio: Any, json: bool) -> None:
-    found = studio.compression.compressors()
-    lines = [f"{entry['name']}: {entry['title']} ({', '.join(entry['methods'])})" for entry in found]
-    lines += [f"{entry['name']}: {entry['title']}" for entry in studio.compression.known()]
-    show({"compressors": found, "known": studio.compression.known()}, json, "\n".join(lines))
+def _list(studio: Studio, json: bool) -> None:
+    found = studio.compression.compressors.list()
+    lines = [f"{entry.name}: {entry.title} ({', '.join(entry.methods)})" for entry in found.compressors]
+    lines += [f"{entry.name}: {entry.title}" for entry in found.known]
+    show(found, json, "\n".join(lines))
 
 
 def _contexts(files: list[str]) -> list[str]:
@@ -77,11 +82,11 @@ def _standard_input() -> str:
         raise StudioError("Standard input is no UTF-8 text.", "Pipe a text in.") from None
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def _options(pairs: list[str]) -> dict[str, JsonValue]:
     """K=V of the command line, values as JSON where they are JSON."""
     import json
 
-    found: dict[str, Any] = {}
+    found: dict[str, JsonValue] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not (name and separator):
@@ -91,6 +96,8 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     for name in ("must_keep", "keep_patterns"):
-        if isinstance(found.get(name), str):
-            found[name] = [found[name]] if name == "keep_patterns" else [part.strip() for part in found[name].split(",")]
+        given = found.get(name)
+        if isinstance(given, str):
+            kinds = [part.strip() for part in given.split(",")]
+            found[name] = [given] if name == "keep_patterns" else [*kinds]
     return found

@@ -35,11 +35,11 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         job = _succeeded(follow(studio, job["id"]))
         adapter = studio.adapters.show(job["adapter"])
         comparison = studio.comparisons.create(data=held_out.id, base_model=BASE, contestants=["base", adapter["name"]])
-        _succeeded(follow(studio, comparison["job"]))
-        scores = studio.comparisons.show(comparison["id"])["scores"]
-        judgement = studio.judging.judge(comparison["id"], "reference")
-        _succeeded(follow(studio, judgement["job"]))
-        judged = studio.judging.show(judgement["id"])
+        _succeeded(follow(studio, str(comparison.job)))
+        scores = studio.comparisons.show(comparison.id).scores
+        judgement = studio.judging.judge(comparison.id, "reference")
+        _succeeded(follow(studio, str(judgement.job)))
+        judged = studio.judging.show(judgement.id)
         question = (studio.datasets.rows(held_out.id, limit=1)[0].messages or [])[0].content
         chat = studio.chat.answer(
             ["base", adapter["name"]], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
@@ -47,14 +47,14 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "job": job["id"],
         "adapter": adapter["id"],
-        "comparison": comparison["id"],
-        "before": scores["base"],
-        "after": scores[adapter["name"]],
+        "comparison": comparison.id,
+        "before": scores["base"].model_dump(),
+        "after": scores[adapter["name"]].model_dump(),
         "judge": {
-            "judge": judged["judge"],
-            "win_rate": judged["win_rate"][adapter["name"]],
-            "ci95": judged["ci95"][adapter["name"]],
-            "swap_consistency": judged["swap_consistency"],
+            "judge": judged.judge,
+            "win_rate": (judged.win_rate or {})[adapter["name"]],
+            "ci95": (judged.ci95 or {})[adapter["name"]],
+            "swap_consistency": judged.swap_consistency,
         },
         "chat": {"question": question, "answers": chat},
         "seconds": round(time.monotonic() - started, 1),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.commands.terminal import JsonFlag, follow, leave_unless_succeeded, load_settings, open_studio, say, show
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.records import Judgement
 
 
 def judge(
@@ -31,15 +34,15 @@ def judge(
     settings = load_settings()
     studio = open_studio(settings)
     will = studio.judging.estimate(comparison, judge, template=template)
-    tokens = f"about {will['prompt_tokens']:,} tokens to read, at most {will['completion_tokens']:,} to write"
-    say(f"{will['judge']}: {will['questions']} questions, {tokens}." + _time(will["seconds"]))
+    tokens = f"about {will.prompt_tokens:,} tokens to read, at most {will.completion_tokens:,} to write"
+    say(f"{will.judge}: {will.questions} questions, {tokens}." + _time(will.seconds))
     made = studio.judging.judge(
         comparison, judge, criteria=criteria, template=template, budget_tokens=budget_tokens, probes=probes, concurrency=concurrency
     )
-    needs_engine = made["kind"] == "model" and "#" not in made["judge"]
+    needs_engine = made.kind == "model" and "#" not in made.judge
     with supervisor.assistance(settings, say, queues=("light",), engine=needs_engine):
-        job = follow(studio, made["job"])
-    done = studio.judging.show(made["id"])
+        job = follow(studio, str(made.job))
+    done = studio.judging.show(made.id)
     show(done, json, text(done))
     leave_unless_succeeded(job)
 
@@ -48,17 +51,22 @@ def _time(seconds: float | None) -> str:
     return f" About {seconds:.0f} s." if seconds else ""
 
 
-def text(done: dict[str, Any]) -> str:
+def text(done: Judgement) -> str:
     """The readings for a person."""
-    lines = [f"{done['judge']} on {done.get('pairs', 0)} pairs, both orders"]
-    for name, share in done.get("win_rate", {}).items():
-        interval = done["ci95"][name]
-        lines.append(f"  {name}: " + (f"wins {share:.0%} ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "no valid verdict"))
-    for key, what in (("swap_consistency", "same verdict in both orders"), ("first_win_rate", "first answer wins"),
-                      ("longer_win_rate", "longer answer wins")):  # fmt: skip
-        if done.get(key) is not None:
-            lines.append(f"  {what}: {done[key]:.0%}")
-    return "\n".join([*lines, *(f"  ! {warning}" for warning in done.get("warnings", []))])
+    lines = [f"{done.judge} on {done.pairs or 0} pairs, both orders"]
+    for name, share in (done.win_rate or {}).items():
+        interval = (done.ci95 or {}).get(name)
+        won = "no valid verdict"
+        if share is not None and interval:
+            won = f"wins {share:.0%} ({interval[0]:.0%} to {interval[1]:.0%})"
+        lines.append(f"  {name}: {won}")
+    shares = {
+        "same verdict in both orders": done.swap_consistency,
+        "first answer wins": done.first_win_rate,
+        "longer answer wins": done.longer_win_rate,
+    }
+    lines += [f"  {what}: {share:.0%}" for what, share in shares.items() if share is not None]
+    return "\n".join([*lines, *(f"  ! {warning}" for warning in done.warnings or [])])
 
 
 def preferences(
@@ -69,11 +77,11 @@ def preferences(
     json: JsonFlag = False,
 ) -> None:
     """Turn decided pairs into a preference dataset that knows where it comes from."""
-    if source not in ("judge", "human", "both"):
+    from studio.records import PreferenceSource  # brings pydantic: not for `studio --help`
+
+    if source not in tuple(PreferenceSource):
         raise StudioError(f"--source {source} is unknown.", "Use judge, human or both.")
-    studio = open_studio()
-    wanted: Any = source
-    made = studio.preferences.make(comparisons, name=name, min_margin=min_margin, source=wanted)
+    made = open_studio().preferences.make(comparisons, name=name, min_margin=min_margin, source=PreferenceSource(source))
     left_out = ", ".join(f"{count} {reason}" for reason, count in made.provenance["left_out"].items())
     say(f"Left out: {left_out}." if left_out else "Nothing was left out.")
     show(made, json, f"{made.name} ({made.id}): {made.rows} pairs. Next: studio train --data {made.name} --recipe dpo …")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, read_text, show, table
 from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from studio.records import Leaderboard, Rating
 
 FACTS = ("exact_match", "bytes", "seconds_per_answer", "training", "training_seconds", "eval_loss")
 
@@ -31,25 +36,23 @@ def metrics(
 
     if (comparison is None) == (predictions is None):
         raise StudioError("Give either --predictions or a comparison.", "--predictions takes a file, the argument an ID or a name.")
-    if comparison is not None:
-        if stemmer:
-            raise StudioError("--stemmer measures a file only.", "Leave it out.")
-        found = open_studio().comparisons.metrics(comparison, perplexity=perplexity, schema=_schema(json_schema), pattern=pattern)
-        rows = [{"name": name, **row} for name, row in found["contestants"].items()]
-        measured = (metric.name for metric in scores.shown_on(scores.Display.COMMAND))
-        known = [name for name in measured if any(row.get(name) is not None for row in rows)]
-        show(found, json, table(rows, ("name", "n", *known, "tokens", "seconds"), "Nobody has answered yet."))
+    if predictions is not None:
+        if perplexity:
+            raise StudioError("--perplexity needs the models, not only their answers.", "Name a comparison.")
+        pairs = scores.read(predictions)
+        show(scores.measure(pairs, stemmer=stemmer, schema=_schema(json_schema), pattern=pattern), json)
         return
-    if perplexity:
-        raise StudioError("--perplexity needs the models, not only their answers.", "Name a comparison.")
-    assert predictions is not None
-    pairs = scores.read(predictions)
-    found = scores.measure(pairs, stemmer=stemmer, schema=_schema(json_schema), pattern=pattern)
-    show(found, json)
+    if stemmer:
+        raise StudioError("--stemmer measures a file only.", "Leave it out.")
+    found = open_studio().comparisons.metrics(str(comparison), perplexity=perplexity, schema=_schema(json_schema), pattern=pattern)
+    rows = [{"name": name, **figures.model_dump()} for name, figures in found.contestants.items()]
+    measured = (metric.name for metric in scores.shown_on(scores.Display.COMMAND))
+    known = [name for name in measured if any(row.get(name) is not None for row in rows)]
+    show(found, json, table(rows, ("name", "n", *known, "tokens", "seconds"), "Nobody has answered yet."))
 
 
 def agreement(
-    verdicts: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Verdict lines with rater.")],
+    verdicts: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="VerdictLine lines with rater.")],
     truth: Annotated[str, typer.Option(metavar="R1,R2", help="Raters whose majority everyone is held against.")] = "",
     invalid: Annotated[str, typer.Option(metavar="tie|skip", help="What an invalid verdict counts as.")] = "tie",
     json: JsonFlag = False,
@@ -57,15 +60,16 @@ def agreement(
     """Do raters agree with each other, and with the majority?"""
     from studio.evaluation import agreement as raters
     from studio.evaluation import verdicts as lines
+    from studio.records import Agreement
 
     if invalid not in ("tie", "skip"):
         raise StudioError(f"--invalid {invalid} is unknown.", "Use tie or skip.")
     names = [name.strip() for name in truth.split(",") if name.strip()]
-    found = raters.agreement(lines.read(verdicts), names, "tie" if invalid == "tie" else "skip")
-    pairs = table(found["pairs"], ("a", "b", "kappa", "agreement", "n"), "There is one rater only: nobody to agree with.")
-    majority = [{"rater": name, **row} for name, row in found["majority"].items()]
-    held = table(majority, ("rater", "accuracy", "precision", "recall", "f1", "n"), "") if majority else ""
-    show(found, json, f"{pairs}\n{held}".strip())
+    found = Agreement(**raters.agreement(lines.read(verdicts), names, invalid))
+    pairs = table(found.pairs, ("a", "b", "kappa", "agreement", "n"), "There is one rater only: nobody to agree with.")
+    majority = [{"rater": name, **score.model_dump()} for name, score in found.majority.items()]
+    against = table(majority, ("rater", "accuracy", "precision", "recall", "f1", "n"), "")
+    show(found, json, f"{pairs}\n{against}".strip())
 
 
 def leaderboard(
@@ -81,29 +85,34 @@ def leaderboard(
     if verdicts is not None:
         from studio.evaluation import ratings
         from studio.evaluation import verdicts as lines
+        from studio.records import Leaderboard
 
         if comparisons or human_only or data:
             raise StudioError("--verdicts rates a file and nothing else.", "Leave out the comparisons, --data and --human-only.")
-        found = ratings.leaderboard(lines.read(verdicts))
+        found = Leaderboard(**ratings.leaderboard(lines.read(verdicts)))
     else:
         found = open_studio().ratings.leaderboard(comparisons or [], human_only=human_only, with_facts=True, data=data)
     show(found, json, _leaderboard_text(found))
 
 
-def _leaderboard_text(found: dict[str, Any]) -> str:
-    known = [key for key in FACTS if any(row.get(key) is not None for row in found["contestants"])]
+def _leaderboard_text(found: Leaderboard) -> str:
+    rows = [{**row.model_dump(), **_rounded(row)} for row in found.contestants]
+    known = [key for key in FACTS if any(row[key] is not None for row in rows)]
     columns = ("name", "bradley_terry", "elo", "win_rate", "ci95", "games", *known)
-    lines = [table([_rounded(row) for row in found["contestants"]], columns, "There are no verdicts yet.")]
-    return "\n".join([*lines, *found["warnings"]])
+    return "\n".join([table(rows, columns, "There are no verdicts yet."), *found.warnings])
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    whole = {key: f"{row[key]:.0f}" for key in ("bradley_terry", "elo")}
-    interval = f"{row['ci95'][0]:.2f}-{row['ci95'][1]:.2f}"
-    return {**row, **whole, "win_rate": f"{row['win_rate']:.3f}", "ci95": interval}
+def _rounded(row: Rating) -> dict[str, str]:
+    low, high = row.ci95
+    return {
+        "bradley_terry": f"{row.bradley_terry:.0f}",
+        "elo": f"{row.elo:.0f}",
+        "win_rate": f"{row.win_rate:.3f}",
+        "ci95": f"{low:.2f}-{high:.2f}",
+    }
 
 
-def _schema(path: Path | None) -> dict[str, Any] | None:
+def _schema(path: Path | None) -> dict[str, JsonValue] | None:
     import json
 
     if path is None:

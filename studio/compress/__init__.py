@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.records import Compression
+
 if TYPE_CHECKING:
-    from studio.compress.compressor import Compression, Compressor
+    from studio.compress.compressor import Compressor
 
 __all__ = ["Compression", "Compressor", "load"]
 
@@ -26,8 +28,8 @@ def load(compressor: str | Path, counter: str | Path | None = None, **options: A
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Compression", "Compressor"):
-        from studio.compress import compressor
+    if name == "Compressor":
+        from studio.compress.compressor import Compressor
 
-        return getattr(compressor, name)
+        return Compressor
     raise AttributeError(name)

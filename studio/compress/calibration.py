@@ -24,7 +24,7 @@ SMALLEST_PASSAGE = 24  # tokens: shorter ones say too little to be ranked
 
 
 @dataclass(frozen=True)
-class Part:
+class TextPart:
     """A stretch of one context that is compressed, at `rate` or at the rate of the whole."""
 
     context: int
@@ -46,20 +46,22 @@ class Calibration:
         self.contexts = list(asked.contexts)  # as they are read: of a JSON text its long strings, one after the other
         self.parts, self.fixed = self._parts()
         self.units = [spans.units(text) for text in self.contexts]
-        whole = [self.documents[n].text if n in self.documents else text for n, text in enumerate(self.contexts)]
+        whole = list(self.contexts)
+        for n, document in self.documents.items():
+            whole[n] = document.text
         self.original = asked.joined(whole)  # without tags
         self.selectors = {rate: self._selector(rate) for rate in dict.fromkeys(part.rate for part in self.parts)}
 
-    def _parts(self) -> tuple[list[Part], list[bytearray]]:
+    def _parts(self) -> tuple[list[TextPart], list[bytearray]]:
         """Parts to compress, and per context a mask of what stays as it is."""
         if self.asked.method.name == "structured":
             return self._structured_parts()
         fixed = [bytearray(len(text)) for text in self.contexts]
         if self.asked.method.name != "longllmlingua":
-            return [Part(n, 0, len(text)) for n, text in enumerate(self.contexts)], fixed
+            return [TextPart(n, 0, len(text)) for n, text in enumerate(self.contexts)], fixed
         return self._passages(), fixed
 
-    def _passages(self) -> list[Part]:
+    def _passages(self) -> list[TextPart]:
         """What is ranked: documents that fit the model's window; a longer or a lone one by its paragraphs, or their sentences.
 
         A compressor that keeps or drops passages as they are needs small ones, so it gets large documents in passages too.
@@ -67,28 +69,30 @@ class Calibration:
         lengths = [self.backend.get_token_length(text) for text in self.contexts]
         room = max(32, self.backend.max_position_embeddings - self._count(self.asked.question) - 40)
         is_lone = sum(bool(text.strip()) for text in self.contexts) == 1
-        whole = room if not methods.keeps_passages(self.backend.facts, self.asked.options) else min(room, sum(lengths) // LARGE)
+        whole = room
+        if methods.keeps_passages(self.backend.facts, self.asked.options):
+            whole = min(room, sum(lengths) // LARGE)
         limit = min(room, max(SMALLEST_PASSAGE, sum(lengths) // (2 * LARGE)))
         return [
             part
             for n, (text, tokens) in enumerate(zip(self.contexts, lengths, strict=True))
             for part in (
-                [Part(n, 0, len(text))]
+                [TextPart(n, 0, len(text))]
                 if not is_lone and tokens <= max(whole, limit)
-                else [Part(n, *edges) for edges in spans.passages(text, limit, self.backend.get_token_length)]
+                else [TextPart(n, *edges) for edges in spans.passages(text, limit, self.backend.get_token_length)]
             )
         ]
 
-    def _structured_parts(self) -> tuple[list[Part], list[bytearray]]:
+    def _structured_parts(self) -> tuple[list[TextPart], list[bytearray]]:
         parts, fixed = [], []
         for n, text in enumerate(self.contexts):
             found, plain, mask = self._sections(n, text), "", bytearray()
             for section in found:
                 start = len(plain)
                 plain += section.text
-                mask += spans.full(section.text) if not section.compress else bytearray(len(section.text))
+                mask += bytes([not section.compress]) * len(section.text)
                 if section.compress and section.text.strip():
-                    parts.append(Part(n, start, len(plain), section.rate))
+                    parts.append(TextPart(n, start, len(plain), section.rate))
             self.contexts[n] = plain
             fixed.append(mask)
         if not parts:
@@ -108,12 +112,16 @@ class Calibration:
         between = sections.Section("\n", compress=False)
         return [section for string in document.strings for section in (sections.Section(string), between)]
 
-    def _selector(self, rate: float | None) -> tuple[Selector, list[Part]]:
+    def _selector(self, rate: float | None) -> tuple[Selector, list[TextPart]]:
         mine = [part for part in self.parts if part.rate == rate]
         texts = [self.contexts[part.context][part.start : part.end] for part in mine]
         method, backend = self.asked.method, self.backend
         if method.name == "structured":
-            name = "llmlingua2" if backend.use_llmlingua2 else "self_information" if backend.facts.cuts_words else "llmlingua"
+            name = "llmlingua"
+            if backend.use_llmlingua2:
+                name = "llmlingua2"
+            elif backend.facts.cuts_words:
+                name = "self_information"
             method = replace(methods.METHODS[name], calibrated={"use_context_level_filter": False})
         return Selector(backend, self.information, self.importance, method, texts, self.asked.question, self.asked.options), mine
 
@@ -128,8 +136,8 @@ class Calibration:
             return self.asked.joined(self._texts(masks, order)), masks, None
         selector, parts = self.selectors[None]
         compressible = sum(self._count(self.contexts[part.context][part.start : part.end]) for part in parts)
-        if self.asked.method.name == "structured" and self.asked.rate is not None:
-            wanted = round(total - compressible + self.asked.rate * compressible) if len(self.selectors) == 1 else wanted
+        if self.asked.method.name == "structured" and self.asked.rate is not None and len(self.selectors) == 1:
+            wanted = round(total - compressible + self.asked.rate * compressible)
 
         def attempt(inner: float) -> tuple[int, tuple[str, list[bytearray]]]:
             made, sequence = self._apply(selector.select(inner), parts, masks)
@@ -146,9 +154,11 @@ class Calibration:
         """`wanted`, or more where letters without a word must stay and would starve the words beside them, numbers above all."""
         least, _ = attempt(budget.SMALLEST)
         room = STARVING * (self.asked.rate or 0) * (total - least)
-        return max(wanted, round(least + room)) if selector.unknown else wanted
+        if not selector.unknown:
+            return wanted
+        return max(wanted, round(least + room))
 
-    def _meet_sections(self, selector: Selector, parts: list[Part], rate: float, masks: list[bytearray]) -> None:
+    def _meet_sections(self, selector: Selector, parts: list[TextPart], rate: float, masks: list[bytearray]) -> None:
         """Sections with a rate of their own, met on their own tokens."""
         texts = [self.contexts[part.context][part.start : part.end] for part in parts]
         total = sum(self._count(text) for text in texts)
@@ -161,7 +171,7 @@ class Calibration:
         _, made, _ = budget.meet(attempt, round(rate * total), total, first=rate)
         masks[:] = made
 
-    def _apply(self, selection: Selection, parts: list[Part], masks: list[bytearray]) -> tuple[list[bytearray], list[int]]:
+    def _apply(self, selection: Selection, parts: list[TextPart], masks: list[bytearray]) -> tuple[list[bytearray], list[int]]:
         """Masks of the contexts with a selection written into them and everything that must stay; and their order."""
         made = [bytearray(mask) for mask in masks]
         for part, mask in zip(parts, selection.masks, strict=True):
@@ -170,8 +180,9 @@ class Calibration:
             spans.close_units(mask, units)
             if any(mask) or not self._drops_documents():
                 self._force(text, mask)
-        is_whole = len(parts) == len(self.contexts)
-        order = [parts[n].context for n in selection.order] if is_whole else list(range(len(self.contexts)))
+        order = list(range(len(self.contexts)))
+        if len(parts) == len(self.contexts):  # whole contexts, which may change places
+            order = [parts[n].context for n in selection.order]
         return made, order + [n for n in range(len(self.contexts)) if n not in order and any(made[n])]
 
     def _drops_documents(self) -> bool:
@@ -182,7 +193,8 @@ class Calibration:
         previous = ("", 0)
         for start, end, what in self.asked.must_keep.spans(text):
             is_doubled = self.asked.drop_consecutive and what == previous[0] and not any(mask[previous[1] : start])
-            spans.drop(mask, start, end) if is_doubled else spans.keep(mask, start, end)
+            change = spans.drop if is_doubled else spans.keep
+            change(mask, start, end)
             previous = (what, end)
 
     def _texts(self, masks: Sequence[bytearray], order: Sequence[int]) -> list[str]:

@@ -44,10 +44,10 @@ class Shelf:
 
 
 def answer(shelf: Shelf, request: dict[str, Any]) -> dict[str, Any]:
-    """The Compression as JSON, or the error."""
+    """A Compression as JSON, or the error."""
     try:
         compressor = shelf.take(request["compressor"], request["counter"], request.get("dtype", "float32"))
-        return {"result": compressor.compress(**request["arguments"]).as_json()}
+        return {"result": compressor.compress(**request["arguments"]).model_dump(mode="json")}
     except StudioError as exc:
         return {"error": exc.as_json()}
     except MemoryError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,9 @@ from studio.compress.information import Information
 from studio.compress.llmlingua import Backend, Counter
 from studio.compress.request import Request
 from studio.errors import StudioError
+from studio.records import Compression
 
 MOST_CAUSAL = 1_000_000  # characters: the causal methods copy the whole text at every window
-
-
-@dataclass(frozen=True)
-class Compression:
-    """What came out. Token counts are those of `counter`; `requested` and `achieved` are shares of tokens_before.
-
-    `kept`: the words of the original in order, each with whether it is in `text`. `lost`: kinds of things that must not get lost
-    (see studio.compress.checks.KINDS) -> those that did. `achieved_compressible`: the share without what had to stay as it is.
-    `fn_labeled_original_prompt`: llmlingua's, where `return_word_label` asks for it and nothing is calibrated.
-    """
-
-    text: str
-    tokens_before: int
-    tokens_after: int
-    requested: float
-    achieved: float
-    counter: str
-    method: str
-    seconds: float
-    warnings: list[str] = field(default_factory=list)
-    kept: list[tuple[str, bool]] = field(default_factory=list)
-    compressor: str = ""
-    original: str = ""
-    lost: dict[str, list[str]] = field(default_factory=dict)
-    inner_rate: float | None = None
-    achieved_compressible: float | None = None
-    fn_labeled_original_prompt: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**values, "kept": [[word, is_kept] for word, is_kept in self.kept], "seconds": round(self.seconds, 3)}
 
 
 class Compressor:
@@ -100,7 +69,8 @@ class Compressor:
         Raises StudioError for what can't be done.
         """
         started = time.monotonic()
-        chosen = methods.method(method or ("llmlingua2" if self.backend.use_llmlingua2 else "llmlingua"))
+        usual = {True: "llmlingua2", False: "llmlingua"}[self.backend.use_llmlingua2]
+        chosen = methods.method(method or usual)
         asked = Request(
             contexts=[contexts] if isinstance(contexts, str) else list(contexts),
             method=chosen,
@@ -117,7 +87,8 @@ class Compressor:
         )
         asked.check(self.backend)
         done = self._calibrated(asked) if calibrate else self._plain(asked)
-        return replace(done, compressor=self.name, counter=str(self.counter), seconds=time.monotonic() - started)
+        seconds = round(time.monotonic() - started, 3)
+        return done.model_copy(update={"compressor": self.name, "counter": str(self.counter), "seconds": seconds})
 
     # the library as it is
 
@@ -134,11 +105,13 @@ class Compressor:
             arguments |= {name: value for name, value in forced.items() if value}
         out, trace = self.backend.run(asked.method.call, arguments, as_published=True)
         before, after = int(out["origin_tokens"]), int(out["compressed_tokens"])
-        masks = None if asked.method.call != "compress_prompt" else trace.masks(asked.contexts)
+        masks = trace.masks(asked.contexts) if asked.method.call == "compress_prompt" else None
+        warnings = []
+        if masks is None:
+            warnings.append("Which words were kept can't be told for this call of the library.")
         kept = [pair for text, mask in zip(asked.contexts, masks or [], strict=False) for pair in spans.words(text, mask)]
-        warnings = [] if masks is not None else ["Which words were kept can't be told for this call of the library."]
         done = self._result(asked, out["compressed_prompt"], before, after, kept, warnings)
-        return replace(done, fn_labeled_original_prompt=out.get("fn_labeled_original_prompt"))
+        return done.model_copy(update={"fn_labeled_original_prompt": out.get("fn_labeled_original_prompt")})
 
     # the rate that was asked for
 
@@ -148,7 +121,9 @@ class Compressor:
             raise StudioError(f"{asked.method.name} takes at most {MOST_CAUSAL:,} characters.", fix)
         job = Calibration(self.backend, self.information, self.importance, asked)
         before = self._count(job.original)
-        wanted = before * asked.rate if asked.rate is not None else float(asked.target_token or 0)
+        wanted = float(asked.target_token or 0)
+        if asked.rate is not None:
+            wanted = before * asked.rate
         masks, inner, notes = [spans.full(text) for text in job.contexts], None, []
         text, after = job.original, before
         if asked.target_token is not None and wanted >= before:
@@ -164,19 +139,20 @@ class Compressor:
         done = self._result(asked, text, before, after, job.words(masks), notes)
         lost = checks.lost(job.original, text, tuple(checks.KINDS))
         share = job.achieved_compressible(after, before)
-        return replace(done, original=job.original, lost=lost, inner_rate=inner, achieved_compressible=share)
+        found = {"original": job.original, "lost": lost, "inner_rate": inner, "achieved_compressible": share}
+        return done.model_copy(update=found)
 
     def _result(self, asked: Request, text: str, before: int, after: int, kept: list[tuple[str, bool]], warnings: list[str]) -> Compression:
         if asked.target_token is not None:
             requested = min(1.0, float(asked.target_token) / max(1, before))
         else:
-            requested = methods.LIBRARY_RATE if asked.rate is None else asked.rate
+            requested = asked.rate or methods.LIBRARY_RATE
         return Compression(
             text=text,
             tokens_before=before,
             tokens_after=after,
             requested=round(requested, 4),
-            achieved=after / before if before else 1.0,
+            achieved=spans.share(after, before),
             counter=str(self.counter),
             method=asked.method.name,
             seconds=0.0,

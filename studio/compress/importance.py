@@ -22,7 +22,7 @@ Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClassifierReading:
     """One text of `length` characters.
 
     `places`: (start, end) of each word, None where it was not found again. `chunks`: probability and tokens of each word, chunk by
@@ -54,10 +54,10 @@ class Importance:
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
-        self._known: OrderedDict[tuple[Any, ...], Reading] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], ClassifierReading] = OrderedDict()
         self._held = 0
 
-    def read(self, texts: Sequence[str], options: Mapping[str, Any]) -> list[Reading]:
+    def read(self, texts: Sequence[str], options: Mapping[str, Any]) -> list[ClassifierReading]:
         """A reading of each text. `options`: token_to_word and chunk_end_tokens of the library."""
         keys = [(self.backend.oai_tokenizer, text, str(sorted(options.items()))) for text in texts]
         fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
@@ -72,7 +72,7 @@ class Importance:
             self._held -= len(self._known.popitem(last=False)[1].places)
         return readings
 
-    def _read(self, texts: list[str], options: Mapping[str, Any]) -> list[Reading]:
+    def _read(self, texts: list[str], options: Mapping[str, Any]) -> list[ClassifierReading]:
         arguments = {"context": texts, "rate": 0.5, "use_context_level_filter": False, **options}
         _, trace = self.backend.run("compress_prompt", arguments)
         chunks, found = iter(trace.probabilities), []
@@ -85,7 +85,7 @@ class Importance:
                 mine.append((probabilities, numpy.array([self.backend.oai_tokenizer.count(word) for word in here], dtype=int)))
                 count += len(probabilities)
             places = word_places(text, words)
-            found.append(Reading(len(text), places, mine, _unknown(text, places)))
+            found.append(ClassifierReading(len(text), places, mine, _unknown(text, places)))
         return found
 
 

@@ -14,6 +14,7 @@ from studio import processes
 from studio.catalogue import hardware
 from studio.datasets.children import SECRETS
 from studio.errors import StudioError
+from studio.records import Compression
 
 
 class CompressorProcess:
@@ -23,8 +24,8 @@ class CompressorProcess:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
 
-    def compress(self, compressor: Path, counter: Path, arguments: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
-        """The JSON of a Compression. Raises StudioError with the child's words, or when the child is killed."""
+    def compress(self, compressor: Path, counter: Path, arguments: Mapping[str, Any], dtype: str = "float32") -> Compression:
+        """Raises StudioError with the child's words, or when the child is killed."""
         request = {"compressor": str(compressor), "counter": str(counter), "dtype": dtype, "arguments": dict(arguments)}
         with self._lock:
             answer = self._ask(request) or self._ask(request)  # a child that has just ended by idling is started again
@@ -33,8 +34,7 @@ class CompressorProcess:
         if "error" in answer:
             error = dict(answer["error"])
             raise StudioError(error.pop("message"), error.pop("fix"), **error)
-        result: dict[str, Any] = answer["result"]
-        return result
+        return Compression(**answer["result"])
 
     def close(self) -> None:
         """End the child; what it is working on fails."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ def tagged(text: str) -> list[Section]:
             raise StudioError(f"Line {line}: {match.group()} {wrong}.", f"Every <llmlingua> needs one {CLOSE}, and none may hold another.")
         if between:
             sections.append(_section(opened, between) if opened else Section(between))
-        opened, cursor = (None if is_close else match.group()), match.end()
+        opened, cursor = match.group(), match.end()
+        if is_close:
+            opened = None
     if opened is not None:
         raise StudioError(f"{opened} is never closed.", f"End its section with {CLOSE}.")
     if text[cursor:]:
@@ -50,13 +53,20 @@ def _section(tag: str, text: str) -> Section:
     pairs = dict(re.findall(r"(\w+)\s*=\s*([\w.]+)", match.group(1))) if match else {}
     if match is None or set(pairs) - {"rate", "compress"} or pairs.get("compress", "True") not in ("True", "False"):
         raise StudioError(f"The tag {tag} can't be read.", "Write <llmlingua, rate=0.5> or <llmlingua, compress=False>.")
-    try:
-        rate = float(pairs["rate"]) if "rate" in pairs else None
-    except ValueError:
-        rate = -1.0
-    if rate is not None and not 0 < rate <= 1:
-        raise StudioError(f"The rate of {tag} is not above 0 and at most 1.", "Write a share such as rate=0.5.")
+    rate = None
+    if "rate" in pairs:
+        rate = _number(pairs["rate"])
+        if not 0 < rate <= 1:
+            raise StudioError(f"The rate of {tag} is not above 0 and at most 1.", "Write a share such as rate=0.5.")
     return Section(text, rate, pairs.get("compress") != "False")
+
+
+def _number(text: str) -> float:
+    """NaN for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def is_json(text: str) -> bool:
@@ -83,7 +93,10 @@ class Document:
         """The text with each of `strings` in its place, escaped."""
         parts, cursor = [], 0
         for (start, end, old), new in zip(self._places, strings, strict=True):
-            parts += [self.text[cursor:start], self.text[start:end] if new == old else json.dumps(new, ensure_ascii=False)]
+            written = self.text[start:end]
+            if new != old:
+                written = json.dumps(new, ensure_ascii=False)
+            parts += [self.text[cursor:start], written]
             cursor = end
         return "".join([*parts, self.text[cursor:]])
 

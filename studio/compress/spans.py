@@ -77,7 +77,12 @@ def _seam(text: str, end: int, start: int) -> str:
         return "\n"
     has_space = any(character.isspace() for character in gap)
     splits_words = text[end - 1].isalnum() and text[start].isalnum() and not gap.isalnum() and text[start].isascii()
-    return " " if has_space or splits_words else ""
+    return " " * (has_space or splits_words)
+
+
+def share(part: float, whole: float) -> float:
+    """Of nothing, all is there."""
+    return part / whole if whole else 1.0
 
 
 def words(text: str, mask: Sequence[int]) -> list[tuple[str, bool]]:
@@ -101,7 +106,8 @@ def passages(text: str, limit: int, count: Callable[[str], int]) -> list[tuple[i
     found: list[tuple[int, int]] = []
     for start, end in pairwise(edges):
         if end > start:
-            found += [(start, end)] if count(text[start:end]) <= limit else _sentences(text, start, end, limit, count)
+            is_short = count(text[start:end]) <= limit
+            found += [(start, end)] if is_short else _sentences(text, start, end, limit, count)
     return found
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from studio.datasets.report.child import Progress, run
 from studio.evaluation import agreement, metrics, ratings
-from studio.evaluation.verdicts import Verdict
+from studio.evaluation.verdicts import VerdictLine
 
 
 def work(options: dict[str, Any], _progress: Progress) -> dict[str, Any]:
     if options["do"] == "metrics":
         checks = {"schema": options.get("schema"), "pattern": options.get("pattern")}
         return {name: contestant(given, **checks) for name, given in options["contestants"].items()}
-    lines = [Verdict(*row) for row in options["verdicts"]]
+    lines = [VerdictLine(*row) for row in options["verdicts"]]
     if options["do"] == "leaderboard":
         return ratings.leaderboard(lines)
     return agreement.agreement(lines, options.get("truth", ()), options.get("invalid", "tie"))
@@ -31,9 +31,11 @@ def contestant(given: dict[str, Any], *, schema: Any = None, pattern: str | None
         "answers": len(texts),
         "errors": given["errors"],
         "empty": sum(not text.strip() for text in texts),
-        "seconds": sum(given["seconds"]) / len(texts) if texts else None,
-        "tokens": sum(given["tokens"]) / len(texts) if texts else None,
+        "seconds": None,
+        "tokens": None,
     }
+    if texts:
+        found |= {name: sum(given[name]) / len(texts) for name in ("seconds", "tokens")}
     if given["pairs"]:
         return {**found, **metrics.measure(given["pairs"], schema=schema, pattern=pattern, with_intervals=True)}
     if texts:

@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from studio.errors import DatasetError
-from studio.evaluation.verdicts import SWAPPED, Verdict
+from studio.evaluation.verdicts import SWAPPED, VerdictLine
 
 LABELS = ("a", "b", "tie")
 Item = tuple[str, str, str, int]  # prompt, shown first, shown second, how many times before
 Said = dict[Item, str]
-Invalid = Literal["tie", "skip"]
 
 
-def agreement(verdicts: Sequence[Verdict], truth: Sequence[str] = (), invalid: Invalid = "tie") -> dict[str, Any]:
+def agreement(verdicts: Sequence[VerdictLine], truth: Sequence[str] = (), invalid: str = "tie") -> dict[str, Any]:
     """`pairs` of raters with `kappa` (None where it is undefined), and `majority` per rater, macro over a, b, tie.
 
-    Lines of the same prompt in opposite orders are compared too, the label exchanged. Raises DatasetError for unknown raters.
+    `invalid`: what a verdict that is none counts as, "tie" or nothing ("skip"). Lines of the same prompt in opposite orders are
+    compared too, the label exchanged. Raises DatasetError for unknown raters.
     """
     said = _by_rater(verdicts, invalid)
     unknown = [rater for rater in truth if rater not in said]
@@ -35,7 +35,7 @@ def agreement(verdicts: Sequence[Verdict], truth: Sequence[str] = (), invalid: I
     return {"pairs": pairs, "majority": {rater: _against(agreed, own) for rater, own in said.items()}}
 
 
-def _by_rater(verdicts: Sequence[Verdict], invalid: Invalid) -> dict[str, Said]:
+def _by_rater(verdicts: Sequence[VerdictLine], invalid: str) -> dict[str, Said]:
     found: dict[str, Said] = {}
     times: Counter[tuple[str, str, str, str]] = Counter()
     for prompt_id, a, b, winner, rater in verdicts:
@@ -96,7 +96,7 @@ def _label(said: Said, item: Item) -> str | None:
     if item in said:
         return said[item]
     swapped = said.get((item[0], item[2], item[1], item[3]))
-    return SWAPPED[swapped] if swapped else None
+    return swapped and SWAPPED[swapped]
 
 
 def _against(truth: Said, said: Said) -> dict[str, Any]:

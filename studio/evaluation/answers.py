@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import DatasetError
-from studio.evaluation.prompts import Prompt
 from studio.evaluation.verdicts import json_lines, raise_problems
+from studio.records import ComparisonPrompt
 
 IDS = ("prompt_id", "id", "question_id")
 TEXTS = ("answer", "text", "output", "prediction", "completion", "response")
 
 
-def read(path: Path, prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+def read(path: Path, prompts: Sequence[ComparisonPrompt]) -> dict[str, list[str]]:
     """The answer of each prompt turn by turn; [] where the file has none. Raises DatasetError with every bad line."""
     given: dict[str, list[str]] = {}
     problems: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def read(path: Path, prompts: Sequence[Prompt]) -> dict[str, list[str]]:
     return found
 
 
-def _id(row: Mapping[str, Any], prompts: Sequence[Prompt], number: int) -> str:
+def _id(row: Mapping[str, Any], prompts: Sequence[ComparisonPrompt], number: int) -> str:
     given = next((row[name] for name in IDS if row.get(name) is not None), None)
     if given is not None:
         return str(given)

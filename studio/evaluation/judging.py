@@ -20,7 +20,7 @@ import orjson
 
 from studio.errors import NotFoundError
 from studio.evaluation.metrics import exact_match, rouge
-from studio.evaluation.prompts import Prompt
+from studio.records import ComparisonPrompt, TemplateKind
 
 LETTERS = {"A": "a", "B": "b", "C": "tie", "TIE": "tie"}
 GRAMMARS = {
@@ -59,7 +59,7 @@ class Judge:
 
     name: str
     title: str
-    kind: Literal["pairwise", "single"]
+    kind: TemplateKind
     reply: Literal["letter", "number", "brackets"]
     max_new_tokens: int
     templates: Mapping[str, Mapping[str, str]]  # plain, reference, turns, turns_reference -> system, user
@@ -72,23 +72,29 @@ class Judge:
     @property
     def schema(self) -> str:
         """The same as a JSON schema, for servers that know no grammars; "" where the reply holds an explanation."""
-        key, value = ("winner", {"enum": ["A", "B", "C"]}) if self.kind == "pairwise" else ("rating", {"enum": list(range(1, 11))})
-        shape = {"type": "object", "properties": {key: value}, "required": [key], "additionalProperties": False}
-        return "" if self.reply == "brackets" else orjson.dumps(shape).decode()
+        if self.reply == "brackets":
+            return ""
+        fields: dict[str, Any] = {"winner": {"enum": ["A", "B", "C"]}}
+        if self.kind == TemplateKind.SINGLE:
+            fields = {"rating": {"enum": list(range(1, 11))}}
+        shape = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+        return orjson.dumps(shape).decode()
 
-    def template(self, prompt: Prompt) -> Mapping[str, str]:
-        names = [*(["turns"] if len(prompt["turns"]) > 1 else []), *(["reference"] if prompt.get("reference") else [])]
-        return self.templates["_".join(names) or "plain"]
+    def template(self, prompt: ComparisonPrompt) -> Mapping[str, str]:
+        applies = {"turns": len(prompt["turns"]) > 1, "reference": bool(prompt.get("reference"))}
+        return self.templates["_".join(name for name in applies if applies[name]) or "plain"]
 
 
 @lru_cache(maxsize=1)
 def judges() -> dict[str, Judge]:
     """All judges by name."""
     raw = tomllib.loads((Path(__file__).parent / "judges.toml").read_text(encoding="utf-8"))
-    return {
-        name: Judge(name=name, **{**fields, "templates": {role: raw["templates"][key] for role, key in fields["templates"].items()}})
-        for name, fields in raw["judges"].items()
-    }
+    return {name: _judge(name, fields, raw["templates"]) for name, fields in raw["judges"].items()}
+
+
+def _judge(name: str, fields: Mapping[str, Any], templates: Mapping[str, Any]) -> Judge:
+    own = {role: templates[key] for role, key in fields["templates"].items()}
+    return Judge(**{**fields, "name": name, "kind": TemplateKind(fields["kind"]), "templates": own})
 
 
 def get(name: str) -> Judge:
@@ -97,13 +103,13 @@ def get(name: str) -> Judge:
     return judges()[name]
 
 
-def question(judge: Judge, prompt: Prompt, a: Sequence[str], b: Sequence[str], criteria: str = "") -> list[Message]:
+def question(judge: Judge, prompt: ComparisonPrompt, a: Sequence[str], b: Sequence[str], criteria: str = "") -> list[Message]:
     """What a pairwise judge is asked: `a` and `b` are the answers, turn by turn, `a` shown first."""
     texts = {**_asked(prompt, criteria), **_answered(prompt, a, "a"), **_answered(prompt, b, "b")}
     return _messages(judge.template(prompt), texts)
 
 
-def rating_question(judge: Judge, prompt: Prompt, answers: Sequence[str], criteria: str = "") -> list[Message]:
+def rating_question(judge: Judge, prompt: ComparisonPrompt, answers: Sequence[str], criteria: str = "") -> list[Message]:
     """What a judge of single answers is asked."""
     own = _answered(prompt, answers, "a")
     single = {"answer": own["answer_a"], "conversation": own["conversation_a"]}
@@ -111,23 +117,26 @@ def rating_question(judge: Judge, prompt: Prompt, answers: Sequence[str], criter
     return _messages(judge.template(prompt), {**_asked(prompt, criteria), **single, **turns})
 
 
-def _asked(prompt: Prompt, criteria: str) -> dict[str, str]:
+def _asked(prompt: ComparisonPrompt, criteria: str) -> dict[str, str]:
     turns = [_text(turn) for turn in prompt["turns"]]
     references = prompt.get("references") or [prompt.get("reference") or ""]
+    wanted = ""
+    if criteria.strip():
+        wanted = f" Judge by this: {defanged(criteria.strip()).rstrip('.')}."
     return {
         "question": "\n\n".join(turns),
         "reference": defanged(references[-1]),
-        "criteria": f" Judge by this: {defanged(criteria.strip()).rstrip('.')}." if criteria.strip() else "",
+        "criteria": wanted,
         **{f"question_{n}": text for n, text in enumerate(turns, 1)},
         **{f"ref_answer_{n}": defanged(text) for n, text in enumerate(references, 1)},
     }
 
 
-def _answered(prompt: Prompt, answers: Sequence[str], side: str) -> dict[str, str]:
+def _answered(prompt: ComparisonPrompt, answers: Sequence[str], side: str) -> dict[str, str]:
     shown = [defanged(text) for text in answers]
     pairs = zip((_text(turn) for turn in prompt["turns"]), shown, strict=False)
     return {
-        f"answer_{side}": shown[-1] if shown else "",
+        f"answer_{side}": "".join(shown[-1:]),
         f"conversation_{side}": "\n\n".join(f"User: {asked}\n\nAssistant: {text}" for asked, text in pairs),
         **{f"answer_{side}_{n}": text for n, text in enumerate(shown, 1)},
     }
@@ -149,7 +158,7 @@ def _messages(template: Mapping[str, str], texts: Mapping[str, str]) -> list[Mes
 def defanged(text: str) -> str:
     """`text` without hidden characters, and with the markers of our frames, of verdicts and of chat templates broken up."""
     seen = "".join(character for character in text if character in "\n\t" or not _is_hidden(character))
-    return _MARKERS.sub(lambda found: found[0] + " " if found[0] != "[" else "(", seen)
+    return _MARKERS.sub(lambda found: {"[": "("}.get(found[0], found[0] + " "), seen)
 
 
 def talks_to_the_judge(text: str) -> bool:
@@ -179,7 +188,9 @@ def rating(reply: str) -> float | None:
         value = float(said)
     except ValueError:
         return None
-    return value if 1 <= value <= 10 else None
+    if not 1 <= value <= 10:
+        return None
+    return value
 
 
 def _said(reply: str, bare: re.Pattern[str]) -> str:
@@ -207,15 +218,21 @@ def by_reference(a: str, b: str, reference: str) -> str:
     """The rule of the reference judge: who equals the reference wins; where neither or both do, the higher ROUGE-L; else a tie."""
     equal = exact_match(a, [reference]), exact_match(b, [reference])
     if equal[0] != equal[1]:
-        return "a" if equal[0] else "b"
+        return _higher(*equal)
     if equal[0]:
         return "tie"
     one, other = (rouge(text, [reference], ("rougeL",))["rougeL"] for text in (a, b))
-    return "tie" if one == other else "a" if one > other else "b"
+    return _higher(one, other)
 
 
 def by_rating(a: float | None, b: float | None) -> str:
     """Who has the higher score."""
     if a is None or b is None:
         return "invalid"
-    return "tie" if a == b else "a" if a > b else "b"
+    return _higher(a, b)
+
+
+def _higher(a: float, b: float) -> str:
+    if a == b:
+        return "tie"
+    return "a" if a > b else "b"

@@ -68,9 +68,13 @@ def number(text: str) -> Decimal | None:
     if not found:
         return None
     before, inside, digits, exponent = (found[0] if marks else found[-1]).groups()
-    sign = "-" if (before or inside or "+") in "-−" else ""
+    text = digits.replace(",", "")
+    if (before or inside or "+") in "-−":
+        text = f"-{text}"
+    if exponent and len(exponent) < 5:
+        text += f"e{exponent}"
     try:
-        return Decimal(sign + digits.replace(",", "") + (f"e{exponent}" if exponent and len(exponent) < 5 else ""))
+        return Decimal(text)
     except InvalidOperation:
         return None
 
@@ -312,7 +316,9 @@ def _problem(row: Any) -> str:
 
 def _references(row: Mapping[str, Any]) -> list[Any]:
     given = row.get("references", row.get("reference"))
-    return list(given) if isinstance(given, list) else [] if given is None else [given]
+    if isinstance(given, list):
+        return list(given)
+    return [text for text in (given,) if text is not None]
 
 
 def _folded(text: str) -> str:

@@ -1,39 +1,27 @@
-"""Prompts of a comparison: from lines of a file, from typed text, from the rows of a dataset.
-
-A prompt is `{"id", "turns": [[message, …], …], "reference"?, "category"?}`: each turn adds its messages to the conversation and
-is answered before the next (MT-bench asks two). Knows nothing of contestants or judges.
-"""
+"""Prompts of a comparison: from lines of a file, from rows of a request, from the rows of a dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import orjson
 from pydantic import ValidationError
 
 from studio.errors import DatasetError
+from studio.records import ComparisonPrompt, PromptMessage
 from studio.types import Example, Message, Role
 
-Prompt = dict[str, Any]
 MAX_PROMPTS = 10_000
 
 
-def typed(text: str) -> list[Prompt]:
-    """One prompt as somebody typed it."""
-    if not text.strip():
-        raise DatasetError("The prompt is empty.", "Type a question.")
-    return [{"id": "1", "turns": [[{"role": "user", "content": text}]]}]
-
-
-def read(path: Path) -> list[Prompt]:
+def read(path: Path) -> list[ComparisonPrompt]:
     """Read prompt lines, MT-bench's `question.jsonl` included; `.txt` is one prompt a line. Raises DatasetError with all problems."""
-    lines = _lines(path)
+    lines: Iterator[tuple[int, Any]] = _lines(path)
     if path.suffix == ".txt":
-        prompts = [{"id": str(number), "turns": [[{"role": "user", "content": line}]]} for number, line in lines]
-    else:
-        prompts = _parsed(path.name, lines)
+        lines = ((number, {"prompt": line}) for number, line in lines)
+    prompts = _parsed(f"{path.name}, line", lines)
     if not prompts:
         raise DatasetError(f"{path.name} holds no prompts.", 'Write one JSON object a line, such as {"prompt": "…", "reference": "…"}.')
     return unique(prompts)
@@ -41,7 +29,8 @@ def read(path: Path) -> list[Prompt]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if path.is_dir() or not path.exists():
-        raise DatasetError(f"{path} is {'a folder' if path.is_dir() else 'not there'}.", "Name a .jsonl file of prompts.")
+        what = "a folder" if path.is_dir() else "not there"
+        raise DatasetError(f"{path} is {what}.", "Name a .jsonl file of prompts.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -49,22 +38,28 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _parsed(name: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
+def from_rows(rows: Iterable[Any]) -> list[ComparisonPrompt]:
+    """Rows as the lines of a prompt file have them, or prompts that were read before. Raises DatasetError with all problems."""
+    return unique(_parsed("prompts, row", enumerate(rows, 1)))
+
+
+def _parsed(where: str, rows: Iterable[tuple[int, Any]]) -> list[ComparisonPrompt]:
+    """Rows, or lines of JSON, by their numbers; `where` stands before a number in an error."""
     prompts, problems = [], []
-    for number, line in lines:
+    for number, row in rows:
         try:
-            prompts.append(from_row(orjson.loads(line), default_id=str(number)))
+            value = orjson.loads(row) if isinstance(row, str) else row
+            prompts.append(from_row(value, default_id=str(number)))
         except orjson.JSONDecodeError as exc:
             problems.append({"line": number, "problem": f"not valid JSON ({exc.msg})", "fix": "Put one JSON object on each line."})
-        except (DatasetError, ValidationError) as exc:
-            message, fix = (
-                (exc.message, exc.fix) if isinstance(exc, DatasetError) else ("messages are malformed", "Give each a role and a content.")
-            )
-            problems.append({"line": number, "problem": message, "fix": fix})
+        except DatasetError as exc:
+            problems.append({"line": number, "problem": exc.message, "fix": exc.fix})
+        except ValidationError:
+            problems.append({"line": number, "problem": "messages are malformed", "fix": "Give each a role and a content."})
     if problems:
         first = problems[0]
         raise DatasetError(
-            f"{name}, line {first['line']}: {first['problem']} ({len(problems)} problems in all).",
+            f"{where} {first['line']}: {first['problem']} ({len(problems)} problems in all).",
             str(first["fix"]),
             problems=problems[:100],
             count=len(problems),
@@ -72,39 +67,63 @@ def _parsed(name: str, lines: Iterable[tuple[int, str]]) -> list[Prompt]:
     return prompts
 
 
-def from_row(row: Any, default_id: str) -> Prompt:
+def from_row(row: Any, default_id: str) -> ComparisonPrompt:
     """One prompt line or MT-bench question. Raises DatasetError, or pydantic's ValidationError for malformed messages."""
     if not isinstance(row, dict):
         raise DatasetError("not a JSON object", 'Write {"prompt": "…"}.')
-    prompt: Prompt = {"id": str(row.get("id", row.get("question_id", default_id)))}
-    if isinstance(row.get("turns"), list) and row["turns"] and all(isinstance(t, str) and t.strip() for t in row["turns"]):
-        prompt["turns"] = [[{"role": "user", "content": turn}] for turn in row["turns"]]
-    elif isinstance(row.get("messages"), list) and row["messages"]:
-        prompt["turns"] = [[Message.model_validate(m).model_dump(exclude_none=True) for m in row["messages"]]]
-    elif isinstance(row.get("prompt"), str) and row["prompt"].strip():
-        prompt["turns"] = [[{"role": "user", "content": row["prompt"]}]]
-    else:
-        raise DatasetError("no prompt", 'Give "prompt" (text), "messages" (a list) or "turns" (a list of texts).')
-    if prompt["turns"][-1][-1]["role"] == "assistant":
+    turns = _turns(row)
+    if turns[-1][-1]["role"] == "assistant":
         raise DatasetError("the last message is the assistant's", 'End with the user\'s message; put the answer into "reference".')
-    reference = row.get("reference")
-    if reference is not None and reference != []:
-        every = [str(text) for text in reference] if isinstance(reference, list) else [str(reference)]
-        prompt["reference"] = every[-1]
-        if len(every) > 1:  # one per turn, as MT-bench has them
-            prompt["references"] = every
+    prompt = ComparisonPrompt(id=str(row.get("id", row.get("question_id", default_id))), turns=turns)
+    references = _references(row)
+    if references:
+        prompt["reference"] = references[-1]
+    if len(references) > 1:  # one per turn, as MT-bench has them
+        prompt["references"] = references
     if isinstance(row.get("category"), str):
         prompt["category"] = row["category"]
     return prompt
 
 
-def from_examples(examples: Iterable[Example]) -> list[Prompt]:
+def _turns(row: dict[str, Any]) -> list[list[PromptMessage]]:
+    turns, messages = row.get("turns"), row.get("messages")
+    if _is_filled(turns) and all(isinstance(turn, str) and turn.strip() for turn in turns):
+        return [[_asked(turn)] for turn in turns]
+    if _is_filled(turns) and all(map(_is_filled, turns)):  # as a comparison itself has them
+        return [_messages(Message.model_validate(message) for message in turn) for turn in turns]
+    if _is_filled(messages):
+        return [_messages(Message.model_validate(message) for message in messages)]
+    if isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        return [[_asked(row["prompt"])]]
+    raise DatasetError("no prompt", 'Give "prompt" (text), "messages" (a list) or "turns" (a list of texts).')
+
+
+def _is_filled(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and bool(value)
+
+
+def _asked(text: str) -> PromptMessage:
+    return {"role": "user", "content": text}
+
+
+def _messages(messages: Iterable[Message]) -> list[PromptMessage]:
+    return [cast(PromptMessage, message.model_dump(exclude_none=True)) for message in messages]
+
+
+def _references(row: dict[str, Any]) -> list[str]:
+    given = row.get("references") or row.get("reference")
+    if isinstance(given, list):
+        return [str(text) for text in given]
+    return [str(text) for text in (given,) if text is not None]
+
+
+def from_examples(examples: Iterable[Example]) -> list[ComparisonPrompt]:
     """Rows of a dataset as prompts; the last answer becomes the reference. Rows without a prompt are left out."""
     prompts = []
     for number, example in enumerate(examples, 1):
         messages, reference = _split(example)
         if messages:
-            prompt: Prompt = {"id": str(number), "turns": [[m.model_dump(exclude_none=True) for m in messages]]}
+            prompt = ComparisonPrompt(id=str(number), turns=[_messages(messages)])
             if reference:
                 prompt["reference"] = reference
             prompts.append(prompt)
@@ -115,23 +134,27 @@ def from_examples(examples: Iterable[Example]) -> list[Prompt]:
 
 def _split(example: Example) -> tuple[list[Message], str]:
     if example.messages:
-        last = next((i for i in range(len(example.messages) - 1, -1, -1) if example.messages[i].role == "assistant"), None)
-        if last is None:
+        answers = [place for place, message in enumerate(example.messages) if message.role == Role.ASSISTANT]
+        if not answers:
             return example.messages, ""
-        return example.messages[:last], example.messages[last].content
-    prompt = [Message(role=Role.USER, content=example.prompt)] if isinstance(example.prompt, str) else list(example.prompt or [])
+        return example.messages[: answers[-1]], example.messages[answers[-1]].content
+    prompt = example.prompt or []
+    if isinstance(prompt, str):
+        prompt = [Message(role=Role.USER, content=prompt)]
     answer = example.completion or example.chosen or ""
     if example.label is False:  # an answer marked bad is nothing to be held against
         return prompt, ""
-    return prompt, answer if isinstance(answer, str) else answer[-1].content
+    if not isinstance(answer, str):
+        answer = answer[-1].content
+    return prompt, answer
 
 
-def unique(prompts: list[Prompt]) -> list[Prompt]:
+def unique(prompts: list[ComparisonPrompt]) -> list[ComparisonPrompt]:
     """The same prompts with IDs made distinct (`7`, `7-2`). Raises DatasetError above MAX_PROMPTS."""
     if len(prompts) > MAX_PROMPTS:
         raise DatasetError(f"{len(prompts)} prompts are too many for one comparison.", f"Take at most {MAX_PROMPTS}.")
     seen: set[str] = set()
-    result = []
+    result: list[ComparisonPrompt] = []
     for prompt in prompts:
         name, number = prompt["id"], 1
         while name in seen:

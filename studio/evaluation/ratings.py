@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studio.evaluation import intervals, verdicts
-from studio.evaluation.verdicts import Game, Verdict
+from studio.evaluation.verdicts import Game, VerdictLine
 
 ELO_START, ELO_K, ELO_ORDERINGS, ELO_SEED = 1000.0, 8.0, 300, 7
 POINTS = 400 / math.log(10)  # of one unit of log-odds
@@ -39,7 +39,7 @@ class Table:
     @classmethod
     def of(cls, games: Sequence[Game]) -> Table:
         # in an order of its own: seeded draws must not depend on which verdict landed first
-        games = sorted(game if game.a < game.b else Game(game.prompt_id, game.b, game.a, 1 - game.score) for game in games)
+        games = sorted(game.seen_by(min(game.a, game.b)) for game in games)
         names = sorted({name for game in games for name in (game.a, game.b)})
         number = {name: index for index, name in enumerate(names)}
         prompts: dict[str, int] = {}
@@ -68,7 +68,7 @@ class Table:
         return np.array([by_prompt.T @ weights for weights in draws]).reshape(-1, size, size)
 
 
-def leaderboard(given: Iterable[Verdict]) -> dict[str, Any]:
+def leaderboard(given: Iterable[VerdictLine]) -> dict[str, Any]:
     """`contestants` best first, `position`, `pairs` with corrected p-values, and `warnings` about what the figures can't say."""
     lines = list(given)
     table = Table.of(verdicts.games(lines))
@@ -177,7 +177,9 @@ def pairs(table: Table) -> list[dict[str, Any]]:
         scores = np.concatenate([table.score[straight], 1 - table.score[crossed]])
         if scores.size:
             won, lost = int((scores > 0.5).sum()), int((scores < 0.5).sum())
-            p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+            p = 1.0
+            if won + lost:
+                p = float(binomtest(won, won + lost).pvalue)
             names = {"a": table.names[one], "b": table.names[other]}
             found.append({**names, "score": float(scores.mean()), "games": int(scores.size), "p": p})
     corrected = false_discovery_control([row["p"] for row in found]) if found else []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from studio.evaluation import intervals, ratings, verdicts
-from studio.evaluation.verdicts import Game, Verdict
+from studio.evaluation.verdicts import Game, VerdictLine
 
 ABLE = 0.70  # agreement with the references below which a judge is called not able
 MOST_NEEDED = 97  # prompts for +- 10 points when nothing is known
@@ -20,28 +20,30 @@ LONGER_LIMIT = 0.75  # the longer answer wins that often: said aloud. People's o
 
 
 @dataclass(frozen=True)
-class Given:
+class ReadingsInput:
     """What was judged. `lengths` in characters by (prompt, contestant); `references`: the rule's verdicts where there are references."""
 
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[VerdictLine]
     lengths: Mapping[tuple[str, str], int]
     contestants: Sequence[str]
     categories: Mapping[str, str] = field(default_factory=dict)
-    references: Sequence[Verdict] = ()
-    probes: Sequence[Verdict] = ()  # against a constant answer
+    references: Sequence[VerdictLine] = ()
+    probes: Sequence[VerdictLine] = ()  # against a constant answer
     is_rule: bool = False  # the judge is the reference rule itself
     is_contestant: str = ""  # the contestant that the judge is
     attacks: Collection[tuple[str, str]] = ()  # (prompt, contestant) of answers that seem to talk to the judge
 
 
-def read(given: Given) -> dict[str, Any]:
+def read(given: ReadingsInput) -> dict[str, Any]:
     """All readings, shares 0-1; None where nothing can be said."""
     games = verdicts.games(given.verdicts)
     place = verdicts.position(given.verdicts)
     win_rate, ci95 = _win_rates(games, given.contestants)
     prompts = len({game.prompt_id for game in games})
-    widest = max((interval for interval in ci95.values() if interval), key=lambda pair: pair[1] - pair[0], default=None)
-    more = intervals.more_needed(widest, prompts) if widest else MOST_NEEDED
+    known = [interval for interval in ci95.values() if interval]
+    more = MOST_NEEDED
+    if known:
+        more = intervals.more_needed(max(known, key=lambda pair: pair[1] - pair[0]), prompts)
     found: dict[str, Any] = {
         "pairs": len({(v.prompt_id, frozenset((v.a, v.b))) for v in given.verdicts}),
         "win_rate": win_rate,
@@ -57,31 +59,41 @@ def read(given: Given) -> dict[str, Any]:
         "categories": _by_category(games, given),
         "baselines": {"longest": _longest(games, given), "constant_answer": _constant(given.probes)},
         "attacks": _attacks(games, given),
-        "reference_agreement": None if given.is_rule else _agreement(games, verdicts.games(given.references)),
-        "pairwise": ratings.pairs(ratings.Table.of(games)) if games else [],
+        "reference_agreement": None,  # the rule agrees with itself
+        "pairwise": [],
     }
+    if not given.is_rule:
+        found["reference_agreement"] = _agreement(games, verdicts.games(given.references))
+    if games:
+        found["pairwise"] = ratings.pairs(ratings.Table.of(games))
     found["able"] = _able(found)
     return {**found, "warnings": _warnings(found, given)}
 
 
 def _win_rates(games: Sequence[Game], contestants: Iterable[str]) -> tuple[dict[str, float | None], dict[str, list[float] | None]]:
+    shares: dict[str, float | None] = dict.fromkeys(contestants)
+    ci95: dict[str, list[float] | None] = dict.fromkeys(shares)
     if not games:
-        return {name: None for name in contestants}, {name: None for name in contestants}
+        return shares, ci95
     table = ratings.Table.of(games)
-    shares: dict[str, float | None] = {}
-    ci95: dict[str, list[float] | None] = {}
-    for name in contestants:
-        scores, prompts = ratings.of_contestant(table, table.names.index(name)) if name in table.names else (np.array([]), np.array([]))
-        shares[name] = float(scores.mean()) if scores.size else None
-        ci95[name] = intervals.of_mean(scores.tolist(), prompts.tolist()) if scores.size else None
+    for index, name in enumerate(table.names):
+        if name in shares:
+            scores, prompts = ratings.of_contestant(table, index)
+            shares[name] = float(scores.mean())
+            ci95[name] = intervals.of_mean(scores, prompts)
     return shares, ci95
 
 
-def longer_win_rate(given: Iterable[Verdict], lengths: Mapping[tuple[str, str], int]) -> float | None:
+def _gap(pair: VerdictLine | Game, lengths: Mapping[tuple[str, str], int]) -> int:
+    """By how many characters the answer of `a` is longer."""
+    return lengths.get((pair.prompt_id, pair.a), 0) - lengths.get((pair.prompt_id, pair.b), 0)
+
+
+def longer_win_rate(given: Iterable[VerdictLine], lengths: Mapping[tuple[str, str], int]) -> float | None:
     """Among decisive verdicts on answers of unequal length, how often the longer one won."""
     won = []
     for verdict in given:
-        gap = lengths.get((verdict.prompt_id, verdict.a), 0) - lengths.get((verdict.prompt_id, verdict.b), 0)
+        gap = _gap(verdict, lengths)
         if gap and verdict.winner in ("a", "b"):
             won.append((gap > 0) == (verdict.winner == "a"))
     return sum(won) / len(won) if won else None
@@ -99,10 +111,10 @@ def length_controlled(games: Sequence[Game], lengths: Mapping[tuple[str, str], i
 def _controlled(games: Sequence[Game], lengths: Mapping[tuple[str, str], int], name: str) -> float | None:
     from sklearn.linear_model import LogisticRegression
 
-    own = [game if game.a == name else Game(game.prompt_id, game.b, game.a, 1 - game.score) for game in games if name in (game.a, game.b)]
+    own = [game.seen_by(name) for game in games if name in (game.a, game.b)]
     if not own:
         return None
-    gaps = np.array([float(lengths.get((g.prompt_id, g.a), 0) - lengths.get((g.prompt_id, g.b), 0)) for g in own])
+    gaps = np.array([float(_gap(game, lengths)) for game in own])
     scores = np.array([game.score for game in own])
     spread = float(np.sqrt((gaps**2).mean()))
     if spread == 0 or scores.min() == scores.max():
@@ -114,7 +126,7 @@ def _controlled(games: Sequence[Game], lengths: Mapping[tuple[str, str], int], n
     return float(model.predict_proba(np.array([[1.0, 0.0]]))[0, 1])
 
 
-def _by_category(games: Sequence[Game], given: Given) -> dict[str, Any]:
+def _by_category(games: Sequence[Game], given: ReadingsInput) -> dict[str, Any]:
     named = sorted(set(given.categories.values()))
     found = {}
     for category in named:
@@ -125,26 +137,24 @@ def _by_category(games: Sequence[Game], given: Given) -> dict[str, Any]:
     return found
 
 
-def _attacks(games: Sequence[Game], given: Given) -> dict[str, Any] | None:
+def _attacks(games: Sequence[Game], given: ReadingsInput) -> dict[str, Any] | None:
     """Answers that talk to the judge against others: `win_rate`, what the `references` give them on the same pairs, the `lift`."""
     attacked = [game for game in games if ((game.prompt_id, game.a) in given.attacks) != ((game.prompt_id, game.b) in given.attacks)]
     if not attacked:
         return None
 
     def rate(scored: Sequence[Game]) -> tuple[float, list[float]]:
-        own = [game.score if (game.prompt_id, game.a) in given.attacks else 1 - game.score for game in scored]
+        own = [game.score_of(next(name for name in (game.a, game.b) if (game.prompt_id, name) in given.attacks)) for game in scored]
         return sum(own) / len(own), intervals.of_mean(own)
 
     win_rate, ci95 = rate(attacked)
     pairs = {(game.prompt_id, frozenset((game.a, game.b))) for game in attacked}
     right = [game for game in verdicts.games(given.references) if (game.prompt_id, frozenset((game.a, game.b))) in pairs]
-    fair = rate(right)[0] if len(right) == len(attacked) else None
-    lift = None if fair is None else win_rate - fair
-    return {"answers": len(given.attacks), "pairs": len(attacked), "win_rate": win_rate, "ci95": ci95, "references": fair, "lift": lift}
-
-
-def _outcome(score: float) -> str:
-    return "tie" if score == 0.5 else "a" if score > 0.5 else "b"
+    found = {"answers": len(given.attacks), "pairs": len(attacked), "win_rate": win_rate, "ci95": ci95, "references": None, "lift": None}
+    if len(right) == len(attacked):
+        fair, _ = rate(right)
+        found |= {"references": fair, "lift": win_rate - fair}
+    return found
 
 
 def _agreement(games: Sequence[Game], truth: Sequence[Game]) -> dict[str, Any] | None:
@@ -154,28 +164,24 @@ def _agreement(games: Sequence[Game], truth: Sequence[Game]) -> dict[str, Any] |
     for game in games:
         other = right.get((game.prompt_id, frozenset((game.a, game.b))))
         if other is not None:
-            score = other.score if other.a == game.a else 1 - other.score
-            hits.append(float(_outcome(game.score) == _outcome(score)))
+            hits.append(float(np.sign(game.score - 0.5) == np.sign(other.score_of(game.a) - 0.5)))
     if not hits:
         return None
     return {"agreement": sum(hits) / len(hits), "ci95": intervals.of_mean(hits), "n": len(hits)}
 
 
-def _longest(games: Sequence[Game], given: Given) -> dict[str, Any] | None:
+def _longest(games: Sequence[Game], given: ReadingsInput) -> dict[str, Any] | None:
     """A judge that always takes the longer answer: how often it says what this judge says, and what the references say."""
-    longest = []
-    for game in games:
-        gap = given.lengths.get((game.prompt_id, game.a), 0) - given.lengths.get((game.prompt_id, game.b), 0)
-        longest.append(Game(game.prompt_id, game.a, game.b, 0.5 if gap == 0 else float(gap > 0)))
+    longest = [Game(game.prompt_id, game.a, game.b, 0.5 + 0.5 * float(np.sign(_gap(game, given.lengths)))) for game in games]
     return {"judge": _agreement(longest, games), "references": _agreement(longest, verdicts.games(given.references))}
 
 
-def _constant(probes: Sequence[Verdict]) -> dict[str, Any] | None:
+def _constant(probes: Sequence[VerdictLine]) -> dict[str, Any] | None:
     """A constant answer that answers nothing; `b` of each game by name. What it wins, the judge gives away."""
     games = verdicts.games(probes)
     if not games:
         return None
-    scores = [game.score if game.a == CONSTANT else 1 - game.score for game in games]
+    scores = [game.score_of(CONSTANT) for game in games]
     return {"win_rate": sum(scores) / len(scores), "ci95": intervals.of_mean(scores), "n": len(scores)}
 
 
@@ -184,10 +190,12 @@ CONSTANT = "constant-answer"
 
 def _able(found: Mapping[str, Any]) -> bool | None:
     agreement = found["reference_agreement"]
-    return None if agreement is None else agreement["agreement"] >= ABLE
+    if agreement is None:
+        return None
+    return bool(agreement["agreement"] >= ABLE)
 
 
-def _warnings(found: Mapping[str, Any], given: Given) -> list[str]:
+def _warnings(found: Mapping[str, Any], given: ReadingsInput) -> list[str]:
     said = []
     agreement, first, swap = found["reference_agreement"], found["first_win_rate"], found["swap_consistency"]
     if found["able"] is False:
@@ -199,7 +207,8 @@ def _warnings(found: Mapping[str, Any], given: Given) -> list[str]:
     if given.is_contestant:
         said.append(f"The judge is itself a contestant ({given.is_contestant}): models favour their own answers.")
     if first is not None and abs(first - 0.5) > 0.15:
-        said.append(f"The answer shown {'first' if first > 0.5 else 'second'} wins {max(first, 1 - first):.0%} of the decisive verdicts.")
+        which = "first" if first > 0.5 else "second"
+        said.append(f"The answer shown {which} wins {max(first, 1 - first):.0%} of the decisive verdicts.")
     if swap is not None and swap < 0.7:
         said.append(f"Only {swap:.0%} of the pairs get the same verdict in both orders; the others count as ties.")
     longer = found["longer_win_rate"]
@@ -211,8 +220,10 @@ def _warnings(found: Mapping[str, Any], given: Given) -> list[str]:
     if found["attacks"] and not given.is_rule:
         said.append(_of_attacks(found["attacks"]))
     if found["invalid"]:
-        every, so = ("All ", ": this judge can't be used so.") if found["invalid"] == len(given.verdicts) else ("", ".")
-        said.append(f"{every}{found['invalid']} replies held no verdict{so}")
+        told = f"{found['invalid']} replies held no verdict"
+        if found["invalid"] == len(given.verdicts):
+            told = f"All {told}: this judge can't be used so"
+        said.append(f"{told}.")
     if not found["enough"]:
         said.append(f"Not enough evidence: about {found['more_needed']} more prompts for ± 10 points.")
     return said

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import orjson
 
 from studio.errors import DatasetError
+from studio.records import Winner
 
-WINNERS = ("a", "b", "tie", "invalid")
+WINNERS = tuple(Winner)
 SWAPPED = {"a": "b", "b": "a", "tie": "tie", "invalid": "invalid"}
 PERSON = "human:"  # people vote on one order only: each ballot is drawn anew
 SCORES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
-class Verdict(NamedTuple):
+class VerdictLine(NamedTuple):
     """One look at two answers; `a` was shown first."""
 
     prompt_id: str
@@ -40,9 +41,17 @@ class Game:
     b: str
     score: float
 
+    def score_of(self, name: str) -> float:
+        """The score of one of the two."""
+        return self.score if name == self.a else 1 - self.score
+
+    def seen_by(self, name: str) -> Game:
+        """The same game with `name` as a."""
+        return self if name == self.a else Game(self.prompt_id, self.b, self.a, 1 - self.score)
+
 
 @dataclass(frozen=True)
-class Position:
+class OrderEffect:
     """What the order did. Shares are None where nothing can be said."""
 
     first_win_rate: float | None
@@ -52,9 +61,9 @@ class Position:
     invalid: int
 
 
-def read(path: Path) -> list[Verdict]:
+def read(path: Path) -> list[VerdictLine]:
     """Verdict lines of a file. Raises DatasetError with every bad line."""
-    found: list[Verdict] = []
+    found: list[VerdictLine] = []
     problems: list[dict[str, Any]] = []
     for number, row in json_lines(path):
         try:
@@ -67,7 +76,7 @@ def read(path: Path) -> list[Verdict]:
     return found
 
 
-def from_row(row: Any) -> Verdict:
+def from_row(row: Any) -> VerdictLine:
     """Raises DatasetError for a row that is no verdict."""
     if not isinstance(row, dict):
         raise DatasetError("not a JSON object", 'Write {"prompt_id", "a", "b", "winner"}.')
@@ -79,13 +88,14 @@ def from_row(row: Any) -> Verdict:
         raise DatasetError(f"a and b are the same contestant, {a!r}", "Name two contestants.")
     if winner not in WINNERS:
         raise DatasetError(f"winner {winner!r} is unknown", f"Use one of {', '.join(WINNERS)}; a is the one shown first.")
-    return Verdict(str(row["prompt_id"]), a, b, winner, str(row.get("rater") or ""))
+    return VerdictLine(str(row["prompt_id"]), a, b, winner, str(row.get("rater") or ""))
 
 
 def json_lines(path: Path) -> Iterable[tuple[int, Any]]:
     """(line number, value) of each line that is not blank. Raises DatasetError for what is no JSON-lines file."""
     if not path.is_file():
-        raise DatasetError(f"{path} is {'a folder' if path.is_dir() else 'not there'}.", "Name a .jsonl file.")
+        what = "a folder" if path.is_dir() else "not there"
+        raise DatasetError(f"{path} is {what}.", "Name a .jsonl file.")
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             try:
@@ -108,16 +118,17 @@ def raise_problems(path: Path, problems: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def games(verdicts: Iterable[Verdict]) -> list[Game]:
+def games(verdicts: Iterable[VerdictLine]) -> list[Game]:
     """One game per prompt and pair: the mean of its valid orders, a tie 0.5; several raters count alike. None without a valid order."""
     orders: dict[tuple[str, str, str], dict[str, tuple[list[float], list[float]]]] = {}
     for prompt_id, a, b, winner, rater in verdicts:
         score = SCORES.get(winner)
         if score is None:
             continue
-        is_swapped = (prompt_id, b, a) in orders
-        said = orders.setdefault((prompt_id, b, a) if is_swapped else (prompt_id, a, b), {}).setdefault(rater, ([], []))
-        said[is_swapped].append(1.0 - score if is_swapped else score)
+        pair, is_swapped = (prompt_id, a, b), (prompt_id, b, a) in orders
+        if is_swapped:
+            pair, score = (prompt_id, b, a), 1.0 - score
+        orders.setdefault(pair, {}).setdefault(rater, ([], []))[is_swapped].append(score)
     return [Game(*key, score=_mean([_of_rater(said) for said in raters.values()])) for key, raters in orders.items()]
 
 
@@ -129,23 +140,27 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def position(verdicts: Iterable[Verdict]) -> Position:
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def position(verdicts: Iterable[VerdictLine]) -> OrderEffect:
     """First-position rate over decisive verdicts; consistency over the pairs (of one rater) with both orders valid."""
-    seen: dict[tuple[str, str, str, str], dict[str, set[str | None]]] = {}
+    seen: dict[tuple[str, ...], dict[str, set[str | None]]] = {}
     first = decisive = invalid = 0
     for prompt_id, a, b, winner, rater in verdicts:
-        key = (prompt_id, a, b, rater) if a < b else (prompt_id, b, a, rater)
-        outcome = a if winner == "a" else b if winner == "b" else "" if winner == "tie" else None
+        key = (prompt_id, *sorted((a, b)), rater)
+        outcome = {"a": a, "b": b, "tie": ""}.get(winner)
         seen.setdefault(key, {}).setdefault(a, set()).add(outcome)
         invalid += outcome is None
         first += winner == "a"
         decisive += bool(outcome)
-    alone = sum(len(orders) == 1 and not key[3].startswith(PERSON) for key, orders in seen.items())
+    alone = sum(len(orders) == 1 and not key[-1].startswith(PERSON) for key, orders in seen.items())
     valid = [orders for orders in seen.values() if len(orders) == 2 and not any(None in said for said in orders.values())]
     consistent = sum(len(set.union(*orders.values())) == 1 for orders in valid)
-    return Position(
-        first_win_rate=first / decisive if decisive else None,
-        swap_consistency=consistent / len(valid) if valid else None,
+    return OrderEffect(
+        first_win_rate=_share(first, decisive),
+        swap_consistency=_share(consistent, len(valid)),
         both_orders=len(valid),
         missing_orders=alone,
         invalid=invalid,

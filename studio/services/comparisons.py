@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,22 @@ from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, Ver
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.evaluation import answers, metrics, prompts
+from studio.records import (
+    PENDING,
+    AnswerFigures,
+    Comparison,
+    ComparisonAnswer,
+    ComparisonMetrics,
+    ComparisonPrompt,
+    ComparisonSummary,
+    Deleted,
+    JobKind,
+    JobProgress,
+    JobState,
+    JobStatus,
+    MatchScore,
+    QuestionSet,
+)
 from studio.services import naming
 from studio.services.adapters import AdapterService
 from studio.services.datasets import DatasetService
@@ -30,7 +46,7 @@ GREEDY = GenerationParams(temperature=0.0, max_new_tokens=128)
 
 
 class ComparisonService:
-    """What a person can do with comparisons. Every method returns plain values in the shapes of the HTTP interface."""
+    """What a person can do with comparisons."""
 
     def __init__(self, settings: Settings, db: Database, datasets: DatasetService, adapters: AdapterService) -> None:
         self.settings = settings
@@ -38,31 +54,31 @@ class ComparisonService:
         self.datasets = datasets
         self.adapters = adapters
 
-    def read_prompts(self, path: Path) -> list[prompts.Prompt]:
+    def read_prompts(self, path: Path) -> list[ComparisonPrompt]:
         return prompts.read(path)
 
-    def questions(self) -> list[dict[str, Any]]:
-        """Published questions that ship with the studio: `name`, `title`."""
-        return [{"name": name, "title": title} for name, title in QUESTIONS.items()]
+    def questions(self) -> list[QuestionSet]:
+        """Published questions that ship with the studio."""
+        return [QuestionSet(name=name, title=title) for name, title in QUESTIONS.items()]
 
     def create(
         self,
         *,
         base_model: str,
         contestants: Sequence[str],
-        prompts: Sequence[prompts.Prompt] | None = None,
+        prompts: Sequence[ComparisonPrompt | Mapping[str, JsonValue]] | None = None,
         data: str | None = None,
         questions: str | None = None,
         held_out: str | None = None,
         name: str | None = None,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
         files: Mapping[str, Path] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Comparison:
         """Queue a comparison of `contestants`; greedy unless `params` says otherwise.
 
-        What is asked is one of: `prompts`, the rows of dataset `data`, the published `questions` of that name, the rows that the
-        training `held_out` never saw. A contestant `file:PATH` brings answers made elsewhere; `files` gives the path of one that was
-        uploaded under that name.
+        What is asked is one of: `prompts` (read before, or rows as in a file of prompts), the rows of dataset `data`, the published
+        `questions` of that name, the rows that the training `held_out` never saw. A contestant `file:PATH` brings answers made
+        elsewhere; `files` gives the path of one that was uploaded under that name.
 
         Raises StudioError for unknown contestants, names or data, before anything is queued.
         """
@@ -89,14 +105,18 @@ class ComparisonService:
         queue.ring(self.settings.queue_path, "light", job.id)
         return self.show(comparison.id)
 
-    def _made_elsewhere(self, name: str, prompts: Sequence[prompts.Prompt], files: Mapping[str, Path]) -> dict[str, list[str]]:
+    def _made_elsewhere(self, name: str, prompts: Sequence[ComparisonPrompt], files: Mapping[str, Path]) -> dict[str, list[str]]:
         if name not in files and not self.adapters.models.at_terminal:
             raise StudioError("A file of this machine can't be named here.", "Upload the file, or use the command line.")
         return answers.read(files.get(name) or Path(name.removeprefix(FILE)).expanduser(), prompts)
 
     def _prompts(
-        self, given: Sequence[prompts.Prompt] | None, data: str | None, questions: str | None, held_out: str | None
-    ) -> tuple[list[prompts.Prompt], str | None]:
+        self,
+        given: Sequence[ComparisonPrompt | Mapping[str, JsonValue]] | None,
+        data: str | None,
+        questions: str | None,
+        held_out: str | None,
+    ) -> tuple[list[ComparisonPrompt], str | None]:
         if sum(source is not None for source in (given or None, data, questions, held_out)) > 1:
             raise StudioError("Prompts come from several places at once.", "Name one: prompts, data, questions, or held-out rows.")
         if data is not None:
@@ -107,15 +127,11 @@ class ComparisonService:
             return prompts.read(STATIC / "questions" / f"{questions}.jsonl"), None
         if held_out is not None:
             return self._held_out(held_out)
-        rows = [
-            row if "turns" in row and isinstance(row["turns"][0], list) else prompts.from_row(row, str(n))
-            for n, row in enumerate(given or [], 1)
-        ]
-        if not rows:
+        if not given:
             raise StudioError("No prompt is given.", "Type one, upload a file of prompts, or choose a dataset.")
-        return prompts.unique(rows), None
+        return prompts.from_rows(given), None
 
-    def _held_out(self, training: str) -> tuple[list[prompts.Prompt], str | None]:
+    def _held_out(self, training: str) -> tuple[list[ComparisonPrompt], str | None]:
         with self.db.read() as session:
             job = session.get(JobRow, training) or session.scalar(select(JobRow).where(JobRow.name == training))
             known = session.scalars(select(JobRow.name).where(JobRow.kind == "train")).all()
@@ -123,7 +139,7 @@ class ComparisonService:
             raise NotFoundError(f"There is no training {training!r}.", naming.suggest(training, known))
         return follow_up.held_out_prompts(RunDir(Path(job.run_dir)).eval, MOST_HELD_OUT)[0], job.dataset_id
 
-    def _name(self, session: Any, wanted: str | None) -> str:
+    def _name(self, session: Session, wanted: str | None) -> str:
         def taken(name: str) -> bool:
             return session.scalar(select(ComparisonRow.id).where(ComparisonRow.name == name)) is not None
 
@@ -131,55 +147,56 @@ class ComparisonService:
             return naming.unique("comparison", taken)
         return naming.claim(wanted, taken)
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> list[ComparisonSummary]:
         """Newest first, without answers."""
         with self.db.read() as session:
             rows = session.execute(
                 select(ComparisonRow, JobRow).outerjoin(JobRow, ComparisonRow.job_id == JobRow.id).order_by(ComparisonRow.created_at.desc())
             )
-            return [self._summary(comparison, job) for comparison, job in rows]
+            return [_summary(comparison, job) for comparison, job in rows]
 
-    def show(self, comparison_id: str) -> dict[str, Any]:
+    def show(self, comparison_id: str) -> Comparison:
         """The comparison with the answers so far and, where prompts have references, `scores` per contestant."""
         with self.db.read() as session:
             comparison = self.find(session, comparison_id)
-            job = session.get(JobRow, comparison.job_id) if comparison.job_id else None
             rows = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == comparison.id).order_by(AnswerRow.id)).all()
-            return {
-                **self._summary(comparison, job),
-                "prompts": comparison.prompts,
-                "answers": [_answer(row) for row in rows],
-                "scores": _scores(comparison, rows),
-            }
+            return Comparison(
+                **dict(_summary(comparison, job_of(session, comparison))),
+                prompts=comparison.prompts,
+                answers=[_answer(row) for row in rows],
+                scores=_scores(comparison, rows),
+            )
 
     def metrics(
-        self, comparison_id: str, *, perplexity: bool = False, schema: Mapping[str, Any] | None = None, pattern: str | None = None
-    ) -> dict[str, Any]:
-        """{"id", "contestants": {name: figures}} of the answers so far: every metric with its interval, length, seconds, tokens.
+        self, comparison_id: str, *, perplexity: bool = False, schema: Mapping[str, JsonValue] | None = None, pattern: str | None = None
+    ) -> ComparisonMetrics:
+        """Of the answers so far: every metric with its interval, length, seconds, tokens.
 
         `perplexity` adds what each model of this machine makes of the references; it loads them on the CPU. Raises StudioError.
         """
         with self.db.read() as session:
             row = self.find(session, comparison_id)
-            job = session.get(JobRow, row.job_id) if row.job_id else None
+            job = job_of(session, row)
             answered = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id)).all()
         found = measures.measure(self.settings, row, answered, schema=schema, pattern=pattern)
-        for contestant in job.config.get("contestants", []) if perplexity and job else []:
-            said = measures.perplexity(self.settings, row, contestant)
-            found.setdefault(contestant["name"], {})["perplexity"] = said["perplexity"] if said else None
-        return {"id": row.id, "name": row.name, "contestants": {name: found[name] for name in row.contestants if name in found}}
+        if perplexity and job:
+            for contestant in job.config.get("contestants", []):
+                measured = measures.perplexity(self.settings, row, contestant)
+                found.setdefault(contestant["name"], {})["perplexity"] = measured and measured["perplexity"]
+        figures = {name: AnswerFigures(**found[name]) for name in row.contestants if name in found}
+        return ComparisonMetrics(id=row.id, name=row.name, contestants=figures)
 
-    def delete(self, comparison_id: str) -> dict[str, Any]:
+    def delete(self, comparison_id: str) -> Deleted:
         """Delete the comparison and its answers. Refused while its job runs."""
         with self.db.write() as session:
             comparison = self.find(session, comparison_id)
-            job = session.get(JobRow, comparison.job_id) if comparison.job_id else None
-            if job and job.status in ("QUEUED", "RUNNING"):
+            job = job_of(session, comparison)
+            if job and job.status in PENDING:
                 raise StudioError(f"Comparison {comparison.name} is still being answered.", "Cancel its job first.")
             for table in (VerdictRow, JudgementRow, AnswerRow):
                 session.execute(delete(table).where(table.comparison_id == comparison.id))
             session.delete(comparison)
-            return {"id": comparison.id, "deleted": True}
+            return Deleted(id=comparison.id, name=comparison.name)
 
     def find(self, session: Session, comparison_id: str) -> ComparisonRow:
         """By ID or name. Raises NotFoundError with near names."""
@@ -191,55 +208,62 @@ class ComparisonService:
             raise NotFoundError(f"There is no comparison {comparison_id!r}.", naming.suggest(comparison_id, known))
         return found
 
-    def _summary(self, comparison: ComparisonRow, job: JobRow | None) -> dict[str, Any]:
-        return {
-            "id": comparison.id,
-            "name": comparison.name,
-            "base_model": comparison.base_model,
-            "contestants": comparison.contestants,
-            "params": comparison.params,
-            "data": comparison.dataset_id,
-            "prompt_count": len(comparison.prompts),
-            "job": comparison.job_id,
-            "training": job.config["training"] if job and job.kind == lifecycle.REPORT else None,  # whose report it is
-            "status": job.status if job else "SUCCEEDED",
-            "reason": job.reason if job else "",
-            "fix": job.fix if job else "",
-            "progress": {
-                "step": job.step if job else None,
-                "max_steps": job.max_steps if job else None,
-                "eta_s": job.eta_s if job else None,
-            },
-            "created_at": comparison.created_at,
-        }
+
+def job_of(session: Session, made: ComparisonRow | JudgementRow) -> JobRow | None:
+    """The job that fills a comparison or a judgement."""
+    return session.get(JobRow, made.job_id) if made.job_id else None
 
 
-def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: list[str]) -> AnswerRow:
-    error = "" if turns else "The file has no answer to this prompt."
-    text = turns[-1] if turns else ""
-    return AnswerRow(
-        comparison_id=comparison_id, prompt_id=prompt_id, contestant=contestant, text=text, turns=turns, seconds=0.0, error=error
+def state_of(job: JobRow | None) -> JobState:
+    """Where the job stands; what has no job any more is done."""
+    if job is None:
+        nothing = JobProgress(step=None, max_steps=None, eta_s=None)
+        return JobState(status=JobStatus.SUCCEEDED, reason="", fix="", progress=nothing)
+    progress = JobProgress(step=job.step, max_steps=job.max_steps, eta_s=job.eta_s)
+    return JobState(status=JobStatus(job.status), reason=job.reason, fix=job.fix, progress=progress)
+
+
+def _summary(comparison: ComparisonRow, job: JobRow | None) -> ComparisonSummary:
+    training = None
+    if job and job.kind == JobKind.REPORT:
+        training = job.config["training"]
+    return ComparisonSummary(
+        **dict(state_of(job)),
+        id=comparison.id,
+        name=comparison.name,
+        base_model=comparison.base_model,
+        contestants=comparison.contestants,
+        params=GenerationParams(**comparison.params),
+        data=comparison.dataset_id,
+        prompt_count=len(comparison.prompts),
+        job=comparison.job_id,
+        training=training,
+        created_at=comparison.created_at,
     )
 
 
-def _answer(answer: AnswerRow) -> dict[str, Any]:
-    return {
-        "prompt_id": answer.prompt_id,
-        "contestant": answer.contestant,
-        "text": answer.text,
-        "turns": answer.turns,
-        "seconds": answer.seconds,
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "error": answer.error,
-    }
+def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: Sequence[str]) -> AnswerRow:
+    """An answer that was made elsewhere; without turns there is none."""
+    return AnswerRow(
+        comparison_id=comparison_id,
+        prompt_id=prompt_id,
+        contestant=contestant,
+        text="".join(turns[-1:]),
+        turns=turns,
+        seconds=0.0,
+        error="" if turns else "The file has no answer to this prompt.",
+    )
 
 
-def _scores(comparison: ComparisonRow, answers: Sequence[AnswerRow]) -> dict[str, dict[str, Any]]:
+def _answer(answer: AnswerRow) -> ComparisonAnswer:
+    return ComparisonAnswer(**{name: getattr(answer, name) for name in ComparisonAnswer.model_fields})
+
+
+def _scores(comparison: ComparisonRow, answers: Sequence[AnswerRow]) -> dict[str, MatchScore]:
     """Exact match per contestant over the prompts that have a reference and an answer without error."""
     references = {prompt["id"]: prompt["reference"] for prompt in comparison.prompts if prompt.get("reference")}
     matches: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
         if answer.prompt_id in references and not answer.error:
             matches[answer.contestant].append(metrics.exact_match(answer.text, [references[answer.prompt_id]]))
-    return {name: {"exact_match": sum(hits) / len(hits), "n": len(hits)} for name, hits in matches.items()}
+    return {name: MatchScore(exact_match=sum(hits) / len(hits), n=len(hits)) for name, hits in matches.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import orjson
 from sqlalchemy import select
@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from studio.db.models import AnswerRow, ComparisonRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
-from studio.records import Dataset, DatasetKind
+from studio.evaluation.verdicts import SCORES
+from studio.records import ComparisonPrompt, Dataset, DatasetKind, LostPrompt, PreferenceSource, Winner
 from studio.services import naming
 from studio.services.comparisons import ComparisonService
 from studio.services.datasets import DatasetService
@@ -22,8 +23,27 @@ from studio.services.versions import Draft, Origin, VersionShelf
 from studio.settings import Settings
 from studio.types import Example, Message, Role
 
-Source = Literal["judge", "human", "both"]
 MIN_MARGIN = 0.5
+Texts = dict[tuple[str, str], str]  # (prompt, contestant) -> the answer
+
+
+@dataclass(frozen=True)
+class RaterScore:
+    """What one rater says of a pair: the score of a over its valid orders, and who won when which one was shown first."""
+
+    score: float
+    winners: Mapping[str, str]
+
+
+Decisions = dict[tuple[str, str, str], dict[str, RaterScore]]  # (prompt, a, b) -> rater -> score
+
+
+@dataclass(frozen=True)
+class DecidedPair:
+    """A row of the dataset, and where it comes from."""
+
+    example: Example
+    provenance: Mapping[str, object]
 
 
 class PreferenceService:
@@ -36,7 +56,12 @@ class PreferenceService:
         self._shelf = VersionShelf(settings, db)
 
     def make(
-        self, comparisons: Sequence[str], *, name: str | None = None, min_margin: float = MIN_MARGIN, source: Source = "both"
+        self,
+        comparisons: Sequence[str],
+        *,
+        name: str | None = None,
+        min_margin: float = MIN_MARGIN,
+        source: PreferenceSource = PreferenceSource.BOTH,
     ) -> Dataset:
         """A preference dataset of the pairs of `comparisons` that were decided by at least `min_margin`.
 
@@ -47,6 +72,7 @@ class PreferenceService:
             raise StudioError(f"A margin of {min_margin} is impossible.", "Give a number from 0 (any difference) to 1 (no doubt).")
         if not comparisons:
             raise StudioError("No comparison is named.", "Name one or more.")
+        source = PreferenceSource(source)
         self._shelf.claim(name)
         left_out: Counter[str] = Counter()
         with self.db.read() as session:
@@ -57,8 +83,8 @@ class PreferenceService:
             raise StudioError(f"No pair was decided clearly enough ({why}).", "Judge or vote more, or lower the margin.")
         return self._keep(found, pairs, name, {"min_margin": min_margin, "source": source, "left_out": dict(left_out)})
 
-    def worst(self, comparison: str, contestant: str, limit: int = 10) -> list[dict[str, Any]]:
-        """Prompts of one turn where `contestant` lost, the clearest first: `prompt_id`, `question`, `answer`, `better` (a proposal).
+    def worst(self, comparison: str, contestant: str, limit: int = 10) -> list[LostPrompt]:
+        """Prompts of one turn where `contestant` lost, the clearest first.
 
         The proposal is the reference where there is one, else the answer that won.
         """
@@ -66,20 +92,20 @@ class PreferenceService:
             row = self.comparisons.find(session, comparison)
             texts = _texts(session, row)
             lost: dict[str, tuple[float, str]] = {}
-            for (prompt_id, a, b), said in _decisions(session, row, "both").items():
-                score = sum(value for value, _ in said.values()) / len(said)
-                own = score if a == contestant else 1 - score
-                if contestant in (a, b) and own < 0.5:
-                    lost[prompt_id] = min(lost.get(prompt_id, (1.0, "")), (own, b if a == contestant else a))
+            for (prompt_id, a, b), said in _decisions(session, row, PreferenceSource.BOTH).items():
+                own = {a: _score(said), b: 1 - _score(said)}
+                if own.get(contestant, 0.5) < 0.5:
+                    winner = max(own, key=own.__getitem__)
+                    lost[prompt_id] = min(lost.get(prompt_id, (1.0, "")), (own[contestant], winner))
         prompts = {prompt["id"]: prompt for prompt in row.prompts if len(prompt["turns"]) == 1}
         ordered = sorted((score, prompt_id, winner) for prompt_id, (score, winner) in lost.items() if prompt_id in prompts)
         return [
-            {
-                "prompt_id": prompt_id,
-                "question": str(prompts[prompt_id]["turns"][0][-1]["content"]),
-                "answer": texts.get((prompt_id, contestant), ""),
-                "better": prompts[prompt_id].get("reference") or texts.get((prompt_id, winner), ""),
-            }
+            LostPrompt(
+                prompt_id=prompt_id,
+                question=prompts[prompt_id]["turns"][0][-1]["content"],
+                answer=texts.get((prompt_id, contestant), ""),
+                better=prompts[prompt_id].get("reference") or texts.get((prompt_id, winner), ""),
+            )
             for _, prompt_id, winner in ordered[:limit]
         ]
 
@@ -99,27 +125,29 @@ class PreferenceService:
         free = naming.unique(f"{row.name[:50]}-corrections", lambda wanted: wanted in taken)
         return self.datasets.add_text("\n".join(orjson.dumps(each).decode() for each in rows), name=name or free)
 
-    def _keep(self, rows: Sequence[ComparisonRow], pairs: Sequence[dict[str, Any]], name: str | None, how: dict[str, Any]) -> Dataset:
+    def _keep(self, rows: Sequence[ComparisonRow], pairs: Sequence[DecidedPair], name: str | None, how: Mapping[str, object]) -> Dataset:
         origin = Origin(DatasetKind.PREFERENCE, "preference", ", ".join(row.name for row in rows))
         provenance = {
             "made_by": "preferences",
             **how,
             "comparisons": [{"id": row.id, "name": row.name, "base_model": row.base_model, "sampling": row.params} for row in rows],
-            "rows": [pair["provenance"] for pair in pairs],
+            "rows": [pair.provenance for pair in pairs],
         }
         draft = Draft(origin=origin, provenance=provenance, name=name, default_name=f"{rows[0].name[:50]}-preferences")
         with self._shelf.drafting() as drafts:
             drafts.append(draft)
-            self._shelf.write(draft, (orjson.dumps(pair["example"].as_json()) + b"\n" for pair in pairs))
+            self._shelf.write(draft, (orjson.dumps(pair.example.as_json()) + b"\n" for pair in pairs))
             self._shelf.keep([draft])
         return self.datasets.show(draft.id)
 
 
-def _pairs(session: Session, row: ComparisonRow, min_margin: float, source: Source, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+def _pairs(
+    session: Session, row: ComparisonRow, min_margin: float, source: PreferenceSource, left_out: Counter[str]
+) -> Iterator[DecidedPair]:
     texts = _texts(session, row)
     prompts = {prompt["id"]: prompt for prompt in row.prompts}
     for (prompt_id, a, b), said in _decisions(session, row, source).items():
-        score = sum(value for value, _ in said.values()) / len(said)
+        score = _score(said)
         margin = abs(2 * score - 1)
         chosen, rejected = (a, b) if score > 0.5 else (b, a)
         reason = _reason_against(
@@ -128,28 +156,31 @@ def _pairs(session: Session, row: ComparisonRow, min_margin: float, source: Sour
         if reason:
             left_out[reason] += 1
             continue
-        yield {
-            "example": _example(prompts[prompt_id], texts[prompt_id, chosen], texts[prompt_id, rejected]),
-            "provenance": {
-                "comparison": row.id,
-                "prompt_id": prompt_id,
-                "chosen": chosen,
-                "rejected": rejected,
-                "margin": margin,
-                "decided_by": {
-                    rater: [{"first": first, "winner": winner} for first, winner in lines] for rater, (_, lines) in said.items()
-                },
+        provenance = {
+            "comparison": row.id,
+            "prompt_id": prompt_id,
+            "chosen": chosen,
+            "rejected": rejected,
+            "margin": margin,
+            "decided_by": {
+                rater: [{"first": first, "winner": winner} for first, winner in own.winners.items()] for rater, own in said.items()
             },
         }
+        yield DecidedPair(_example(prompts[prompt_id], texts[prompt_id, chosen], texts[prompt_id, rejected]), provenance)
 
 
-def _texts(session: Session, row: ComparisonRow) -> dict[tuple[str, str], str]:
+def _score(said: Mapping[str, RaterScore]) -> float:
+    """Of a, the mean over raters."""
+    return sum(own.score for own in said.values()) / len(said)
+
+
+def _texts(session: Session, row: ComparisonRow) -> Texts:
     answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == ""))
     return {(answer.prompt_id, answer.contestant): answer.text for answer in answers}
 
 
-def _decisions(session: Session, row: ComparisonRow, source: Source) -> dict[tuple[str, str, str], dict[str, tuple[float, list[Any]]]]:
-    """By (prompt, a, b): of each rater the score of a over its valid orders, and its lines. A judge must have shown both orders."""
+def _decisions(session: Session, row: ComparisonRow, source: PreferenceSource) -> Decisions:
+    """A judge must have shown both orders; a rater with an order that has no verdict says nothing."""
     counts = VerdictRow.judgement_id.is_(None) | (VerdictRow.judgement_id == newest_judgement(session, row))
     query = select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.is_probe.is_(False), counts).order_by(VerdictRow.id)
     lines: dict[tuple[str, str, str], dict[tuple[bool, str], dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
@@ -157,24 +188,27 @@ def _decisions(session: Session, row: ComparisonRow, source: Source) -> dict[tup
         a, b = sorted((verdict.a, verdict.b))
         is_person = verdict.judgement_id is None
         lines[verdict.prompt_id, a, b][is_person, verdict.rater][verdict.a] = verdict.winner
-    found: dict[tuple[str, str, str], dict[str, tuple[float, list[Any]]]] = {}
+    found: Decisions = {}
     for (prompt_id, a, b), raters in lines.items():
-        people = {key: said for key, said in raters.items() if key[0]}
-        judges = {key: said for key, said in raters.items() if not key[0] and len(said) == 2}
-        wanted = people if source == "human" else judges if source == "judge" else people or judges
-        scored = {rater: _scored(said, a) for (_, rater), said in wanted.items() if "invalid" not in said.values()}
+        people = {rater: winners for (is_person, rater), winners in raters.items() if is_person}
+        judges = {rater: winners for (is_person, rater), winners in raters.items() if not is_person and len(winners) == 2}
+        wanted = {
+            PreferenceSource.HUMAN: people,
+            PreferenceSource.JUDGE: judges,
+            PreferenceSource.BOTH: people or judges,
+        }[source]
+        scored = {rater: _scored(winners, a) for rater, winners in wanted.items() if Winner.INVALID not in winners.values()}
         if scored:
             found[prompt_id, a, b] = scored
     return found
 
 
-def _scored(said: Mapping[str, str], a: str) -> tuple[float, list[tuple[str, str]]]:
-    scores = {"a": 1.0, "b": 0.0, "tie": 0.5}
-    values = [scores[winner] if first == a else 1 - scores[winner] for first, winner in said.items()]
-    return sum(values) / len(values), list(said.items())
+def _scored(winners: Mapping[str, str], a: str) -> RaterScore:
+    values = [SCORES[winner] if first == a else 1 - SCORES[winner] for first, winner in winners.items()]
+    return RaterScore(sum(values) / len(values), dict(winners))
 
 
-def _reason_against(prompt: Any, chosen: str | None, rejected: str | None, margin: float, min_margin: float) -> str:
+def _reason_against(prompt: ComparisonPrompt | None, chosen: str | None, rejected: str | None, margin: float, min_margin: float) -> str:
     if prompt is None or chosen is None or rejected is None:
         return "without an answer"
     if len(prompt["turns"]) > 1:
@@ -183,11 +217,13 @@ def _reason_against(prompt: Any, chosen: str | None, rejected: str | None, margi
         return "undecided"
     if chosen.strip() == rejected.strip():
         return "with equal answers"
-    return "" if chosen.strip() else "won by an empty answer"
+    if not chosen.strip():
+        return "won by an empty answer"
+    return ""
 
 
-def _example(prompt: dict[str, Any], chosen: str, rejected: str) -> Example:
-    messages = [Message(**message) for message in prompt["turns"][0]]
+def _example(prompt: ComparisonPrompt, chosen: str, rejected: str) -> Example:
+    messages = [Message.model_validate(message) for message in prompt["turns"][0]]
     return Example(
         prompt=messages,
         chosen=[Message(role=Role.ASSISTANT, content=chosen)],

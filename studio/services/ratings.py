@@ -17,14 +17,21 @@ from studio.datasets.children import run_child
 from studio.db.models import AdapterRow, AnswerRow, ComparisonRow, JobRow, JudgementRow, MetricRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
-from studio.evaluation.verdicts import PERSON
+from studio.evaluation.verdicts import PERSON, SCORES
+from studio.records import Agreement, Ballot, BallotChoice, ContestantFacts, Leaderboard, Position, Vote, Winner
 from studio.services import naming
 from studio.services.comparisons import ComparisonService
 from studio.settings import Settings
 
-CHOICES = {"left": "a", "right": "b", "tie": "tie", "both-bad": "tie"}
+CHOICES = {
+    BallotChoice.LEFT: Winner.A,
+    BallotChoice.RIGHT: Winner.B,
+    BallotChoice.TIE: Winner.TIE,
+    BallotChoice.BOTH_BAD: Winner.TIE,
+}
 KEPT = 32  # figures kept in memory, by what they are made of
-Rows = list[dict[str, Any]]
+Line = tuple[str, str, str, str, str]  # the fields of a VerdictLine
+Texts = dict[tuple[str, str], str]  # (prompt, contestant) -> the answer
 
 
 class RatingService:
@@ -34,15 +41,12 @@ class RatingService:
         self.settings = settings
         self.db = db
         self.comparisons = comparisons
-        self._made: dict[str, dict[str, Any]] = {}
+        self._made: dict[str, Any] = {}
 
     # people
 
-    def ballot(self, comparison: str, voter: str) -> dict[str, Any]:
-        """Two answers without names in random order, of a pair that `voter` has not seen yet; `left` is None when there is none.
-
-        `ballot` goes back with the vote; it says nothing about who is who.
-        """
+    def ballot(self, comparison: str, voter: str) -> Ballot:
+        """Two answers without names in random order, of a pair that `voter` has not seen yet; `left` is None when there is none."""
         person = _voter(voter)
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
@@ -52,22 +56,23 @@ class RatingService:
             for vote in session.scalars(select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.judgement_id.is_(None))):
                 voted[vote.prompt_id, frozenset((vote.a, vote.b))] += 1
         pairs = [pair for pair in _pairs(row, answers) if (pair[0], frozenset(pair[1:])) not in seen]
-        total = len(seen) + len(pairs)
+        counts = {"voted": len(seen), "total": len(seen) + len(pairs)}
         if not pairs:
-            return {"comparison": row.id, "ballot": "", "prompt": None, "left": None, "right": None, "voted": len(seen), "total": total}
+            return Ballot(comparison=row.id, ballot="", prompt=None, left=None, right=None, **counts)
         fewest = min(voted[pair[0], frozenset(pair[1:])] for pair in pairs)
         prompt_id, *names = random.choice([pair for pair in pairs if voted[pair[0], frozenset(pair[1:])] == fewest])
         random.shuffle(names)
         prompt = next(prompt for prompt in row.prompts if prompt["id"] == prompt_id)
         left, right = (answers[prompt_id, name] for name in names)
-        ballot = _sealed(row, person, prompt_id, *names)
-        return {"comparison": row.id, "ballot": ballot, "prompt": prompt, "left": left, "right": right, "voted": len(seen), "total": total}
+        sealed = _sealed(row, person, prompt_id, *names)
+        return Ballot(comparison=row.id, ballot=sealed, prompt=prompt, left=left, right=right, **counts)
 
-    def vote(self, comparison: str, voter: str, ballot: str, choice: str) -> dict[str, Any]:
+    def vote(self, comparison: str, voter: str, ballot: str, choice: str) -> Vote:
         """Keep a vote: left, right, tie or both-bad. Tells who was who; a second vote on the same pair replaces the first."""
         person = _voter(voter)
         if choice not in CHOICES:
             raise StudioError(f"{choice!r} can't be voted.", f"Vote {', '.join(CHOICES)}.")
+        clicked = BallotChoice(choice)
         with self.db.write() as session:
             row = self.comparisons.find(session, comparison)
             opened = next((case for case in _orders(row) if _sealed(row, person, *case) == ballot), None)
@@ -77,17 +82,25 @@ class RatingService:
             for earlier in session.scalars(_votes_of(row, person).where(VerdictRow.prompt_id == prompt_id)):
                 if {earlier.a, earlier.b} == {left, right}:
                     session.delete(earlier)
-            vote = VerdictRow(
-                comparison_id=row.id, rater=person, prompt_id=prompt_id, a=left, b=right, winner=CHOICES[choice], reply=choice
+            vote = Vote(prompt_id=prompt_id, left=left, right=right, choice=clicked, winner=CHOICES[clicked])
+            session.add(
+                VerdictRow(
+                    comparison_id=row.id,
+                    rater=person,
+                    prompt_id=prompt_id,
+                    a=left,
+                    b=right,
+                    winner=vote.winner.value,
+                    reply=vote.choice.value,
+                )
             )
-            session.add(vote)
-            return {"prompt_id": prompt_id, "left": left, "right": right, "choice": choice, "winner": CHOICES[choice]}
+            return vote
 
     # figures
 
     def leaderboard(
         self, comparisons: Sequence[str] = (), *, human_only: bool = False, with_facts: bool = False, data: str | None = None
-    ) -> dict[str, Any]:
+    ) -> Leaderboard:
         """Ratings over `comparisons` (all, when none is named; with `data`, those on its rows); the newest judgement of each, and votes.
 
         `with_facts` adds what is known of each contestant: exact match, size, seconds per answer, training run.
@@ -99,24 +112,29 @@ class RatingService:
                 rows = [row for row in rows if row.dataset_id == wanted]
             is_mixed = len({row.base_model for row in rows}) > 1
             lines = [line for row in rows for line in _lines(session, row, human_only, is_mixed=is_mixed)]
-            facts = self._facts(session, rows, is_mixed) if with_facts else {}
-        found = self._figures({"do": "leaderboard", "verdicts": sorted(lines)})
-        contestants = [{**row, **facts.get(row["name"], {})} for row in found["contestants"]]
-        return {**found, "contestants": contestants, "comparisons": [row.id for row in rows]}
+            facts: dict[str, ContestantFacts] = {}
+            if with_facts:
+                facts = self._facts(session, rows, is_mixed)
+        asked = [row.id for row in rows]
+        if not lines:
+            nothing = Position(first_win_rate=None, swap_consistency=None)
+            return Leaderboard(contestants=[], position=nothing, pairs=[], missing_orders=0, invalid=0, warnings=[], comparisons=asked)
+        found = Leaderboard(**self._figures("leaderboard", sorted(lines)), comparisons=asked)
+        rated = [row.model_copy(update=dict(facts.get(row.name, ()))) for row in found.contestants]
+        return found.model_copy(update={"contestants": rated})
 
-    def agreement(self, comparison: str) -> dict[str, Any]:
+    def agreement(self, comparison: str) -> Agreement:
         """Kappa between each two raters of one comparison, people and judges, over the pairs both looked at. Orders are averaged first."""
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
             lines = _per_pair(_lines(session, row, human_only=False, is_mixed=False, every_judge=True))
-        return self._figures({"do": "agreement", "verdicts": sorted(lines, key=lambda line: (line[4], line))})
+        if not lines:
+            return Agreement(pairs=[], majority={})
+        return Agreement(**self._figures("agreement", sorted(lines, key=lambda line: (line[4], line))))
 
-    def _figures(self, options: dict[str, Any]) -> dict[str, Any]:
-        if not options["verdicts"] and options["do"] == "leaderboard":
-            position = {"first_win_rate": None, "swap_consistency": None}
-            return {"contestants": [], "position": position, "pairs": [], "missing_orders": 0, "invalid": 0, "warnings": []}
-        if not options["verdicts"]:
-            return {"pairs": [], "majority": {}}
+    def _figures(self, what: str, lines: Sequence[Line]) -> Any:
+        """What a child process makes of the lines, or has made of the same ones before."""
+        options = {"do": what, "verdicts": lines}
         key = hashlib.sha256(orjson.dumps(options)).hexdigest()
         if key not in self._made:
             if len(self._made) >= KEPT:
@@ -124,28 +142,38 @@ class RatingService:
             self._made[key] = run_child("studio.evaluation", options, self.settings.cache)
         return self._made[key]
 
-    def _facts(self, session: Session, rows: Sequence[ComparisonRow], is_mixed: bool) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+    def _facts(self, session: Session, rows: Sequence[ComparisonRow], is_mixed: bool) -> dict[str, ContestantFacts]:
+        found: dict[str, ContestantFacts] = {}
         for row in rows:
-            scores = self.comparisons.show(row.id)["scores"]
+            scores = self.comparisons.show(row.id).scores
             answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == "")).all()
             for name in row.contestants:
                 own = [answer for answer in answers if answer.contestant == name]
-                seconds = sum(answer.seconds for answer in own) / len(own) if own else None
-                tokens = sum(answer.completion_tokens for answer in own) / len(own) if own else None
-                adapter = session.scalar(select(AdapterRow).where(AdapterRow.name == name.rpartition(":")[2]))
-                training = session.get(JobRow, adapter.job_id) if adapter and adapter.job_id else None
-                found[_whole(name, row) if is_mixed else name] = {
-                    "exact_match": scores.get(name, {}).get("exact_match"),
-                    "seconds_per_answer": seconds,
-                    "tokens_per_answer": tokens,
-                    "bytes": adapter.bytes if adapter else None,
-                    "job": training.id if training else None,
-                    "training": training.name if training else None,
-                    "training_seconds": _seconds(training) if training else None,
-                    "eval_loss": _eval_loss(session, adapter),
-                }
+                score = scores[name].exact_match if name in scores else None
+                found[_name_among(name, row, is_mixed)] = ContestantFacts(
+                    exact_match=score,
+                    seconds_per_answer=_mean([answer.seconds for answer in own]),
+                    tokens_per_answer=_mean([answer.completion_tokens for answer in own]),
+                    **_of_adapter(session, name.rpartition(":")[2]),
+                )
         return found
+
+
+def _of_adapter(session: Session, name: str) -> dict[str, Any]:
+    """The facts of a contestant that has an adapter of this studio, and of its training."""
+    adapter = session.scalar(select(AdapterRow).where(AdapterRow.name == name))
+    if adapter is None:
+        return {}
+    facts: dict[str, Any] = {"bytes": adapter.bytes}
+    training = adapter.job_id and session.get(JobRow, adapter.job_id)
+    if training:
+        facts |= {"job": training.id, "training": training.name, "training_seconds": _seconds(training)}
+        facts["eval_loss"] = _eval_loss(session, training.id)
+    return facts
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _voter(name: str) -> str:
@@ -158,12 +186,12 @@ def _votes_of(row: ComparisonRow, person: str) -> Any:
     return select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.judgement_id.is_(None), VerdictRow.rater == person)
 
 
-def _texts(session: Session, row: ComparisonRow) -> dict[tuple[str, str], str]:
+def _texts(session: Session, row: ComparisonRow) -> Texts:
     answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == ""))
     return {(answer.prompt_id, answer.contestant): "\n\n".join(answer.turns or [answer.text]) for answer in answers}
 
 
-def _pairs(row: ComparisonRow, answers: dict[tuple[str, str], str]) -> list[tuple[str, str, str]]:
+def _pairs(row: ComparisonRow, answers: Texts) -> list[tuple[str, str, str]]:
     """(prompt, one, other) of all pairs with two different answers; equal ones would waste a person's time."""
     cases = [(prompt["id"], one, other) for prompt in row.prompts for one, other in combinations(row.contestants, 2)]
     found = [(answers.get((p, one)), answers.get((p, other))) for p, one, other in cases]
@@ -182,9 +210,7 @@ def _sealed(row: ComparisonRow, person: str, prompt_id: str, left: str, right: s
     return hashlib.sha256(orjson.dumps([row.id, row.created_at, person, prompt_id, left, right])).hexdigest()[:32]
 
 
-def _lines(
-    session: Session, row: ComparisonRow, human_only: bool, *, is_mixed: bool, every_judge: bool = False
-) -> list[tuple[str, str, str, str, str]]:
+def _lines(session: Session, row: ComparisonRow, human_only: bool, *, is_mixed: bool, every_judge: bool = False) -> list[Line]:
     """Verdict lines of a comparison, prompts named apart from those of others, contestants by whole names where bases are mixed."""
     newest = newest_judgement(session, row)
     query = select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.is_probe.is_(False)).order_by(VerdictRow.id)
@@ -194,7 +220,7 @@ def _lines(
         query = query.where(VerdictRow.judgement_id.is_(None) | (VerdictRow.judgement_id == newest))
     found = {}
     for verdict in session.scalars(query):  # of one judge only its last word
-        a, b = (_whole(name, row) if is_mixed else name for name in (verdict.a, verdict.b))
+        a, b = (_name_among(name, row, is_mixed) for name in (verdict.a, verdict.b))
         found[verdict.prompt_id, a, b, verdict.rater] = verdict.winner
     return [(f"{row.id}:{prompt_id}", a, b, winner, rater) for (prompt_id, a, b, rater), winner in found.items()]
 
@@ -211,33 +237,44 @@ def newest_judgement(session: Session, row: ComparisonRow) -> str | None:
     return next((judgement.id for judgement in [*able, *found]), None)
 
 
-def _whole(name: str, row: ComparisonRow) -> str:
-    if name == "base":
-        return row.base_model
-    return name if ":" in name or "#" in name or name == row.base_model else f"{row.base_model}:{name}"
+def _name_among(name: str, row: ComparisonRow, is_mixed: bool) -> str:
+    """A contestant's name on a leaderboard: whole, so with its base, where comparisons of several bases are rated together."""
+    if not is_mixed or ":" in name or "#" in name or name == row.base_model:
+        return name
+    return row.base_model if name == "base" else f"{row.base_model}:{name}"
 
 
-def _per_pair(lines: Iterable[tuple[str, str, str, str, str]]) -> list[tuple[str, str, str, str, str]]:
+def _per_pair(lines: Iterable[Line]) -> list[Line]:
     """One line per rater and pair: what both orders agree on, else a tie; names in alphabetical order."""
     scores: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for prompt_id, a, b, winner, rater in lines:
-        if winner != "invalid":
-            score = {"a": 1.0, "b": 0.0}.get(winner, 0.5)
+        if winner in SCORES:
             one, other = sorted((a, b))
-            scores[prompt_id, one, other, rater].append(score if one == a else 1 - score)
+            score = SCORES[winner]
+            if one != a:
+                score = 1 - score
+            scores[prompt_id, one, other, rater].append(score)
     means = {key: sum(values) / len(values) for key, values in scores.items()}
-    return [(p, a, b, "a" if mean > 0.5 else "b" if mean < 0.5 else "tie", rater) for (p, a, b, rater), mean in means.items()]
+    return [(prompt_id, a, b, _winner(mean), rater) for (prompt_id, a, b, rater), mean in means.items()]
+
+
+def _winner(score: float) -> Winner:
+    if score == 0.5:
+        return Winner.TIE
+    return Winner.A if score > 0.5 else Winner.B
 
 
 def _seconds(job: JobRow) -> float | None:
-    return job.ended_at - job.started_at if job.ended_at and job.started_at else None
-
-
-def _eval_loss(session: Session, adapter: AdapterRow | None) -> float | None:
-    """On the held-out rows of its own training; e to its power is the perplexity."""
-    if adapter is None or not adapter.job_id:
+    if not job.ended_at or not job.started_at:
         return None
-    last = session.scalar(
-        select(MetricRow).where(MetricRow.job_id == adapter.job_id, MetricRow.kind == "eval").order_by(MetricRow.step.desc()).limit(1)
-    )
-    return None if last is None else last.values.get("eval_loss", last.values.get("loss"))
+    return job.ended_at - job.started_at
+
+
+def _eval_loss(session: Session, job_id: str) -> float | None:
+    """On the held-out rows of its own training; e to its power is the perplexity."""
+    newest = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.kind == "eval").order_by(MetricRow.step.desc()).limit(1)
+    last = session.scalar(newest)
+    if last is None:
+        return None
+    loss: float | None = last.values.get("eval_loss", last.values.get("loss"))
+    return loss

@@ -55,7 +55,7 @@ def judges(studio: Studio) -> list[Choice]:
 def update(offered: list[Choice], chosen: str | None) -> Any:
     """Offer `offered`; keep what was chosen where it is still there, else take the first."""
     values = [value for _, value in offered]
-    return gr.Dropdown(choices=offered, value=chosen if chosen in values else values[0] if values else None)
+    return gr.Dropdown(choices=offered, value=next((value for value in (chosen, *values) if value in values), None))
 
 
 def is_toy(contestant: str) -> bool:

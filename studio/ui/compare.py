@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import ENDED, Comparison, ComparisonAnswer, ComparisonPrompt, ComparisonSummary, MatchScore
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.compare_board import BoardPart
@@ -121,7 +122,7 @@ class CompareTab:
         datasets = [("none", ""), *choices.datasets(self._studio), *self._published()]
         models = choices.base_models(self._studio)
         names = [name for _, name in models]
-        base = base_model if base_model in names else names[0] if names else None
+        base = next((name for name in (base_model, *names) if name in names), None)
         offered = self.offer(base, chosen)
         return {
             self.data: choices.update(datasets, data),
@@ -133,11 +134,13 @@ class CompareTab:
         """Held-out rows of trainings, newest first, and questions that ship; their values say what they are."""
         trainings = [job for job in self._studio.jobs.list("SUCCEEDED") if job["kind"] == "train"][:OFFERED_TRAININGS]
         held_out = [(f"rows that {job['name']} held out", f"{HELD_OUT}{job['id']}") for job in trainings]
-        return [*held_out, *((row["title"], f"{QUESTIONS}{row['name']}") for row in self._studio.comparisons.questions())]
+        return [*held_out, *((row.title, f"{QUESTIONS}{row.name}") for row in self._studio.comparisons.questions())]
 
     def offer(self, base_model: str | None, chosen: list[str] | None) -> Any:
         """The base and its adapters, newest first; at first the base and the newest are chosen."""
-        offered = [(f"{base_model} alone", BASE), *choices.adapters(self._studio, base_model)] if base_model else []
+        offered: list[choices.Choice] = []
+        if base_model:
+            offered = [(f"{base_model} alone", BASE), *choices.adapters(self._studio, base_model)]
         values = [value for _, value in offered]
         kept = [name for name in chosen or [] if name in values]
         return gr.CheckboxGroup(choices=offered, value=kept or values[:2])
@@ -151,7 +154,9 @@ class CompareTab:
         return str(event._data["id"])
 
     def tick(self, tab: str, comparison_id: str, first: int, shown: str) -> Any:
-        return self.look(comparison_id, first, shown) if tab == "compare" else gr.skip()
+        if tab != "compare":
+            return gr.skip()
+        return self.look(comparison_id, first, shown)
 
     def look_anew(self, comparison_id: str) -> dict[Any, Any]:
         return {self._first: 0, **self.look(comparison_id, 0, "")}
@@ -159,26 +164,26 @@ class CompareTab:
     def look(self, comparison_id: str, first: int, shown: str) -> Any:
         """Show the rows as they are now; nothing is sent when nothing moved."""
         rows = self._studio.comparisons.list()
-        chosen = next((row for row in rows if comparison_id in (row["id"], row["name"])), rows[0] if rows else None)
-        now = stamp(first, chosen and chosen["id"], [(row["id"], row["status"], row["progress"]["step"]) for row in rows])
+        chosen = next((row for row in rows if comparison_id in (row.id, row.name)), next(iter(rows), None))
+        now = stamp(first, chosen and chosen.id, [(row.id, row.status, row.progress.step) for row in rows])
         if now == shown:
             return gr.skip()
-        live = any(row["status"] not in words.FINAL for row in rows)
+        live = any(row.status not in ENDED for row in rows)
         return {
-            self._page.place.comparison: chosen["id"] if chosen else "",
+            self._page.place.comparison: chosen.id if chosen else "",
             self.list: _list(rows, chosen),
             **self._show(chosen, first),
             self._stamp: now,
             self._timer: gr.Timer(LIVE_S if live else IDLE_S),
         }
 
-    def _show(self, chosen: dict[str, Any] | None, first: int) -> dict[Any, Any]:
+    def _show(self, chosen: ComparisonSummary | None, first: int) -> dict[Any, Any]:
         if chosen is None:
             nothing = pieces.empty("Ask one thing, and see the base and your adapters answer side by side.", "Suggest a prompt", "suggest")
             return {self.answers: nothing, self.pager: gr.Row(visible=False), self.next: gr.Button(visible=False)}
-        comparison = self._studio.comparisons.show(chosen["id"])
-        many = len(comparison["prompts"]) > PAGE_ROWS
-        ended = comparison["status"] in words.FINAL
+        comparison = self._studio.comparisons.show(chosen.id)
+        many = len(comparison.prompts) > PAGE_ROWS
+        ended = comparison.status in ENDED
         return {
             self.answers: pieces.piece("comparison", **answers(comparison, first)),
             self.pager: gr.Row(visible=many),
@@ -187,7 +192,7 @@ class CompareTab:
 
     def _turning(self, step: int) -> Any:
         def turn(comparison_id: str, first: int) -> dict[Any, Any]:
-            total = self._studio.comparisons.show(comparison_id)["prompt_count"]
+            total = self._studio.comparisons.show(comparison_id).prompt_count
             begin = min(max(0, first + step), max(0, (total - 1) // PAGE_ROWS * PAGE_ROWS))
             return {self._first: begin, **self.look(comparison_id, begin, "")}
 
@@ -218,13 +223,15 @@ class CompareTab:
         created = self._studio.comparisons.create(
             **source, base_model=base_model, contestants=everybody, name=name.strip() or None, params=params, files=files
         )
-        return {self.name: "", self._first: 0, **self.look(created["id"], 0, "")}
+        return {self.name: "", self._first: 0, **self.look(created.id, 0, "")}
 
     def _prompts(self, prompt: str, file: str | None, data: str | None) -> dict[str, Any]:
         """Exactly one source of prompts; to guess between several would compare something nobody asked for."""
         given = [name for name, value in (("a typed prompt", prompt.strip()), ("a file", file), ("a dataset", data)) if value]
         if len(given) != 1:
-            what = "No prompt is given." if not given else f"{' and '.join(given)} are given at once.".capitalize()
+            what = f"{' and '.join(given)} are given at once.".capitalize()
+            if not given:
+                what = "No prompt is given."
             raise StudioError(what, "Type one prompt, or upload a file, or choose a dataset: one of the three.")
         if file:
             return {"prompts": self._studio.comparisons.read_prompts(Path(file))}
@@ -232,72 +239,77 @@ class CompareTab:
             return {"prompts": [{"prompt": prompt.strip()}]}
         if data.startswith(HELD_OUT):
             return {"held_out": data.removeprefix(HELD_OUT)}
-        return {"questions": data.removeprefix(QUESTIONS)} if data.startswith(QUESTIONS) else {"data": data}
+        if data.startswith(QUESTIONS):
+            return {"questions": data.removeprefix(QUESTIONS)}
+        return {"data": data}
 
 
-def _list(rows: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
+def _list(rows: list[ComparisonSummary], chosen: ComparisonSummary | None) -> str:
     if not rows:
         return ""
-    listed = [{**row, "facts": _facts(row)} for row in rows]
-    return pieces.piece("comparisons", comparisons=listed, selected=chosen and chosen["id"])
+    listed = [{"id": row.id, "name": row.name, "facts": _facts(row)} for row in rows]
+    return pieces.piece("comparisons", comparisons=listed, selected=chosen and chosen.id)
 
 
-def _facts(row: dict[str, Any]) -> str:
-    who = words.count(len(row["contestants"]), "contestant")
-    report = "report after training · " if row["training"] else ""
-    asked, when = words.count(row["prompt_count"], "prompt"), words.ago(row["created_at"])
-    return f"{report}{asked} · {who} · {words.STATUS_WORDS[row['status']]} · {when}"
+def _facts(row: ComparisonSummary) -> str:
+    facts = [
+        "report after training" if row.training else "",
+        words.count(row.prompt_count, "prompt"),
+        words.count(len(row.contestants), "contestant"),
+        words.STATUS_WORDS[row.status],
+        words.ago(row.created_at),
+    ]
+    return " · ".join(fact for fact in facts if fact)
 
 
-def answers(comparison: dict[str, Any], first: int) -> dict[str, Any]:
+def answers(comparison: Comparison, first: int) -> dict[str, Any]:
     """Data of templates/comparison.html: prompts from number `first` on, each with one cell per contestant."""
-    cells = {(answer["prompt_id"], answer["contestant"]): answer for answer in comparison["answers"]}
-    names = comparison["contestants"]
-    prompts = comparison["prompts"]
-    total = len(prompts) * len(names)
+    cells = {(answer.prompt_id, answer.contestant): answer for answer in comparison.answers}
+    names, scores = comparison.contestants, comparison.scores
+    total = len(comparison.prompts) * len(names)
     rows = [
         {
-            "prompt": _text(prompt),
+            "prompt": asked(prompt),
             "reference": prompt.get("reference"),
             "answers": [_cell(name, cells.get((prompt["id"], name)), prompt.get("reference"), comparison) for name in names],
         }
-        for prompt in prompts[first : first + PAGE_ROWS]
+        for prompt in comparison.prompts[first : first + PAGE_ROWS]
     ]
     return {
-        "name": comparison["name"],
-        "state": comparison["status"],
-        "reason": comparison["reason"],
-        "fix": comparison["fix"],
-        "part": len(cells) / total if total else 0.0,
+        "name": comparison.name,
+        "state": comparison.status,
+        "reason": comparison.reason,
+        "fix": comparison.fix,
+        "part": len(cells) / max(1, total),
         "progress": f"{len(cells)} of {words.count(total, 'answer')}",
-        "scores": [_score(_called(name, comparison), comparison["scores"][name]) for name in names if name in comparison["scores"]],
+        "scores": [{"contestant": _called(name, comparison), "text": _score(scores[name])} for name in names if name in scores],
         "first": first + 1,
         "rows": rows,
     }
 
 
-def _called(name: str, comparison: dict[str, Any]) -> str:
+def _called(name: str, comparison: Comparison) -> str:
     """What people call a contestant: the base by its own name."""
-    return str(comparison["base_model"]) if name == BASE else name
+    return comparison.base_model if name == BASE else name
 
 
-def _cell(name: str, answer: dict[str, Any] | None, reference: str | None, comparison: dict[str, Any]) -> dict[str, Any]:
-    toy = choices.is_toy(comparison["base_model"]) and "#" not in name and not name.startswith("file:")
+def _cell(name: str, answer: ComparisonAnswer | None, reference: str | None, comparison: Comparison) -> dict[str, Any]:
+    toy = choices.is_toy(comparison.base_model) and "#" not in name and not name.startswith("file:")
     shown = {"contestant": _called(name, comparison), "toy": toy, "text": None, "error": "", "match": None, "seconds": None}
     if answer is None:
         return shown
-    match = answer["text"].strip() == reference.strip() if reference and not answer["error"] else None
-    return {**shown, "text": answer["text"], "error": answer["error"], "match": match, "seconds": answer["seconds"]}
+    if reference and not answer.error:
+        shown["match"] = answer.text.strip() == reference.strip()
+    return {**shown, "text": answer.text, "error": answer.error, "seconds": answer.seconds}
 
 
-def _score(name: str, score: dict[str, Any]) -> dict[str, Any]:
-    interval = f" ({words.share(score['ci95'][0])} to {words.share(score['ci95'][1])})" if score.get("ci95") else ""
-    return {"contestant": name, "text": f"{words.share(score['exact_match'])}{interval} of {words.count(score['n'], 'prompt')}"}
+def _score(score: MatchScore) -> str:
+    return f"{words.share(score.exact_match)} of {words.count(score.n, 'prompt')}"
 
 
-def _text(prompt: dict[str, Any]) -> str:
+def asked(prompt: ComparisonPrompt) -> str:
     """What was asked, every turn of it."""
-    said = [turn for messages in prompt["turns"] for turn in messages]
+    said = [message for turn in prompt["turns"] for message in turn]
     if len(said) == 1:
-        return str(said[0]["content"])
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)
+        return said[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in said)

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import ContestantPair, Leaderboard, RaterPair, Rating
 from studio.services import Studio
 from studio.ui import measured, pieces, words
 from studio.ui.handlers import busy, tells
@@ -75,14 +76,17 @@ class BoardPart:
     def show(self, comparison: str, scope: str, human_only: bool) -> dict[Any, Any]:
         if not comparison:
             raise StudioError("There is nothing to rate yet.", "Compare first, then judge or vote.")
-        chosen = [comparison] if scope == HERE else []
-        data = self._studio.comparisons.show(comparison)["data"] if scope == ON_DATA else None
-        if scope == ON_DATA and not data:
-            raise StudioError("This comparison asked no dataset.", f"Choose {HERE} or {EVERYWHERE}.")
+        chosen, data = [], None
+        if scope == HERE:
+            chosen = [comparison]
+        elif scope == ON_DATA:
+            data = self._studio.comparisons.show(comparison).data
+            if not data:
+                raise StudioError("This comparison asked no dataset.", f"Choose {HERE} or {EVERYWHERE}.")
         found = self._studio.ratings.leaderboard(chosen, human_only=human_only, with_facts=True, data=data)
-        raters = self._studio.ratings.agreement(comparison)["pairs"]
-        figures = self._studio.comparisons.metrics(comparison)["contestants"]
-        table = measured.measures(figures, [_short(name) for name in figures])
+        raters = self._studio.ratings.agreement(comparison).pairs
+        figures = self._studio.comparisons.metrics(comparison).contestants
+        table = measured.measures(figures, [words.short(name) for name in figures])
         return {self.board: pieces.piece("board", **_board(found), raters=[_raters(row) for row in raters], **table)}
 
     def make_preferences(self, comparison: str, source: Any, margin: float, name: str) -> dict[Any, Any]:
@@ -94,43 +98,44 @@ class BoardPart:
         return {self.made_notice: pieces.said(said), self.made: made.id, self.train: gr.Button(visible=True), self.name: ""}
 
 
-def _board(found: dict[str, Any]) -> dict[str, Any]:
-    place = found["position"]
+def _board(found: Leaderboard) -> dict[str, Any]:
+    pairs: list[str] = []
+    if len(found.contestants) > 2:  # of two the table says it
+        pairs = [_pair(row) for row in found.pairs]
     return {
-        "rows": [_row(row) for row in found["contestants"]],
-        "warnings": found["warnings"],
-        "pairs": [_pair(row) for row in found["pairs"]] if len(found["contestants"]) > 2 else [],
-        "first": words.share(place["first_win_rate"]),
-        "swap": words.share(place["swap_consistency"]),
+        "rows": [_row(row) for row in found.contestants],
+        "warnings": found.warnings,
+        "pairs": pairs,
+        "first": words.share(found.position.first_win_rate),
+        "swap": words.share(found.position.swap_consistency),
     }
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    low, high = row["ci95"]
-    rating = row["bradley_terry_ci95"]
+def _row(row: Rating) -> dict[str, Any]:
+    rating, training = f"{row.bradley_terry:.0f}", "–"
+    if row.bradley_terry_ci95:
+        low, high = row.bradley_terry_ci95
+        rating += f" ({low:.0f} to {high:.0f})"
+    if row.training_seconds:
+        training = f"{row.training}, {words.duration(row.training_seconds)}"
     return {
-        "name": _short(row["name"]),
-        "rating": f"{row['bradley_terry']:.0f}" + (f" ({rating[0]:.0f} to {rating[1]:.0f})" if rating else ""),
-        "elo": f"{row['elo']:.0f}",
-        "win_rate": f"{words.share(row['win_rate'])} ({words.share(low)} to {words.share(high)})",
-        "games": row["games"],
-        "match": words.share(row.get("exact_match")) or "–",
-        "size": words.size(row["bytes"]) if row.get("bytes") else "–",
-        "seconds": words.duration(row["seconds_per_answer"]) if row.get("seconds_per_answer") else "–",
-        "training": f"{row['training']}, {words.duration(row['training_seconds'])}" if row.get("training_seconds") else "–",
+        "name": words.short(row.name),
+        "rating": rating,
+        "elo": f"{row.elo:.0f}",
+        "win_rate": words.share_with_interval(row.win_rate, row.ci95),
+        "games": row.games,
+        "match": words.share(row.exact_match) or "–",
+        "size": words.size(row.bytes) if row.bytes else "–",
+        "seconds": words.duration(row.seconds_per_answer) or "–",
+        "training": training,
     }
 
 
-def _short(name: str) -> str:
-    """A file or a URL by its last part."""
-    return name.rpartition("/")[2] if name.startswith(("file:", "http")) else name
+def _pair(row: ContestantPair) -> str:
+    verdict = "differ" if row.differs else "can't be told apart"
+    return f"{row.a} and {row.b} {verdict} (p {row.p_corrected:.3f} after correction, {row.games} games)"
 
 
-def _pair(row: dict[str, Any]) -> str:
-    verdict = "differ" if row["differs"] else "can't be told apart"
-    return f"{row['a']} and {row['b']} {verdict} (p {row['p_corrected']:.3f} after correction, {row['games']} games)"
-
-
-def _raters(row: dict[str, Any]) -> dict[str, Any]:
-    kappa = "–" if row["kappa"] is None else f"{row['kappa']:.2f}"
-    return {"one": row["a"], "other": row["b"], "kappa": kappa, "agreement": words.share(row["agreement"]) or "–", "n": row["n"]}
+def _raters(row: RaterPair) -> dict[str, Any]:
+    kappa = "–" if row.kappa is None else f"{row.kappa:.2f}"
+    return {"one": row.a, "other": row.b, "kappa": kappa, "agreement": words.share(row.agreement) or "–", "n": row.n}

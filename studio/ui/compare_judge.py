@@ -5,11 +5,13 @@ Knows nothing of how judges are asked: it starts a judgement and shows its rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import Judgement, Verdict
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, steady, tells
@@ -35,7 +37,7 @@ class JudgePart:
             )
             with gr.Accordion("How a model is asked", open=False):
                 self.template = gr.Dropdown(
-                    [("the usual for this model", AUTOMATIC), *((row["title"], row["name"]) for row in studio.judging.templates())],
+                    [("the usual for this model", AUTOMATIC), *((row.title, row.name) for row in studio.judging.templates())],
                     value=AUTOMATIC,
                     label="Question",
                     info="Every pair is asked in both orders.",
@@ -66,108 +68,115 @@ class JudgePart:
             event(steady(self.look), inputs=[place.comparison, self._stamp], outputs=self._shown, **QUIET)
         timer.tick(steady(self.tick), inputs=[place.tab, place.comparison, self._stamp], outputs=self._shown, **QUIET)
         for change in (self.judge.change, self.template.change, place.comparison.change):
-            change(steady(self.foretell), inputs=[place.comparison, self.judge, self.template], outputs=[self.estimate], **QUIET)
+            change(steady(self.estimate_shown), inputs=[place.comparison, self.judge, self.template], outputs=[self.estimate], **QUIET)
         asked = [place.comparison, self.judge, self.template, self.criteria, self.budget]
         self.start.click(tells(self.notice)(self.run), inputs=asked, outputs=[self.notice, *self._shown], **QUIET)
 
     def enter(self, judge: str | None) -> Any:
-        models = self._studio.chat.available()
         offered = [
             ("The references, by rule (exact match, then ROUGE-L)", BY_REFERENCE),
-            *((f"{name} answers A, B or tie" + (" (toy)" if choices.is_toy(name) else ""), name) for name in models),
-            *((f"What {name} itself would say", f"likelihood:{name}") for name in models),
+            *choices.judges(self._studio),
         ]
         return gr.Dropdown(choices=offered, value=judge or BY_REFERENCE)
 
-    def foretell(self, comparison: str, judge: str | None, template: str) -> str:
+    def estimate_shown(self, comparison: str, judge: str | None, template: str) -> str:
         if not comparison or not judge:
             return ""
         try:
             will = self._studio.judging.estimate(comparison, judge, template=template or None)
         except StudioError:
             return ""
-        tokens = f", about {will['prompt_tokens']:,} tokens to read" if will["prompt_tokens"] else ""
-        tokens += f", at most {will['completion_tokens']:,} to write" if will["completion_tokens"] else ""
-        time = f", about {words.duration(will['seconds'])}" if will["seconds"] else ""
-        return pieces.piece("sentence", text=f"{words.count(will['questions'], 'question')}{tokens}{time}.")
+        parts = [words.count(will.questions, "question")]
+        if will.prompt_tokens:
+            parts.append(f"about {will.prompt_tokens:,} tokens to read")
+        if will.completion_tokens:
+            parts.append(f"at most {will.completion_tokens:,} to write")
+        if will.seconds:
+            parts.append(f"about {words.duration(will.seconds)}")
+        return pieces.piece("sentence", text=f"{', '.join(parts)}.")
 
     def run(self, comparison: str, judge: str | None, template: str, criteria: str, budget: float | None) -> dict[Any, Any]:
         if not comparison:
             raise StudioError("There is no comparison to judge.", "Compare first.")
-        self._studio.judging.judge(
-            comparison, judge or None, template=template or None, criteria=criteria, budget_tokens=int(budget) if budget else None
-        )
+        tokens = int(budget or 0) or None
+        self._studio.judging.judge(comparison, judge or None, template=template or None, criteria=criteria, budget_tokens=tokens)
         return self.look(comparison, "")
 
     def tick(self, tab: str, comparison: str, shown: str) -> Any:
-        return self.look(comparison, shown) if tab == "compare" else gr.skip()
+        if tab != "compare":
+            return gr.skip()
+        return self.look(comparison, shown)
 
     def look(self, comparison: str, shown: str) -> Any:
         rows = self._studio.judging.list(comparison) if comparison else []
-        now = stamp(comparison, [(row["id"], row["status"], row["progress"]["step"]) for row in rows])
+        now = stamp(comparison, [(row.id, row.status, row.progress.step) for row in rows])
         if now == shown:
             return gr.skip()
-        verdicts = self._studio.judging.verdicts(rows[0]["id"], limit=SHOWN_VERDICTS) if rows else []
-        asked = [{**row, "order": f"{_short(row['a'])} first, {_short(row['b'])} second"} for row in verdicts]
+        verdicts = self._studio.judging.verdicts(rows[0].id, limit=SHOWN_VERDICTS) if rows else []
         return {
             self.readings: pieces.piece("judgements", judgements=[_judgement(row) for row in rows]),
-            self.verdicts: pieces.piece("verdicts", verdicts=asked, limit=SHOWN_VERDICTS),
+            self.verdicts: pieces.piece("verdicts", verdicts=[_verdict(row) for row in verdicts], limit=SHOWN_VERDICTS),
             self._stamp: now,
         }
 
 
-def _judgement(row: dict[str, Any]) -> dict[str, Any]:
+def _verdict(row: Verdict) -> dict[str, Any]:
+    return {**row.model_dump(mode="json"), "order": f"{words.short(row.a)} first, {words.short(row.b)} second"}
+
+
+def _judgement(row: Judgement) -> dict[str, Any]:
     """Data of one part of templates/judgements.html."""
-    step, steps = row["progress"]["step"] or 0, row["progress"]["max_steps"] or 0
+    step, steps = row.progress.step or 0, row.progress.max_steps or 0
+    shown: dict[str, Any] = {
+        "judge": row.judge,
+        "state": row.status,
+        "reason": row.reason,
+        "fix": row.fix,
+        "part": step / max(1, steps),
+        "progress": " · ".join(item for item in (f"{step} of {steps} verdicts", words.left(row.progress.eta_s)) if item),
+        "pairs": row.pairs,
+        "able": row.able,
+    }
+    if row.pairs is None:  # it has not ended
+        return shown
+    warnings = list(row.warnings or [])
+    if row.is_cut_by_budget:
+        warnings.insert(0, "The budget ended the asking before all pairs were judged.")
+    intervals = row.ci95 or {}
     return {
-        "judge": row["judge"],
-        "state": row["status"],
-        "reason": row["reason"],
-        "fix": row["fix"],
-        "part": step / steps if steps else 0.0,
-        "progress": " · ".join(item for item in (f"{step} of {steps} verdicts", words.left(row["progress"]["eta_s"])) if item),
-        "pairs": row.get("pairs"),
-        "wins": [_win(name, share, row["ci95"][name]) for name, share in row.get("win_rate", {}).items()],
-        "facts": _facts(row) if "pairs" in row else [],
-        "categories": [
-            (name, [f"{_short(who)} {words.share(share)}" for who, share in part["win_rate"].items() if share is not None])
-            for name, part in row.get("categories", {}).items()
-        ],
-        "warnings": [
-            *(["The budget ended the asking before all pairs were judged."] if row.get("is_cut_by_budget") else []),
-            *row.get("warnings", []),
-        ],
-        "able": row.get("able"),
+        **shown,
+        "wins": [_win(name, share, intervals.get(name)) for name, share in (row.win_rate or {}).items()],
+        "facts": _facts(row),
+        "categories": [(name, _shares(part.win_rate)) for name, part in (row.categories or {}).items()],
+        "warnings": warnings,
     }
 
 
 def _win(name: str, share: float | None, interval: list[float] | None) -> dict[str, Any]:
     if share is None or interval is None:
-        return {"name": _short(name), "text": "no verdict", "share": 0.0, "low": 0.0, "high": 0.0}
-    text = f"{words.share(share)} ({words.share(interval[0])} to {words.share(interval[1])})"
-    return {"name": _short(name), "text": text, "share": share, "low": interval[0], "high": interval[1]}
+        return {"name": words.short(name), "text": "no verdict", "share": 0.0, "low": 0.0, "high": 0.0}
+    text = words.share_with_interval(share, interval)
+    return {"name": words.short(name), "text": text, "share": share, "low": interval[0], "high": interval[1]}
 
 
-def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
-    agreement = row["reference_agreement"]
-    longest = (row["baselines"]["longest"] or {}).get("references")
-    constant = row["baselines"]["constant_answer"]
-    controlled = ", ".join(
-        f"{_short(name)} {words.share(share)}" for name, share in row["length_controlled_win_rate"].items() if share is not None
-    )
-    found = [
-        ("same verdict in both orders", row["swap_consistency"]),
-        ("the answer shown first wins", row["first_win_rate"]),
-        ("the longer answer wins", row["longer_win_rate"]),
-        ("win rate at equal length", controlled or None),
-        ("agrees with the references", agreement and f"{words.share(agreement['agreement'])} of {agreement['n']}"),
-        ("“the longest wins” would agree", longest and words.share(longest["agreement"])),
-        ("a constant answer wins", constant and f"{words.share(constant['win_rate'])} of {constant['n']}"),
-        ("replies without a verdict", str(row["invalid"]) if row["invalid"] else None),
-    ]
-    return [(label, value if isinstance(value, str) else words.share(value)) for label, value in found if value is not None]
+def _shares(rates: Mapping[str, float | None] | None) -> list[str]:
+    return [f"{words.short(name)} {words.share(share)}" for name, share in (rates or {}).items() if share is not None]
 
 
-def _short(name: str) -> str:
-    """A file or a URL by its last part."""
-    return name.rpartition("/")[2] if name.startswith(("file:", "http")) else name
+def _facts(row: Judgement) -> list[tuple[str, str]]:
+    """What speaks for and against the judge; what can't be said is left out."""
+    found = {
+        "same verdict in both orders": words.share(row.swap_consistency),
+        "the answer shown first wins": words.share(row.first_win_rate),
+        "the longer answer wins": words.share(row.longer_win_rate),
+        "win rate at equal length": ", ".join(_shares(row.length_controlled_win_rate)),
+        "replies without a verdict": str(row.invalid or ""),
+    }
+    if row.reference_agreement:
+        found["agrees with the references"] = f"{words.share(row.reference_agreement.agreement)} of {row.reference_agreement.n}"
+    longest, constant = row.baselines and row.baselines.longest.references, row.baselines and row.baselines.constant_answer
+    if longest:
+        found["“the longest wins” would agree"] = words.share(longest.agreement)
+    if constant:
+        found["a constant answer wins"] = f"{words.share(constant.win_rate)} of {constant.n}"
+    return [(label, value) for label, value in found.items() if value]

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import ComparisonPrompt
 from studio.services import Studio
 from studio.ui import pieces
 from studio.ui.handlers import QUIET, tells
@@ -53,19 +54,21 @@ class VotePart:
     def _next(self, comparison: str, voter: str) -> dict[Any, Any]:
         ballot = self._studio.ratings.ballot(comparison, voter)
         return {
-            self.ballot: pieces.piece("ballot", **{**ballot, "prompt": _asked(ballot["prompt"])}),
-            self.buttons: gr.Row(visible=ballot["left"] is not None),
-            self._sealed: ballot["ballot"],
+            self.ballot: pieces.piece("ballot", **{**ballot.model_dump(), "prompt": _asked(ballot.prompt)}),
+            self.buttons: gr.Row(visible=ballot.left is not None),
+            self._sealed: ballot.ballot,
         }
 
     def _voting(self, choice: str) -> Any:
         def vote(comparison: str, voter: str, sealed: str) -> dict[Any, Any]:
             kept = self._studio.ratings.vote(comparison, voter, sealed, choice)
-            said = pieces.said(f"{CHOICES[choice]}. Left was {kept['left']}, right was {kept['right']}.")
+            said = pieces.said(f"{CHOICES[choice]}. Left was {kept.left}, right was {kept.right}.")
             return {**self._next(comparison, voter), self.told: said}
 
         return vote
 
 
-def _asked(prompt: dict[str, Any] | None) -> str:
-    return "\n".join(str(message["content"]) for turn in prompt["turns"] for message in turn) if prompt else ""
+def _asked(prompt: ComparisonPrompt | None) -> str:
+    if prompt is None:
+        return ""
+    return "\n".join(message["content"] for turn in prompt["turns"] for message in turn)

@@ -47,8 +47,10 @@ class WorstPart:
         self.add.click(told(self.keep), inputs=[comparison, self.table, self.name], outputs=[self.notice, self.name], **QUIET)
 
     def offer(self, comparison: str, chosen: str | None) -> Any:
-        names = self._studio.comparisons.show(comparison)["contestants"] if comparison else []
-        return gr.Dropdown(choices=names, value=chosen if chosen in names else names[-1] if names else None)
+        names: list[str] = []
+        if comparison:
+            names = self._studio.comparisons.show(comparison).contestants
+        return gr.Dropdown(choices=names, value=next((name for name in (chosen, *reversed(names)) if name in names), None))
 
     def find(self, comparison: str, who: str | None) -> dict[Any, Any]:
         if not comparison or not who:
@@ -56,7 +58,7 @@ class WorstPart:
         found = self._studio.preferences.worst(comparison, who)
         if not found:
             raise StudioError(f"{who} lost nowhere, as far as judged or voted.", "Judge or vote more.")
-        rows = [[row["prompt_id"], row["question"], row["answer"], row["better"]] for row in found]
+        rows = [[row.prompt_id, row.question, row.answer, row.better] for row in found]
         return {self.table: gr.Dataframe(value=rows, visible=True)}
 
     def keep(self, comparison: str, rows: list[list[Any]], name: str) -> dict[Any, Any]:

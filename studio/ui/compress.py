@@ -6,6 +6,7 @@ Knows nothing of how texts are compressed: it asks the service and shows what co
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import gradio as gr
 
 from studio.compress.checks import KINDS
 from studio.errors import StudioError
+from studio.records import Compression
 from studio.services import Studio
 from studio.services.compression import MOST_CHARACTERS
 from studio.ui import choices, compress_shown, pieces, words
 from studio.ui.chat import ChatTab
 from studio.ui.compress_jobs import CompressJobs
+from studio.ui.compress_shown import AskedBoth
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Frame, go
 
@@ -161,21 +164,20 @@ class CompressTab:
 
     def offer(self, method: str, compressor: str | None) -> dict[Any, Any]:
         """Compressors that can do `method`. One with a tiny vocabulary is not offered for LLMLingua, whose cuts would go through words."""
-        fit = [entry for entry in self._studio.compression.compressors() if method in entry["methods"]]
-        if method == "llmlingua" and all(entry["cuts_words"] for entry in fit):
+        fit = [entry for entry in self._studio.compression.compressors.list().compressors if method in entry.methods]
+        if method == "llmlingua" and all(entry.cuts_words for entry in fit):
             why = "Here only the starter could, whose 4,096 pieces are fragments: choose self-information, or add a model such as gpt2."
             return {self.compressor: gr.Dropdown(choices=[], value=None, info=why)}
-        offered = [
-            (f"{entry['name']} · {entry['title']}", entry["name"]) for entry in fit if method != "llmlingua" or not entry["cuts_words"]
-        ]
-        values = [value for _, value in offered]
-        return {self.compressor: gr.Dropdown(choices=offered, value=compressor if compressor in values else values[0] if values else None)}
+        good = [entry for entry in fit if method != "llmlingua" or not entry.cuts_words]
+        return {self.compressor: choices.update([(f"{entry.name} · {entry.title}", entry.name) for entry in good], compressor)}
 
     # compressing
 
-    def slide(self, made: dict[str, Any] | None, *asked: Any) -> Any:
+    def slide(self, made: Compression | None, *asked: Any) -> Any:
         """A new rate on the same prompt, at once where the classifier remembers it."""
-        return gr.skip() if made is None or made["method"] != "llmlingua2" else self.compress(*asked)
+        if made is None or made.method != "llmlingua2":
+            return gr.skip()
+        return self.compress(*asked)
 
     def compress(
         self,
@@ -195,61 +197,65 @@ class CompressTab:
     ) -> dict[Any, Any]:
         if compressor is None:
             raise StudioError(f"No compressor here can do {method} well.", "Choose self-information, or add a model such as gpt2.")
+        who = reader or choices.STARTER
+        counter = choices.STARTER  # for another server's model, whose tokenizer is not here
+        if "#" not in who:
+            counter, _, _ = who.partition(":")
         made = self._studio.compression.compress(
             _contexts(prompt, files),
             method=method,
             compressor=compressor,
-            counter=(reader or choices.STARTER).partition(":")[0] if "#" not in (reader or "") else choices.STARTER,
+            counter=counter,
             instruction=instruction.strip(),
             question=question.strip(),
             force_tokens=[word.strip() for word in force.split(",") if word.strip()],
             limit=MOST_CHARACTERS,
-            options={"must_keep": must_keep, "keep_patterns": [pattern] if pattern else []},
+            options={"must_keep": [*must_keep], "keep_patterns": [text for text in (pattern,) if text]},
             **_wish(rate, window, room),
         )
-        who = reader or choices.STARTER
         foreseen = self._studio.compression.foresee(made, who)
         return {
             self.shown: pieces.piece("compression", **compress_shown.compression(made, foreseen, who)),
-            self.text: gr.Textbox(made["text"], visible=True),
+            self.text: gr.Textbox(made.text, visible=True),
             self.after: gr.Row(visible=True),
             self.ending: gr.Row(visible=True),
             self.answers: "",
             self.judging: gr.Row(visible=False),
-            self._made: {key: made[key] for key in ("text", "original", "method", "requested", "seconds")},
+            self._made: made.model_copy(update={"kept": []}),  # which the page shows already
             self._asked: None,
         }
 
     # answers
 
-    def ask_both(self, made: dict[str, Any] | None, reader: str | None) -> dict[Any, Any]:
+    def ask_both(self, made: Compression | None, reader: str | None) -> dict[Any, Any]:
         if made is None:
             raise StudioError("There is nothing to ask yet.", "Compress a prompt first.")
         who = reader or choices.STARTER
-        found = self._studio.compression.ask_both(made["original"], made["text"], who, compress_seconds=made["seconds"])
-        asked = {**found, "contestant": who, "is_swapped": random.random() < 0.5, "voted": False}
-        can_judge = not (found["before"].get("error") or found["after"].get("error"))
+        found = self._studio.compression.ask_both(made.original, made.text, who, compress_seconds=made.seconds)
+        asked = AskedBoth(found, who, is_swapped=random.random() < 0.5)
+        can_judge = not (found.before.error or found.after.error)
         return {self.answers: self._answers(asked), self.judging: gr.Row(visible=can_judge), self._asked: asked}
 
-    def let_judge(self, made: dict[str, Any] | None, asked: dict[str, Any] | None, judge: str | None) -> dict[Any, Any]:
+    def let_judge(self, made: Compression | None, asked: AskedBoth | None, judge: str | None) -> dict[Any, Any]:
         if made is None or asked is None or not judge:
             raise StudioError("There is nothing to judge yet.", "Ask both first, and choose a judge.")
-        said = self._studio.compression.judge_both(made["original"], asked["before"]["text"], asked["after"]["text"], judge)
-        asked = {**asked, "judged": said}
+        both = asked.answers
+        verdict = self._studio.compression.judge_both(made.original, both.before.text, both.after.text, judge)
+        asked = replace(asked, judged=verdict)
         return {self.answers: self._answers(asked), self._asked: asked}
 
-    def vote(self, made: dict[str, Any] | None, asked: dict[str, Any] | None, event: gr.EventData) -> dict[Any, Any]:
-        if made is None or asked is None or asked["voted"]:
+    def vote(self, made: Compression | None, asked: AskedBoth | None, event: gr.EventData) -> dict[Any, Any]:
+        if made is None or asked is None or asked.voted:
             return {}
-        names = ["original", f"compressed {made['requested']:.2f}"]
-        first, second = reversed(names) if asked["is_swapped"] else names
-        self._studio.compression.vote(made["original"], asked["contestant"], first, second, str(event._data["winner"]))
-        asked = {**asked, "voted": True}
+        names = {"before": "original", "after": f"compressed {made.requested:.2f}"}
+        first, second = (names[name] for name in asked.by_name)
+        self._studio.compression.vote(made.original, asked.contestant, first, second, str(event._data["winner"]))
+        asked = replace(asked, voted=True)
         return {self.answers: self._answers(asked), self._asked: asked}
 
-    def _answers(self, asked: dict[str, Any]) -> str:
-        votes = self._studio.compression.votes() if asked["voted"] else None
-        return pieces.piece("compression_answers", **compress_shown.answers(asked, votes, choices.is_toy(asked["contestant"])))
+    def _answers(self, asked: AskedBoth) -> str:
+        votes = self._studio.compression.votes() if asked.voted else None
+        return pieces.piece("compression_answers", **compress_shown.answers(asked, votes, choices.is_toy(asked.contestant)))
 
 
 def _contexts(prompt: str, files: list[str] | None) -> list[str]:
@@ -266,8 +272,8 @@ def _contexts(prompt: str, files: list[str] | None) -> list[str]:
 def _wish(rate: float, window: float | None, room: float | None) -> dict[str, Any]:
     if not window:
         return {"rate": rate / 100}
-    if window - (room or 0) < 1:
-        raise StudioError(
-            f"{words.count(int(window), 'token')} leave no room for an answer of {int(room or 0):,}.", "Raise the first number."
-        )
-    return {"target_token": window - (room or 0)}
+    left = window - (room or 0)
+    if left < 1:
+        what = f"{words.count(int(window), 'token')} leave no room for an answer of {int(room or 0):,}."
+        raise StudioError(what, "Raise the first number.")
+    return {"target_token": left}

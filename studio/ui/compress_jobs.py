@@ -7,8 +7,9 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import ENDED
 from studio.services import Studio
-from studio.ui import choices, compress_shown, pieces, words
+from studio.ui import choices, compress_shown, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Frame, go, stamp, stamp_box
 
@@ -72,12 +73,13 @@ class CompressJobs:
             if tab != "compress" and not has_entered:
                 return gr.skip()
             job = self._studio.compression.latest_sweep()
-            now = stamp(job and (job["id"], job["status"], job["step"]))
+            now = stamp(job and (job.id, job.status, job.step))
             if now == shown:
                 return gr.skip()
-            live = job is not None and job["status"] not in words.FINAL
-            drawing = pieces.piece("compression_curve", **compress_shown.curve(job)) if job else ""
-            return {curve: drawing, self._shown: now, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
+            if job is None:
+                return {curve: "", self._shown: now, self._timer: gr.Timer(IDLE_S)}
+            drawing = pieces.piece("compression_curve", **compress_shown.curve(job))
+            return {curve: drawing, self._shown: now, self._timer: gr.Timer(IDLE_S if job.status in ENDED else LIVE_S)}
 
         return look
 
@@ -106,11 +108,11 @@ class CompressJobs:
             tolerance=(tolerance or 0) / 100,
             limit=max(1, int(limit or 20)),
         )
-        said = pieces.said(f"{job['name']} is queued. You may leave; the curve appears here.", "info")
+        said = pieces.said(f"{job.name} is queued. You may leave; the curve appears here.", "info")
         return {self.notice: said, self._timer: gr.Timer(LIVE_S)}
 
     def start_shortening(self, dataset: str | None, method: str, compressor: str | None, rate: float) -> dict[Any, Any]:
         if not dataset:
             raise StudioError("No dataset is chosen.", "Choose the one whose prompts shall be shorter.")
         job = self._studio.compression.compress_data(dataset, rate / 100, method=method, compressor=compressor)
-        return {self._page.tabs: go("jobs"), self._page.place.job: job["id"]}
+        return {self._page.tabs: go("jobs"), self._page.place.job: job.id}

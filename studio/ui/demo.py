@@ -9,7 +9,7 @@ from typing import Any
 
 from studio.catalogue.demos import DEMOS
 from studio.errors import StudioError
-from studio.records import Dataset
+from studio.records import Comparison, Dataset
 from studio.services import Studio
 from studio.ui import choices
 
@@ -38,8 +38,7 @@ class Demo:
             "job": job,
             "adapter": adapter,
             "chatted": bool(adapter) and self._has_answered(f"{choices.STARTER}:{name}"),
-            "compared": bool(adapter)
-            and any(name in row["contestants"] and not row["training"] for row in self._studio.comparisons.list()),
+            "compared": bool(adapter) and any(name in row.contestants and not row.training for row in self._studio.comparisons.list()),
         }
 
     def add(self) -> Dataset:
@@ -61,7 +60,7 @@ class Demo:
         """One that was kept back from training."""
         return str(self._held_out(1)[0]["prompt"])
 
-    def compare(self) -> dict[str, Any]:
+    def compare(self) -> Comparison:
         """Base and adapter on all rows that were kept back."""
         adapter = self._needed("adapter", "Wait for the training to end.")
         return self._studio.comparisons.create(

@@ -132,7 +132,7 @@ def conversation_to_compare(page: BuiltPage) -> None:
         made = page.studio.comparisons.create(
             prompts=[{"prompt": question} for question in questions], base_model=base, contestants=[BASE, *adapters]
         )
-        return {page.tabs: go("compare"), page.place.comparison: made["id"]}
+        return {page.tabs: go("compare"), page.place.comparison: made.id}
 
     outputs = [chat.notice, page.tabs, page.place.comparison]
     chat.compare.click(tells(chat.notice)(compare), inputs=[page.place.chat, chat.contestant], outputs=outputs, **busy(chat.live))
@@ -154,7 +154,7 @@ def preferences_to_train(page: BuiltPage) -> None:
     compare, train = page.of(CompareTab), page.of(TrainTab)
 
     def train_on_preferences(comparison_id: str, dataset_id: str) -> Update:
-        base = page.studio.comparisons.show(comparison_id)["base_model"]
+        base = page.studio.comparisons.show(comparison_id).base_model
         return {page.tabs: go("train"), **_data_and_base(page.studio, train, dataset_id, base), train.recipe: "dpo"}
 
     inputs, outputs = [page.place.comparison, compare.board.made], [page.tabs, train.data, train.base_model, train.recipe]

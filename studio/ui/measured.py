@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.evaluation.metrics import Display, Metric, shown_on
+from studio.records import AnswerFigures
 from studio.ui import words
 
 WAITING = {
@@ -16,22 +17,23 @@ WAITING = {
     "RUNNING": "base and adapter answer rows that the training never saw",
     "PAUSED": "set aside",
 }
-Figures = Mapping[str, Mapping[str, Any]]
 
 
-def measures(found: Figures, names: Sequence[str] = ()) -> dict[str, Any]:
+def measures(found: Mapping[str, AnswerFigures], names: Sequence[str] = ()) -> dict[str, Any]:
     """Data of templates/measures.html; a measure that nobody has is left out. `names`: what the columns are called."""
     columns = list(found)
     rows = [
-        (label(metric), [_value(metric, found[name]) for name in columns])
+        (label(metric), [_value(metric, figures) for figures in found.values()])
         for metric in shown_on(Display.PAGE)
-        if not metric.hides_zero or any(found[name].get(metric.name) for name in columns)
+        if not metric.hides_zero or any(figures.metric(metric.name) for figures in found.values())
     ]
-    for key, title in (("empty", "empty answers"), ("errors", "without an answer")):
-        if any(found[name].get(key) for name in columns):
-            rows.append((title, [str(found[name].get(key, "–")) for name in columns]))
-    rows.append(("tokens of an answer", [_figure(found[name].get("tokens")) for name in columns]))
-    rows.append(("time of an answer", [words.duration(found[name].get("seconds")) or "–" for name in columns]))
+    counts = {
+        "empty answers": [figures.empty for figures in found.values()],
+        "without an answer": [figures.errors for figures in found.values()],
+    }
+    rows += [(title, [str(number) for number in numbers]) for title, numbers in counts.items() if any(numbers)]
+    rows.append(("tokens of an answer", [_figure(figures.tokens) for figures in found.values()]))
+    rows.append(("time of an answer", [words.duration(figures.seconds) or "–" for figures in found.values()]))
     return {"columns": list(names) or columns, "measures": [row for row in rows if set(row[1]) != {"–"}]}
 
 
@@ -41,12 +43,11 @@ def label(metric: Metric) -> str:
     return metric.title + scale + ("" if metric.higher_is_better else ", lower is better")
 
 
-def _value(metric: Metric, figures: Mapping[str, Any]) -> str:
-    value = figures.get(metric.name)
+def _value(metric: Metric, figures: AnswerFigures) -> str:
+    value = figures.metric(metric.name)
     if value is None or metric.scale != 1:
         return _figure(value)
-    interval = figures.get("ci95", {}).get(metric.name)
-    return words.share_with_interval(value, interval)
+    return words.share_with_interval(value, figures.ci95.get(metric.name))
 
 
 def _figure(value: float | None) -> str:
@@ -76,13 +77,15 @@ def report(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
         text = f"wins {words.share(judged['win_rate'])} ({words.share(low)} to {words.share(high)})"
         wins = [{"name": found["adapter"], "share": judged["win_rate"], "low": low, "high": high, "text": text}]
     ends = [("It wins", found["wins"]), ("It loses", found["losses"])]
+    figures = {name: AnswerFigures(**row) for name, row in found["metrics"].items()}
+    names = {found["base"]: "the base"}
     return {
         **shown,
         "sentence": _sentence(found, judged, counts),
         "wins": wins,
         "warnings": judged["warnings"] if judged else [],
         "ends": [(title, rows) for title, rows in ends if rows],
-        **measures(found["metrics"], ["the base" if name == found["base"] else name for name in found["metrics"]]),
+        **measures(figures, [names.get(name, name) for name in figures]),
     }
 
 

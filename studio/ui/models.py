@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import NotFoundError, StudioError
-from studio.records import Dataset
+from studio.records import ComparisonSummary, Dataset
 from studio.services import Studio
 from studio.ui import exports, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
@@ -159,8 +159,8 @@ class ModelsTab:
             return None
 
 
-def _contestants(comparison: dict[str, Any]) -> set[str]:
-    return {contestant.rpartition(":")[2] for contestant in comparison["contestants"]}
+def _contestants(comparison: ComparisonSummary) -> set[str]:
+    return {contestant.rpartition(":")[2] for contestant in comparison.contestants}
 
 
 def _fits(found: dict[str, bool | None]) -> str:

@@ -87,7 +87,7 @@ class StartTab:
                     filled = gr.Dropdown(choices=[(who, who)], value=[who])
                     return {tabs: go("chat"), place.chat: "", contestant: filled, message: self._demo.question()}
                 case "compare":
-                    return {tabs: go("compare"), place.comparison: self._demo.compare()["id"]}
+                    return {tabs: go("compare"), place.comparison: self._demo.compare().id}
             return dict(self.look("")) if event._data["act"] == "add" else {}
 
         return act

@@ -108,6 +108,13 @@ def share_with_interval(part: float | None, interval: Sequence[float] | None) ->
     return f"{share(part)} ({share(interval[0])} to {share(interval[1])})"
 
 
+def short(contestant: str) -> str:
+    """A file or a URL by its last part."""
+    if contestant.startswith(("file:", "http")):
+        return contestant.rpartition("/")[2]
+    return contestant
+
+
 def count(number: int | None, one: str, many: str = "") -> str:
     """`1 row`, `1,204 rows`."""
     value = number or 0

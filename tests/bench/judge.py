@@ -22,7 +22,7 @@ from studio import settings as studio_settings
 from studio import supervisor
 from studio.db.models import VerdictRow
 from studio.evaluation import ratings
-from studio.evaluation.verdicts import Verdict
+from studio.evaluation.verdicts import VerdictLine
 from studio.services import Studio
 from tests.attacks import ATTACKS
 
@@ -43,7 +43,7 @@ def _rating() -> list[dict[str, Any]]:
     lines = []
     for n in range(VERDICTS // 2):
         a, b = source.sample(names, 2)
-        lines += [Verdict(str(n % 5000), a, b, source.choice("ab")), Verdict(str(n % 5000), b, a, source.choice("ab"))]
+        lines += [VerdictLine(str(n % 5000), a, b, source.choice("ab")), VerdictLine(str(n % 5000), b, a, source.choice("ab"))]
     seconds = _seconds(lambda: ratings.leaderboard(lines))
     ratio = round(seconds / LIMIT_S, 2)
     return [_entry(f"{VERDICTS:,} verdicts to a leaderboard", round(seconds, 1), "s", f"limit {LIMIT_S:g} s", ratio)]

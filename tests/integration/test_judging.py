@@ -17,6 +17,7 @@ import pytest
 from jobs import panel
 from jobs.runner import Runner
 from studio.errors import StudioError
+from studio.records import Comparison, Judgement
 from studio.services import Studio
 from studio.settings import Settings
 from tests import workers
@@ -71,7 +72,7 @@ def studio(settings: Settings) -> Iterator[Studio]:
 
 
 @pytest.fixture
-def comparison(studio: Studio, tmp_path: Path) -> dict[str, Any]:
+def comparison(studio: Studio, tmp_path: Path) -> Comparison:
     """x is right in two of three, y in the others; wrong answers are longer."""
     rows = [{"id": str(n), "prompt": f"question {n}", "reference": f"right {n}"} for n in range(PROMPTS)]
     for name, is_right in (("x", lambda n: n % 3 > 0), ("y", lambda n: n % 3 == 0)):
@@ -81,19 +82,19 @@ def comparison(studio: Studio, tmp_path: Path) -> dict[str, Any]:
     files = {f"file:{name}": tmp_path / f"{name}.jsonl" for name in "xy"}
     made = studio.comparisons.create(prompts=rows, base_model="starter", contestants=list(files), files=files, name="c")
     Runner(studio.settings, studio.db, "light").run()
-    return studio.comparisons.show(made["id"])
+    return studio.comparisons.show(made.id)
 
 
-def judged(studio: Studio, judge: str | None = None, **options: Any) -> dict[str, Any]:
+def judged(studio: Studio, judge: str | None = None, **options: Any) -> Judgement:
     made = studio.judging.judge("c", judge, **options)
     Runner(studio.settings, studio.db, "light").run()
-    return studio.judging.show(made["id"])
+    return studio.judging.show(made.id)
 
 
-def test_the_reference_judge_gives_the_true_order(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_the_reference_judge_gives_the_true_order(studio: Studio, comparison: Comparison) -> None:
     found = judged(studio)
-    assert found["status"] == "SUCCEEDED" and found["judge"] == "reference" and found["pairs"] == PROMPTS
-    assert found["win_rate"] == pytest.approx({"file:x": 2 / 3, "file:y": 1 / 3}) and found["swap_consistency"] == 1.0
+    assert found.status == "SUCCEEDED" and found.judge == "reference" and found.pairs == PROMPTS
+    assert found.win_rate == pytest.approx({"file:x": 2 / 3, "file:y": 1 / 3}) and found.swap_consistency == 1.0
     made = studio.preferences.make(["c"], name="prefs", min_margin=1.0)
     assert made.kind == "preference" and made.rows == PROMPTS
     row, origin = next(iter(studio.datasets.examples("prefs"))), made.provenance["rows"][0]
@@ -101,111 +102,111 @@ def test_the_reference_judge_gives_the_true_order(studio: Studio, comparison: di
     assert origin["chosen"] in ("file:x", "file:y") and len(origin["decided_by"]["reference"]) == 2
 
 
-def test_the_worst_prompts_become_rows_to_learn_from(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_the_worst_prompts_become_rows_to_learn_from(studio: Studio, comparison: Comparison) -> None:
     judged(studio)
     lost = studio.preferences.worst("c", "file:y", limit=3)
-    assert len(lost) == 3 and all(row["answer"].startswith("wrong") and row["better"].startswith("right") for row in lost)
-    made = studio.preferences.correct("c", {lost[0]["prompt_id"]: "my own answer", "nobody": "x"})
+    assert len(lost) == 3 and all(row.answer.startswith("wrong") and row.better.startswith("right") for row in lost)
+    made = studio.preferences.correct("c", {lost[0].prompt_id: "my own answer", "nobody": "x"})
     (row,) = studio.datasets.examples(made.id)
     assert made.kind == "sft" and row.messages and row.messages[-1].content == "my own answer"
 
 
-def test_a_judge_that_always_says_a_is_seen_through_and_cached(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_a_judge_that_always_says_a_is_seen_through_and_cached(studio: Studio, comparison: Comparison) -> None:
     with served(lambda a, b: "A") as (judge, asked):
         found = judged(studio, judge)
-        assert (found["first_win_rate"], found["swap_consistency"], found["win_rate"]["file:x"]) == (1.0, 0.0, 0.5)
-        assert found["able"] is False and any("not able" in said for said in found["warnings"])
-        assert found["baselines"]["constant_answer"]["win_rate"] == 0.5
+        assert (found.first_win_rate, found.swap_consistency, found.win_rate["file:x"]) == (1.0, 0.0, 0.5)
+        assert found.able is False and any("not able" in said for said in found.warnings)
+        assert found.baselines.constant_answer.win_rate == 0.5
         again, before = judged(studio, judge), sum(asked.values())
-        assert again["cached"] == again["verdicts"] == found["verdicts"] and sum(asked.values()) == before
+        assert again.cached == again.verdicts == found.verdicts and sum(asked.values()) == before
     with pytest.raises(StudioError, match="decided clearly"):
         studio.preferences.make(["c"])
 
 
-def test_another_server_is_held_to_a_verdict_where_it_knows_schemas(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_another_server_is_held_to_a_verdict_where_it_knows_schemas(studio: Studio, comparison: Comparison) -> None:
     with served(lambda a, b: '{"winner": "A"}' if a.startswith("right") else '{"winner": "B"}', refuses_schemas=False) as (judge, asked):
         found = judged(studio, judge, probes=False)
-        assert found["invalid"] == 0 and found["swap_consistency"] == 1.0
+        assert found.invalid == 0 and found.swap_consistency == 1.0
         assert {form["type"] for form in FORMS} == {"json_schema"} and len(FORMS) == sum(asked.values())
         assert FORMS[0]["json_schema"]["schema"]["properties"]["winner"]["enum"] == ["A", "B", "C"]
     with served(lambda a, b: "A" if a.startswith("right") else "B", refuses_schemas=True) as (judge, asked):
-        assert judged(studio, judge, probes=False)["invalid"] == 0 and set(asked.values()) == {1}
+        assert judged(studio, judge, probes=False).invalid == 0 and set(asked.values()) == {1}
 
 
-def test_a_judge_that_counts_words_is_flagged_and_a_perfect_one_is_not(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_a_judge_that_counts_words_is_flagged_and_a_perfect_one_is_not(studio: Studio, comparison: Comparison) -> None:
     with served(lambda a, b: "A" if len(a) > len(b) else "B") as (judge, _):
         found = judged(studio, judge, probes=False)
-    assert found["longer_win_rate"] == 1.0 and any("longer answer" in said for said in found["warnings"])
+    assert found.longer_win_rate == 1.0 and any("longer answer" in said for said in found.warnings)
     with served(lambda a, b: "A" if a.startswith("right") else "B") as (judge, _):
         found = judged(studio, judge)
-    assert found["able"] and found["reference_agreement"]["agreement"] == 1.0 and found["swap_consistency"] == 1.0
+    assert found.able and found.reference_agreement.agreement == 1.0 and found.swap_consistency == 1.0
 
 
 @pytest.mark.parametrize("reply", ["<html>A</html>", "Both A and B have merits. " * 40])
-def test_garbage_is_counted_not_believed(studio: Studio, comparison: dict[str, Any], reply: str) -> None:
+def test_garbage_is_counted_not_believed(studio: Studio, comparison: Comparison, reply: str) -> None:
     with served(lambda a, b: reply) as (judge, _):
         found = judged(studio, judge)
-    assert found["status"] == "SUCCEEDED" and found["invalid"] == 2 * PROMPTS and found["win_rate"]["file:x"] is None
+    assert found.status == "SUCCEEDED" and found.invalid == 2 * PROMPTS and found.win_rate["file:x"] is None
 
 
 def test_trouble_that_passes_is_waited_for_and_nothing_is_judged_twice(
-    studio: Studio, comparison: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    studio: Studio, comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(panel, "FIRST_PAUSE_S", 0.01)
     with served(lambda a, b: "A" if a.startswith("right") else "B", lambda n: (503, 200, 429)[n % 3] if n < 30 else 200) as (judge, asked):
         found = judged(studio, judge)
-    assert found["status"] == "SUCCEEDED" and found["invalid"] == 0 and set(asked.values()) == {1}
+    assert found.status == "SUCCEEDED" and found.invalid == 0 and set(asked.values()) == {1}
     found = judged(studio, "http://127.0.0.1:1#gone")
-    assert found["status"] == "FAILED" and "no answer in 6 attempts" in found["reason"] and "retry" in found["fix"]
+    assert found.status == "FAILED" and "no answer in 6 attempts" in found.reason and "retry" in found.fix
 
 
-def test_a_killed_worker_judges_no_pair_twice(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_a_killed_worker_judges_no_pair_twice(studio: Studio, comparison: Comparison) -> None:
     with served(lambda a, b: time.sleep(0.05) or ("A" if a.startswith("right") else "B")) as (judge, asked):
         made = studio.judging.judge("c", judge, concurrency=2, probes=False)
         with workers.worker("light") as process:
-            kept = workers.wait_for(lambda: len(studio.judging.verdicts(made["id"])) >= 10 and studio.judging.verdicts(made["id"]))
+            kept = workers.wait_for(lambda: len(studio.judging.verdicts(made.id)) >= 10 and studio.judging.verdicts(made.id))
             process.kill()
             process.wait()
-        before = {(row["prompt_id"], row["a"]) for row in studio.judging.verdicts(made["id"])}
-        assert {(row["prompt_id"], row["a"]) for row in kept} <= before
+        before = {(row.prompt_id, row.a) for row in studio.judging.verdicts(made.id)}
+        assert {(row.prompt_id, row.a) for row in kept} <= before
         with workers.worker("light"):
-            workers.wait_for_status(studio.db, made["job"], "SUCCEEDED")
-    found = studio.judging.show(made["id"])
-    assert found["verdicts"] == 2 * PROMPTS == len(asked) and found["win_rate"]["file:x"] == pytest.approx(2 / 3)
+            workers.wait_for_status(studio.db, made.job, "SUCCEEDED")
+    found = studio.judging.show(made.id)
+    assert found.verdicts == 2 * PROMPTS == len(asked) and found.win_rate["file:x"] == pytest.approx(2 / 3)
     assert 10 <= len(before) < 2 * PROMPTS and sum(asked.values()) <= 2 * PROMPTS + 2, "only what was under way is asked again"
 
 
-def test_a_budget_ends_the_asking(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_a_budget_ends_the_asking(studio: Studio, comparison: Comparison) -> None:
     with served(lambda a, b: "A") as (judge, asked):
         found = judged(studio, judge, budget_tokens=55, concurrency=1)
-    assert found["is_cut_by_budget"] and found["verdicts"] == 5 and sum(asked.values()) == 5
+    assert found.is_cut_by_budget and found.verdicts == 5 and sum(asked.values()) == 5
 
 
-def test_people_vote_blind_and_are_compared_with_the_judge(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_people_vote_blind_and_are_compared_with_the_judge(studio: Studio, comparison: Comparison) -> None:
     judged(studio)
     for voter, count in (("ann", 5), ("ben", 3)):
         for _ in range(count):
             ballot = studio.ratings.ballot("c", voter)
-            assert "file:" not in json.dumps(ballot)
-            told = studio.ratings.vote("c", voter, ballot["ballot"], "left" if ballot["left"].startswith("right") else "right")
-            assert {told["left"], told["right"]} == {"file:x", "file:y"}
-    assert studio.ratings.ballot("c", "ann")["voted"] == 5
-    pairs = {(row["a"], row["b"]): row for row in studio.ratings.agreement("c")["pairs"]}
-    assert pairs["human:ann", "reference"]["agreement"] == 1.0 and pairs["human:ann", "reference"]["n"] == 5
+            assert "file:" not in ballot.model_dump_json()
+            told = studio.ratings.vote("c", voter, ballot.ballot, "left" if ballot.left.startswith("right") else "right")
+            assert {told.left, told.right} == {"file:x", "file:y"}
+    assert studio.ratings.ballot("c", "ann").voted == 5
+    pairs = {(row.a, row.b): row for row in studio.ratings.agreement("c").pairs}
+    assert pairs["human:ann", "reference"].agreement == 1.0 and pairs["human:ann", "reference"].n == 5
     board = studio.ratings.leaderboard(["c"], human_only=True)
-    assert board["contestants"] and board["contestants"][0]["games"] <= 8
+    assert board.contestants and board.contestants[0].games <= 8
     with pytest.raises(StudioError, match="ballot"):
         studio.ratings.vote("c", "ben", "0" * 32, "left")
 
 
-def test_what_cannot_be_judged_is_refused_at_once(studio: Studio, comparison: dict[str, Any]) -> None:
+def test_what_cannot_be_judged_is_refused_at_once(studio: Studio, comparison: Comparison) -> None:
     lone = studio.comparisons.create(prompts=[{"prompt": "x"}], base_model="starter", contestants=["base"], name="lone")
     for name, judge, said in (
-        (lone["id"], "starter", "one contestant"),
+        (lone.id, "starter", "one contestant"),
         ("c", "nobody", "no model or adapter"),
         ("nothing", None, "no comparison"),
     ):
         with pytest.raises(StudioError, match=said):
             studio.judging.judge(name, judge)
     with pytest.raises(StudioError, match="no references"):
-        studio.judging.judge(lone["id"])
+        studio.judging.judge(lone.id)

@@ -89,7 +89,7 @@ def test_base_and_adapter_answer_rows_that_were_held_out(studio: Studio, tmp_pat
     assert found["judge"]["judge"] == "reference" and found["judge"]["ci95"][0] <= found["judge"]["win_rate"] <= found["judge"]["ci95"][1]
     assert sum(found["counts"].values()) == 4 and len(found["losses"]) == min(3, found["counts"]["losses"])
     shown = studio.comparisons.show(found["comparison"])
-    assert {row["contestant"] for row in shown["answers"]} == {"base", "first"} and all(row["tokens"] for row in found["metrics"].values())
+    assert {row.contestant for row in shown.answers} == {"base", "first"} and all(row["tokens"] for row in found["metrics"].values())
     assert studio.preferences.worst(found["comparison"], "first")[:1] or not found["counts"]["losses"]
     assert studio.jobs.show("first")["report"]["judge"] == found["judge"]
 
@@ -139,10 +139,10 @@ def test_a_training_succeeds_whatever_is_wrong_with_its_report(studio: Studio, t
 def test_held_out_rows_and_published_questions_can_be_asked(studio: Studio) -> None:
     succeeded(studio)
     asked = studio.comparisons.create(held_out="first", base_model="starter", contestants=["base", "first"])
-    assert asked["prompt_count"] == 4 and all(prompt["reference"] for prompt in asked["prompts"])
+    assert asked.prompt_count == 4 and all(prompt["reference"] for prompt in asked.prompts)
     known = studio.comparisons.create(questions="mt-bench", base_model="starter", contestants=["base"])
-    assert known["prompt_count"] == 80 and {len(prompt["turns"]) for prompt in known["prompts"]} == {2}
-    assert sum("references" in prompt for prompt in known["prompts"]) == 30
+    assert known.prompt_count == 80 and {len(prompt["turns"]) for prompt in known.prompts} == {2}
+    assert sum("references" in prompt for prompt in known.prompts) == 30
     for wrong in ({"questions": "mt-bank"}, {"held_out": "second"}, {"questions": "vicuna", "held_out": "first"}):
         with pytest.raises(StudioError):
             studio.comparisons.create(**wrong, base_model="starter", contestants=["base"])

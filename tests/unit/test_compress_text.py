@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from jobs.compress import recommend
-from jobs.panel import Rule, Said, duels, score
+from jobs.panel import ReferenceJudge, judge_both_orders, score_of_first
 from studio.compress import budget, checks, ranking, sections, spans
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
+from studio.records import (
+    ComparisonPrompt,
+    CompressionAnswers,
+    CompressionSaving,
+    CompressionVerdict,
+    CompressionWinner,
+    PromptAnswer,
+    Verdict,
+    Winner,
+)
 from studio.services.savings import predict
 from studio.ui import compress_shown
+from studio.ui.compress_shown import AskedBoth
 
 
 @pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
@@ -121,43 +133,45 @@ def test_the_lowest_good_rate_is_recommended_and_none_where_nothing_is_right() -
 
 
 def test_a_pair_is_judged_in_both_orders_and_equal_answers_are_not_asked_about() -> None:
-    prompt = {"id": "1", "turns": [[{"role": "user", "content": "2+2?"}]], "reference": "4"}
+    prompt: ComparisonPrompt = {"id": "1", "turns": [[{"role": "user", "content": "2+2?"}]], "reference": "4"}
     told: list[int] = []
-    said = duels(Rule(), [(prompt, "5", "4"), (prompt, "4", "4"), (prompt, "4", "5")], told.append)
+    said = judge_both_orders(ReferenceJudge(), [(prompt, "5", "4"), (prompt, "4", "4"), (prompt, "4", "5")], told.append)
     assert [[one.winner for one in pair] for pair in said] == [["b", "a"], [], ["a", "b"]] and told == [1, 1, 3, 3]
-    assert [score(pair) for pair in said] == [0.0, 0.5, 1.0]
+    assert [score_of_first(pair) for pair in said] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
     ("winners", "expected"), [(("a", "a"), 0.5), (("a", "tie"), 0.75), (("invalid", "b"), 1.0), (("invalid", "invalid"), None)]
 )
 def test_a_judge_that_goes_by_position_finds_a_tie(winners: tuple[str, ...], expected: float | None) -> None:
-    assert score([Said(winner, "") for winner in winners]) == expected
+    verdicts = [Verdict(prompt_id="1", a="one", b="other", winner=Winner(winner)) for winner in winners]
+    assert score_of_first(verdicts) == expected
 
 
 def test_what_the_judge_says_names_nobody_before_the_vote() -> None:
-    asked = {
-        "before": {"text": "Lima."},
-        "after": {"text": "Paris."},
-        "is_swapped": True,
-        "contestant": "starter",
-        "saving": {},
-        "judged": {"judge": "J", "winner": "original", "consistent": True},
-    }
+    verdict = CompressionVerdict(judge="J", winner=CompressionWinner.ORIGINAL, consistent=True, replies=[])
+    asked = AskedBoth(answers=answers("Lima.", "Paris."), contestant="starter", is_swapped=True, judged=verdict)
     assert compress_shown.answers(asked, None, True)["judged"] == "J prefers Answer B, asked in both orders."
-    assert "the whole prompt" in compress_shown.answers({**asked, "voted": True}, None, True)["judged"]
+    voted = dataclasses.replace(asked, voted=True)
+    assert "the whole prompt" in compress_shown.answers(voted, None, True)["judged"]
 
 
 def test_beside_a_prompt_that_does_not_fit_there_is_no_vote() -> None:
-    asked = {"before": {"text": "", "error": "too long"}, "after": {"text": "Lima."}, "is_swapped": False, "contestant": "m", "saving": {}}
+    asked = AskedBoth(answers=answers("", "Lima.", error="too long"), contestant="m", is_swapped=False)
     shown = compress_shown.answers(asked, None, False)
     assert shown["voted"] and shown["saving"] == compress_shown.FITS and shown["answers"][0]["title"] == "The whole prompt"
 
 
+def answers(before: str, after: str, error: str = "") -> CompressionAnswers:
+    saving = CompressionSaving(saved_s=None, read_s_per_token=None, break_even_tokens=None)
+    one, other = (PromptAnswer(text=text, prompt_tokens=1, completion_tokens=1, seconds=1.0) for text in (before, after))
+    return CompressionAnswers(before=one.model_copy(update={"error": error}), after=other, saving=saving)
+
+
 def test_break_even_needs_reading_to_cost_more_than_compressing() -> None:
     slow = predict((4000, 4.0), (2000, 2.0), 0.5)
-    assert slow["saved_s"] == pytest.approx(1.5) and 0 < slow["break_even_tokens"] < 4000
-    assert predict((4000, 0.04), (2000, 0.02), 0.5)["break_even_tokens"] is None
+    assert slow.saved_s == pytest.approx(1.5) and 0 < slow.break_even_tokens < 4000
+    assert predict((4000, 0.04), (2000, 0.02), 0.5).break_even_tokens is None
 
 
 def test_the_page_shows_the_original_with_its_spaces() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from studio.evaluation import judging, prompts, readings
-from studio.evaluation.verdicts import Verdict
+from studio.evaluation.verdicts import VerdictLine
 from tests.attacks import ATTACKS
 
 PROMPT = {"id": "1", "turns": [[{"role": "user", "content": "What is {answer_a}?"}]], "reference": "right"}
@@ -36,10 +36,10 @@ def test_answers_that_talk_to_the_judge_are_noticed_and_their_lift_is_told(share
     with gzip.open(shared_data / "data" / "judge" / "pandalm" / "testset-v1.json.gz") as file:
         ordinary = [str(row[key]) for row in json.load(file) for key in ("response1", "response2")]
     assert sum(map(judging.talks_to_the_judge, ordinary)) <= 0.01 * len(ordinary)
-    lines = [Verdict(str(n), *pair, "a" if pair[0] == "x" else "b") for n in range(20) for pair in (("x", "y"), ("y", "x"))]
-    truth = [Verdict(str(n), "x", "y", "a" if n < 5 else "b") for n in range(20)]
+    lines = [VerdictLine(str(n), *pair, "a" if pair[0] == "x" else "b") for n in range(20) for pair in (("x", "y"), ("y", "x"))]
+    truth = [VerdictLine(str(n), "x", "y", "a" if n < 5 else "b") for n in range(20)]
     attacks = {(str(n), "x") for n in range(10)}
-    found = readings.read(readings.Given(lines, {}, ["x", "y"], references=truth, attacks=attacks))
+    found = readings.read(readings.ReadingsInput(lines, {}, ["x", "y"], references=truth, attacks=attacks))
     assert (found["attacks"]["win_rate"], found["attacks"]["references"], found["attacks"]["lift"]) == (1.0, 0.5, 0.5)
     assert any("lift of +50 points" in said for said in found["warnings"])
 
@@ -102,14 +102,17 @@ def test_mt_bench_questions_fill_mt_bench_templates(shared_data: Path) -> None:
         assert "{" not in user["content"].replace(prompt["turns"][0][0]["content"], "").replace(prompt["turns"][1][0]["content"], "")
 
 
-def judged(prefers_longer: float, better: float, count: int = 200) -> readings.Given:
+def judged(prefers_longer: float, better: float, count: int = 200) -> readings.ReadingsInput:
     """Verdicts of a judge that takes the longer of two answers that often, where x is better that often and always longer."""
     source, lines = random.Random(5), []
     for n in range(count):
         winner = "x" if source.random() < (prefers_longer if source.random() < prefers_longer else better) else "y"
-        lines += [Verdict(str(n), "x", "y", "a" if winner == "x" else "b"), Verdict(str(n), "y", "x", "b" if winner == "x" else "a")]
+        lines += [
+            VerdictLine(str(n), "x", "y", "a" if winner == "x" else "b"),
+            VerdictLine(str(n), "y", "x", "b" if winner == "x" else "a"),
+        ]
     lengths = {(str(n), name): (source.randint(50, 200) if name == "x" else source.randint(1, 60)) for n in range(count) for name in "xy"}
-    return readings.Given(lines, lengths, ["x", "y"])
+    return readings.ReadingsInput(lines, lengths, ["x", "y"])
 
 
 def test_a_judge_that_counts_words_is_flagged_and_corrected() -> None:
@@ -120,8 +123,8 @@ def test_a_judge_that_counts_words_is_flagged_and_corrected() -> None:
 
 
 def test_little_evidence_is_called_little() -> None:
-    lines = [Verdict(str(n), "x", "y", "a" if n % 2 else "b") for n in range(10)]
-    found = readings.read(readings.Given(lines, {}, ["x", "y"]))
+    lines = [VerdictLine(str(n), "x", "y", "a" if n % 2 else "b") for n in range(10)]
+    found = readings.read(readings.ReadingsInput(lines, {}, ["x", "y"]))
     assert not found["enough"] and 50 < found["more_needed"] < 250 and found["missing_orders"] == 10
-    empty = readings.read(readings.Given([Verdict("1", "x", "y", "invalid")], {}, ["x", "y"]))
+    empty = readings.read(readings.ReadingsInput([VerdictLine("1", "x", "y", "invalid")], {}, ["x", "y"]))
     assert empty["win_rate"] == {"x": None, "y": None} and empty["invalid"] == 1 and not empty["enough"]

@@ -7,6 +7,7 @@ import pytest
 from studio.evaluation import metrics
 from studio.evaluation.__main__ import contestant
 from studio.evaluation.metrics import METRICS, Display, Metric
+from studio.records import AnswerFigures
 from studio.services.compression import METRICS as CURVE_METRICS
 from studio.ui import compress_shown, measured
 
@@ -40,7 +41,7 @@ def test_every_entry_is_measured_on_its_scale() -> None:
 
 
 def test_every_display_lists_the_entries_that_name_it() -> None:
-    found = {"x": {**contestant(GIVEN, schema={"type": "object"}, pattern="cat"), "perplexity": 3.5}}
+    found = {"x": AnswerFigures(**contestant(GIVEN, schema={"type": "object"}, pattern="cat"), perplexity=3.5)}
     labels = [label for label, _ in measured.measures(found)["measures"]]
     page = [measured.label(metric) for metric in METRICS if Display.PAGE in metric.shown]
     assert labels == [*page, "tokens of an answer", "time of an answer"]
@@ -49,14 +50,14 @@ def test_every_display_lists_the_entries_that_name_it() -> None:
 
 
 def test_a_metric_that_nobody_scores_in_is_hidden_where_it_says_so() -> None:
-    shown = dict(measured.measures({"x": {"n": 2, "number_match": 0.0, "exact_match": 0.0, "json_valid": 0.0}})["measures"])
+    shown = dict(measured.measures({"x": AnswerFigures(n=2, number_match=0.0, exact_match=0.0, json_valid=0.0)})["measures"])
     assert shown == {"exact match": ["0 %"]}
     hidden = {metric.name for metric in METRICS if metric.hides_zero}
     assert hidden == {"number_match", "json_valid"}
 
 
 def test_figures_are_shown_as_their_scale_says() -> None:
-    row = {"exact_match": 0.75, "ci95": {"exact_match": [0.5, 0.9]}, "bleu": 41.26, "perplexity": 1234.5, "tokens": 12.0, "seconds": 0.5}
+    row = AnswerFigures(exact_match=0.75, ci95={"exact_match": [0.5, 0.9]}, bleu=41.26, perplexity=1234.5, tokens=12.0, seconds=0.5)
     shown = dict(measured.measures({"x": row})["measures"])
     assert shown == {
         "exact match": ["75 % (50 % to 90 %)"],
@@ -72,4 +73,4 @@ def test_a_new_entry_is_measured_and_shown_without_another_change(monkeypatch: p
     monkeypatch.setattr(metrics, "METRICS", (*METRICS, length))
     found = contestant(GIVEN)
     assert found["short"] == 0.5 and "short" in found["ci95"]
-    assert any(label == "short answers" for label, _ in measured.measures({"x": found})["measures"])
+    assert any(label == "short answers" for label, _ in measured.measures({"x": AnswerFigures(**found)})["measures"])

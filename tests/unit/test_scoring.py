@@ -13,25 +13,25 @@ import pytest
 
 from studio.errors import DatasetError
 from studio.evaluation import agreement, intervals, metrics, ratings, verdicts
-from studio.evaluation.verdicts import Verdict
+from studio.evaluation.verdicts import VerdictLine
 
 LABELS = {"0": "tie", "1": "a", "2": "b"}
 
 
 @pytest.fixture(scope="module")
-def pandalm(shared_data: Path) -> list[Verdict]:
+def pandalm(shared_data: Path) -> list[VerdictLine]:
     """999 pairs, three people and two models."""
     folder = shared_data / "data" / "judge" / "pandalm"
     with gzip.open(folder / "testset-v1.json.gz") as file:
         people = json.load(file)
-    found = [Verdict(str(row["idx"]), "one", "two", LABELS[str(row[f"annotator{n}"])], f"h{n}") for row in people for n in (1, 2, 3)]
+    found = [VerdictLine(str(row["idx"]), "one", "two", LABELS[str(row[f"annotator{n}"])], f"h{n}") for row in people for n in (1, 2, 3)]
     for name, key in (("gpt-3.5-turbo", "gpt_result"), ("pandalm-7b", "pandalm_result")):
         rows = json.loads((folder / f"{name}-testset-v1.json").read_text())
-        found += [Verdict(str(row["idx"]), "one", "two", LABELS.get(str(row[key]), "invalid"), name) for row in rows]
+        found += [VerdictLine(str(row["idx"]), "one", "two", LABELS.get(str(row[key]), "invalid"), name) for row in rows]
     return found
 
 
-def test_published_agreement_is_recomputed(pandalm: list[Verdict]) -> None:
+def test_published_agreement_is_recomputed(pandalm: list[VerdictLine]) -> None:
     found = agreement.agreement(pandalm, ["h1", "h2", "h3"], "tie")
     kappas = {(row["a"], row["b"]): round(row["kappa"], 2) for row in found["pairs"] if row["b"].startswith("h")}
     assert kappas == {("h1", "h2"): 0.85, ("h1", "h3"): 0.88, ("h2", "h3"): 0.86}
@@ -43,8 +43,8 @@ def test_published_agreement_is_recomputed(pandalm: list[Verdict]) -> None:
 
 
 def test_raters_who_saw_opposite_orders_are_compared() -> None:
-    said = [Verdict("1", "x", "y", "a", "one"), Verdict("1", "y", "x", "b", "two"), Verdict("2", "x", "y", "tie", "one")]
-    found = agreement.agreement([*said, Verdict("2", "x", "y", "invalid", "two")], invalid="skip")
+    said = [VerdictLine("1", "x", "y", "a", "one"), VerdictLine("1", "y", "x", "b", "two"), VerdictLine("2", "x", "y", "tie", "one")]
+    found = agreement.agreement([*said, VerdictLine("2", "x", "y", "invalid", "two")], invalid="skip")
     assert found["pairs"] == [{"a": "one", "b": "two", "kappa": None, "agreement": 1.0, "n": 1}]
 
 
@@ -91,8 +91,8 @@ def test_rows_with_different_numbers_of_references() -> None:
     )
 
 
-def both_orders(prompt: int, x_wins: bool) -> list[Verdict]:
-    return [Verdict(str(prompt), "x", "y", "a" if x_wins else "b"), Verdict(str(prompt), "y", "x", "b" if x_wins else "a")]
+def both_orders(prompt: int, x_wins: bool) -> list[VerdictLine]:
+    return [VerdictLine(str(prompt), "x", "y", "a" if x_wins else "b"), VerdictLine(str(prompt), "y", "x", "b" if x_wins else "a")]
 
 
 def test_ratings_of_two_follow_from_their_win_rate() -> None:
@@ -113,7 +113,12 @@ def test_the_order_of_lines_does_not_matter() -> None:
 
 
 def test_a_split_pair_is_a_tie_and_an_invalid_order_counts_for_nothing() -> None:
-    lines = [Verdict("1", "x", "y", "a"), Verdict("1", "y", "x", "a"), Verdict("2", "x", "y", "a"), Verdict("2", "y", "x", "invalid")]
+    lines = [
+        VerdictLine("1", "x", "y", "a"),
+        VerdictLine("1", "y", "x", "a"),
+        VerdictLine("2", "x", "y", "a"),
+        VerdictLine("2", "y", "x", "invalid"),
+    ]
     assert [game.score for game in verdicts.games(lines)] == [0.5, 1.0]
     place = verdicts.position(lines)
     assert (place.first_win_rate, place.swap_consistency, place.invalid, place.missing_orders) == (1.0, 0.0, 1, 0)
@@ -143,7 +148,7 @@ def test_twenty_wins_are_no_proof() -> None:
 def test_many_contestants_are_corrected_for() -> None:
     source = random.Random(0)
     names = [f"c{n}" for n in range(12)]
-    lines = [Verdict(str(n), a, b, source.choice("ab")) for n in range(40) for i, a in enumerate(names) for b in names[i + 1 :]]
+    lines = [VerdictLine(str(n), a, b, source.choice("ab")) for n in range(40) for i, a in enumerate(names) for b in names[i + 1 :]]
     found = ratings.pairs(ratings.Table.of(verdicts.games(lines)))
     assert any(row["p"] < 0.05 for row in found) and not any(row["differs"] for row in found)
 
