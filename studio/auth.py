@@ -1,6 +1,6 @@
-"""Who may ask: one gate in front of every route, Gradio's and ours. Host, Origin, size, login, headers.
+"""One gate in front of every route, Gradio's and ours: Host, Origin, size, login, headers.
 
-Knows nothing of what the routes do. Sessions are signed cookies; nothing is kept but the signing secret.
+Sessions are signed cookies; nothing is stored but the signing secret.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -35,10 +35,11 @@ FORM_OVERHEAD_BYTES = 1024**2  # what multipart adds around a file
 MAX_FORM_BYTES = 10_000
 OPEN_PATHS = ("/health",)
 
-# gr.HTML templates need unsafe-eval and gradio's page unsafe-inline; what this stops is foreign code and sending data away
+# gr.HTML templates need unsafe-eval and gradio's page unsafe-inline; this stops foreign code and sending data away
 CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
-    "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data: blob:; "
+    "style-src 'self' 'unsafe-inline'; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 
 _templates = Environment(loader=FileSystemLoader(STATIC), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -71,7 +72,7 @@ class Gate:
             await self.app(scope, self._limited(request, receive), send)
 
     def _refuse(self, request: Request) -> Response | None:
-        """Refuse what no page of ours sends: another site's name (DNS rebinding), another site's page, too large a body."""
+        """Refuse another site's name (DNS rebinding), another site's page, and a body that is too large."""
         host = request.headers.get("host", "")
         if self.settings.is_loopback and not self._is_own_name(host):
             return refusal(
@@ -84,20 +85,23 @@ class Gate:
             return refusal(403, f"A page of {origin[:100]!r} may not use this studio.", "Open the studio's own address.")
         if _content_length(request.headers) > self._limit(request):
             return refusal(
-                413, f"The request is larger than {self._limit(request):,} bytes.", "Send a smaller file, or raise STUDIO_MAX_UPLOAD_BYTES."
+                413,
+                f"The request is larger than {self._limit(request):,} bytes.",
+                "Send a smaller file, or raise STUDIO_MAX_UPLOAD_BYTES.",
             )
         return None
 
     def _is_own_name(self, host: str) -> bool:
         name = _host_name(host)
-        return is_loopback(name) or name in self.settings.allowed_hosts or bool(name and name == self.settings.space_host)
+        return is_loopback(name) or name in self.settings.allowed_hosts or name == self.settings.space_host != ""
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         try:
             parts = urlsplit(origin)
             default = {"http": 80, "https": 443}[parts.scheme]
             own = urlsplit(f"//{host}")
-            if parts.hostname and parts.hostname == own.hostname and (parts.port or default) == (own.port or default):
+            is_same_port = (parts.port or default) == (own.port or default)
+            if parts.hostname and parts.hostname == own.hostname and is_same_port:
                 return True
         except (KeyError, ValueError):
             return False  # "null", or no origin at all
@@ -123,7 +127,7 @@ class Gate:
         return counted
 
     async def _ask_for_login(self, request: Request) -> Response | None:
-        """None lets the request in. A cookie, a bearer's token or key, a link with the token, or the form of our page."""
+        """None lets the request in: for a cookie, a bearer's token or key, a link with the token, or the login form."""
         path = request.scope["path"]  # never request.url: it is built from what the client says its host is
         if not self.settings.has_login or path in OPEN_PATHS:
             return None
@@ -140,7 +144,8 @@ class Gate:
         if bearer:
             return await self._take_key(bearer, client, path)
         if link and self.login.is_token(link):
-            return self._welcome(request, _address(path, [(k, v) for k, v in request.query_params.multi_items() if k != "token"]))
+            without_token = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
+            return self._welcome(request, _address(path, without_token))
         if is_form and (target := await self._target_of_form(request)):
             return self._welcome(request, target)
         self.failures.add(client)
@@ -171,7 +176,8 @@ class Gate:
         return RedirectResponse(login, status_code=303)
 
     def _page(self, request: Request, problem: str = "") -> Response:
-        return login_page(own_path(request.query_params.get("next", "/")), asks_name=bool(self.settings.users), problem=problem)
+        target = own_path(request.query_params.get("next", "/"))
+        return login_page(target, asks_name=bool(self.settings.users), problem=problem)
 
     def _welcome(self, request: Request, target: str) -> Response:
         answer = RedirectResponse(own_path(target), status_code=303)
@@ -179,7 +185,7 @@ class Gate:
         return answer
 
     def _leave(self, request: Request, path: str) -> Response | None:
-        """What /login and /logout mean to somebody who is in."""
+        """What /login and /logout do for somebody who is logged in."""
         if path == "/login":
             return RedirectResponse("/", status_code=303)
         if path != "/logout":
@@ -189,10 +195,11 @@ class Gate:
         return answer
 
     def _set_cookie(self, request: Request, answer: Response, value: str, max_age: int) -> None:
-        is_space = bool(self.settings.space_host)  # shown inside huggingface.co: another site, so None is the only way
+        is_space = bool(self.settings.space_host)  # shown inside huggingface.co, another site: only "none" works there
+        same_site: Literal["none", "lax"] = "none" if is_space else "lax"
         is_secure = is_space or request.scope["scheme"] == "https"
-        same_site = "none" if is_space else "lax"
-        answer.set_cookie(self.login.cookie, value, max_age=max_age, httponly=True, secure=is_secure, samesite=same_site)  # type: ignore[arg-type]
+        name = self.login.cookie
+        answer.set_cookie(name, value, max_age=max_age, httponly=True, secure=is_secure, samesite=same_site)
         answer.headers["Cache-Control"] = "no-store"
 
     def _with_headers(self, send: Send) -> Send:
@@ -284,10 +291,16 @@ def too_many_failures(wait_s: int) -> Response:
 
 def unauthorised(path: str) -> Response:
     """401 in the shape its reader knows: OpenAI's for /v1, else ours."""
-    text, fix = "This studio asks for a login.", "Send Authorization: Bearer with STUDIO_TOKEN or a key made in the studio."
+    text = "This studio asks for a login."
+    fix = "Send Authorization: Bearer with STUDIO_TOKEN or a key made in the studio."
     error: dict[str, Any] = {"message": text, "fix": fix}
     if path.startswith("/v1/"):
-        error = {"message": f"{text} {fix}", "type": "authentication_error", "param": None, "code": "invalid_api_key"}
+        error = {
+            "message": f"{text} {fix}",
+            "type": "authentication_error",
+            "param": None,
+            "code": "invalid_api_key",
+        }
     return JSONResponse({"error": error}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -302,8 +315,9 @@ def is_loopback(name: str) -> bool:
 
 def own_path(target: str) -> str:
     """`target` if it is a path of this site, else "/": a login must not lead to another one."""
-    is_own = target.startswith("/") and not target.startswith(("//", "/\\")) and all(32 <= ord(c) < 127 for c in target)
-    if not is_own or target.startswith("/login"):
+    is_own = target.startswith("/") and not target.startswith(("//", "/\\"))
+    is_plain = all(32 <= ord(character) < 127 for character in target)
+    if not is_own or not is_plain or target.startswith("/login"):
         return "/"
     return target
 

@@ -42,7 +42,7 @@ Change = dict[str, JsonValue]  # options by dotted key
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitQuestion:
     """One question: this job, on this model, there."""
 
     config: dict[str, Any]
@@ -98,7 +98,7 @@ class FitService:
             where, factor, runs = device or "cuda", 1.0, 0
         else:
             raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
-        asked = Asked(config, job, where, _room(where, gpu_gib), factor)
+        asked = FitQuestion(config, job, where, _room(where, gpu_gib), factor)
         return _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
 
     def measured(self, job_id: str) -> MeasuredMemory | None:
@@ -120,7 +120,7 @@ class FitService:
             found[name] = None
             with contextlib.suppress(StudioError):
                 if room:
-                    found[name] = Asked(dict(config), job_config.build(layer, small), where, room).fits()
+                    found[name] = FitQuestion(dict(config), job_config.build(layer, small), where, room).fits()
         return found
 
     def recipes_that_fit(self, base_model: str) -> dict[str, bool | None]:
@@ -193,7 +193,7 @@ def _room(device: str, gpu_gib: float | None) -> int | None:
     return here.memory_bytes
 
 
-def _answer(asked: Asked, correction: MemoryCorrection) -> Fit:
+def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
     found = asked.predict()
     parts = {name: round(value * asked.correction) for name, value in found.parts.items()}
     predicted = sum(parts.values())
@@ -225,7 +225,7 @@ def _answer(asked: Asked, correction: MemoryCorrection) -> Fit:
     )
 
 
-def _warnings(asked: Asked) -> list[str]:
+def _warnings(asked: FitQuestion) -> list[str]:
     """Why a launch of this would be refused; it is predicted all the same."""
     found = [str(conflict) for conflict in conflicts(asked.job, asked.device, text_config(asked.config))]
     if isinstance(asked.config.get("quantization_config"), dict):
@@ -233,7 +233,7 @@ def _warnings(asked: Asked) -> list[str]:
     return found
 
 
-def _largest(fits: Callable[[int], bool], most: int, step: int, asked: Asked) -> int | None:
+def _largest(fits: Callable[[int], bool], most: int, step: int, asked: FitQuestion) -> int | None:
     """The largest multiple of `step` up to `most` that fits, 0 where none does; None where the device is not known."""
     if asked.room is None:
         return None
@@ -251,7 +251,7 @@ def _largest(fits: Callable[[int], bool], most: int, step: int, asked: Asked) ->
     return low * step
 
 
-def _advice(asked: Asked, predicted: int) -> list[MemoryAdvice]:
+def _advice(asked: FitQuestion, predicted: int) -> list[MemoryAdvice]:
     """Changes that save memory, the greatest first."""
     found: list[MemoryAdvice] = []
     for words, options in _changes(asked.job):

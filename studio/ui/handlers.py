@@ -1,6 +1,6 @@
-"""What surrounds every handler: a StudioError becomes a message in place, anything else a logged one-liner, never a traceback.
+"""What surrounds every handler of the page. A StudioError becomes a notice, anything else is logged; no traceback is shown.
 
-Knows nothing of the tabs. Handlers return a dict of component -> value, or gr.skip().
+Handlers return a dict of component -> value, or gr.skip().
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from studio.ui import pieces
 
 log = logging.getLogger(__name__)
 Handler = Callable[..., Any]
-# The page looks through all its components for every one that shows progress, at every event, so none is named where none does:
-# without a list these would be all outputs, which took 70 ms of each first token.
+# At every event the page searches all its components for each one that shows progress. Without a list these would be all
+# outputs, which took 70 ms of each first token.
 NOWHERE: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
 QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", **NOWHERE}  # for timers and small moves
 
@@ -33,7 +33,7 @@ def busy(*shown_on: gr.HTML) -> dict[str, Any]:
 
 
 def tells(notice: gr.HTML) -> Callable[[Handler], Handler]:
-    """Decorate a handler so that its errors are shown in `notice`, which must be among its outputs; success clears it."""
+    """Decorate a handler: its errors are shown in `notice`, which must be among its outputs; success clears it."""
 
     def decorate(handler: Handler) -> Handler:
         if inspect.isgeneratorfunction(handler):
@@ -44,13 +44,13 @@ def tells(notice: gr.HTML) -> Callable[[Handler], Handler]:
 
 
 def steady(handler: Handler) -> Handler:
-    """Decorate a look that is repeated or follows a click elsewhere: where it fails, the page stays as it is."""
+    """Decorate a refresh that is repeated or follows a click elsewhere: where it fails, the page stays as it is."""
 
     @functools.wraps(handler)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return handler(*args, **kwargs)
-        except StudioError:  # a row that was deleted meanwhile; the next look has it right
+        except StudioError:  # a row that was deleted meanwhile; the next refresh shows that
             return gr.skip()
 
     return call
@@ -83,10 +83,12 @@ def _streaming(handler: Handler, notice: gr.HTML) -> Handler:
 
 
 def message(error: Exception) -> str:
-    """The notice for `error`. What is no StudioError is our own defect: logged whole, told in one line."""
+    """The notice for `error`. Anything but a StudioError is our own defect: logged in full, shown as one line."""
     if isinstance(error, StudioError):
         return pieces.notice(error)
     log.error("A handler of the page failed.", exc_info=error)
     return pieces.said(
-        "This did not work because of a defect in the studio.", "bad", f"The log says more ({type(error).__name__}). Your data is safe."
+        "This did not work because of a defect in the studio.",
+        "bad",
+        f"See the log ({type(error).__name__}). Your data is safe.",
     )

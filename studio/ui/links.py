@@ -1,4 +1,4 @@
-"""What leads from one tab into another, with what the reader has chosen. studio.ui.tabs lists each link with the tab it starts on."""
+"""Links from one tab into another, with what the reader has chosen. studio.ui.tabs lists each with its first tab."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def demo_to_chat(page: BuiltPage) -> None:
 
 
 def rows_to_train(page: BuiltPage) -> None:
-    """A training on the chosen rows, with the options that were set beside them where they are not the defaults."""
+    """A training on the chosen rows, with the options that were set beside them and are not the defaults."""
     data, train = page.of(DataTab), page.of(TrainTab)
     max_length, chat_template = train.form.field("max_length"), train.form.field("chat_template")
 
@@ -49,7 +49,7 @@ def rows_to_train(page: BuiltPage) -> None:
 
 
 def length_to_train(page: BuiltPage) -> None:
-    """The longest row that was offered as max_length: for the rows shown on the Data tab and for the next training."""
+    """The length of the longest row as max_length, on the Data tab and for the next training."""
     data, max_length = page.of(DataTab), page.of(TrainTab).form.field("max_length")
 
     def take(event: gr.EventData) -> Update:
@@ -130,12 +130,19 @@ def conversation_to_compare(page: BuiltPage) -> None:
         base, _, _ = answered[-1].partition(":")
         adapters = list(dict.fromkeys(name.partition(":")[2] for name in answered if name.startswith(base + ":")))
         made = page.studio.comparisons.create(
-            prompts=[{"prompt": question} for question in questions], base_model=base, contestants=[BASE, *adapters]
+            prompts=[{"prompt": question} for question in questions],
+            base_model=base,
+            contestants=[BASE, *adapters],
         )
         return {page.tabs: go("compare"), page.place.comparison: made.id}
 
     outputs = [chat.notice, page.tabs, page.place.comparison]
-    chat.compare.click(tells(chat.notice)(compare), inputs=[page.place.chat, chat.contestant], outputs=outputs, **busy(chat.live))
+    chat.compare.click(
+        tells(chat.notice)(compare),
+        inputs=[page.place.chat, chat.contestant],
+        outputs=outputs,
+        **busy(chat.live),
+    )
 
 
 def sharing_in_chat(page: BuiltPage) -> None:
@@ -155,9 +162,16 @@ def preferences_to_train(page: BuiltPage) -> None:
 
     def train_on_preferences(comparison_id: str, dataset_id: str) -> Update:
         base = page.studio.comparisons.show(comparison_id).base_model
-        return {page.tabs: go("train"), **_data_and_base(page.studio, train, dataset_id, base), train.recipe: "dpo"}
+        return {
+            page.tabs: go("train"),
+            **_data_and_base(page.studio, train, dataset_id, base),
+            train.recipe: "dpo",
+        }
 
-    inputs, outputs = [page.place.comparison, compare.board.made], [page.tabs, train.data, train.base_model, train.recipe]
+    inputs, outputs = (
+        [page.place.comparison, compare.board.made],
+        [page.tabs, train.data, train.base_model, train.recipe],
+    )
     compare.board.train.click(steady(train_on_preferences), inputs=inputs, outputs=outputs, **QUIET)
 
 
@@ -167,13 +181,17 @@ def model_to_chat(page: BuiltPage) -> None:
 
     def open_chat(chosen: str) -> Update:
         who = chat_choice(page.studio, chosen)
-        return {page.tabs: go("chat"), page.place.chat: "", chat.contestant: gr.Dropdown(choices=[(who, who)], value=who)}
+        return {
+            page.tabs: go("chat"),
+            page.place.chat: "",
+            chat.contestant: gr.Dropdown(choices=[(who, who)], value=who),
+        }
 
     models.chat.click(open_chat, inputs=[page.place.model], outputs=[page.tabs, page.place.chat, chat.contestant], **QUIET)
 
 
 def _from_job(page: BuiltPage, button: gr.Button, open_tab: Callable[[str], Update], outputs: list[Any]) -> None:
-    """`button` of the Jobs tab opens another tab with the job that is shown; errors are shown on the Jobs tab."""
+    """`button` of the Jobs tab opens another tab with the shown job; errors are shown on the Jobs tab."""
     notice = page.of(JobsTab).notice
     button.click(tells(notice)(open_tab), inputs=[page.place.job], outputs=[notice, *outputs], **QUIET)
 

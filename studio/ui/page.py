@@ -1,4 +1,4 @@
-"""The frame that the tabs share: what a tab is, and where the reader is (tab, dataset, job, chat, comparison), kept in the URL."""
+"""The frame that the tabs share: what a tab is, and what the reader has open, kept in the URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Location:
-    """Where the reader is, as hidden fields: inputs of handlers, mirrored into the URL by studio.js, read back on load."""
+    """What the reader has open, as hidden fields: inputs of handlers, mirrored into the URL, read back on load."""
 
     tab: gr.Textbox
     dataset: gr.Textbox
@@ -67,14 +67,14 @@ class TabEntry:
     title: str  # on its button
     question: str  # what it answers for the reader; screen readers read it first
     build: Callable[[Studio, Frame, gr.Tab], object]  # fills the tab with components
-    links: tuple[Callable[[BuiltPage], None], ...] = ()  # what leads from it into other tabs; called once all are built
+    links: tuple[Callable[[BuiltPage], None], ...] = ()  # lead into other tabs; called once all are built
 
     def open(self) -> gr.Tab:
         return gr.Tab(self.title, id=self.key, elem_id=f"tab-{self.key}", elem_classes="studio-tab")
 
 
 class BuiltPage:
-    """The strip and the tabs of one page by their class, so that a link finds both its ends whatever was built first."""
+    """The strip and the tabs of one page by their class: a link finds both its ends whatever was built first."""
 
     def __init__(self, studio: Studio, blocks: gr.Blocks, frame: Frame, parts: Iterable[object]) -> None:
         self.studio = studio
@@ -96,7 +96,7 @@ def hidden(name: str) -> gr.Textbox:
 
 
 def stamp_box(tab: str) -> gr.Textbox:
-    """What the page shows now, as `stamp` of it. It is held by the page, since answers to two looks may overtake each other on the way."""
+    """What the page shows now, as `stamp` of it. The page holds it, since two answers may arrive in the wrong order."""
     return hidden(f"{tab}-shown")
 
 

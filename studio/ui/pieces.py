@@ -1,8 +1,8 @@
-"""Pieces of HTML, each a jinja template of `templates/`: strip, lists, curves, tokens, transcript. All escaping happens here.
+"""Fills the templates of `templates/`: strip, lists, curves, tokens, transcript. All escaping happens here.
 
-Knows nothing of services. Text from outside (rows, names, answers, logs) reaches the page only through these autoescaped
-templates, as the plain `value` of a gr.HTML. It must never reach `html_template` or `{{...}}` of a gr.HTML: gradio renders
-those with Handlebars and then evaluates the *result* as a JavaScript template, so a row holding `${...}` would run.
+Text from outside (rows, names, answers, logs) reaches the page only through these autoescaped templates, as the plain
+`value` of a gr.HTML. It must never reach `html_template` or `{{...}}` of a gr.HTML: gradio renders those with Handlebars
+and then evaluates the *result* as a JavaScript template, so a row that holds `${...}` would run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from studio.errors import StudioError
 from studio.settings import STATIC
 from studio.ui import words
 
-# Whatever carries data-act in a piece (a button or a link) becomes the component's `select` event with its data-* values.
+# A click on whatever carries data-act (a button or a link) becomes the component's `select` event with its data-* values.
 ACTS = """
 element.addEventListener('click', (event) => {
   const target = event.target.closest('[data-act]');
@@ -29,7 +29,7 @@ element.addEventListener('click', (event) => {
 });
 """
 
-# characters that turn the direction of what follows: left open in a name or an answer, they would turn our own words too
+# characters that change the direction of the text behind them: unclosed in a name, they would change it in ours too
 TURNS, ISOLATES = "\u202a\u202b\u202d\u202e", "\u2066\u2067\u2068"
 
 
@@ -50,7 +50,15 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-for _filter in (words.size, words.duration, words.left, words.ago, words.share, words.clock, words.parameters):
+for _filter in (
+    words.size,
+    words.duration,
+    words.left,
+    words.ago,
+    words.share,
+    words.clock,
+    words.parameters,
+):
     _environment.filters[_filter.__name__] = _filter
 _environment.filters["counted"] = words.count  # jinja has a filter `count` of its own
 _environment.filters["as_json"] = functools.partial(json.dumps, ensure_ascii=False)
@@ -62,13 +70,26 @@ def piece(name: str, /, **data: Any) -> str:
     return _environment.get_template(f"{name}.html").render(**data).strip()
 
 
-def panel(value: str = "", *, elem_id: str | None = None, elem_classes: str | list[str] | None = None, visible: bool = True) -> gr.HTML:
+def panel(
+    value: str = "",
+    *,
+    elem_id: str | None = None,
+    elem_classes: str | list[str] | None = None,
+    visible: bool = True,
+) -> gr.HTML:
     """A place on the page that shows pieces."""
-    return gr.HTML(value, elem_id=elem_id, elem_classes=elem_classes, visible=visible, js_on_load=ACTS, apply_default_css=False)
+    return gr.HTML(
+        value,
+        elem_id=elem_id,
+        elem_classes=elem_classes,
+        visible=visible,
+        js_on_load=ACTS,
+        apply_default_css=False,
+    )
 
 
 def notice(error: StudioError) -> str:
-    """A refusal where the eyes are: reason and fix, or the list of problems when a form has several."""
+    """A refusal with its reason and fix, or the list of problems when a form has several."""
     items = error.details.get("problems") or []
     if len(items) < 2 or not all(isinstance(problem, str) for problem in items):
         items = []
@@ -76,7 +97,7 @@ def notice(error: StudioError) -> str:
 
 
 def said(message: str, tone: str = "good", fix: str = "") -> str:
-    """A short word that something happened; tones are good, bad and info."""
+    """A notice of one sentence; tones are good, bad and info."""
     return piece("notice", tone=tone, message=message, fix=fix, items=[])
 
 

@@ -1,6 +1,6 @@
-"""How the page looks: slate neutrals and one teal accent over gradio's base theme, light and dark, with system fonts only.
+"""How the page looks: slate neutrals and one teal accent over gradio's base theme, light and dark, system fonts only.
 
-Knows nothing of the tabs; what a theme variable can't say is in static/studio.css.
+What a theme variable can't express is in static/studio.css.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def launch_options() -> dict[str, Any]:
 
 
 def theme() -> gr.themes.Base:
-    """The accent as text and as a filled button is a shade darker than #0d9488 on light ground, so that contrast stays above 4.5."""
+    """On light ground the accent is a shade darker than #0d9488, so that its contrast stays above 4.5."""
     base = gr.themes.Base(
         primary_hue="teal",
         secondary_hue="indigo",

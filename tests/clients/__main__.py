@@ -24,7 +24,11 @@ def main(environment: Path) -> int:
     """1 where the generator complains or the client does not say what the studio says."""
     # nothing of the studio's own environment reaches the generator, which looks for ruff beside it
     surroundings = {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "")}
-    with tempfile.TemporaryDirectory() as folder, web(Path(folder) / "home") as server, httpx.Client(base_url=server.url) as api:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        web(Path(folder) / "home") as server,
+        httpx.Client(base_url=server.url) as api,
+    ):
         data = _answer(api.post("/api/datasets/text", json={"text": ROWS, "name": "sums"}))
         jobs = [
             _answer(api.post("/api/jobs", json={"data": data["id"], "name": name, "options": {"max_steps": 1}})) for name in ("one", "two")
@@ -38,7 +42,11 @@ def main(environment: Path) -> int:
             f"{folder}/made/studio_client",
         ]
         Path(folder, "made").mkdir()
-        made = _run([str(environment / "bin" / generate[0]), *generate[1:], "--meta", "none", "--fail-on-warning"], folder, surroundings)
+        made = _run(
+            [str(environment / "bin" / generate[0]), *generate[1:], "--meta", "none", "--fail-on-warning"],
+            folder,
+            surroundings,
+        )
         listed = json.loads(_run([str(environment / "bin" / "python"), str(SCRIPT), server.url], f"{folder}/made", surroundings))
     print(made.strip())
     print(f"The generated client lists {len(listed)} jobs: {listed}")

@@ -32,7 +32,21 @@ MIXED = (
 )
 MOST_RENDERINGS = 3_000
 # their results are words of ours around a number, whatever comes in
-OF_NUMBERS = {"size", "duration", "left", "ago", "share", "clock", "counted", "parameters", "length", "round", "int", "sum", "as_json"}
+OF_NUMBERS = {
+    "size",
+    "duration",
+    "left",
+    "ago",
+    "share",
+    "clock",
+    "counted",
+    "parameters",
+    "length",
+    "round",
+    "int",
+    "sum",
+    "as_json",
+}
 chance = random.Random()
 
 
@@ -49,7 +63,13 @@ class Whatever(str):
 
     def child(self, name: object = "") -> Any:
         if str(name) not in self.children:
-            kinds = {made_up: 86, lambda: None: 4, lambda: [made_up(), made_up()]: 3, chance.random: 3, lambda: False: 4}
+            kinds = {
+                made_up: 86,
+                lambda: None: 4,
+                lambda: [made_up(), made_up()]: 3,
+                chance.random: 3,
+                lambda: False: 4,
+            }
             self.children[str(name)] = chance.choices(list(kinds), list(kinds.values()))[0]()
         return self.children[str(name)]
 
@@ -150,10 +170,16 @@ class Watching(Environment):
             case nodes.TemplateData() | nodes.Const() | None:
                 return node
             case nodes.CondExpr():
-                node.expr1, node.expr2 = self._watched(node.expr1, template), node.expr2 and self._watched(node.expr2, template)
+                node.expr1, node.expr2 = (
+                    self._watched(node.expr1, template),
+                    node.expr2 and self._watched(node.expr2, template),
+                )
                 return node
             case nodes.Or():
-                node.left, node.right = self._watched(node.left, template, "noted_where_true"), self._watched(node.right, template)
+                node.left, node.right = (
+                    self._watched(node.left, template, "noted_where_true"),
+                    self._watched(node.right, template),
+                )
                 return node
         place = f"{template}, line {node.lineno}, expression {sum(key.startswith(template) for key in self.expressions) + 1}"
         self.expressions[place] = _is_text(node)
@@ -300,7 +326,8 @@ def test_no_template_leaves_the_escaping_to_somebody_else() -> None:
         source = (UI / "templates" / f"{name}.html").read_text("utf-8")
         assert not re.search(r"\|\s*(safe|forceescape)\b|autoescape|\|\s*tojson\b", source), name
         assert not re.search(
-            r'\b(href|src|action|formaction|data)\s*=\s*"\s*{[{%]|<(script|style|iframe|object|embed)\b|\son\w+=', source
+            r'\b(href|src|action|formaction|data)\s*=\s*"\s*{[{%]|<(script|style|iframe|object|embed)\b|\son\w+=',
+            source,
         ), name
 
 
@@ -326,7 +353,14 @@ def html_made_in_python(source: str) -> list[int]:
 
 @pytest.mark.parametrize(
     "spliced",
-    ["f'<b>{name}</b>'", "'<b>' + name", "'<b>%s</b>' % name", "'<b>{}</b>'.format(name)", "'<br>'.join(names)", "Markup(name)"],
+    [
+        "f'<b>{name}</b>'",
+        "'<b>' + name",
+        "'<b>%s</b>' % name",
+        "'<b>{}</b>'.format(name)",
+        "'<br>'.join(names)",
+        "Markup(name)",
+    ],
 )
 def test_html_that_is_put_together_in_python_is_found(spliced: str) -> None:
     assert html_made_in_python(spliced) == [1]
