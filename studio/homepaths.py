@@ -1,33 +1,33 @@
-"""Paths as they are stored: without the folder that STUDIO_HOME lies in, so that a home can be moved or restored elsewhere.
+"""Paths as they are stored: without the folder of STUDIO_HOME, so that a home can be moved or restored elsewhere.
 
-A path column holds `runs/ID`, relative to the home. Among JSON values the same path is `$STUDIO_HOME/runs/ID`, and a file that
-ships with the package (the starter) is `$STUDIO_STATIC/starter`. Every other path stays absolute.
+A path column holds `runs/ID`, relative to the home. Among JSON values the same path is `$STUDIO_HOME/runs/ID`, and
+a file that ships with the package (the starter) is `$STUDIO_STATIC/starter`. Every other path stays absolute.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from studio.settings import STATIC
 
 HOME_MARK, STATIC_MARK = "$STUDIO_HOME", "$STUDIO_STATIC"
-NAME_KEYS = ("name", "base_model")  # a model that was named by its folder keeps that name, wherever the home lies
+NAME_KEYS = ("name", "base_model")  # a model that was named by its folder keeps that name when the home moves
 _MARKED = re.compile(r"\$+STUDIO_(HOME|STATIC)")
 
 
 class HomePaths:
     """Turns absolute paths into stored ones and back.
 
-    `former_homes` and `former_statics`: folders that rows written earlier take for the home and for the package's files.
+    `former_homes` and `former_statics`: where the home and the package's files lay when a row was written.
     """
 
     def __init__(self, home: Path, former_homes: Iterable[str] = (), former_statics: Iterable[str] = ()) -> None:
         self.home = str(home.absolute())
-        homes = {self.home, os.path.realpath(self.home), *former_homes}  # a person may name the home by a link or by its target
+        homes = {self.home, os.path.realpath(self.home), *former_homes}  # it may be named by a link or its target
         statics = {str(STATIC), *former_statics}
         roots = [*((root, HOME_MARK) for root in homes), *((root, STATIC_MARK) for root in statics)]
         self._roots = sorted(roots, key=lambda root: -len(root[0]))
@@ -35,7 +35,9 @@ class HomePaths:
     def stored(self, path: str) -> str:
         """A path column's value: relative where `path` lies inside the home."""
         mark, inside = self._split(path)
-        return inside if mark == HOME_MARK and inside else path
+        if mark == HOME_MARK and inside:
+            return inside
+        return path
 
     def absolute(self, path: str) -> str:
         """The path of a path column's value."""
@@ -64,7 +66,9 @@ class HomePaths:
         if _MARKED.match(text):
             return f"${text}"  # a text that looks like a mark: one more $ says that it is none
         mark, inside = self._split(text)
-        return f"{mark}/{inside}".rstrip("/") if mark else text
+        if not mark:
+            return text
+        return f"{mark}/{inside}".rstrip("/")
 
     def _unmarked(self, text: str) -> str:
         found = _MARKED.match(text)
@@ -79,12 +83,12 @@ class HomePaths:
         return f"{root}{rest}"
 
 
-def _mapped(value: Any, change: Any) -> Any:
+def _mapped(value: Any, change: Callable[[str], str], key: str = "") -> Any:
     """`value` with every string in it changed, but for dictionary keys and names."""
-    if isinstance(value, str):
+    if isinstance(value, str) and key not in NAME_KEYS:
         return change(value)
     if isinstance(value, dict):
-        return {key: inner if key in NAME_KEYS and isinstance(inner, str) else _mapped(inner, change) for key, inner in value.items()}
+        return {key: _mapped(inner, change, key) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_mapped(inner, change) for inner in value]
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +99,29 @@ class Settings:
         return self.host in ("127.0.0.1", "localhost", "::1") or self.host.startswith("127.")
 
     def make_folders(self) -> None:
-        """Create STUDIO_HOME, readable by its owner only, and its folders. Raises StudioError where that can't be done."""
+        """Create STUDIO_HOME and its folders, for its owner's eyes only. Raises StudioError where that can't be done.
+
+        A folder that was there before loses the rights of other users too. The home itself does so only where it is empty
+        or a studio's: a person may have named one that holds other things.
+        """
+        folders = (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs)
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for folder in (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs):
-                folder.mkdir(exist_ok=True)
+            if all(folder.is_dir() for folder in folders) or not any(self.home.iterdir()):
+                _make_private(self.home)
+            for folder in folders:
+                folder.mkdir(exist_ok=True, mode=0o700)
+                _make_private(folder)
         except OSError as exc:
             raise StudioError(
                 f"STUDIO_HOME {self.home} can't be used ({exc.strerror}).", "Set STUDIO_HOME to a folder that you may write to."
             ) from None
+
+
+def _make_private(folder: Path) -> None:
+    if folder.stat().st_mode & 0o077:
+        with contextlib.suppress(PermissionError):  # another user's folder that this one may write to
+            folder.chmod(0o700)
 
 
 def load(environ: dict[str, str] | None = None) -> Settings:

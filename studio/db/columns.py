@@ -10,7 +10,7 @@ from sqlalchemy.engine.interfaces import Dialect
 
 from studio.homepaths import HomePaths
 
-_PATHS: WeakKeyDictionary[Dialect, HomePaths] = WeakKeyDictionary()  # an engine's columns know its dialect, and nothing else of it
+_PATHS: WeakKeyDictionary[Dialect, HomePaths] = WeakKeyDictionary()  # of its engine a column knows the dialect only
 
 
 def use_home(engine: Engine, paths: HomePaths) -> None:

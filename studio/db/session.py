@@ -26,7 +26,9 @@ class Database:
 
     def __init__(self, url: str, journal: str = "WAL", home: Path | None = None) -> None:
         self.url = url
-        self.path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+        self.path = None
+        if url.startswith("sqlite"):
+            self.path = Path(url.removeprefix("sqlite:///"))
         place = home or (self.path and self.path.parent)
         if place is None:
             raise ValueError("A server's database does not say where STUDIO_HOME is: name it.")
@@ -69,8 +71,9 @@ def _engine(url: str, path: Path | None, journal: str) -> Engine:
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         cursor = connection.cursor()
-        for pragma in (f"journal_mode={journal}", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        for pragma in (f"journal_mode={journal}", "synchronous=NORMAL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -57,8 +57,8 @@ def backup(settings: Settings, to: Path) -> Backup:
                     files += 1
                 except FileNotFoundError:  # a run that tidies up while we look
                     continue
-            card = {"format": FORMAT, "home": str(settings.home), "revision": migrations.HEAD, "written_at": time.time(), "files": files}
-            archive.writestr(CARD, json.dumps(card, indent=1))
+            card = {"format": FORMAT, "home": str(settings.home), "revision": migrations.HEAD, "written_at": time.time()}
+            archive.writestr(CARD, json.dumps({**card, "files": files}, indent=1))
 
         write_archive(to, fill)
         os.chmod(to, 0o600)  # conversations and hashes of keys
@@ -66,7 +66,10 @@ def backup(settings: Settings, to: Path) -> Backup:
 
 
 def restore(settings: Settings, source: Path) -> Restoration:
-    """Replace this studio by a backup. Raises StudioError, and changes nothing, for a file that no studio has written or that is not whole."""
+    """Replace this studio by a backup.
+
+    Raises StudioError, and changes nothing, for a file that no studio has written or that is not whole.
+    """
     database = _database(settings)
     settings.make_folders()
     undo(settings)  # of one before, that was cut short
@@ -90,7 +93,7 @@ def restore(settings: Settings, source: Path) -> Restoration:
                 (fresh / folder).mkdir(exist_ok=True)
                 (fresh / folder).rename(settings.home / folder)
             move(fresh / DATABASE, database)
-    open_database(settings.db_url, settings.sqlite_journal, settings.home).dispose()  # its connections are to the former database
+    open_database(settings.db_url, settings.sqlite_journal, settings.home).dispose()  # connections to the former one
     missing = [model.name for model in _models(database, settings.home) if not Path(model.path).is_dir()]
     aside = str(before or "") or None
     return Restoration(home=str(settings.home), files=len(names), models=missing, before=aside)
@@ -142,7 +145,8 @@ def _models(database: Path, home: Path) -> list[BackupModel]:
     db = Database(f"sqlite:///{database}", "DELETE", home)
     try:
         with db.read() as session:
-            return [BackupModel(name=row.name, path=row.path) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
+            rows = session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))
+            return [BackupModel(name=row.name, path=row.path) for row in rows]
     finally:
         db.dispose()
 
@@ -180,7 +184,7 @@ def _check_database(source: Path, database: Path) -> None:
 
 
 def _bring_up_to_date(source: Path, fresh: Path) -> None:
-    """Migrate the database and the runs beside it, where they will not be seen if that fails. Their paths are relative afterwards."""
+    """Migrate the database and the runs beside it while nobody uses them. Their paths are relative afterwards."""
     db = Database(f"sqlite:///{fresh / DATABASE}", "DELETE", fresh)
     try:
         migrations.migrate(db)

@@ -47,3 +47,20 @@ def test_a_home_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StudioError, match="STUDIO_HOME"):
         settings.load({"STUDIO_HOME": str(tmp_path / "file" / "home")}).make_folders()
+
+
+@pytest.mark.parametrize(("content", "is_private"), [("", True), ("studio", True), ("photos", False)])
+def test_other_users_cannot_look_into_a_home_that_was_there_before(tmp_path: Path, content: str, is_private: bool) -> None:
+    """A home that holds other things keeps its own rights; the studio's folders in it are private all the same."""
+    found = settings.load({"STUDIO_HOME": str(tmp_path / "home")})
+    folders = (found.datasets, found.runs, found.adapters, found.exports, found.models, found.cache, found.logs)
+    found.home.mkdir()
+    for folder in {"studio": folders, "photos": (found.home / "photos", found.runs)}.get(content, ()):
+        folder.mkdir()
+        folder.chmod(0o755)
+    found.home.chmod(0o755)
+    found.make_folders()
+    assert (found.home.stat().st_mode & 0o077 == 0) is is_private
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
+    if content == "photos":
+        assert (found.home / "photos").stat().st_mode & 0o777 == 0o755

@@ -26,7 +26,7 @@ POSTGRES_LOCK = 7_210_437  # any number that no other program uses for an adviso
 
 
 def migrate(db: Database) -> None:
-    """Apply what is missing. Raises StudioError for a database that is damaged, too old, too new, or not a studio's."""
+    """Apply what is missing. Raises StudioError for a database that is damaged, too old or too new, or not ours."""
     with _refusing_damage(db):
         if current(db) == HEAD:
             return  # without importing alembic, which takes half a second
@@ -50,7 +50,7 @@ def current(db: Database) -> str | None:
 
 
 def check(revision: str, subject: str) -> None:
-    """Raises StudioError for a revision that this version can't open. `subject`: what is of that revision, for the message."""
+    """Raises StudioError for a revision that this version can't open. `subject` is of that revision, for the message."""
     if FIRST <= revision <= HEAD:
         return
     if revision < FIRST:
@@ -92,8 +92,9 @@ def _revision(connection: Connection) -> str | None:
     if "alembic_version" in tables:
         found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     if tables and found is None and connection.dialect.name == "sqlite":
+        name = Path(str(connection.engine.url.database)).name
         raise StudioError(
-            f"The database {Path(str(connection.engine.url.database)).name} is not a studio's: its tables have no revision.",
+            f"The database {name} is not a studio's: its tables have no revision.",
             "Move that file away, or set STUDIO_HOME to another folder.",
         )
     return found
@@ -101,8 +102,8 @@ def _revision(connection: Connection) -> str | None:
 
 def _refuse_while_jobs_run(connection: Connection) -> None:
     """A worker of the older version would go on with the paths that it has read."""
-    running = connection.execute(text("SELECT name, owner FROM jobs WHERE status = 'RUNNING' AND owner IS NOT NULL")).all()
-    if busy := [name for name, owner in running if not processes.is_gone(owner)]:
+    query = text("SELECT name, owner FROM jobs WHERE status = 'RUNNING' AND owner IS NOT NULL")
+    if busy := [name for name, owner in connection.execute(query) if not processes.is_gone(owner)]:
         raise StudioError(
             f"Job {busy[0]} still runs in an older Adapter Studio, and this one has to change the database first.",
             "Wait until the job has ended, or stop that studio.",

@@ -1,4 +1,4 @@
-"""Paths inside STUDIO_HOME lose the home's own folder, also where rows still name the folder that the home lay in before."""
+"""Paths inside STUDIO_HOME become relative to it, also in rows that name the folder where it lay before."""
 
 from __future__ import annotations
 
@@ -54,9 +54,12 @@ def _change_file(file: Path, paths: HomePaths) -> None:
 
 
 def _homes(connection: sa.Connection, home: Path) -> set[str]:
-    """Where the home lay when its rows were written: a run is HOME/runs/ID, an import HOME/adapters/ID, a download HOME/models/NAME."""
-    named = [*_pairs(connection, "jobs", "run_dir", "runs"), *_pairs(connection, "adapters", "path", "adapters")]
-    found = {path.removesuffix(ending) for path, ending in named if path.endswith(ending)}
+    """Where the home lay when its rows were written.
+
+    A run is HOME/runs/ID, an adapter that was brought or merged HOME/adapters/ID, a model that was downloaded HOME/models/NAME.
+    """
+    runs, adapters = _pairs(connection, "jobs", "run_dir", "runs"), _pairs(connection, "adapters", "path", "adapters")
+    found = {path.removesuffix(ending) for path, ending in (*runs, *adapters) if path.endswith(ending)}
     for path in map(Path, connection.scalars(sa.text("SELECT path FROM base_models"))):
         if path.parent.name == "models" and not path.is_dir() and (home / "models" / path.name).is_dir():
             found.add(str(path.parent.parent))
@@ -76,7 +79,8 @@ def _statics(connection: sa.Connection) -> set[str]:
         if isinstance(config, dict) and config.get("base_model") == STARTER:
             found.add(str(config.get("model_name_or_path")))
         found |= set(_starters(config))
-    return {path.removesuffix(f"/{STARTER}") for path in found if path.startswith("/") and path.endswith(f"/{STARTER}")}
+    ending = f"/{STARTER}"
+    return {path.removesuffix(ending) for path in found if path.startswith("/") and path.endswith(ending)}
 
 
 def _starters(value: Any) -> Iterator[str]:
