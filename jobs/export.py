@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import faulthandler
 import gc
-import json
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.exporters.config import PROMPTS, PROOF, ExportConfig, check_space, expected_bytes, unfinished
+from jobs.exporters.config import PROMPTS, PROOF, ExportConfig, ProofPrompt, check_space, expected_bytes, unfinished
 from jobs.rundir import Attempt, RunDir, fsync_folder, move_into_place, write_json, write_manifest
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
@@ -26,6 +25,7 @@ from jobs.trainers.stopping import StopWish
 from studio.catalogue.models import count_parameters
 from studio.datasets.rendering import Renderer
 from studio.errors import StudioError
+from studio.records import ExportFormat, ExportProof, WrittenExport
 
 STEPS = ("load the base and ask the adapter", "write", "read back and ask", "put into place")
 UNPROVED = "unproved"  # cause of a failure: the file is there, and did not pass
@@ -59,18 +59,19 @@ def _attempt(run: RunDir, attempt: Attempt) -> int:
         return 1
     finally:
         log.close()
-    if result["verified"]["passed"]:
-        write_json(attempt.result, {"status": "succeeded", "metrics": result})
+    metrics = result.model_dump(mode="json", exclude_none=True)
+    if result.verified.passed:
+        write_json(attempt.result, {"status": "succeeded", "metrics": metrics})
         return 0
-    reason = f"The export is written, and its proof failed: {result['verified']['reason']}"
-    fix = f"Look at {result['path']} before you use it; another format or a longer training may pass."
-    write_json(attempt.result, {"status": "failed", "reason": reason, "fix": fix, "cause": UNPROVED, "remedy": {}, "metrics": result})
+    reason = f"The export is written, and its proof failed: {result.verified.reason}"
+    fix = f"Look at {result.path} before you use it; another format or a longer training may pass."
+    write_json(attempt.result, {"status": "failed", "reason": reason, "fix": fix, "cause": UNPROVED, "remedy": {}, "metrics": metrics})
     print(f"{reason} {fix}", file=sys.stderr, flush=True)
     return 1
 
 
-def export(run: RunDir, config: ExportConfig, log: EventLog) -> dict[str, Any]:
-    """Write, prove, and move into place: {"path", "bytes", "format", "files", "verified"}. Raises StudioError."""
+def export(run: RunDir, config: ExportConfig, log: EventLog) -> WrittenExport:
+    """Write, prove, and move into place. Raises StudioError."""
     to = Path(config.to)
     if to.is_dir() and any(to.iterdir()) and not (to / PROOF).is_file():  # something else has come to lie there since the launch
         raise StudioError(f"{to} holds other files.", "Export again to a new or an empty folder.")
@@ -88,17 +89,19 @@ def export(run: RunDir, config: ExportConfig, log: EventLog) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     files = sorted(file.name for file in to.iterdir() if file.is_file())
     size = sum((to / name).stat().st_size for name in files)
-    return {"path": str(to), "bytes": size, "format": config.format, "files": files, "verified": verified}
+    return WrittenExport(path=str(to), bytes=size, format=config.format, files=files, verified=verified)
 
 
-def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> dict[str, Any]:
+def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> ExportProof:
     from jobs.exporters import cards, llama_cpp_reader, proof, reading
 
     _tell(log, 1)
     base = Path(config.base_path)
     template = Path(config.adapter_path) / "chat_template.jinja"
     renderer = Renderer.load(base, str(template) if template.is_file() else None)
-    questions = [json.loads(line) for line in (run.path / PROMPTS).read_text(encoding="utf-8").splitlines()]
+    # one line each, and a text may hold other characters that end a line for Python
+    lines = (run.path / PROMPTS).read_text(encoding="utf-8").split("\n")
+    questions = [ProofPrompt.model_validate_json(line) for line in lines if line]
     reference = write(config, folder, renderer, questions, log)
     gc.collect()
     _tell(log, 3)
@@ -110,12 +113,13 @@ def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: Event
         seen, same = llama_cpp_reader.observe(config, folder, renderer, reference.prompts, answers, questions)
         other = proof.judge(reference, seen, same, llama_cpp_reader.max_share(config))
         verified = proof.with_second_reader(verified, llama_cpp_reader.NAME, other)
-    log.notice(f"Proof {cards.proof_sentence(verified)[0].lower()}{cards.proof_sentence(verified)[1:]}")
+    sentence = cards.proof_sentence(verified)
+    log.notice(f"Proof {sentence[0].lower()}{sentence[1:]}")
     cards.write(folder, config, verified)
     return verified
 
 
-def write(config: ExportConfig, folder: Path, renderer: Renderer, questions: Sequence[Any], log: EventLog) -> Any:
+def write(config: ExportConfig, folder: Path, renderer: Renderer, questions: Sequence[ProofPrompt], log: EventLog) -> Any:
     """Ask the adapter on a fresh base, then write the export into `folder`; the reference that it must match."""
     from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading
 
@@ -125,11 +129,11 @@ def write(config: ExportConfig, folder: Path, renderer: Renderer, questions: Seq
     prompts = [reading.ids(renderer, question)[-limit:] for question in questions]
     reference = proof.refer(model, models.detached(model), prompts, renderer.stop_token_ids)
     _tell(log, 2)
-    if config.format == "adapter":
+    if config.format == ExportFormat.ADAPTER:
         folders.write_adapter(folder, adapter, renderer, config.base_model)
-    elif config.format == "gguf-lora":
+    elif config.format == ExportFormat.GGUF_LORA:
         gguf_lora.write(folder / config.file_name, model, base, config.adapter)
-    elif config.format == "merged":
+    elif config.format == ExportFormat.MERGED:
         folders.write_merged(folder, models.merge(model), base, renderer, models.half(base), config.adapter)
     else:
         gguf_file.write(folder / config.file_name, models.merge(model), base, renderer, config.outtype, config.adapter)

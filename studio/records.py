@@ -30,14 +30,6 @@ class Deleted(Record):
 # jobs
 
 
-class Progress(Record):
-    """How far a job is. All are null before its first step."""
-
-    step: int | None
-    max_steps: int | None
-    eta_s: float | None  # seconds left, as the last steps went
-
-
 class JobStatus(StrEnum):
     """Where a job stands. Only studio.db.lifecycle moves it."""
 
@@ -792,6 +784,8 @@ class Outtype(StrEnum):
 class ReaderProof(Record):
     """What another program makes of the same file."""
 
+    model_config = ConfigDict(extra="ignore")  # kept in files, which a later version may have written
+
     identical: int
     max_logit_diff: float
     worst_share: float
@@ -804,6 +798,8 @@ class ReaderProof(Record):
 
 class ExportProof(Record):
     """Whether the written files, read back, behave like the base model with the adapter. Both answer the same prompts."""
+
+    model_config = ConfigDict(extra="ignore")  # as ReaderProof
 
     prompts: int
     identical: int  # prompts whose greedy answers are the same
@@ -820,6 +816,8 @@ class ExportProof(Record):
 
 class WrittenExport(Record):
     """What the process of an export has written and proved."""
+
+    model_config = ConfigDict(extra="ignore")  # as ReaderProof
 
     path: str
     bytes: int
@@ -844,7 +842,7 @@ class Export(Record):
     bytes: int  # of all its files; 0 while it is written, and after it was deleted
     files: list[str]  # names in `path` that are still there
     verified: ExportProof | None  # null before the files were read back
-    progress: Progress
+    progress: JobProgress
     created_at: float
 
 
@@ -876,6 +874,8 @@ class LessonKind(StrEnum):
 class SpeculationGain(Record):
     """What drafts brought, measured in the same answer."""
 
+    model_config = ConfigDict(extra="ignore")  # as AnswerUsage
+
     drafted_tokens: int
     accepted_tokens: int
     tokens_per_pass: float | None = None  # null where no draft was checked
@@ -885,6 +885,8 @@ class SpeculationGain(Record):
 
 class AnswerUsage(Record):
     """What an answer took, and how it was made. Only what is known is set; another server tells less."""
+
+    model_config = ConfigDict(extra="ignore")  # kept with messages, which another version may have written
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -58,7 +58,7 @@ def export_one(folder: Path, case: dict[str, Any], adapter: Path, wanted: dict[s
     if "packed" in wanted:
         models.merge = lambda _: merge(_four_bits(Path(case["model"]), adapter, wanted["packed"])).dequantize()
     try:
-        return export.export(run, config, log)
+        return export.export(run, config, log).model_dump(mode="json", exclude_none=True)
     except Exception as exc:  # noqa: BLE001 - a case may be made to fail
         traceback.print_exc()
         return {"failure": explain(exc).reason}

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.exporters.config import PROOF, ExportConfig
 from studio.datasets.rendering import Renderer
+from studio.records import ExportFormat, ExportProof
 
 CARD, MODELFILE = "README.md", "Modelfile"
 LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "gguf-lora": "gguf"}
@@ -32,10 +33,10 @@ OPTIONS = (
 )
 
 
-def write(folder: Path, config: ExportConfig, verified: Mapping[str, Any]) -> None:
+def write(folder: Path, config: ExportConfig, verified: ExportProof) -> None:
     """The card and the proof of an export. What is known of the run stands in the adapter's studio.json."""
     run = _run(Path(config.adapter_path))
-    (folder / PROOF).write_text(json.dumps(dict(verified), indent=1) + "\n", encoding="utf-8")
+    (folder / PROOF).write_text(verified.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
     (folder / CARD).write_text(_card(config, run, verified), encoding="utf-8")
 
 
@@ -79,7 +80,7 @@ def _run(adapter: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _card(config: ExportConfig, run: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
+def _card(config: ExportConfig, run: Mapping[str, Any], verified: ExportProof) -> str:
     library = LIBRARY[config.format]
     sections = [
         f"---\nbase_model: {config.base_model}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [adapter-studio]\n---",
@@ -94,23 +95,24 @@ def _card(config: ExportConfig, run: Mapping[str, Any], verified: Mapping[str, A
     return "\n\n".join(sections) + "\n"
 
 
-def proof_sentence(verified: Mapping[str, Any]) -> str:
+def proof_sentence(verified: ExportProof) -> str:
     """The proof for people."""
-    if not verified["passed"]:
-        return f"Failed: {verified['reason']}"
+    if not verified.passed:
+        return f"Failed: {verified.reason}"
+    readers = verified.readers or {}
     return (
-        f"Passed: on {verified['prompts']} prompts the file behaves like the base with the adapter: {verified['identical']} greedy answers "
-        f"are identical, and its logits are off by at most {verified['worst_share']:.2%} of what the adapter changes (5% would fail)."
-        + "".join(f" {name} reads it too: off by at most {one['worst_share']:.2%}." for name, one in verified.get("readers", {}).items())
+        f"Passed: on {verified.prompts} prompts the file behaves like the base with the adapter: {verified.identical} greedy answers "
+        f"are identical, and its logits are off by at most {verified.worst_share:.2%} of what the adapter changes (5% would fail)."
+        + "".join(f" {name} reads it too: off by at most {reader.worst_share:.2%}." for name, reader in readers.items())
     )
 
 
 def _what(config: ExportConfig) -> str:
     return {
-        "adapter": "An adapter in safetensors; it needs its base model.",
-        "merged": "A whole model in 16 bit, the adapter merged into its base.",
-        "gguf": f"A whole model as GGUF ({config.outtype}) for llama.cpp and what is built on it, the adapter merged into its base.",
-        "gguf-lora": "An adapter as GGUF for llama.cpp; it needs its base model as GGUF.",
+        ExportFormat.ADAPTER: "An adapter in safetensors; it needs its base model.",
+        ExportFormat.MERGED: "A whole model in 16 bit, the adapter merged into its base.",
+        ExportFormat.GGUF: f"A whole model as GGUF ({config.outtype}) for llama.cpp and what is built on it, the adapter merged into its base.",
+        ExportFormat.GGUF_LORA: "An adapter as GGUF for llama.cpp; it needs its base model as GGUF.",
     }[config.format]
 
 

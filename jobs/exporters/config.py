@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.rundir import RunDir
 from studio.errors import StudioError
+from studio.records import ExportFormat, Outtype
+from studio.types import Message
 
-Format = Literal["adapter", "merged", "gguf", "gguf-lora"]
-Outtype = Literal["f16", "q8_0"]
-FORMATS: tuple[str, ...] = get_args(Format)
-OUTTYPES: tuple[str, ...] = get_args(Outtype)
-PROMPTS = "prompts.jsonl"  # in the run directory: what the proof asks, {"messages": […]} or {"text": "…"} on each line
+PROMPTS = "prompts.jsonl"  # in the run directory: what the proof asks, one ProofPrompt on each line
 PROOF = "proof.json"  # in an export
 MAX_PROMPTS = 500
-BYTES_PER_WEIGHT = {"f16": 2.0, "q8_0": 34 / 32}
+BYTES_PER_WEIGHT = {Outtype.F16: 2.0, Outtype.Q8_0: 34 / 32}
+HALF_BYTES = 2.0  # per weight in 16 bit
 ROOM = 1.1  # of the expected size: headers, tokenizer, card
 SPARE_BYTES = 50_000_000  # left on the disk
+
+
+class ProofPrompt(BaseModel):
+    """What the proof asks: a conversation to be answered, or a text to be continued."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages: list[Message] | None = None
+    text: str | None = None
 
 
 class ExportConfig(BaseModel):
@@ -32,8 +40,8 @@ class ExportConfig(BaseModel):
     adapter_path: str
     base_model: str
     base_path: str
-    format: Format
-    outtype: Outtype = "f16"
+    format: ExportFormat
+    outtype: Outtype = Outtype.F16
     to: str = Field(description="The folder that the export becomes; absent until it is whole.")
     verify: int = Field(default=8, ge=1, le=MAX_PROMPTS, description="Prompts of the proof.")
     about: dict[str, Any] = Field(default_factory=dict, description="What the card says of the data and the run.")
@@ -41,15 +49,18 @@ class ExportConfig(BaseModel):
     @property
     def file_name(self) -> str:
         """Of the GGUF file."""
-        return f"{self.adapter}-lora.gguf" if self.format == "gguf-lora" else f"{self.adapter}-{self.outtype}.gguf"
+        if self.format == ExportFormat.GGUF_LORA:
+            return f"{self.adapter}-lora.gguf"
+        return f"{self.adapter}-{self.outtype}.gguf"
 
 
-def expected_bytes(format: str, outtype: str, parameters: int, adapter_bytes: int) -> int:
+def expected_bytes(format: ExportFormat, outtype: Outtype, parameters: int, adapter_bytes: int) -> int:
     """About how much room an export takes while it is written."""
-    if format in ("adapter", "gguf-lora"):
+    weights = parameters * HALF_BYTES
+    if format in (ExportFormat.ADAPTER, ExportFormat.GGUF_LORA):
         weights = 2.0 * adapter_bytes  # 16-bit factors become 32-bit ones in GGUF
-    else:
-        weights = parameters * (BYTES_PER_WEIGHT[outtype] if format == "gguf" else 2.0)
+    elif format == ExportFormat.GGUF:
+        weights = parameters * BYTES_PER_WEIGHT[outtype]
     return int(weights * ROOM)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from jobs.exporters import gguf_file, models
-from jobs.exporters.config import ExportConfig
+from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.proof import MAX_SHARE, NEW_TOKENS, Behaviour, Ids
 from studio.datasets.rendering import Renderer
 
@@ -33,7 +33,7 @@ def max_share(config: ExportConfig) -> float:
 
 
 def observe(
-    config: ExportConfig, folder: Path, renderer: Renderer, prompts: Sequence[Ids], answers: Sequence[Ids], questions: Sequence[Any]
+    config: ExportConfig, folder: Path, renderer: Renderer, prompts: Sequence[Ids], answers: Sequence[Ids], questions: Sequence[ProofPrompt]
 ) -> tuple[Behaviour, bool]:
     """Its greedy answers, its logits along `answers`, and whether it cuts the rendered conversations into the ids of training."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as place:
@@ -80,8 +80,8 @@ def _forced(model: Any, prompt: Ids, answer: Ids) -> torch.Tensor:
     return torch.from_numpy(model.scores[end - len(answer) : end].copy()).float()
 
 
-def _cuts_alike(model: Any, renderer: Renderer, question: Any) -> bool:
-    if "text" in question:
+def _cuts_alike(model: Any, renderer: Renderer, question: ProofPrompt) -> bool:
+    if question.text is not None:
         return True  # how a text begins is the program's choice
-    prompt = renderer.prompt(question["messages"])
+    prompt = renderer.prompt(question.messages or [])
     return bool(model.tokenize(prompt.text.encode("utf-8"), add_bos=False, special=True) == list(prompt.ids))

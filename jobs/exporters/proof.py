@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from studio.records import ExportProof, ReaderProof
+
 NEW_TOKENS = 16  # of each answer
 MAX_SHARE = 0.05  # of the adapter's effect that the written file may be off
 LEAST_EFFECT = 0.25  # of the median: where the adapter changes less than that, the file is measured against that
@@ -59,37 +61,43 @@ def observe(model: nn.Module, prompts: Sequence[Ids], stops: Sequence[int], answ
     return Behaviour(own, [_forced(model, prompt, answer) for prompt, answer in zip(prompts, along, strict=True)])
 
 
-def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE) -> dict[str, Any]:
-    """The verdict as it is kept: {"prompts", "identical", "max_logit_diff", "effect", "same_template_ids", "passed", "reason", …}."""
+def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE) -> ExportProof:
+    """The verdict on what `found` did, against the reference."""
     off = _differences(reference.behaviour.logits, found.logits)
     expected, actual = torch.cat(reference.behaviour.logits), torch.cat(found.logits)
     best = expected.topk(2, dim=-1)
     clear = (best.values[:, 0] - best.values[:, 1]) > off
     difference, held = float(off.max()), int(clear.sum())
     wrong = int((clear & (actual.argmax(-1) != best.indices[:, 0])).sum())
-    share = float((off / reference.effects.clamp(min=LEAST_EFFECT * reference.effect)).max()) if reference.effect else 0.0
+    share = 0.0
+    if reference.effect:
+        shares = off / reference.effects.clamp(min=LEAST_EFFECT * reference.effect)
+        share = float(shares.nan_to_num().max())  # JSON has no infinity
     identical = sum(a == b for a, b in zip(reference.behaviour.answers, found.answers, strict=True))
     reasons = list(_reasons(reference.effect, share, max_share, wrong, held, same_ids))
-    return {
-        "prompts": len(reference.prompts),
-        "identical": identical,
-        "max_logit_diff": difference,
-        "effect": reference.effect,
-        "worst_share": share,
-        "clear_tokens": held,
-        "wrong_tokens": wrong,
-        "same_template_ids": same_ids,
-        "passed": not reasons,
-        "reason": " ".join(reasons),
+    return ExportProof(
+        prompts=len(reference.prompts),
+        identical=identical,
+        max_logit_diff=difference,
+        effect=reference.effect,
+        worst_share=share,
+        clear_tokens=held,
+        wrong_tokens=wrong,
+        same_template_ids=same_ids,
+        passed=not reasons,
+        reason=" ".join(reasons),
+    )
+
+
+def with_second_reader(verdict: ExportProof, name: str, other: ExportProof) -> ExportProof:
+    """The verdict of one reader with that of another beside it; it passes where both do."""
+    reasons = [verdict.reason, f"Read by {name}: {other.reason}" if other.reason else ""]
+    update = {
+        "readers": {name: ReaderProof.model_validate(other.model_dump())},
+        "passed": verdict.passed and other.passed,
+        "reason": " ".join(filter(None, reasons)),
     }
-
-
-def with_second_reader(verdict: dict[str, Any], name: str, other: dict[str, Any]) -> dict[str, Any]:
-    """The verdict of one reader with that of another beside it under "readers"; it passes where both do."""
-    kept = ("identical", "max_logit_diff", "worst_share", "clear_tokens", "wrong_tokens", "same_template_ids", "passed", "reason")
-    reasons = [verdict["reason"], f"Read by {name}: {other['reason']}" if other["reason"] else ""]
-    passed = verdict["passed"] and other["passed"]
-    return {**verdict, "readers": {name: {key: other[key] for key in kept}}, "passed": passed, "reason": " ".join(filter(None, reasons))}
+    return verdict.model_copy(update=update)
 
 
 def _reasons(effect: float, share: float, max_share: float, wrong: int, held: int, same_ids: bool) -> Iterator[str]:

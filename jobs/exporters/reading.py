@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,18 @@ from tokenizers import normalizers, pre_tokenizers
 from torch import nn
 
 from jobs.exporters import gguf_lora, models
-from jobs.exporters.config import ExportConfig
+from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.folders import TEMPLATE
 from studio.catalogue.gguf import rope
 from studio.catalogue.models import read_json
 from studio.datasets.rendering import Renderer
 
-Question = Mapping[str, Any]  # {"messages": […]} or {"text": "…"}
 
-
-def ids(renderer: Renderer, question: Question) -> list[int]:
-    """What the studio sends to the model for a question of the proof."""
-    return renderer.completion_prompt(question["text"]) if "text" in question else renderer.prompt(question["messages"]).ids
+def ids(renderer: Renderer, prompt: ProofPrompt) -> list[int]:
+    """What the studio sends to the model for a prompt of the proof."""
+    if prompt.text is not None:
+        return renderer.completion_prompt(prompt.text)
+    return renderer.prompt(prompt.messages or []).ids
 
 
 def model(config: ExportConfig, folder: Path) -> nn.Module:
@@ -40,12 +40,12 @@ def model(config: ExportConfig, folder: Path) -> nn.Module:
     return fresh
 
 
-def same_ids(config: ExportConfig, folder: Path, renderer: Renderer, questions: Sequence[Question]) -> bool:
-    """Whether the exported tokenizer and template turn every question into the ids that the adapter was trained with."""
+def same_ids(config: ExportConfig, folder: Path, renderer: Renderer, prompts: Sequence[ProofPrompt]) -> bool:
+    """Whether the exported tokenizer and template turn every prompt into the ids that the adapter was trained with."""
     if config.format == "gguf-lora":
         return True  # it brings neither: both are its base's
     tokenizer = _tokenizer(config, folder)
-    return all(_exported_ids(tokenizer, renderer, question) == ids(renderer, question) for question in questions)
+    return all(_exported_ids(tokenizer, renderer, prompt) == ids(renderer, prompt) for prompt in prompts)
 
 
 def _gguf_model(config: ExportConfig, folder: Path) -> nn.Module:
@@ -84,10 +84,10 @@ def _cut_as_llama_cpp(tokenizer: Any, path: Path) -> None:
         tokenizer.pre_tokenizer = None
 
 
-def _exported_ids(tokenizer: Any, renderer: Renderer, question: Question) -> list[int]:
-    if "text" in question:
-        found = tokenizer(question["text"])["input_ids"]
+def _exported_ids(tokenizer: Any, renderer: Renderer, prompt: ProofPrompt) -> list[int]:
+    if prompt.text is not None:
+        found = tokenizer(prompt.text)["input_ids"]
     else:
-        turns, tools = renderer.dialogue.adapted(question["messages"], None)
+        turns, tools = renderer.dialogue.adapted(prompt.messages or [], None)
         found = tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False)
     return list(found)

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from studio.catalogue.models import read_json
 from studio.errors import ModelError
+from studio.records import MergeMethod
 
-METHODS = ("linear", "ties", "dare")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SEED = 0  # of what DARE drops: the same merge gives the same bytes
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "F64": np.dtype(np.float64)}
@@ -71,9 +71,9 @@ def read(folder: Path, name: str) -> AdapterPart:
 
 def combine(parts: Sequence[AdapterPart], weights: Sequence[float], method: str, density: float) -> dict[str, Pair]:
     """The factors of the sum, to be used with scaling 1. Raises ModelError for ranks that do not fit together."""
-    if method == "ties":
+    if method == MergeMethod.TIES:
         return _agreed(parts, weights, density)
-    if method == "dare":
+    if method == MergeMethod.DARE:
         generator = np.random.default_rng(SEED)
         parts = [_thinned(part, density, generator) for part in parts]
     return _beside(parts, weights)

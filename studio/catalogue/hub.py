@@ -14,8 +14,9 @@ from typing import Any
 
 from studio import lifeline
 from studio.errors import ModelError
+from studio.records import HubModel
 
-FOUND = 20  # models that a search tells
+FOUND = 20  # models that a search lists
 # no Python, no pickles: what is not fetched can't be run
 WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"]
 WANTED += ["special_tokens_map.json", "added_tokens.json", "*.jinja", "spiece.model", "LICENSE*", "README.md"]
@@ -51,12 +52,12 @@ def fetch(repository: str, folder: Path) -> None:
         ) from None
 
 
-def search(query: str) -> list[dict[str, Any]]:
+def search(query: str) -> list[HubModel]:
     """Text generation models whose name holds `query`, the most downloaded first. Raises ModelError without a network."""
     from huggingface_hub import HfApi
 
     found = HfApi().list_models(search=query, filter="text-generation", sort="downloads", limit=FOUND)
-    return [{"repository": one.id, "downloads": one.downloads or 0, "gated": bool(one.gated)} for one in found]
+    return [HubModel(repository=one.id, downloads=one.downloads or 0, gated=bool(one.gated)) for one in found]
 
 
 def _unreachable(repository: str, exc: Exception) -> ModelError:
@@ -92,7 +93,7 @@ def main() -> None:
 
 def _tell_search(query: str) -> None:
     try:
-        answer: dict[str, Any] = {"error": None, "models": search(query)}
+        answer: dict[str, Any] = {"error": None, "models": [model.model_dump() for model in search(query)]}
     except Exception as exc:  # noqa: BLE001 - the edge of this process
         reason = f"The hub can't be reached ({type(exc).__name__})."
         answer = {"error": {"message": reason, "fix": "Check the network, or add a folder that is on this machine."}}

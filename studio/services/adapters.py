@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,35 @@ from studio.db.session import Database
 from studio.engine.kinds import UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, Contestant
 from studio.errors import ModelError, NotFoundError, StudioError
+from studio.records import Adapter, Deleted
 from studio.services import naming
+from studio.services.folders import delete_inside, size_of
 from studio.services.models import ModelService
 from studio.settings import Settings
 
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
 Names = list[str]  # inside the class, `list` is its method
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """adapter_config.json of an adapter that can answer here, without what would make peft import code."""
+
+    values: dict[str, Any]  # by peft's names
+
+    @property
+    def method(self) -> str:
+        """As a job names it: lora, dora, ia3, prompt-tuning, ..."""
+        kind = str(self.values["peft_type"]).lower().replace("_", "-")
+        if kind == "lora" and self.values.get("use_dora"):
+            return "dora"
+        return kind
+
+    @property
+    def trained_on(self) -> str:
+        """Name or path of the base model; "" where it is not told."""
+        return str(self.values.get("base_model_name_or_path") or "")
 
 
 class AdapterService:
@@ -38,7 +61,7 @@ class AdapterService:
         self.db = db
         self.models = models
 
-    def list(self, base_model: str | None = None) -> list[dict[str, Any]]:
+    def list(self, base_model: str | None = None) -> list[Adapter]:
         """Newest first; with `base_model`, only those trained on it."""
         query = select(AdapterRow).order_by(AdapterRow.created_at.desc())
         if base_model is not None:
@@ -46,11 +69,11 @@ class AdapterService:
         with self.db.read() as session:
             return [_record(row) for row in session.scalars(query)]
 
-    def show(self, adapter_id: str) -> dict[str, Any]:
+    def show(self, adapter_id: str) -> Adapter:
         with self.db.read() as session:
             return _record(self.find(session, adapter_id))
 
-    def add(self, path: str | Path, name: str | None = None, *, base_model: str | None = None) -> dict[str, Any]:
+    def add(self, path: str | Path, name: str | None = None, *, base_model: str | None = None) -> Adapter:
         """Check an adapter's folder and keep a copy. `base_model` says whose it is where adapter_config.json does not.
 
         Raises ModelError for what is no safetensors adapter of a base model that is here.
@@ -69,9 +92,9 @@ class AdapterService:
                     id=adapter_id,
                     name=self.choose_name(session, name, source.name),
                     base_model=base.name,
-                    method=method_of(config),
+                    method=config.method,
                     path=str(folder),
-                    bytes=_size(folder),
+                    bytes=size_of(folder),
                     sha256=rundir.sha256(folder / WEIGHTS),
                 )
                 session.add(row)
@@ -80,7 +103,7 @@ class AdapterService:
             raise
         return _record(row)
 
-    def delete(self, adapter_id: str) -> dict[str, Any]:
+    def delete(self, adapter_id: str) -> Deleted:
         """Delete an adapter and its files. Refused while a job that has not ended needs it."""
         with self.db.write() as session:
             row = self.find(session, adapter_id)
@@ -95,10 +118,8 @@ class AdapterService:
                     f"Adapter {row.name} is needed by {', '.join(needing)}.", "Cancel these jobs first, or wait for their end."
                 )
             session.delete(row)
-        folder = Path(row.path)
-        if any(folder.is_relative_to(place) and folder != place for place in (self.settings.adapters, self.settings.runs)):
-            shutil.rmtree(folder, ignore_errors=True)
-        return {"id": row.id, "name": row.name, "deleted": True}
+        delete_inside(Path(row.path), self.settings.adapters, self.settings.runs)
+        return Deleted(id=row.id, name=row.name)
 
     def resolve(self, contestant: str, base_model: str | None = None) -> Contestant:
         """Who is meant by BASE, BASE:ADAPTER, URL#MODEL, and, given `base_model`, by `base` or a bare adapter's name.
@@ -124,8 +145,8 @@ class AdapterService:
 
     def available(self) -> Names:
         """What can answer here: the starter, the added bases, then BASE:ADAPTER."""
-        bases = [model["name"] for model in self.models.list() if model["loadable"]]
-        return bases + [f"{adapter['base_model']}:{adapter['name']}" for adapter in self.list() if adapter["base_model"] in bases]
+        bases = [model.name for model in self.models.list() if model.loadable]
+        return bases + [f"{adapter.base_model}:{adapter.name}" for adapter in self.list() if adapter.base_model in bases]
 
     def _with_adapter(self, contestant: str, base_name: str, adapter: AdapterRow) -> Contestant:
         try:
@@ -152,7 +173,7 @@ class AdapterService:
 
     def _get(self, name: str) -> AdapterRow | None:
         with self.db.read() as session:
-            return session.scalar(select(AdapterRow).where((AdapterRow.name == name) | (AdapterRow.id == name)))
+            return naming.get(session, AdapterRow, name)
 
     def find(self, session: Session, adapter_id: str) -> AdapterRow:
         """By ID or name. Raises NotFoundError with near names."""
@@ -168,23 +189,23 @@ class AdapterService:
         # a job's name is the name of the adapter it will make
         return naming.choose(wanted, naming.from_stem(stem), naming.taken_in(session, AdapterRow.name, JobRow.name))
 
-    def _base_of(self, config: dict[str, Any], base_model: str | None) -> ModelRef:
+    def _base_of(self, config: AdapterConfig, base_model: str | None) -> ModelRef:
         if base_model is not None:
             return self.models.resolve(base_model, loadable=True)
-        trained_on = str(config.get("base_model_name_or_path") or "")
+        trained_on = config.trained_on
         for model in self.models.list():
-            if trained_on in (model["name"], model["path"]) or trained_on.endswith(f"/{model['name']}"):
-                return self.models.resolve(model["name"], loadable=True)
+            if trained_on in (model.name, model.path) or trained_on.endswith(f"/{model.name}"):
+                return self.models.resolve(model.name, loadable=True)
         raise ModelError(
             f"The adapter was trained on {trained_on or 'an unnamed base model'}, which is not among your base models.",
             "Add that model first with `studio models add`, or name it with --base-model.",
         )
 
-    def _keep(self, source: Path, adapter_id: str, config: dict[str, Any]) -> Path:
+    def _keep(self, source: Path, adapter_id: str, config: AdapterConfig) -> Path:
         folder, part = self.settings.adapters / adapter_id, self.settings.adapters / f".{adapter_id}.part"
         try:
             part.mkdir()
-            rundir.write_json(part / CONFIG, config)
+            rundir.write_json(part / CONFIG, config.values)
             shutil.copyfile(source / WEIGHTS, part / WEIGHTS)
             if (source / TEMPLATE).is_file():
                 shutil.copyfile(source / TEMPLATE, part / TEMPLATE)
@@ -197,7 +218,7 @@ class AdapterService:
         return folder
 
 
-def _checked_config(folder: Path) -> dict[str, Any]:
+def _checked_config(folder: Path) -> AdapterConfig:
     """adapter_config.json without what would run code. Raises ModelError unless it describes what can answer, in safetensors."""
     if not folder.is_dir():
         wrong = "is a file, not a folder" if folder.exists() else "is not there"
@@ -210,45 +231,48 @@ def _checked_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder / CONFIG} asks for code of its own (megatron_config), which the studio never runs.", "Use an adapter saved by peft."
         )
-    if not (folder / WEIGHTS).is_file():
-        pickles = sorted(p.name for p in folder.glob("*.bin"))
-        fix = "Save it as safetensors: save_pretrained of peft does." if pickles else f"Give the folder that holds {WEIGHTS}."
-        raise ModelError(
-            f"{folder} holds no {WEIGHTS}" + (f", only {pickles[0]}, which can run code when it is opened." if pickles else "."), fix
-        )
+    _check_weights(folder)
     if (folder / TEMPLATE).is_file() and (folder / TEMPLATE).stat().st_size > MAX_TEMPLATE_BYTES:
         raise ModelError(
             f"{folder / TEMPLATE} is larger than {MAX_TEMPLATE_BYTES:,} bytes.", "Give the template that the adapter was trained with."
         )
-    return {key: value for key, value in config.items() if key != "auto_mapping"}  # names a class to import; we know the class
+    # auto_mapping names a class to import; we know the class
+    return AdapterConfig({key: value for key, value in config.items() if key != "auto_mapping"})
 
 
-def method_of(config: dict[str, Any]) -> str:
-    """The method as a job names it: lora, dora, ia3, prompt-tuning, ..."""
-    kind = str(config["peft_type"]).lower().replace("_", "-")
-    return "dora" if kind == "lora" and config.get("use_dora") else kind
+def _check_weights(folder: Path) -> None:
+    if (folder / WEIGHTS).is_file():
+        return
+    pickles = sorted(file.name for file in folder.glob("*.bin"))
+    if pickles:
+        raise ModelError(
+            f"{folder} holds no {WEIGHTS}, only {pickles[0]}, which can run code when it is opened.",
+            "Save it as safetensors: save_pretrained of peft does.",
+        )
+    raise ModelError(f"{folder} holds no {WEIGHTS}.", f"Give the folder that holds {WEIGHTS}.")
 
 
-def _check_fit(weights: Path, config: dict[str, Any], base: ModelRef) -> None:
+def _check_fit(weights: Path, config: AdapterConfig, base: ModelRef) -> None:
     """Every low-rank factor must belong to a layer of `base` of its width. Other kinds are checked when they are loaded."""
-    if config["peft_type"] != "LORA":
+    if config.values["peft_type"] != "LORA":
         return
     files = folders.weight_files(base.path)
     shapes = {_place(name.removesuffix(".weight")): shape for file in files for name, _, shape in folders.tensors(file)}
     for module, width in _factors(weights):
         shape = shapes.get(_place(module))
         if shape is None or width not in shape:
+            wrong = "does not exist" if shape is None else "has another size"
             raise ModelError(
-                f"{weights.parent.name} does not fit {base.name}: its layer {module} "
-                + ("does not exist there." if shape is None else "has another size there."),
+                f"{weights.parent.name} does not fit {base.name}: its layer {module} {wrong} there.",
                 "Name the base model it was trained on with --base-model.",
             )
 
 
 def _place(module: str) -> str:
     """A layer's name from its block's number on: wrappers put different prefixes before it."""
-    found = re.search(r"(?:^|\.)(\w+\.\d+\..+)$", module)
-    return found.group(1) if found else module.rpartition(".")[2]
+    if found := re.search(r"(?:^|\.)(\w+\.\d+\..+)$", module):
+        return found.group(1)
+    return module.rpartition(".")[2]
 
 
 def _factors(weights: Path) -> Iterable[tuple[str, int]]:
@@ -262,18 +286,14 @@ def _factors(weights: Path) -> Iterable[tuple[str, int]]:
         raise ModelError(f"{weights} holds no low-rank factors (lora_A).", "Give an adapter saved by peft's save_pretrained.")
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _record(row: AdapterRow) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "base_model": row.base_model,
-        "method": row.method,
-        "job": row.job_id,
-        "path": row.path,
-        "bytes": row.bytes,
-        "created_at": row.created_at,
-    }
+def _record(row: AdapterRow) -> Adapter:
+    return Adapter(
+        id=row.id,
+        name=row.name,
+        base_model=row.base_model,
+        method=row.method,
+        job=row.job_id,
+        path=row.path,
+        bytes=row.bytes,
+        created_at=row.created_at,
+    )

@@ -10,14 +10,27 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from studio.db.models import CachedAnswer, ChatMessageRow, ConversationRow
 from studio.db.session import Database
+from studio.engine import outgoing
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant, Event, Grammar, Usage
 from studio.errors import NotFoundError, StudioError
+from studio.records import (
+    AnswerUsage,
+    ChatAnswer,
+    ChatLessons,
+    ChatMessage,
+    Conversation,
+    Deleted,
+    ExportedConversation,
+    ExportedMessage,
+    MessageState,
+    PromptPreview,
+)
 from studio.services import recall
 from studio.services.adapters import AdapterService
 from studio.services.models import ModelService
@@ -25,11 +38,10 @@ from studio.settings import Settings
 from studio.types import GenerationParams, Message
 
 Messages = Sequence[Message | Mapping[str, Any]]
-STATES = ("done", "stopped", "failed")
 
 
 class ChatService:
-    """What a person can do in chat. Every method returns plain values; `stream` gives events."""
+    """What a person can do in chat. `stream` gives the engine's events."""
 
     def __init__(
         self, settings: Settings, db: Database, models: ModelService, adapters: AdapterService, engine: EngineClient | None = None
@@ -54,7 +66,7 @@ class ChatService:
         grammar: str | None = None,
         json_schema: str | Mapping[str, Any] | None = None,
         quantization: str = "",
-    ) -> list[dict[str, Any]]:
+    ) -> list[ChatAnswer]:
         """One answer per contestant, in their order; asked at once, so that the engine makes them in one batch.
 
         `grammar` is GBNF text, `json_schema` a schema or its text. Raises StudioError for the first contestant that can't answer.
@@ -62,15 +74,15 @@ class ChatService:
         form = _form(grammar, json_schema)
         resolved = [replace(self.adapters.resolve(contestant, base_model), quantization=quantization) for contestant in contestants]
 
-        def ask(contestant: Contestant) -> dict[str, Any]:
+        def ask(contestant: Contestant) -> ChatAnswer:
             done = self.engine.chat(contestant, messages, params, grammar=form)
-            return {
-                "contestant": contestant.name,
-                "text": done.text,
-                "prompt_tokens": done.prompt_tokens,
-                "completion_tokens": done.completion_tokens,
-                "seconds": round(done.seconds, 3),
-            }
+            return ChatAnswer(
+                contestant=contestant.name,
+                text=done.text,
+                prompt_tokens=done.prompt_tokens,
+                completion_tokens=done.completion_tokens,
+                seconds=round(done.seconds, 3),
+            )
 
         with ThreadPoolExecutor(max_workers=max(1, len(resolved))) as pool:
             return list(pool.map(ask, resolved))
@@ -97,8 +109,10 @@ class ChatService:
         """
         resolved = replace(self.adapters.resolve(contestant, base_model), quantization=quantization)
         form, more = _form(grammar, json_schema), self._more(speculation, goes_on)
-        asked = [m.model_dump(exclude_none=True) if isinstance(m, Message) else dict(m) for m in messages]
-        key = recall.key_of(resolved, asked, params, {**more, "form": form and [form.kind, form.source]}) if conversation else None
+        asked = outgoing.plain(messages)
+        key = None
+        if conversation is not None:
+            key = recall.key_of(resolved, asked, params, {**more, "form": form and [form.kind, form.source]})
         if key is None or conversation is None:
             yield from self.engine.stream(resolved, asked, params, grammar=form, more=more)
             return
@@ -124,18 +138,19 @@ class ChatService:
     def _keep(self, key: str, conversation: str, text: str, end: Event) -> None:
         with self.db.write() as session:
             if session.get(ConversationRow, conversation) is not None:
-                usage = end.usage.as_json() if end.usage else {}
-                recall.keep(session, key, conversation, text, str(end.finish_reason), usage)
+                recall.keep(session, key, conversation, text, str(end.finish_reason), end.usage)
 
-    def prompt(self, contestant: str, messages: Messages, base_model: str | None = None) -> dict[str, Any]:
-        """Exactly what the model would read: {"text", "ids", "tokens", "context", "template"}. Raises StudioError."""
+    def prompt(self, contestant: str, messages: Messages, base_model: str | None = None) -> PromptPreview:
+        """Exactly what the model would read. Raises StudioError."""
         resolved = self.adapters.resolve(contestant, base_model)
         if resolved.url:
             raise StudioError("Another server writes its prompt itself, so it can't be shown here.", "Choose a model of this studio.")
         return self.engine.prompt(resolved, messages)
 
     def _more(self, speculation: str, goes_on: bool) -> dict[str, Any]:
-        more: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False} if goes_on else {}
+        more: dict[str, Any] = {}
+        if goes_on:
+            more = {"continue_final_message": True, "add_generation_prompt": False}
         if speculation == "prompt_lookup":
             more["speculation"] = speculation
         elif speculation:
@@ -145,63 +160,69 @@ class ChatService:
 
     # conversations
 
-    def conversations(self, search: str = "") -> list[dict[str, Any]]:
-        """Latest first, each with its number of `messages`; with `search`, those whose title or messages hold this text."""
-        counts = select(ChatMessageRow.conversation_id, func.count().label("messages")).group_by(ChatMessageRow.conversation_id).subquery()
-        query = (
-            select(ConversationRow, counts.c.messages)
-            .outerjoin(counts, counts.c.conversation_id == ConversationRow.id)
-            .order_by(ConversationRow.updated_at.desc())
-        )
+    def conversations(self, search: str = "") -> list[Conversation]:
+        """Latest first; with `search`, those whose title or messages hold this text."""
+        query = _counted().order_by(ConversationRow.updated_at.desc())
         if search.strip():
             said = select(ChatMessageRow.conversation_id).where(ChatMessageRow.content.icontains(search.strip(), autoescape=True))
             query = query.where(ConversationRow.title.icontains(search.strip(), autoescape=True) | ConversationRow.id.in_(said))
         with self.db.read() as session:
-            return [{**_conversation(row), "messages": count or 0} for row, count in session.execute(query)]
+            return [_conversation(row, count) for row, count in session.execute(query)]
 
-    def export(self, conversation_id: str) -> dict[str, Any]:
-        """The whole conversation as plain JSON: title, system prompt, messages with who answered and how."""
-        chosen = next((row for row in self.conversations() if row["id"] == conversation_id), None)
-        if chosen is None:
-            raise NotFoundError(f"There is no conversation {conversation_id!r}.", "It may have been deleted; choose another one.")
-        kept = ("role", "content", "contestant", "state", "usage", "mark", "original", "created_at")
-        messages = [{name: row[name] for name in kept if row[name]} for row in self.messages(conversation_id)]
-        return {**chosen, "messages": messages}
+    def export(self, conversation_id: str) -> ExportedConversation:
+        """The whole conversation: title, system prompt, messages with who answered and how."""
+        with self.db.read() as session:
+            row = self.find(session, conversation_id)
+        messages = [
+            message.model_dump(include=set(ExportedMessage.model_fields), exclude_unset=True) for message in self.messages(conversation_id)
+        ]
+        return ExportedConversation(
+            id=row.id,
+            title=row.title,
+            system=row.system,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+            messages=[ExportedMessage(**{name: value for name, value in message.items() if value}) for message in messages],
+        )
 
-    def create(self, title: str = "", system: str = "") -> dict[str, Any]:
+    def create(self, title: str = "", system: str = "") -> Conversation:
         with self.db.write() as session:
             row = ConversationRow(title=title, system=system)
             session.add(row)
             session.flush()
-            return _conversation(row)
+            return _conversation(row, 0)
 
-    def rename(self, conversation_id: str, title: str) -> dict[str, Any]:
+    def rename(self, conversation_id: str, title: str) -> Conversation:
         with self.db.write() as session:
-            row = _find(session, conversation_id)
-            row.title = title
-            return _conversation(row)
+            self.find(session, conversation_id).title = title
+        return self.show(conversation_id)
 
-    def instruct(self, conversation_id: str, system: str) -> dict[str, Any]:
+    def instruct(self, conversation_id: str, system: str) -> Conversation:
         """Change the system prompt: what is asked from now on, and the rows made of this conversation, begin with it."""
         with self.db.write() as session:
-            row = _find(session, conversation_id)
-            row.system = system
-            return _conversation(row)
+            self.find(session, conversation_id).system = system
+        return self.show(conversation_id)
 
-    def delete(self, conversation_id: str) -> dict[str, Any]:
+    def show(self, conversation_id: str) -> Conversation:
+        with self.db.read() as session:
+            self.find(session, conversation_id)
+            row, count = session.execute(_counted().where(ConversationRow.id == conversation_id)).one()
+            return _conversation(row, count)
+
+    def delete(self, conversation_id: str) -> Deleted:
         """The conversation and its messages are gone for good."""
         with self.db.write() as session:
-            row = _find(session, conversation_id)
+            row = self.find(session, conversation_id)
             session.execute(delete(CachedAnswer).where(CachedAnswer.conversation_id == row.id))
             session.execute(delete(ChatMessageRow).where(ChatMessageRow.conversation_id == row.id))
             session.delete(row)
-            return {"id": row.id, "deleted": True}
+            return Deleted(id=row.id, name=row.title)
 
-    def messages(self, conversation_id: str) -> list[dict[str, Any]]:
-        """In order. `state` of an answer: done, stopped (by the user) or failed; its text is then what had come."""
+    def messages(self, conversation_id: str) -> list[ChatMessage]:
+        """In order."""
         query = select(ChatMessageRow).where(ChatMessageRow.conversation_id == conversation_id).order_by(ChatMessageRow.position)
         with self.db.read() as session:
-            _find(session, conversation_id)
+            self.find(session, conversation_id)
             return [_message(row) for row in session.scalars(query)]
 
     def append(
@@ -211,13 +232,12 @@ class ChatService:
         role: str,
         content: str,
         contestant: str = "",
-        state: str = "done",
-        usage: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        state: MessageState = MessageState.DONE,
+        usage: AnswerUsage | None = None,
+    ) -> ChatMessage:
         """Add a message at the end."""
-        _check_state(state)
         with self.db.write() as session:
-            conversation = _find(session, conversation_id)
+            conversation = self.find(session, conversation_id)
             last = session.scalar(select(func.max(ChatMessageRow.position)).where(ChatMessageRow.conversation_id == conversation.id))
             row = ChatMessageRow(
                 conversation_id=conversation.id,
@@ -226,7 +246,7 @@ class ChatService:
                 content=content,
                 contestant=contestant,
                 state=state,
-                usage=dict(usage or {}),
+                usage=_stored(usage or AnswerUsage()),
             )
             session.add(row)
             conversation.updated_at = time.time()
@@ -239,55 +259,66 @@ class ChatService:
         position: int,
         *,
         content: str | None = None,
-        state: str | None = None,
-        usage: Mapping[str, Any] | None = None,
+        state: MessageState | None = None,
+        usage: AnswerUsage | None = None,
         mark: str | None = None,
-    ) -> dict[str, Any]:
-        """Change a message: an answer that grew, ended or was marked (`mark`: "good" or "")."""
-        _check_state(state or "done")
+    ) -> ChatMessage:
+        """Change a message: an answer that grew, ended or was marked (`mark`: "good" or ""). What is None stays."""
+        given = {"content": content, "state": state, "usage": usage and _stored(usage), "mark": mark}
         with self.db.write() as session:
-            conversation = _find(session, conversation_id)
-            wanted = (ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position == position)
-            row = session.scalar(select(ChatMessageRow).where(*wanted))
-            if row is None:
-                raise NotFoundError(f"The conversation has no message {position}.", "Reload the page.")
-            row.content = row.content if content is None else content
-            row.state = state or row.state
-            row.usage = row.usage if usage is None else dict(usage)
-            row.mark = row.mark if mark is None else mark
-            conversation.updated_at = time.time()
+            row = self.find_message(session, conversation_id, position)
+            for column, value in given.items():
+                if value is not None:
+                    setattr(row, column, value)
             return _message(row)
 
-    def lessons(self) -> dict[str, int]:
+    def lessons(self) -> ChatLessons:
         """How many answers were marked as good, and how many corrected, in all conversations."""
         answers, preferences = (func.count().filter(ChatMessageRow.mark == "good"), func.count().filter(ChatMessageRow.original != ""))
         with self.db.read() as session:
             good, corrected = session.execute(select(answers, preferences)).one()
-        return {"answers": good, "preferences": corrected}
+        return ChatLessons(answers=good, preferences=corrected)
 
-    def correct(self, conversation_id: str, position: int, content: str) -> dict[str, Any]:
-        """Write an answer better than the model did; what it had said is kept beside, and both become a preference pair."""
+    def correct(self, conversation_id: str, position: int, content: str) -> ChatMessage:
+        """Write an answer better than the model did; what the model had written is kept, and both become a preference pair."""
         if not content.strip():
             raise StudioError("The corrected answer is empty.", "Write what the model should have said.")
         with self.db.write() as session:
-            conversation = _find(session, conversation_id)
-            row = session.scalar(
-                select(ChatMessageRow).where(ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position == position)
-            )
-            if row is None or row.role != "assistant":
+            row = self.find_message(session, conversation_id, position)
+            if row.role != "assistant":
                 raise NotFoundError(f"The conversation has no answer {position}.", "Reload the page.")
-            said = row.original or row.content
-            row.content, row.original = content, said if content != said else ""
-            conversation.updated_at = time.time()
+            original = row.original or row.content
+            row.content, row.original = content, original
+            if content == original:
+                row.original = ""
             return _message(row)
 
     def truncate(self, conversation_id: str, position: int) -> None:
         """Remove the messages from `position` on."""
         with self.db.write() as session:
-            conversation = _find(session, conversation_id)
+            conversation = self.find(session, conversation_id)
             later = (ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position >= position)
             session.execute(delete(ChatMessageRow).where(*later))
             conversation.updated_at = time.time()
+
+    # rows
+
+    def find(self, session: Session, conversation_id: str) -> ConversationRow:
+        """By ID. Raises NotFoundError."""
+        row = session.get(ConversationRow, conversation_id)
+        if row is None:
+            raise NotFoundError(f"There is no conversation {conversation_id!r}.", "It may have been deleted; choose another one.")
+        return row
+
+    def find_message(self, session: Session, conversation_id: str, position: int) -> ChatMessageRow:
+        """A message that is about to change, so that its conversation becomes the latest. Raises NotFoundError."""
+        conversation = self.find(session, conversation_id)
+        wanted = (ChatMessageRow.conversation_id == conversation.id, ChatMessageRow.position == position)
+        row = session.scalar(select(ChatMessageRow).where(*wanted))
+        if row is None:
+            raise NotFoundError(f"The conversation has no message {position}.", "Reload the page.")
+        conversation.updated_at = time.time()
+        return row
 
 
 def _form(grammar: str | None, json_schema: str | Mapping[str, Any] | None) -> Grammar | None:
@@ -298,41 +329,49 @@ def _form(grammar: str | None, json_schema: str | Mapping[str, Any] | None) -> G
         return Grammar("gbnf", grammar)
     if not json_schema:
         return None
-    try:
-        schema = json.loads(json_schema) if isinstance(json_schema, str) else dict(json_schema)
-    except ValueError as exc:
-        raise StudioError(f"The JSON schema is no JSON ({exc}).", "Correct it at that place.") from None
-    if not isinstance(schema, dict):
+    schema: Any = json_schema
+    if isinstance(json_schema, str):
+        try:
+            schema = json.loads(json_schema)
+        except ValueError as exc:
+            raise StudioError(f"The JSON schema is no JSON ({exc}).", "Correct it at that place.") from None
+    if not isinstance(schema, Mapping):
         raise StudioError("The JSON schema must be a JSON object.", 'Start from {"type": "object", "properties": {…}}.')
-    return Grammar("json_schema", json.dumps(schema))
+    return Grammar("json_schema", json.dumps(dict(schema)))
 
 
-def _check_state(state: str) -> None:
-    if state not in STATES:
-        raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
+def _counted() -> Select[tuple[ConversationRow, int | None]]:
+    """Conversations, each with the number of its messages, null for none."""
+    counts = select(ChatMessageRow.conversation_id, func.count().label("messages")).group_by(ChatMessageRow.conversation_id).subquery()
+    return select(ConversationRow, counts.c.messages).outerjoin(counts, counts.c.conversation_id == ConversationRow.id)
 
 
-def _find(session: Session, conversation_id: str) -> ConversationRow:
-    row = session.get(ConversationRow, conversation_id)
-    if row is None:
-        raise NotFoundError(f"There is no conversation {conversation_id!r}.", "It may have been deleted; choose another one.")
-    return row
+def _conversation(row: ConversationRow, messages: int | None) -> Conversation:
+    return Conversation(
+        id=row.id,
+        title=row.title,
+        system=row.system,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        messages=messages or 0,
+    )
 
 
-def _conversation(row: ConversationRow) -> dict[str, Any]:
-    return {"id": row.id, "title": row.title, "system": row.system, "created_at": row.created_at, "updated_at": row.updated_at}
+def _stored(usage: AnswerUsage) -> dict[str, Any]:
+    """What is known of it."""
+    return usage.model_dump(exclude_unset=True)
 
 
-def _message(row: ChatMessageRow) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "position": row.position,
-        "role": row.role,
-        "content": row.content,
-        "contestant": row.contestant,
-        "state": row.state,
-        "usage": row.usage,
-        "mark": row.mark,
-        "original": row.original,
-        "created_at": row.created_at,
-    }
+def _message(row: ChatMessageRow) -> ChatMessage:
+    return ChatMessage(
+        id=row.id,
+        position=row.position,
+        role=row.role,
+        content=row.content,
+        contestant=row.contestant,
+        state=MessageState(row.state),
+        usage=AnswerUsage.model_validate(row.usage),
+        mark=row.mark,
+        original=row.original,
+        created_at=row.created_at,
+    )

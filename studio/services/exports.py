@@ -8,14 +8,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import queue
 from jobs.exporters import kinds
-from jobs.exporters.config import FORMATS, MAX_PROMPTS, OUTTYPES, PROMPTS, ExportConfig, check_space, expected_bytes
+from jobs.exporters.config import MAX_PROMPTS, PROMPTS, ExportConfig, ProofPrompt, check_space, expected_bytes
 from jobs.rundir import RunDir
 from studio import processes
 from studio.catalogue import gguf
@@ -25,12 +25,24 @@ from studio.db.models import AdapterRow, DatasetRow, JobRow, new_id
 from studio.db.session import Database
 from studio.engine.protocol import BaseFolder
 from studio.errors import ModelError, NotFoundError, StudioError
+from studio.records import (
+    ENDED,
+    Deleted,
+    Export,
+    ExportFormat,
+    JobProgress,
+    JobStatus,
+    Outtype,
+    PushedExport,
+    WrittenExport,
+)
 from studio.services import naming
 from studio.services.adapters import CONFIG, WEIGHTS, AdapterService
+from studio.services.folders import delete_inside
 from studio.settings import PACKAGE_ROOT, Settings
+from studio.types import Message
 
 KIND = "export"
-ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 DEFAULT_PROMPTS = 8
 GENERAL = (  # asked where the adapter's own rows are not known or too few
     "What is the capital of Peru?", "Say hello.", "Write one sentence about the sea.", "Name three colours.",
@@ -38,12 +50,12 @@ GENERAL = (  # asked where the adapter's own rows are not known or too few
 )  # fmt: skip
 MAX_TEXT = 200  # characters of a plain text that the model goes on from
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-Question = dict[str, Any]
-Rows = list[dict[str, Any]]  # inside the class, `list` is a use case
+Exports = list[Export]  # inside the class, `list` is a use case
+Prompts = list[ProofPrompt]
 
 
 class ExportService:
-    """What a person can do with exports. Every method returns plain values in the shapes of the HTTP interface."""
+    """What a person can do with exports."""
 
     def __init__(self, settings: Settings, db: Database, adapters: AdapterService) -> None:
         self.settings = settings
@@ -51,8 +63,8 @@ class ExportService:
         self.adapters = adapters
 
     def create(
-        self, adapter: str, format: str, *, outtype: str = "f16", to: Path | None = None, verify: int = DEFAULT_PROMPTS
-    ) -> dict[str, Any]:
+        self, adapter: str, format: str, *, outtype: str = Outtype.F16, to: Path | None = None, verify: int = DEFAULT_PROMPTS
+    ) -> Export:
         """Queue an export; returns it. `to` is a folder of the person at the terminal; left out it is one of STUDIO_HOME/exports.
 
         Raises StudioError with the reason when this adapter can't take this form or there is no room for it.
@@ -62,7 +74,7 @@ class ExportService:
             row = self.adapters.find(session, adapter)
         base = self.adapters.resolve(f"{row.base_model}:{row.name}").base
         assert base is not None
-        self._check(row, base, format, outtype)
+        self._check(row, base, format)
         with self.db.read() as session:
             name = naming.unique(f"{row.name[:50]}-{format}", naming.taken_in(session, JobRow.name, AdapterRow.name))
         target = self._target(to, name)
@@ -71,8 +83,8 @@ class ExportService:
             adapter_path=row.path,
             base_model=Path(base.name).name,  # a folder's own name: its place on this machine is nobody's business
             base_path=str(base.path),
-            format=format,  # type: ignore[arg-type]
-            outtype=outtype,  # type: ignore[arg-type]
+            format=ExportFormat(format),
+            outtype=Outtype(outtype),
             to=str(target),
             verify=verify,
             about=self._about(row),
@@ -80,33 +92,31 @@ class ExportService:
         _check_room(config, row.bytes)
         return self._queue(config, name, row)
 
-    def list(self) -> Rows:
+    def list(self) -> Exports:
         """Newest first."""
         with self.db.read() as session:
             rows = session.scalars(select(JobRow).where(JobRow.kind == KIND).order_by(JobRow.created_at.desc()))
             return [_record(job) for job in rows]
 
-    def show(self, export_id: str) -> dict[str, Any]:
+    def show(self, export_id: str) -> Export:
         with self.db.read() as session:
             return _record(self.find(session, export_id))
 
     def file(self, export_id: str, name: str) -> Path:
         """One file of an export, to be downloaded. Raises NotFoundError for a name that is not among its files."""
         export = self.show(export_id)
-        if name not in export["files"]:
-            raise NotFoundError(f"Export {export['name']} has no file {name[:100]!r}.", naming.suggest(name, export["files"]))
-        return Path(export["path"]) / name
+        if name not in export.files:
+            raise NotFoundError(f"Export {export.name} has no file {name[:100]!r}.", naming.suggest(name, export.files))
+        return Path(export.path) / name
 
-    def delete(self, export_id: str) -> dict[str, Any]:
+    def delete(self, export_id: str) -> Deleted:
         """Delete the files of an export that lies in STUDIO_HOME/exports; the row keeps its proof. Refused while it is written."""
         export = self.show(export_id)
-        if export["status"] not in ENDED:
-            raise StudioError(f"Export {export['name']} is being written.", "Cancel its job first.")
-        folder = Path(export["path"])
-        if not folder.is_relative_to(self.settings.exports) or folder == self.settings.exports:
-            raise StudioError(f"{folder} is not the studio's own.", "Delete the folder yourself.")
-        shutil.rmtree(folder, ignore_errors=True)
-        return {"id": export["id"], "name": export["name"], "deleted": True}
+        if export.status not in ENDED:
+            raise StudioError(f"Export {export.name} is being written.", "Cancel its job first.")
+        if not delete_inside(Path(export.path), self.settings.exports):
+            raise StudioError(f"{export.path} is not the studio's own.", "Delete the folder yourself.")
+        return Deleted(id=export.id, name=export.name)
 
     def check_push(self, repository: str) -> None:
         """Raises StudioError for what can't be a repository, before anything is written for it."""
@@ -115,13 +125,14 @@ class ExportService:
         if not REPOSITORY.fullmatch(repository):
             raise StudioError(f"{repository[:100]!r} is no repository of the hub.", "Write it as OWNER/NAME.")
 
-    def push(self, export_id: str, repository: str, *, private: bool = True) -> dict[str, Any]:
-        """Upload a proved export to the hub: {"repository", "url"}. The token is the environment's, HF_TOKEN. Raises StudioError."""
+    def push(self, export_id: str, repository: str, *, private: bool = True) -> PushedExport:
+        """Upload a proved export to the hub. The token is the environment's, HF_TOKEN. Raises StudioError."""
         self.check_push(repository)
         export = self.show(export_id)
-        if export["status"] != "SUCCEEDED" or not export["files"]:
-            raise StudioError(f"Export {export['name']} is not there, or not proved.", "Push one that has passed its proof.")
-        command = processes.module_command("studio.catalogue.upload", export["path"], repository, "private" if private else "public")
+        if export.status != JobStatus.SUCCEEDED or not export.files:
+            raise StudioError(f"Export {export.name} is not there, or not proved.", "Push one that has passed its proof.")
+        visibility = "private" if private else "public"
+        command = processes.module_command("studio.catalogue.upload", export.path, repository, visibility)
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE_ROOT) as child:
             assert child.stdout is not None
             answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
@@ -131,28 +142,28 @@ class ExportService:
             raise StudioError(f"The upload to {repository} ended without an answer.", "Try again.") from None
         if said["error"]:
             raise StudioError(said["error"]["message"], said["error"]["fix"])
-        return {"repository": repository, "url": said["url"]}
+        return PushedExport(repository=repository, url=said["url"])
 
     def formats(self, adapter: str) -> dict[str, str]:
         """Every format, with the reason why this adapter can't take it; "" where it can."""
         with self.db.read() as session:
             row = self.adapters.find(session, adapter)
         found: dict[str, str] = {}
-        for format in FORMATS:
+        for format in ExportFormat:
             try:
-                self._check(row, self.adapters.resolve(f"{row.base_model}:{row.name}").base, format, "f16")
+                self._check(row, self.adapters.resolve(f"{row.base_model}:{row.name}").base, format)
                 found[format] = ""
             except StudioError as refusal:
                 found[format] = str(refusal)
         return found
 
-    def _check(self, row: AdapterRow, base: BaseFolder | None, format: str, outtype: str) -> None:
+    def _check(self, row: AdapterRow, base: BaseFolder | None, format: str) -> None:
         assert base is not None
         folder = Path(row.path)
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"The files of adapter {row.name} are gone from {folder}.", "Train it again, or delete the adapter.")
         kinds.check(format, read_json(folder / CONFIG))
-        if format in ("gguf", "gguf-lora"):
+        if format in (ExportFormat.GGUF, ExportFormat.GGUF_LORA):
             try:
                 gguf.check(base.path)
             except ModelError as refusal:
@@ -176,14 +187,14 @@ class ExportService:
             raise StudioError(f"{target} can't be made ({exc.strerror}).", "Name a folder that you may write to with --to.") from None
         return target
 
-    def _queue(self, config: ExportConfig, name: str, row: AdapterRow) -> dict[str, Any]:
+    def _queue(self, config: ExportConfig, name: str, row: AdapterRow) -> Export:
         job = JobRow(id=new_id(), kind=KIND, queue="gpu", name=name, config=config.model_dump(mode="json"), base_model=row.base_model)
         run = RunDir(self.settings.runs / job.id)
         job.run_dir = str(run.path)
         try:
             run.path.mkdir(parents=True)
             run.write_config(job.config)
-            lines = [json.dumps(question, ensure_ascii=False) for question in self._questions(row, config.verify)]
+            lines = [prompt.model_dump_json(exclude_none=True) for prompt in self._prompts(row, config.verify)]
             (run.path / PROMPTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
             with self.db.write() as session:
                 lifecycle.submit(session, job)
@@ -193,24 +204,31 @@ class ExportService:
         queue.ring(self.settings.queue_path, "gpu", job.id)
         return self.show(job.id)
 
-    def _questions(self, row: AdapterRow, count: int) -> Rows:
+    def _prompts(self, row: AdapterRow, count: int) -> Prompts:
         """What the proof asks: held-out rows of the adapter's own run first, then rows it was trained on, then general ones."""
-        run = self._run(row)
-        own = [question for file in ([run.eval, run.train] if run else []) for question in _asked(file, count)]
-        general: Rows = [{"messages": [{"role": "user", "content": text}]} for text in GENERAL]
-        more = [{"messages": [{"role": "user", "content": f"What comes after {number}?"}]} for number in range(count)]
-        return [*own[:count], *general, *more][:count]
+        training = self._training(row)
+        own: Prompts = []
+        if training is not None and training.run_dir:
+            run = RunDir(Path(training.run_dir))
+            own = [*_asked(run.eval, count), *_asked(run.train, count)]
+        more = [f"What comes after {number}?" for number in range(count)]
+        general = [ProofPrompt(messages=[Message(role="user", content=text)]) for text in (*GENERAL, *more)]
+        return [*own[:count], *general][:count]
 
-    def _run(self, row: AdapterRow) -> RunDir | None:
+    def _training(self, row: AdapterRow) -> JobRow | None:
+        """The job that made the adapter."""
+        if row.job_id is None:
+            return None
         with self.db.read() as session:
-            job = session.get(JobRow, row.job_id) if row.job_id else None
-        return RunDir(Path(job.run_dir)) if job and job.run_dir else None
+            return session.get(JobRow, row.job_id)
 
-    def _about(self, row: AdapterRow) -> dict[str, Any]:
+    def _about(self, row: AdapterRow) -> dict[str, str | int]:
         """What the card says of the data and the run."""
+        training = self._training(row)
+        if training is None or training.dataset_id is None:
+            return {}
         with self.db.read() as session:
-            job = session.get(JobRow, row.job_id) if row.job_id else None
-            data = session.get(DatasetRow, job.dataset_id) if job and job.dataset_id else None
+            data = session.get(DatasetRow, training.dataset_id)
         if data is None:
             return {}
         return {"data": data.name, "rows": data.rows, "kind": data.kind, "sha256 of the rows": data.sha256}
@@ -221,7 +239,7 @@ class ExportService:
 
 
 def _check_choices(format: str, outtype: str, verify: int) -> None:
-    for option, value, choices in (("format", format, FORMATS), ("outtype", outtype, OUTTYPES)):
+    for option, value, choices in (("format", format, tuple(ExportFormat)), ("outtype", outtype, tuple(Outtype))):
         if value not in choices:
             raise StudioError(f"{option} {value[:40]!r} is not known.", f"Choose one of {', '.join(choices)}.")
     if not 1 <= verify <= MAX_PROMPTS:
@@ -233,45 +251,59 @@ def _check_room(config: ExportConfig, adapter_bytes: int) -> None:
     check_space(needed, Path(config.to).parent)
 
 
-def _asked(file: Path, count: int) -> Iterator[Question]:
+def _asked(file: Path, count: int) -> Iterator[ProofPrompt]:
     """The questions of up to `count` rows of a run."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8") as lines:
         for _, line in zip(range(count), lines, strict=False):
-            if question := _question(json.loads(line)):
-                yield question
+            if prompt := _prompt(line):
+                yield prompt
 
 
-def _question(row: dict[str, Any]) -> Question | None:
+def _prompt(line: str) -> ProofPrompt | None:
     """A row of training without its answer."""
+    row = json.loads(line)
     if row.get("text"):
-        return {"text": row["text"][:MAX_TEXT]}
+        return ProofPrompt(text=row["text"][:MAX_TEXT])
     if isinstance(row.get("prompt"), str):
-        return {"text": row["prompt"]}
+        return ProofPrompt(text=row["prompt"])
     messages = row.get("messages") or row.get("prompt") or []
     last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-    before = [{"role": message["role"], "content": message["content"]} for message in messages[:last]]
-    return {"messages": before} if before else None
+    before = [Message(role=message["role"], content=message["content"] or "") for message in messages[:last]]
+    return ProofPrompt(messages=before) if before else None
 
 
-def _record(job: JobRow) -> dict[str, Any]:
-    result, folder = job.result or {}, Path(job.config["to"])
-    is_there = job.status in ENDED and folder.is_dir() and bool(result)
-    return {
-        "id": job.id,
-        "name": job.name,
-        "adapter": job.config["adapter"],
-        "base_model": job.base_model,
-        "format": job.config["format"],
-        "outtype": job.config["outtype"] if job.config["format"] == "gguf" else None,
-        "status": job.status,
-        "reason": job.reason,
-        "fix": job.fix,
-        "path": str(folder),
-        "bytes": result.get("bytes", 0) if is_there else 0,
-        "files": [name for name in result.get("files", []) if (folder / name).is_file()] if is_there else [],
-        "verified": result.get("verified"),
-        "progress": {"step": job.step, "max_steps": job.max_steps, "eta_s": job.eta_s},
-        "created_at": job.created_at,
-    }
+def _record(job: JobRow) -> Export:
+    format, folder = ExportFormat(job.config["format"]), Path(job.config["to"])
+    written, reason = _written(job)
+    is_there = written is not None and job.status in ENDED and folder.is_dir()
+    size, files = (written.bytes, written.files) if written and is_there else (0, [])
+    return Export(
+        id=job.id,
+        name=job.name,
+        adapter=job.config["adapter"],
+        base_model=job.base_model,
+        format=format,
+        outtype=Outtype(job.config["outtype"]) if format == ExportFormat.GGUF else None,
+        status=JobStatus(job.status),
+        reason=job.reason or reason,
+        fix=job.fix,
+        path=str(folder),
+        bytes=size,
+        # names only: what a row of a restored backup says must not lead out of the folder
+        files=[name for name in files if Path(name).name == name and (folder / name).is_file()],
+        verified=written and written.verified,
+        progress=JobProgress(step=job.step, max_steps=job.max_steps, eta_s=job.eta_s),
+        created_at=job.created_at,
+    )
+
+
+def _written(job: JobRow) -> tuple[WrittenExport | None, str]:
+    """What it wrote, None before that; and why this can't be told, where it can't."""
+    if not job.result:
+        return None, ""
+    try:
+        return WrittenExport.model_validate(job.result), ""
+    except ValidationError:
+        return None, "Another version of the studio wrote it, and this one can't read its proof."

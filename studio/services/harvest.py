@@ -6,16 +6,18 @@ Knows conversations and datasets; nothing of engines.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from studio.errors import StudioError
-from studio.records import Dataset
+from studio.records import ChatLessons, ChatMessage, Dataset, LessonKind, Message
+from studio.services import naming
 from studio.services.chat import ChatService
 from studio.services.datasets import DatasetService
+from studio.types import Example
 
-Kind = Literal["answers", "preferences"]
-NAMES = {"answers": "chat-answers", "preferences": "chat-preferences"}
+NAMES = {LessonKind.ANSWERS: "chat-answers", LessonKind.PREFERENCES: "chat-preferences"}
+MISSING = {LessonKind.ANSWERS: "marked as good", LessonKind.PREFERENCES: "corrected"}
 
 
 class HarvestService:
@@ -25,49 +27,49 @@ class HarvestService:
         self.chat = chat
         self.datasets = datasets
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> ChatLessons:
         """How many rows each kind would have now."""
         return self.chat.lessons()
 
-    def make(self, kind: Kind, name: str | None = None) -> Dataset:
+    def make(self, kind: LessonKind, name: str | None = None) -> Dataset:
         """A dataset of every good answer, or of every corrected one. Raises StudioError when there is none yet."""
-        rows = list(self._rows(kind))
+        rows = [example.as_json() for example in self._examples(kind)]
         if not rows:
-            what = "marked as good" if kind == "answers" else "corrected"
-            raise StudioError(f"No answer was {what} yet.", "Use the buttons under an answer in Chat.")
+            raise StudioError(f"No answer was {MISSING[kind]} yet.", "Use the buttons under an answer in Chat.")
         text = json.dumps(rows, ensure_ascii=False)  # a list: a single row alone would be read as columns
-        return self.datasets.add_text(text, name=name or self._free(NAMES[kind]))
-
-    def _free(self, wanted: str) -> str:
         taken = {dataset.name for dataset in self.datasets.list()}
-        return next(name for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 10_000))) if name not in taken)
+        return self.datasets.add_text(text, name=name or naming.unique(NAMES[kind], taken.__contains__))
 
-    def _rows(self, kind: str) -> Iterator[dict[str, Any]]:
+    def _examples(self, kind: LessonKind) -> Iterator[Example]:
         for conversation in self.chat.conversations():
-            messages = self.chat.messages(conversation["id"])
-            for index, row in enumerate(messages):
-                if row["role"] != "assistant":
+            messages = self.chat.messages(conversation.id)
+            for index, message in enumerate(messages):
+                if message.role != "assistant":
                     continue
-                before = context(messages[:index], conversation["system"], row["contestant"])
-                if kind == "answers" and row["mark"] == "good":
-                    yield {"messages": [*before, {"role": "assistant", "content": row["content"]}]}
-                if kind == "preferences" and row["original"]:
-                    chosen, rejected = ([{"role": "assistant", "content": row[name]}] for name in ("content", "original"))
-                    yield {"prompt": before, "chosen": chosen, "rejected": rejected}
+                before = context(messages[:index], conversation.system, message.contestant)
+                answer = Message(role="assistant", content=message.content)
+                if kind == LessonKind.ANSWERS and message.mark == "good":
+                    yield Example(messages=[*before, answer])
+                if kind == LessonKind.PREFERENCES and message.original:
+                    yield Example(prompt=before, chosen=[answer], rejected=[Message(role="assistant", content=message.original)])
 
 
-def context(messages: list[dict[str, Any]], system: str, contestant: str) -> list[dict[str, str]]:
+def context(messages: Sequence[ChatMessage], system: str, contestant: str) -> list[Message]:
     """What `contestant` has heard: of several answers to one question its own, else the first."""
-    heard = [{"role": "system", "content": system}] if system else []
-    answers: list[dict[str, Any]] = []
-    for row in [*messages, {"role": "end"}]:
-        if row["role"] == "assistant":
-            answers.append(row)
-            continue
+    heard = [Message(role="system", content=system)] if system else []
+    answers: list[ChatMessage] = []
+
+    def close_turn() -> None:
         if answers:
-            own = next((answer for answer in answers if answer["contestant"] == contestant), answers[0])
-            heard.append({"role": "assistant", "content": own["content"]})
-            answers = []
-        if row["role"] != "end":
-            heard.append({"role": row["role"], "content": row["content"]})
+            own = next((answer for answer in answers if answer.contestant == contestant), answers[0])
+            heard.append(Message(role="assistant", content=own.content))
+            answers.clear()
+
+    for message in messages:
+        if message.role == "assistant":
+            answers.append(message)
+        else:
+            close_turn()
+            heard.append(Message(role="user", content=message.content))
+    close_turn()
     return heard

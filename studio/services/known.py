@@ -43,7 +43,7 @@ class KnownService:
 
     def list(self) -> Known:
         """In the order of the catalogue."""
-        here = {model["name"].lower() for model in self.models.list()}
+        here = {model.name.lower() for model in self.models.list()}
         return [self._record(model, here) for model in known_models()]
 
     def search(self, query: str) -> Found:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jobs import rundir
 from studio.catalogue import arithmetic
@@ -14,7 +13,9 @@ from studio.catalogue.models import read_json
 from studio.db.models import AdapterRow, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
+from studio.records import Adapter, MergeMethod
 from studio.services.adapters import CONFIG, TEMPLATE, WEIGHTS, AdapterService
+from studio.services.folders import size_of
 from studio.settings import Settings
 
 DENSITY = 0.5  # share of values that ties and dare keep, where nothing else is said
@@ -30,8 +31,8 @@ class MergeService:
         self.adapters = adapters
 
     def merge(
-        self, weights: Mapping[str, float], method: str = "linear", name: str | None = None, *, density: float = DENSITY
-    ) -> dict[str, Any]:
+        self, weights: Mapping[str, float], method: str = MergeMethod.LINEAR, name: str | None = None, *, density: float = DENSITY
+    ) -> Adapter:
         """Make the adapter that is the sum of others. One adapter of weight 1, the others 0, gives that adapter's own bytes.
 
         Raises StudioError for unknown names, different bases, and kinds that can't be added up.
@@ -53,7 +54,7 @@ class MergeService:
                     base_model=bases[0],
                     method=method_of(folder),
                     path=str(folder),
-                    bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+                    bytes=size_of(folder),
                     sha256=rundir.sha256(folder / WEIGHTS),
                 )
                 session.add(row)
@@ -77,7 +78,7 @@ class MergeService:
                 arithmetic.write(part, factors, read_json(first / CONFIG))
             if (first / TEMPLATE).is_file():
                 shutil.copyfile(first / TEMPLATE, part / TEMPLATE)
-            rundir.write_json(part / CARD, _card(used, method, density, first))
+            _write_card(part / CARD, used, method, density, first / CARD)
             part.rename(folder)
         except OSError as exc:
             raise StudioError(f"The adapter could not be written to {folder} ({exc.strerror}).", "Free some space.") from None
@@ -108,8 +109,8 @@ def method_of(folder: Path) -> str:
 
 
 def _check(weights: Mapping[str, float], method: str, density: float) -> None:
-    if method not in arithmetic.METHODS:
-        raise StudioError(f"Method {method[:40]!r} is not known.", f"Choose one of {', '.join(arithmetic.METHODS)}.")
+    if method not in tuple(MergeMethod):
+        raise StudioError(f"Method {method[:40]!r} is not known.", f"Choose one of {', '.join(MergeMethod)}.")
     if not any(weights.values()):
         raise StudioError("Every weight is zero, so nothing would be left.", "Give at least one adapter another weight, as A=0.7,B=0.3.")
     if any(not abs(weight) <= 100 for weight in weights.values()):
@@ -118,17 +119,19 @@ def _check(weights: Mapping[str, float], method: str, density: float) -> None:
         raise StudioError(f"density {density} is no share.", "Take a number above 0 and up to 1; 0.5 is usual.")
 
 
-def _stem(rows: Any) -> str:
+def _stem(rows: Iterable[AdapterRow]) -> str:
     return "-".join(row.name for row in rows)[:50]
 
 
-def _card(used: list[tuple[AdapterRow, float]], method: str, density: float, first: Path) -> dict[str, Any]:
-    """What the merge was made of; template and special tokens are those of the heaviest part."""
+def _write_card(target: Path, used: list[tuple[AdapterRow, float]], method: str, density: float, heaviest: Path) -> None:
+    """What the merge was made of. `heaviest`: the card of the part that template and special tokens are taken from."""
     try:
-        inherited = json.loads((first / CARD).read_text(encoding="utf-8"))
+        inherited = json.loads(heaviest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         inherited = {}
-    kept = {key: inherited[key] for key in ("chat_template", "special_tokens", "stop_strings") if key in inherited}
-    parts = [{"name": row.name, "sha256": row.sha256, "weight": weight} for row, weight in used]
-    options = {} if method == "linear" else {"density": density}
-    return {**kept, "base_model": used[0][0].base_model, "method": "merge", "merge": {"method": method, **options, "parts": parts}}
+    card = {key: inherited[key] for key in ("chat_template", "special_tokens", "stop_strings") if key in inherited}
+    merge: dict[str, object] = {"method": method}
+    if method != MergeMethod.LINEAR:
+        merge["density"] = density
+    merge["parts"] = [{"name": row.name, "sha256": row.sha256, "weight": weight} for row, weight in used]
+    rundir.write_json(target, {**card, "base_model": used[0][0].base_model, "method": "merge", "merge": merge})

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,7 +16,9 @@ from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, TakenError
+from studio.records import BaseModel, RemovedModel
 from studio.services import naming
+from studio.services.folders import delete_inside
 from studio.settings import STATIC, Settings
 
 STARTER = "starter"
@@ -33,26 +34,28 @@ class ModelService:
         self.db = db
         self.at_terminal = at_terminal
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> list[BaseModel]:
         """The starter first, then what was added, oldest first."""
         with self.db.read() as session:
             rows = session.scalars(select(BaseModelRow).order_by(BaseModelRow.created_at)).all()
         return [_starter(), *(_record(row) for row in rows)]
 
-    def show(self, name: str) -> dict[str, Any]:
+    def show(self, name: str) -> BaseModel:
         """One model by name or ID."""
         if name == STARTER:
             return _starter()
         with self.db.read() as session:
             return _record(self.find(session, name))
 
-    def add(self, source: str | Path, name: str | None = None) -> dict[str, Any]:
+    def add(self, source: str | Path, name: str | None = None) -> BaseModel:
         """Check a folder, or fetch `hub:NAME`, and list it. Raises ModelError saying why it can't be used and what would work."""
         text = str(source)
         is_hub = text.startswith(HUB)
-        with self.db.read() as session:  # before a long download, so that a bad name is told at once
-            chosen = self._name(session, name, Path(text.removeprefix(HUB)).expanduser().absolute().name)
-        folder = self._download(text.removeprefix(HUB), chosen) if is_hub else Path(text).expanduser().absolute()
+        folder = Path(text.removeprefix(HUB)).expanduser().absolute()
+        with self.db.read() as session:  # before a long download, so that a bad name is refused at once
+            chosen = self._name(session, name, folder.name)
+        if is_hub:
+            folder = self._download(text.removeprefix(HUB), chosen)
         facts = inspect_folder(folder)
         if not (facts.loadable or facts.is_tokenizer_only):
             if is_hub:
@@ -71,7 +74,7 @@ class ModelService:
             session.add(row)
         return _record(row)
 
-    def remove(self, name: str) -> dict[str, Any]:
+    def remove(self, name: str) -> RemovedModel:
         """Forget a model; files are deleted only where the studio fetched them. Refused while something needs it."""
         if name == STARTER:
             raise StudioError("The starter can't be removed.", "It is part of the studio.")
@@ -85,18 +88,19 @@ class ModelService:
             if jobs:
                 raise StudioError(f"Model {row.name} is needed by {', '.join(jobs)}.", "Cancel these jobs first, or wait for their end.")
             session.delete(row)
-        if Path(row.path).parent == self.settings.models:
-            shutil.rmtree(row.path, ignore_errors=True)
-        return {"name": row.name, "removed": True}
+        delete_inside(Path(row.path), self.settings.models)
+        return RemovedModel(name=row.name)
 
     def resolve(self, name: str, allow_path: bool | None = None, *, loadable: bool = False) -> ModelRef:
         """The folder behind a name, an ID or (where allowed) a path. Raises NotFoundError with near names.
 
         `loadable`: raise ModelError, with the reason, for what can't be chatted with or trained.
         """
+        if allow_path is None:
+            allow_path = self.at_terminal
         ref = self._known(name)
         if ref is None:
-            if not (self.at_terminal if allow_path is None else allow_path) or not Path(name).expanduser().is_dir():
+            if not allow_path or not Path(name).expanduser().is_dir():
                 raise NotFoundError(f"There is no base model {name!r}.", self._suggest(name))
             folder = Path(name).expanduser().absolute()
             ref = ModelRef(str(folder), folder)
@@ -110,13 +114,12 @@ class ModelService:
         if name == STARTER:
             return ModelRef(STARTER, STARTER_FOLDER)
         with self.db.read() as session:
-            query = select(BaseModelRow).where((BaseModelRow.name == name) | (BaseModelRow.id == name))
-            row = session.scalar(query)
+            row = naming.get(session, BaseModelRow, name)
         return ModelRef(row.name, Path(row.path)) if row else None
 
     def find(self, session: Session, name: str) -> BaseModelRow:
         """By ID or name; the starter has no row. Raises NotFoundError with near names."""
-        row = session.scalar(select(BaseModelRow).where((BaseModelRow.name == name) | (BaseModelRow.id == name)))
+        row = naming.get(session, BaseModelRow, name)
         if row is None:
             raise NotFoundError(f"There is no base model {name!r}.", self._suggest(name))
         return row
@@ -153,29 +156,29 @@ def _starter_facts() -> ModelFacts:
     return inspect_folder(STARTER_FOLDER)
 
 
-def _starter() -> dict[str, Any]:
+def _starter() -> BaseModel:
     facts = _starter_facts()
-    return {
-        "id": STARTER,
-        "name": STARTER,
-        "path": str(STARTER_FOLDER),
-        "architecture": facts.architecture,
-        "parameters": facts.parameters,
-        "context": facts.context,
-        "loadable": facts.loadable,
-        "reason": facts.reason,
-    }
+    return BaseModel(
+        id=STARTER,
+        name=STARTER,
+        path=str(STARTER_FOLDER),
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        context=facts.context,
+        loadable=facts.loadable,
+        reason=facts.reason,
+    )
 
 
-def _record(row: BaseModelRow) -> dict[str, Any]:
+def _record(row: BaseModelRow) -> BaseModel:
     is_there = Path(row.path).is_dir()
-    return {
-        "id": row.id,
-        "name": row.name,
-        "path": row.path,
-        "architecture": row.architecture,
-        "parameters": row.parameters,
-        "context": row.context,
-        "loadable": row.loadable and is_there,
-        "reason": row.reason if is_there else f"{row.path} is gone. Put it back, or remove the model.",
-    }
+    return BaseModel(
+        id=row.id,
+        name=row.name,
+        path=row.path,
+        architecture=row.architecture,
+        parameters=row.parameters,
+        context=row.context,
+        loadable=row.loadable and is_there,
+        reason=row.reason if is_there else f"{row.path} is gone. Put it back, or remove the model.",
+    )

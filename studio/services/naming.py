@@ -20,16 +20,19 @@ RESERVED = frozenset({"base", "file", "reference", "likelihood"})  # words of th
 LENGTH = 64
 
 
-def look_up(session: Session, table: type[NamedRow], wanted: str, noun: str, *conditions: ColumnElement[bool]) -> NamedRow:
-    """The row with the ID or name `wanted`, the ID first. Raises NotFoundError with near names.
-
-    `noun`: what people call it. `conditions`: which rows of the table are meant, where not all are.
-    """
+def get(session: Session, table: type[NamedRow], wanted: str, *conditions: ColumnElement[bool]) -> NamedRow | None:
+    """The row with the ID or name `wanted`, the ID first. `conditions`: which rows of the table are meant, where not all are."""
     rows = session.scalars(select(table).where((table.id == wanted) | (table.name == wanted), *conditions)).all()
-    if not rows:
+    return next((row for row in rows if row.id == wanted), rows[0] if rows else None)
+
+
+def look_up(session: Session, table: type[NamedRow], wanted: str, noun: str, *conditions: ColumnElement[bool]) -> NamedRow:
+    """As `get`; raises NotFoundError with near names. `noun`: what people call it."""
+    row = get(session, table, wanted, *conditions)
+    if row is None:
         known = session.scalars(select(table.name).where(*conditions).order_by(table.created_at))
         raise NotFoundError(f"There is no {noun} {wanted!r}.", suggest(wanted, known))
-    return next((row for row in rows if row.id == wanted), rows[0])
+    return row
 
 
 def taken_in(session: Session, *columns: InstrumentedAttribute[Any]) -> Callable[[str], bool]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from studio.catalogue import models as folders
 from studio.db.models import CachedAnswer
-from studio.engine.protocol import Contestant
+from studio.engine.protocol import Contestant, Usage
 from studio.types import GenerationParams
 
 
@@ -38,10 +38,11 @@ def find(session: Session, key: str) -> CachedAnswer | None:
     return session.get(CachedAnswer, key)
 
 
-def keep(session: Session, key: str, conversation_id: str, text: str, finish_reason: str, usage: Mapping[str, Any]) -> None:
+def keep(session: Session, key: str, conversation_id: str, text: str, finish_reason: str, usage: Usage | None) -> None:
     """The first conversation to hear it owns the row: with it, it is deleted."""
     if session.get(CachedAnswer, key) is None:
-        row = CachedAnswer(key=key, conversation_id=conversation_id, text=text, finish_reason=finish_reason, usage=dict(usage))
+        known = usage.as_json() if usage else {}
+        row = CachedAnswer(key=key, conversation_id=conversation_id, text=text, finish_reason=finish_reason, usage=known)
         session.add(row)
 
 
