@@ -22,9 +22,9 @@ def begin(settings: Settings, job: str, needed: int, total: int) -> None:
 
     client = EngineClient.from_settings(settings)
     try:
-        loaded = client.status().get("loaded") or {}
-        fits = needed + int(loaded.get("bytes") or 0) <= MEMORY_SHARE * total
-        if fits:
+        loaded = client.status().loaded
+        held = loaded.bytes if loaded else 0
+        if needed + held <= MEMORY_SHARE * total:
             client.share(job, needed)
         else:
             client.yield_to(job, needed)

@@ -82,9 +82,9 @@ def _health(studio: Studio, page: PageApp) -> JSONResponse:
 
 def _engine_state(studio: Studio) -> EngineState:
     engine = studio.system.engine()
-    if not engine["ok"]:
+    if not engine.ok:
         return EngineState.STARTING
-    if engine["loading"]:
+    if engine.loading:
         return EngineState.LOADING
     return EngineState.READY
 

@@ -10,7 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from studio.api import chat, comparisons, compress, curation, datasets, docs, exports, fit, jobs, judging, methods, openai, rest, storage
+from studio.api import (
+    chat, comparisons, compress, curation, datasets, docs, exports, fit, jobs, judging, methods, models, openai, rest, storage,
+)  # fmt: skip
 from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,7 @@ def add_routes(app: FastAPI) -> None:
     app.include_router(methods.router)  # before /jobs/{id}
     app.include_router(rest.router)
     app.include_router(datasets.router)
+    app.include_router(models.router)
     app.include_router(jobs.router)
     app.include_router(curation.router)
     app.include_router(compress.router)

@@ -1,51 +1,89 @@
-"""Conversations over HTTP: listed, searched, exported, deleted, and what they teach as datasets. Answers come from /v1."""
+"""Chat over HTTP: questions, and conversations that are listed, searched, exported, deleted and made into datasets.
+
+Answers as they come are at /v1/chat/completions.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
-
-from studio.records import Dataset
-from studio.services import Studio
+from studio.api.rest import Body, Here
+from studio.records import ChatAnswers, Conversation, Dataset, Deleted, ExportedConversation, LessonKind
+from studio.types import GenerationParams
 
 router = APIRouter(prefix="/api")
 
 
-class Harvest(BaseModel):
+class ChatTurn(BaseModel):
+    """A message in OpenAI's shape; what else it holds is passed on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: JsonValue = None
+
+
+class ChatRequest(Body):
+    message: str | None = None
+    messages: list[ChatTurn] | None = None
+    system: str | None = None
+    base_model: str = "starter"
+    adapters: list[str] = Field(
+        default_factory=list, description="Who answers; base stands for the base model, which answers when none is named."
+    )
+    grammar: str | None = None
+    json_schema: dict[str, JsonValue] | None = None
+    params: GenerationParams = Field(default_factory=GenerationParams)
+
+
+class NewLessons(Body):
     """Which answers become rows: those marked as good, or those that were corrected."""
 
-    kind: Literal["answers", "preferences"]
+    kind: LessonKind
     name: str | None = None
 
 
+@router.post("/chat")
+def chat(studio: Here, body: ChatRequest) -> ChatAnswers:
+    """One answer per contestant. Streams are at /v1/chat/completions."""
+    messages = [turn.model_dump(exclude_unset=True) for turn in body.messages or ()]
+    if body.system:
+        messages.insert(0, {"role": "system", "content": body.system})
+    if body.message is not None:
+        messages.append({"role": "user", "content": body.message})
+    answers = studio.chat.answer(
+        body.adapters or ["base"],
+        messages,
+        body.params,
+        base_model=body.base_model,
+        grammar=body.grammar,
+        json_schema=body.json_schema,
+    )
+    return ChatAnswers(answers=answers)
+
+
 @router.get("/conversations")
-def list_conversations(request: Request, search: str = "") -> list[dict[str, Any]]:
+def list_conversations(studio: Here, search: str = "") -> list[Conversation]:
     """Latest first; with `search`, those that hold this text."""
-    return _studio(request).chat.conversations(search)
+    return studio.chat.conversations(search)
 
 
-@router.get("/conversations/{conversation}/export")
-def export_conversation(request: Request, conversation: str) -> JSONResponse:
+@router.get("/conversations/{conversation}/export", response_model_exclude_unset=True)
+def export_conversation(studio: Here, conversation: str, response: Response) -> ExportedConversation:
     """The whole conversation as a file."""
-    found = _studio(request).chat.export(conversation)
-    return JSONResponse(found, headers={"Content-Disposition": f'attachment; filename="conversation-{found["id"]}.json"'})
+    found = studio.chat.export(conversation)
+    response.headers["Content-Disposition"] = f'attachment; filename="conversation-{found.id}.json"'
+    return found
 
 
 @router.delete("/conversations/{conversation}")
-def delete_conversation(request: Request, conversation: str) -> dict[str, Any]:
+def delete_conversation(studio: Here, conversation: str) -> Deleted:
     """The conversation, its messages and the answers kept for recall are gone for good."""
-    return _studio(request).chat.delete(conversation)
+    return studio.chat.delete(conversation)
 
 
 @router.post("/conversations/lessons")
-def make_lessons(request: Request, body: Harvest) -> Dataset:
+def make_lessons(studio: Here, body: NewLessons) -> Dataset:
     """A dataset of what was marked or corrected in chat."""
-    return _studio(request).harvest.make(body.kind, body.name)
-
-
-def _studio(request: Request) -> Studio:
-    studio: Studio = request.app.state.studio
-    return studio
+    return studio.harvest.make(body.kind, body.name)

@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from pydantic import Field
 
-from studio.api.rest import Body, Here, Json
+from studio.api.rest import Body, Here
+from studio.records import Adapter, Deleted, Export, PushedExport
 
 router = APIRouter(prefix="/api")
 
@@ -34,23 +35,23 @@ class NewMerge(Body):
 
 
 @router.get("/exports")
-def list_exports(studio: Here) -> list[Json]:
+def list_exports(studio: Here) -> list[Export]:
     return studio.exports.list()
 
 
 @router.post("/exports", status_code=201)
-def export(studio: Here, body: NewExport) -> Json:
+def export(studio: Here, body: NewExport) -> Export:
     """Queue an export and its proof."""
     return studio.exports.create(body.adapter, body.format, outtype=body.outtype, verify=body.verify)
 
 
 @router.get("/exports/{export}")
-def show_export(studio: Here, export: str) -> Json:
+def show_export(studio: Here, export: str) -> Export:
     return studio.exports.show(export)
 
 
 @router.delete("/exports/{export}")
-def delete_export(studio: Here, export: str) -> Json:
+def delete_export(studio: Here, export: str) -> Deleted:
     """Delete the files; the job keeps its proof."""
     return studio.exports.delete(export)
 
@@ -63,7 +64,7 @@ def export_file(studio: Here, export: str, name: str) -> FileResponse:
 
 
 @router.post("/exports/{export}/push")
-def push_export(studio: Here, export: str, body: Push) -> Json:
+def push_export(studio: Here, export: str, body: Push) -> PushedExport:
     """Upload a proved export to the hub, with the token of the studio's environment."""
     return studio.exports.push(export, body.repository, private=body.private)
 
@@ -75,6 +76,6 @@ def formats(studio: Here, adapter: str) -> dict[str, str]:
 
 
 @router.post("/adapters/merge", status_code=201)
-def merge(studio: Here, body: NewMerge) -> Json:
+def merge(studio: Here, body: NewMerge) -> Adapter:
     """Make one adapter of several."""
     return studio.merging.merge(body.weights, body.method, body.name, density=body.density)

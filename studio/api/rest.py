@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from studio.errors import StudioError
 from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey
 from studio.services import Studio
-from studio.services.models import HUB
 from studio.types import GenerationParams
 
 router = APIRouter(prefix="/api")
@@ -40,22 +39,6 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class NewModel(Body):
-    source: str = Field(description="hub:OWNER/NAME; folders are added at the terminal.")
-    name: str | None = None
-
-
-class Question(Body):
-    message: str | None = None
-    messages: list[Json] | None = None
-    system: str | None = None
-    base_model: str = "starter"
-    adapters: list[str] = Field(
-        default_factory=list, description="Who answers; base stands for the base model, which answers when none is named."
-    )
-    grammar: str | None = None
-    json_schema: Json | None = None
-    params: GenerationParams = Field(default_factory=GenerationParams)
 
 
 class NewKey(Body):
@@ -72,77 +55,6 @@ def doctor(studio: Here) -> DoctorReport:
 def status(studio: Here) -> Json:
     """Device, memory, what runs, what waits, what the engine holds."""
     return studio.system.strip()
-
-
-@router.get("/models")
-def list_models(studio: Here) -> list[Json]:
-    return studio.models.list()
-
-
-@router.post("/models", status_code=201)
-def add_model(studio: Here, body: NewModel) -> Json:
-    """Fetch a base model of the hub; answers when it is there."""
-    if not body.source.startswith(HUB):
-        raise StudioError(
-            "Over HTTP a model comes from the hub.", "Send hub:OWNER/NAME, or run `studio models add PATH` on the studio's machine."
-        )
-    return studio.models.add(body.source, body.name)
-
-
-@router.get("/models/{model}")
-def show_model(studio: Here, model: str) -> Json:
-    return studio.models.show(model)
-
-
-@router.delete("/models/{model}")
-def remove_model(studio: Here, model: str) -> Json:
-    return studio.models.remove(model)
-
-
-@router.get("/adapters")
-def list_adapters(studio: Here, base_model: str | None = None) -> list[Json]:
-    return studio.adapters.list(base_model)
-
-
-@router.post("/adapters", status_code=201)
-def add_adapter(
-    studio: Here,
-    files: Annotated[list[UploadFile], File(description="adapter_config.json and adapter_model.safetensors")],
-    name: Annotated[str | None, Form()] = None,
-    base_model: Annotated[str | None, Form()] = None,
-) -> Json:
-    """Keep an adapter that was trained elsewhere."""
-    with tempfile.TemporaryDirectory(dir=studio.settings.cache) as place:
-        folder = Path(place) / "adapter"
-        folder.mkdir()
-        for upload in files:
-            with (folder / file_name(upload)).open("wb") as target:
-                shutil.copyfileobj(upload.file, target)
-        return studio.adapters.add(folder, name, base_model=base_model)
-
-
-@router.get("/adapters/{adapter}")
-def show_adapter(studio: Here, adapter: str) -> Json:
-    return studio.adapters.show(adapter)
-
-
-@router.delete("/adapters/{adapter}")
-def delete_adapter(studio: Here, adapter: str) -> Json:
-    return studio.adapters.delete(adapter)
-
-
-@router.post("/chat")
-def chat(studio: Here, body: Question) -> Json:
-    """One answer per contestant. Streams are at /v1/chat/completions."""
-    messages = list(body.messages or [])
-    if body.system:
-        messages.insert(0, {"role": "system", "content": body.system})
-    if body.message is not None:
-        messages.append({"role": "user", "content": body.message})
-    answers = studio.chat.answer(
-        body.adapters or ["base"], messages, body.params, base_model=body.base_model, grammar=body.grammar, json_schema=body.json_schema
-    )
-    return {"answers": answers}
 
 
 @router.get("/keys")

@@ -49,9 +49,13 @@ def chat(
 
     if quantization not in QUANTIZATIONS:
         raise StudioError(f"--quantization {quantization} is not known.", "Choose nf4 or int8.")
-    grammar_text, schema = read_text(grammar) if grammar else None, _schema(json_schema) if json_schema else None
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": message})
+    from studio.types import Message
+
+    grammar_text = read_text(grammar) if grammar else None
+    schema = _schema(json_schema) if json_schema else None
+    messages = [Message(role="user", content=message)]
+    if system:
+        messages.insert(0, Message(role="system", content=system))
     names = adapter or ["base"]
     settings = load_settings()
     for name in names:  # before an engine is started for them
@@ -60,8 +64,10 @@ def chat(
         answers = open_studio(assisted).chat.answer(
             names, messages, params, base_model=base_model, grammar=grammar_text, json_schema=schema, quantization=quantization
         )
-    text = answers[0]["text"] if len(answers) == 1 else "\n".join(f"{answer['contestant']}: {answer['text']}" for answer in answers)
-    show({"answers": answers}, json, text)
+    lines = [f"{answer.contestant}: {answer.text}" for answer in answers]
+    if len(answers) == 1:
+        lines = [answers[0].text]
+    show({"answers": answers}, json, "\n".join(lines))
 
 
 def compare(
@@ -104,13 +110,15 @@ def _comparison_text(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _schema(path: Path) -> dict[str, Any]:
+def _schema(path: Path) -> str:
+    """The text of a JSON schema, checked to be an object."""
     import json
 
+    text = read_text(path)
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except ValueError as exc:
         raise StudioError(f"{path} is not valid JSON ({exc}).", "Give a JSON schema.") from None
     if not isinstance(value, dict):
         raise StudioError(f"{path} is no JSON schema: it holds no object.", "Give a JSON schema.")
-    return value
+    return text

@@ -34,7 +34,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         threading.Thread(target=_warm, args=(studio, job["id"]), daemon=True).start()
         job = _succeeded(follow(studio, job["id"]))
         adapter = studio.adapters.show(job["adapter"])
-        comparison = studio.comparisons.create(data=held_out.id, base_model=BASE, contestants=["base", adapter["name"]])
+        comparison = studio.comparisons.create(data=held_out.id, base_model=BASE, contestants=["base", adapter.name])
         _succeeded(follow(studio, str(comparison.job)))
         scores = studio.comparisons.show(comparison.id).scores
         judgement = studio.judging.judge(comparison.id, "reference")
@@ -42,18 +42,18 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         judged = studio.judging.show(judgement.id)
         question = (studio.datasets.rows(held_out.id, limit=1)[0].messages or [])[0].content
         chat = studio.chat.answer(
-            ["base", adapter["name"]], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
+            ["base", adapter.name], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
         )
     return {
         "job": job["id"],
-        "adapter": adapter["id"],
+        "adapter": adapter.id,
         "comparison": comparison.id,
         "before": scores["base"].model_dump(),
-        "after": scores[adapter["name"]].model_dump(),
+        "after": scores[adapter.name].model_dump(),
         "judge": {
             "judge": judged.judge,
-            "win_rate": (judged.win_rate or {})[adapter["name"]],
-            "ci95": (judged.ci95 or {})[adapter["name"]],
+            "win_rate": (judged.win_rate or {})[adapter.name],
+            "ci95": (judged.ci95 or {})[adapter.name],
             "swap_consistency": judged.swap_consistency,
         },
         "chat": {"question": question, "answers": chat},
@@ -63,7 +63,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """The result for a person."""
-    answers = "\n".join(f"  {answer['contestant']}: {answer['text']}" for answer in result["chat"]["answers"])
+    answers = "\n".join(f"  {answer.contestant}: {answer.text}" for answer in result["chat"]["answers"])
     scores = "\n".join(f"  {when}: {result[when]['exact_match']:.2f} of {result[when]['n']} rows" for when in ("before", "after"))
     judge = result["judge"]
     won = f"{judge['win_rate']:.2f} ({judge['ci95'][0]:.2f} to {judge['ci95'][1]:.2f})"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.commands.terminal import JsonFlag, follow, leave_unless_succeeded, load_settings, open_studio, say, show
+from studio.commands.terminal import JsonFlag, follow, leave_unless_succeeded, load_settings, open_studio, plain, say, show
+
+if TYPE_CHECKING:
+    from studio.records import Export
 
 
 def export(
@@ -28,6 +31,7 @@ def export(
 ) -> None:
     """Write an adapter in a form that others can use, and prove that it behaves like it."""
     from studio import supervisor
+    from studio.records import JobStatus
 
     settings = load_settings()
     studio = open_studio(settings)
@@ -36,16 +40,19 @@ def export(
     made = studio.exports.create(adapter, format, outtype=outtype, to=to, verify=verify)
     try:
         with supervisor.assistance(settings, say, queues=("gpu",)):
-            job = follow(studio, made["id"])
+            job = follow(studio, made.id)
     except KeyboardInterrupt:
-        studio.jobs.cancel(made["id"])  # it belongs to this command; nothing of it stays
+        studio.jobs.cancel(made.id)  # it belongs to this command; nothing of it stays
         raise
-    done = studio.exports.show(made["id"])
-    if job["status"] == "SUCCEEDED" and push is not None:
-        done = {**done, **studio.exports.push(made["id"], push, private=not public)}
-    if job["status"] != "SUCCEEDED":
-        done = {**done, "error": {"message": done["reason"], "fix": done["fix"]}}
-    show(done, json, _text(done))
+    done = studio.exports.show(made.id)
+    result, lines = plain(done), [_text(done)]
+    if done.status == JobStatus.SUCCEEDED and push is not None:
+        pushed = studio.exports.push(made.id, push, private=not public)
+        result |= plain(pushed)
+        lines.append(f"Uploaded to {pushed.url}.")
+    if done.status != JobStatus.SUCCEEDED:
+        result["error"] = {"message": done.reason, "fix": done.fix}
+    show(result, json, "\n".join(lines))
     leave_unless_succeeded(job)
 
 
@@ -60,19 +67,16 @@ def merge(
     from studio.services.merging import parse
 
     made = open_studio().merging.merge(parse(weights), method, name, density=density)
-    show(made, json, f"{made['name']} ({method} of {weights}) on {made['base_model']}. ID {made['id']}")
+    show(made, json, f"{made.name} ({method} of {weights}) on {made.base_model}. ID {made.id}")
 
 
-def _text(done: dict[str, Any]) -> str:
-    verified = done["verified"]
+def _text(done: Export) -> str:
+    verified = done.verified
     if verified is None:
-        return f"Nothing was written: {done['reason']}"
-    lines = [f"{done['path']} ({done['bytes'] / 1e6:.1f} MB): {', '.join(done['files'])}"]
-    what = "passed" if verified["passed"] else f"FAILED ({verified['reason']})"
-    lines.append(
-        f"Proof {what}: {verified['identical']} of {verified['prompts']} greedy answers are identical; logits differ by at most "
-        f"{verified['max_logit_diff']:.3g}, {verified['worst_share']:.2%} of what the adapter changes (5% would fail)."
+        return f"Nothing was written: {done.reason}"
+    what = "passed" if verified.passed else f"FAILED ({verified.reason})"
+    return (
+        f"{done.path} ({done.bytes / 1e6:.1f} MB): {', '.join(done.files)}\n"
+        f"Proof {what}: {verified.identical} of {verified.prompts} greedy answers are identical; logits differ by at most "
+        f"{verified.max_logit_diff:.3g}, {verified.worst_share:.2%} of what the adapter changes (5% would fail)."
     )
-    if done.get("url"):
-        lines.append(f"Uploaded to {done['url']}.")
-    return "\n".join(lines)

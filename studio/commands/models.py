@@ -27,7 +27,7 @@ def list_models(json: JsonFlag = False) -> None:
 def add_model(source: Annotated[str, typer.Argument(metavar="PATH|hub:NAME")], name: Name = None, json: JsonFlag = False) -> None:
     """Make a folder, or a model of the hub, usable by name."""
     added = open_studio().models.add(source, name)
-    show(added, json, f"{added['name']}: {added['architecture'] or added['reason']}, {added['parameters']:,} parameters.")
+    show(added, json, f"{added.name}: {added.architecture or added.reason}, {added.parameters:,} parameters.")
 
 
 @models.command("show")
@@ -60,7 +60,7 @@ def add_adapter(
 ) -> None:
     """Keep an adapter that was trained elsewhere."""
     added = open_studio().adapters.add(path, name, base_model=base_model)
-    show(added, json, f"{added['name']} ({added['method']} on {added['base_model']}). ID {added['id']}")
+    show(added, json, f"{added.name} ({added.method} on {added.base_model}). ID {added.id}")
 
 
 @adapters.command("show")

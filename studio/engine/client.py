@@ -16,6 +16,7 @@ from studio.engine import outgoing
 from studio.engine.outgoing import Messages
 from studio.engine.protocol import Contestant, Event, Grammar, Lane, Usage
 from studio.errors import EngineError
+from studio.records import EngineStatus, PromptPreview
 from studio.settings import Settings
 from studio.types import GenerationParams
 
@@ -120,9 +121,9 @@ class EngineClient:
                 if exc.code != "engine_gone" or not is_silent or contestant.url or attempt + 1 == ATTEMPTS:
                     raise
 
-    def status(self) -> dict[str, Any]:
-        """What our engine holds and does: `loaded`, `loading`, `active`, `waiting`. Raises EngineError at once when it is not there."""
-        return self._ask("GET", "/engine/status", timeout=5.0)
+    def status(self) -> EngineStatus:
+        """What our engine holds and does. Raises EngineError at once when it is not there."""
+        return EngineStatus.model_validate(self._ask("GET", "/engine/status", timeout=5.0))
 
     def unload(self) -> int:
         """Have our engine give its memory back; bytes it held. Waits for running answers for a while. Raises EngineError."""
@@ -140,10 +141,10 @@ class EngineClient:
         """The job has ended: the engine may take all memory again. Raises EngineError."""
         self._ask("POST", "/engine/resume", timeout=5.0, body={"job": job})
 
-    def prompt(self, contestant: Contestant, messages: Messages) -> dict[str, Any]:
-        """The exact text and token ids that our engine would read: {"text", "ids", "tokens", "context"}. Raises EngineError."""
+    def prompt(self, contestant: Contestant, messages: Messages) -> PromptPreview:
+        """The exact text and token ids that our engine would read. Raises EngineError."""
         body = {"studio": contestant.studio_field(), "messages": outgoing.plain(messages), "model": contestant.name}
-        return self._ask("POST", "/engine/prompt", timeout=30.0, body=body)
+        return PromptPreview.model_validate(self._ask("POST", "/engine/prompt", timeout=30.0, body=body))
 
     def _ask(self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:

@@ -20,6 +20,7 @@ from studio.engine.limits import longest_answer
 from studio.engine.protocol import Event, GenerationRequest, bad_request
 from studio.engine.text import AnswerText
 from studio.errors import DatasetError, EngineError, ModelError
+from studio.records import PromptPreview
 
 UNKNOWN_CONTEXT = 2048  # tokens, where config.json does not say
 
@@ -37,14 +38,19 @@ def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> lis
     return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher) for index, ids in enumerate(rows)]
 
 
-def preview(request: GenerationRequest) -> dict[str, Any]:
-    """The exact prompt of a chat request: its text, ids, each id's own text, and the model's context. Raises EngineError."""
+def preview(request: GenerationRequest) -> PromptPreview:
+    """The exact prompt of a chat request. Raises EngineError."""
     with _as_refusals(request):
         facts, renderer = _facts(request.base.path), _renderer(request)
         prompt = _chat_prompt(request, renderer)
     pieces = [renderer.tokenizer.decode([token_id], skip_special_tokens=False) for token_id in prompt.ids]
-    context = facts.context or UNKNOWN_CONTEXT
-    return {"text": prompt.text, "ids": prompt.ids, "tokens": pieces, "context": context, "template": renderer.template_name}
+    return PromptPreview(
+        text=prompt.text,
+        ids=prompt.ids,
+        tokens=pieces,
+        context=facts.context or UNKNOWN_CONTEXT,
+        template=renderer.template_name,
+    )
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from studio.catalogue import hardware
 from studio.engine.protocol import ModelFolder
+from studio.records import MemoryLease
 
 LONGEST_S = 24 * 3600.0  # a worker that died gives nothing back
 
@@ -46,18 +46,20 @@ class Lease:
     def is_over(self) -> bool:
         return time.time() > self.expires
 
-    def as_json(self) -> dict[str, Any]:
-        return {"job": self.job, "room_bytes": self.room_bytes, "keep_bytes": self.keep_bytes, "gave_way": self.gave_way}
+    def record(self) -> MemoryLease:
+        return MemoryLease(job=self.job, room_bytes=self.room_bytes, keep_bytes=self.keep_bytes, gave_way=self.gave_way)
 
 
 def free_bytes() -> int:
     """On the device where models run."""
     device = hardware.devices()[0]
-    return device.memory_bytes - device.used_bytes if device.kind == "cuda" else hardware.memory().free_bytes
+    if device.kind == "cuda":
+        return device.memory_bytes - device.used_bytes
+    return hardware.memory().free_bytes
 
 
 class LoadTimes:
-    """How long each base took to load last time; kept in a file so that the first load after a start is foretold too."""
+    """How long each base took to load last time; kept in a file so that the first load after a start is predicted too."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.failures import as_engine_error, stopping, yielded
@@ -19,6 +19,7 @@ from studio.engine.lanes import Lanes
 from studio.engine.leases import Lease, LoadTimes
 from studio.engine.protocol import ModelFolder
 from studio.errors import EngineError, ModelError
+from studio.records import EngineStatus, LoadedModel, LoadingModel
 
 if TYPE_CHECKING:
     from studio.engine.adapting import Attached
@@ -56,8 +57,8 @@ class Scheduler:
         self._model: LocalModel | None = None
         self._assistant: LocalModel | None = None
         self._lease: Lease | None = None
-        self._loading: dict[str, Any] | None = None
-        self._loaded: dict[str, Any] | None = None
+        self._loading: LoadingModel | None = None
+        self._loaded: LoadedModel | None = None
         self._last_used = time.monotonic()
         self._answer_s = 2.0  # how long an answer took lately, for Retry-After
         self._unload_by: float | None = None  # asked to unload; what still runs then is ended
@@ -76,17 +77,21 @@ class Scheduler:
             self._waiting.add(answers, self._answer_s / self._max_rows)
             self._changed.notify_all()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> EngineStatus:
         """What is loaded, what is loading since when, how many answers are made and wait, and to which job memory was given."""
-        active = sum(not answer.is_over for answer in self._running)
         lease = self._lease_now()
-        yielded = lease.as_json() if lease else None
-        return {"loaded": self._loaded, "loading": self._loading, "active": active, "waiting": len(self._waiting), "yielded": yielded}
+        return EngineStatus(
+            loaded=self._loaded,
+            loading=self._loading,
+            active=sum(not answer.is_over for answer in self._running),
+            waiting=len(self._waiting),
+            yielded=lease.record() if lease else None,
+        )
 
     def unload(self, wait_s: float = 20.0) -> int:
         """Give the model's memory back once running answers are done, at the latest after `wait_s`. Bytes given back."""
         with self._changed:
-            held = int(self._loaded["bytes"]) if self._loaded else 0
+            held = self._loaded.bytes if self._loaded else 0
             self._unload_by = time.monotonic() + wait_s
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._unload_by is None or self._is_closing, timeout=wait_s + LONGEST_STEP_S)
@@ -238,7 +243,7 @@ class Scheduler:
         """The adapter of `answer` in memory; on failure the answer alone fails."""
         if answer.adapter is None:
             return None
-        self._loading = {"name": answer.adapter.name, "since": time.time(), "expected_s": None}
+        self._loading = LoadingModel(name=answer.adapter.name, since=time.time(), expected_s=None)
         try:
             return model.attach(answer.adapter, [lane.key for lane in lanes if lane])
         except Exception as exc:  # a folder from outside: anything may be wrong with it
@@ -251,7 +256,7 @@ class Scheduler:
 
     def _model_for(self, folder: ModelFolder) -> LocalModel:
         """The base in memory, loaded when it is not there or was made anew."""
-        self._loading = {"name": folder.name, "since": time.time(), "expected_s": self._load_times.expected(folder)}
+        self._loading = LoadingModel(name=folder.name, since=time.time(), expected_s=self._load_times.expected(folder))
         try:
             from studio.engine import loading, local
 
@@ -297,15 +302,15 @@ class Scheduler:
         return self._lease
 
     def _note_loaded(self, model: LocalModel) -> None:
-        self._loaded = {
-            "base": model.folder.name,
-            "quantization": model.folder.quantization,
-            "device": model.device.type,
-            "adapters": model.adapter_names,
-            "bytes": model.bytes + model.adapter_bytes,
-            "adapter_bytes": model.adapter_bytes,
-            "adapter_budget_bytes": model.budget_bytes,
-        }
+        self._loaded = LoadedModel(
+            base=model.folder.name,
+            quantization=model.folder.quantization,
+            device=model.device.type,
+            adapters=model.adapter_names,
+            bytes=model.bytes + model.adapter_bytes,
+            adapter_bytes=model.adapter_bytes,
+            adapter_budget_bytes=model.budget_bytes,
+        )
 
     def _drop_model(self) -> None:
         if self._model is None:

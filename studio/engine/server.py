@@ -98,7 +98,7 @@ class Routes:
         return await self._answer(request, parse_completion)
 
     async def status(self) -> Response:
-        return JSONResponse(self._scheduler.status())
+        return JSONResponse(self._scheduler.status().model_dump(mode="json", exclude={"ok"}))
 
     async def unload(self, request: Request) -> Response:
         """With `{"job", "keep_bytes"}` the engine leaves that much to the job until `resume`."""
@@ -109,18 +109,22 @@ class Routes:
 
     async def share(self, request: Request) -> Response:
         self._scheduler.share(*_job(await _read_json(request)))
-        return JSONResponse({"yielded": self._scheduler.status()["yielded"]})
+        return self._lease()
 
     async def prompt(self, request: Request) -> Response:
         """What a chat request would be read as: the rendered template and its tokens."""
         from studio.engine import intake
 
-        return JSONResponse(await run_in_threadpool(intake.preview, parse_chat(await _read_json(request))))
+        preview = await run_in_threadpool(intake.preview, parse_chat(await _read_json(request)))
+        return JSONResponse(preview.model_dump(mode="json"))
 
     async def resume(self, request: Request) -> Response:
         asked = await _read_json(request)
         self._scheduler.resume(_job({"keep_bytes": 0, **asked})[0])
-        return JSONResponse({"yielded": self._scheduler.status()["yielded"]})
+        return self._lease()
+
+    def _lease(self) -> Response:
+        return JSONResponse(self._scheduler.status().model_dump(mode="json", include={"yielded"}))
 
     async def health(self) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})

@@ -167,10 +167,10 @@ class BundleService:
         about = card.get("base_model") or {}
         wanted, name = about.get("fingerprint"), str(about.get("name") or "")
         models = self.jobs.models.list()
-        for model in sorted(models, key=lambda found: found["name"] != name):
-            folder = Path(model["path"])
+        for model in sorted(models, key=lambda found: found.name != name):
+            folder = Path(model.path)
             if inspect_folder(folder).loadable and fingerprint(folder) == wanted:
-                return ModelRef(model["name"], folder)
+                return ModelRef(model.name, folder)
         raise ModelError(f"The base model of this bundle ({name}) is not here.", "Add the very same model under Models.")
 
 

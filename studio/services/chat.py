@@ -340,7 +340,7 @@ def _form(grammar: str | None, json_schema: str | Mapping[str, Any] | None) -> G
     return Grammar("json_schema", json.dumps(dict(schema)))
 
 
-def _counted() -> Select[tuple[ConversationRow, int | None]]:
+def _counted() -> Select[ConversationRow, int | None]:
     """Conversations, each with the number of its messages, null for none."""
     counts = select(ChatMessageRow.conversation_id, func.count().label("messages")).group_by(ChatMessageRow.conversation_id).subquery()
     return select(ConversationRow, counts.c.messages).outerjoin(counts, counts.c.conversation_id == ConversationRow.id)

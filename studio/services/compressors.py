@@ -55,7 +55,7 @@ class CompressorCatalogue:
         return folder
 
     def _candidates(self) -> builtins.list[tuple[str, Path]]:
-        listed = [(str(model["name"]), Path(model["path"])) for model in self.models.list()]
+        listed = [(model.name, Path(model.path)) for model in self.models.list()]
         names = {name for name, _ in listed}
         fetched: builtins.list[Path] = []
         if self.settings.models.is_dir():

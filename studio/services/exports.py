@@ -293,7 +293,7 @@ def _record(job: JobRow) -> Export:
         bytes=size,
         # names only: what a row of a restored backup says must not lead out of the folder
         files=[name for name in files if Path(name).name == name and (folder / name).is_file()],
-        verified=written and written.verified,
+        verified=written.verified if written else None,
         progress=JobProgress(step=job.step, max_steps=job.max_steps, eta_s=job.eta_s),
         created_at=job.created_at,
     )

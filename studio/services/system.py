@@ -19,7 +19,7 @@ import httpx
 from studio import processes
 from studio.catalogue import hardware
 from studio.db.session import Database
-from studio.records import BugReport, DoctorCheck, DoctorReport, PageHealth, PageState
+from studio.records import BugReport, DoctorCheck, DoctorReport, EngineStatus, PageHealth, PageState
 from studio.running import health, running
 from studio.services import bug_report
 from studio.services.jobs import JobService
@@ -43,6 +43,8 @@ assert error < 0.1, error
 print(torch.cuda.get_device_name() if device == "cuda" else "CPU")
 """
 
+NO_ENGINE = EngineStatus(ok=False)
+
 
 class SystemService:
     """What a person can ask about the machine."""
@@ -52,7 +54,7 @@ class SystemService:
         self.db = db
         self.models = models
         self.jobs = jobs
-        self._engine: tuple[float, dict[str, Any]] = (float("-inf"), {})
+        self._engine = (float("-inf"), NO_ENGINE)
         self._asking = threading.Lock()
         self._page_health: Callable[[], PageHealth] | None = None
 
@@ -69,8 +71,8 @@ class SystemService:
             "engine": self.engine(),
         }
 
-    def engine(self) -> dict[str, Any]:
-        """The engine's own status and `ok`: whether it answers. At most ENGINE_STALE_S old, and asked by one thread at a time."""
+    def engine(self) -> EngineStatus:
+        """The engine's own status. At most ENGINE_STALE_S old, and asked by one thread at a time."""
         with self._asking:
             asked, status = self._engine
             if time.monotonic() - asked > ENGINE_STALE_S:
@@ -78,18 +80,17 @@ class SystemService:
                 self._engine = (time.monotonic(), status)
         return status
 
-    def _ask_engine(self) -> dict[str, Any]:
-        nothing = {"ok": False, "loaded": None, "loading": None, "active": 0}
+    def _ask_engine(self) -> EngineStatus:
         if not self.settings.engine_url:
-            return nothing
+            return NO_ENGINE
         try:
             headers = {"Authorization": f"Bearer {self.settings.engine_key}"}
             answer = httpx.get(f"{self.settings.engine_url}/engine/status", headers=headers, timeout=1.0)
             if answer.status_code == 404:  # another maker's server, which has no status to tell
-                return {**nothing, "ok": True}
-            return {**nothing, "ok": True, **answer.raise_for_status().json()}
+                return EngineStatus(ok=True)
+            return EngineStatus.model_validate(answer.raise_for_status().json())
         except (httpx.HTTPError, ValueError):
-            return nothing
+            return NO_ENGINE
 
     def doctor(self, *, thorough: bool = False) -> DoctorReport:
         """`thorough` tries bitsandbytes and, where no studio runs, the page (seconds), and the hub (leaves this machine)."""
@@ -138,8 +139,8 @@ class SystemService:
 
     def _starter(self) -> DoctorCheck:
         starter = self.models.show(STARTER)
-        size = f"{starter['parameters'] / 1e6:.2f} million parameters"
-        return _check("starter model", starter["loadable"], size if starter["loadable"] else starter["reason"], "Install the studio again.")
+        size = f"{starter.parameters / 1e6:.2f} million parameters"
+        return _check("starter model", starter.loadable, starter.reason or size, "Install the studio again.")
 
 
 def _check(name: str, ok: bool, detail: str, fix: str = "") -> DoctorCheck:

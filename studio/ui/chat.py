@@ -11,8 +11,10 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import ChatMessage, MessageState
 from studio.services import Studio
 from studio.services.harvest import context
+from studio.types import Message
 from studio.ui import chat_shown, choices, pieces, sharing, words
 from studio.ui.chat_answering import AnswerColumn, Answering
 from studio.ui.chat_keeping import KeepingPiece
@@ -22,6 +24,7 @@ from studio.ui.page import Frame, stamp_box
 from studio.ui.programs import ProgramsPiece
 
 MOST_AT_ONCE = 16  # as many as the engine makes in one batch
+LONGEST_TITLE = 48
 
 
 class ChatTab:
@@ -121,9 +124,8 @@ class ChatTab:
 
     def enter(self, chat_id: str, chosen: list[str] | str | None) -> dict[Any, Any]:
         offered = choices.contestants(self._studio)
-        names = [chosen] if isinstance(chosen, str) else list(chosen or [])
         known = {value for _, value in offered}
-        kept = [name for name in names if name in known or "#" in name]
+        kept = [name for name in _names(chosen) if name in known or "#" in name]
         drafts = gr.Dropdown(choices=[*DRAFTS, *((f"by {name}, a smaller model", name) for _, name in choices.base_models(self._studio))])
         chosen_now = gr.Dropdown(choices=offered, value=kept or [offered[0][1]])
         return {self.contestant: chosen_now, self.settings.speculation: drafts, **self.look(chat_id)}
@@ -131,9 +133,8 @@ class ChatTab:
     def look(self, chat_id: str) -> dict[Any, Any]:
         """The conversation and the list of all, from rows."""
         conversations = self._studio.chat.conversations()
-        chosen = next((row for row in conversations if row["id"] == chat_id), None)
-        messages = self._studio.chat.messages(chat_id) if chosen else []
-        shown = chosen["id"] if chosen else ""
+        shown = chat_id if any(conversation.id == chat_id for conversation in conversations) else ""
+        messages = self._messages(shown)
         return {
             self._page.place.chat: shown,
             self.shown: shown,
@@ -145,15 +146,16 @@ class ChatTab:
 
     def share(self) -> str:
         """While something trains: how both share the machine."""
-        told = sharing.sentence(self._studio.system.strip())
-        return pieces.piece("sentence", text=told) if told else ""
+        text = sharing.sentence(self._studio.system.strip())
+        return text and pieces.piece("sentence", text=text)
 
     def turn_to(self, chat_id: str, shown: str) -> dict[Any, Any]:
         """Another conversation, with the system prompt that it began with."""
         if chat_id and chat_id == shown:  # a new conversation that is being answered right now
             return {self.system: gr.skip()}
-        chosen = next((row for row in self._studio.chat.conversations() if row["id"] == chat_id), None)
-        return {self.system: chosen["system"] if chosen else gr.skip(), **self.look(chat_id)}
+        found = [conversation.system for conversation in self._studio.chat.conversations() if conversation.id == chat_id]
+        system = found[0] if found else gr.skip()
+        return {self.system: system, **self.look(chat_id)}
 
     def begin(self) -> dict[Any, Any]:
         return {**self.look(""), self.notice: ""}
@@ -165,10 +167,12 @@ class ChatTab:
     def exact(self, chat_id: str, text: str, chosen: list[str] | None, system: str) -> dict[Any, Any]:
         """The prompt of what is typed now, else of the last answer."""
         who = self._who(chosen, "")[0]
-        messages = self._studio.chat.messages(chat_id) if chat_id else []
-        heard = context(messages if text.strip() else _asked(messages), system.strip(), who)
+        messages = self._messages(chat_id)
+        if not text.strip():
+            messages = _asked(messages)
+        heard = context(messages, system.strip(), who)
         if text.strip():
-            heard.append({"role": "user", "content": text.strip()})
+            heard.append(Message(role="user", content=text.strip()))
         if not heard:
             raise StudioError("There is nothing to show yet.", "Type a message first.")
         return {self.prompt: chat_shown.prompt(self._studio.chat.prompt(who, heard))}
@@ -181,18 +185,19 @@ class ChatTab:
         if act == "suggest":
             who = (chosen or [""])[0]
             return {self.message: choices.example_for(self._studio, who.partition(":")[2])}
-        rows = {row["position"]: row for row in self._studio.chat.messages(chat_id)}
-        row = rows.get(int(data["position"]))
-        if row is None:
+        by_position = {message.position: message for message in self._studio.chat.messages(chat_id)}
+        chosen_one = by_position.get(int(data["position"]))
+        if chosen_one is None:
             raise StudioError("That message is gone.", "Reload the page.")
+        position = chosen_one.position
         if act == "good":
-            self._studio.chat.update(chat_id, row["position"], mark="" if row["mark"] else "good")
+            self._studio.chat.update(chat_id, position, mark="" if chosen_one.mark else "good")
             return self.look(chat_id)
         if act == "correct":
-            return {self.position: row["position"], self.corrected: row["content"], self.correcting: gr.Column(visible=True)}
+            return {self.position: position, self.corrected: chosen_one.content, self.correcting: gr.Column(visible=True)}
         self._free(chat_id)
-        self._studio.chat.truncate(chat_id, row["position"])  # edit: the question returns to the box, what followed it goes
-        return {**self.look(chat_id), self.message: row["content"]}
+        self._studio.chat.truncate(chat_id, position)  # edit: the question returns to the box, what followed it goes
+        return {**self.look(chat_id), self.message: chosen_one.content}
 
     def correct(self, chat_id: str, position: int, text: str) -> dict[Any, Any]:
         self._studio.chat.correct(chat_id, int(position), text)
@@ -200,12 +205,11 @@ class ChatTab:
 
     def take_back(self, chat_id: str) -> dict[Any, Any]:
         """Remove the last question and its answers; the question returns to the box."""
-        messages = self._studio.chat.messages(chat_id) if chat_id else []
-        asked = [row for row in messages if row["role"] == "user"]
+        asked = _asked(self._messages(chat_id))
         if not asked:
             raise StudioError("There is nothing to undo yet.", "Send a message first.")
-        self._studio.chat.truncate(chat_id, asked[-1]["position"])
-        return {**self.look(chat_id), self.message: asked[-1]["content"]}
+        self._studio.chat.truncate(chat_id, asked[-1].position)
+        return {**self.look(chat_id), self.message: asked[-1].content}
 
     # asking
 
@@ -214,31 +218,29 @@ class ChatTab:
             raise StudioError("The message is empty.", "Type one, then press Enter.")
         wanted, who = wishes(values), self._who(chosen, chat_id)
         if not chat_id:
-            chat_id = self._studio.chat.create(title=_title(text), system=system.strip())["id"]
+            chat_id = self._studio.chat.create(title=_title(text), system=system.strip()).id
         self._studio.chat.append(chat_id, role="user", content=text.strip())
-        for number, update in enumerate(self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)):
-            yield {**update, self.message: ""} if number == 0 else update
+        updates = self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)
+        yield {**next(updates), self.message: ""}
+        yield from updates
 
     def ask_again(self, chat_id: str, text: str, chosen: list[str] | None, system: str, *values: Any) -> Iterator[dict[Any, Any]]:
-        """Drop the last answers and have them written anew, by whoever is chosen now."""
+        """Replace the last answers by those of whoever is chosen now."""
         wanted, who = wishes(values), self._who(chosen, chat_id)
-        messages = self._studio.chat.messages(chat_id) if chat_id else []
-        asked = [row["position"] for row in messages if row["role"] == "user"]
+        asked = _asked(self._messages(chat_id))
         if not asked:
             raise StudioError("There is nothing to retry yet.", "Send a message first.")
-        self._studio.chat.truncate(chat_id, asked[-1] + 1)
+        self._studio.chat.truncate(chat_id, asked[-1].position + 1)
         yield from self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)
 
     def continue_answer(self, chat_id: str, text: str, chosen: list[str] | None, system: str, *values: Any) -> Iterator[dict[Any, Any]]:
         """Have the last answer go on where it broke off, by whoever gave it."""
         self._free(chat_id)
-        messages = self._studio.chat.messages(chat_id) if chat_id else []
+        messages = self._messages(chat_id)
         if not _can_go_on(messages):
             raise StudioError("There is no answer that could go on.", "Send a message first.")
         last = messages[-1]
-        yield from self._answer(
-            chat_id, [AnswerColumn(last["contestant"], before=last["content"])], wishes(values), system, last["position"]
-        )
+        yield from self._answer(chat_id, [AnswerColumn(last.contestant, before=last.content)], wishes(values), system, last.position)
 
     def stop_answer(self, chat_id: str) -> None:
         if chat_id in self._answering:
@@ -246,10 +248,14 @@ class ChatTab:
 
     def _who(self, chosen: list[str] | str | None, chat_id: str) -> list[str]:
         self._free(chat_id)
-        names = list(dict.fromkeys([chosen] if isinstance(chosen, str) else chosen or []))
+        names = list(dict.fromkeys(_names(chosen)))
         if not names:
-            raise StudioError("Nobody is chosen to answer.", "Choose a model under Who answers.")
+            raise StudioError("No model is chosen to answer.", "Choose one under Who answers.")
         return names
+
+    def _messages(self, chat_id: str) -> list[ChatMessage]:
+        """Of a conversation that may not have begun ("")."""
+        return self._studio.chat.messages(chat_id) if chat_id else []
 
     def _free(self, chat_id: str) -> None:
         if chat_id in self._answering:
@@ -266,37 +272,45 @@ class ChatTab:
             running.start()
             yield {
                 self.shown: chat_id,
-                self.transcript: chat_shown.transcript(rows if position is None else rows[:-1]),
+                self.transcript: chat_shown.transcript([row for row in rows if row.position != position]),
                 **self._writing(True),
                 self.notice: "",
                 self.live: chat_shown.live(answers, "Waiting for the engine"),
             }
             for grown in running.updates():
-                yield {self.live: chat_shown.live(answers, "" if grown and len(answers) == 1 else self._loading())}
+                waiting = ""
+                if not grown or len(answers) > 1:
+                    waiting = self._loading()
+                yield {self.live: chat_shown.live(answers, waiting)}
         finally:  # also when the page was closed: what was written so far is kept
             del self._answering[chat_id]
             running.stop.set()
             self._keep(chat_id, answers, position)
             self._studio.chat.instruct(chat_id, system.strip())
-        errors = [self._dated(answer.error) for answer in answers if answer.error]
-        yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: message(errors[0]) if errors else ""}
+        notices = [message(self._dated(answer.error)) for answer in answers if answer.error]
+        yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: "".join(notices[:1])}
 
-    def _opens(self, chat_id: str, rows: list[dict[str, Any]], answers: list[AnswerColumn], wanted: Wishes, system: str) -> Any:
+    def _opens(self, chat_id: str, rows: list[ChatMessage], answers: list[AnswerColumn], wanted: Wishes, system: str) -> Any:
         before = {answer.contestant: answer.before for answer in answers}
         # drafts pay for one answer alone; several share a batch instead
-        options: dict[str, Any] = {
-            "grammar": wanted.grammar or None,
-            "json_schema": wanted.json_schema or None,
-            "quantization": wanted.quantization,
-            "speculation": wanted.speculation if len(answers) == 1 else "",
-            "conversation": chat_id if wanted.recalls else None,
-        }
+        speculation = wanted.speculation if len(answers) == 1 else ""
+        conversation = chat_id if wanted.recalls else None
 
         def open_stream(contestant: str) -> Any:
             heard = context(rows, system, contestant)
             if before[contestant]:
-                heard.append({"role": "assistant", "content": before[contestant]})
-            return self._studio.chat.stream(contestant, heard, wanted.params, goes_on=bool(before[contestant]), **options)
+                heard.append(Message(role="assistant", content=before[contestant]))
+            return self._studio.chat.stream(
+                contestant,
+                heard,
+                wanted.params,
+                grammar=wanted.grammar or None,
+                json_schema=wanted.json_schema or None,
+                quantization=wanted.quantization,
+                speculation=speculation,
+                goes_on=bool(before[contestant]),
+                conversation=conversation,
+            )
 
         return open_stream
 
@@ -304,7 +318,7 @@ class ChatTab:
         for answer in answers:
             if position is not None:
                 self._studio.chat.update(chat_id, position, content=answer.before + answer.text, state=answer.state, usage=answer.usage)
-            elif answer.text or answer.state == "done":
+            elif answer.text or answer.state == MessageState.DONE:
                 self._studio.chat.append(
                     chat_id,
                     role="assistant",
@@ -317,34 +331,51 @@ class ChatTab:
     def _dated(self, error: StudioError) -> StudioError:
         """An engine that has given way to a job: with the time at which that job is expected to end."""
         job = error.details.get("job")
-        running = [row for row in self._studio.jobs.overview()["running"] if row["name"] == job] if job else []
-        eta_s = running[0]["progress"]["eta_s"] if running else None
-        return StudioError(f"{error.message} {job} has {words.left(eta_s)}.", error.fix) if eta_s else error
+        if not job:
+            return error
+        left = [row["progress"]["eta_s"] for row in self._studio.jobs.overview()["running"] if row["name"] == job]
+        if not any(left):
+            return error
+        return StudioError(f"{error.message} {job} has {words.left(left[0])}.", error.fix)
 
     def _loading(self) -> str:
-        engine = self._studio.system.engine()
-        loading = engine.get("loading")
-        if not loading:
+        loading = self._studio.system.engine().loading
+        if loading is None:
             return "Waiting for the engine"
-        expected = f", about {words.duration(loading['expected_s'])}" if loading.get("expected_s") else ""
-        return f"The engine is loading {loading['name']}{expected}"
+        text = f"The engine is loading {loading.name}"
+        if loading.expected_s:
+            text += f", about {words.duration(loading.expected_s)}"
+        return text
 
     def _writing(self, now: bool) -> dict[Any, Any]:
         return {self.send: gr.Button(visible=not now), self.stop: gr.Button(visible=now)}
 
 
-def _asked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _names(chosen: list[str] | str | None) -> list[str]:
+    """What a dropdown gives: one name, several, or none."""
+    if isinstance(chosen, str):
+        return [chosen]
+    return list(chosen or [])
+
+
+def _asked(messages: list[ChatMessage]) -> list[ChatMessage]:
     """The conversation up to its last question."""
-    last = max((index for index, row in enumerate(rows) if row["role"] == "user"), default=-1)
-    return rows[: last + 1]
+    last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    return messages[: last + 1]
 
 
-def _can_go_on(rows: list[dict[str, Any]]) -> bool:
+def _can_go_on(messages: list[ChatMessage]) -> bool:
     """The last turn has one answer, which did not end by itself."""
-    alone = len(rows) > 1 and rows[-1]["role"] == "assistant" and rows[-2]["role"] == "user" and bool(rows[-1]["content"])
-    return alone and (rows[-1]["state"] != "done" or (rows[-1]["usage"] or {}).get("finish_reason") == "length")
+    if len(messages) < 2:
+        return False
+    asked, last = messages[-2:]
+    if not (last.role == "assistant" and asked.role == "user" and last.content):
+        return False
+    return last.state != MessageState.DONE or last.usage.finish_reason == "length"
 
 
 def _title(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= 48 else line[:47] + "…"
+    if len(line) > LONGEST_TITLE:
+        return line[: LONGEST_TITLE - 1] + "…"
+    return line

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from studio.engine.protocol import Event
 from studio.errors import StudioError
+from studio.records import AnswerUsage, MessageState
 
 JOIN_S = 0.04  # tokens of this long become one update of the page
 LOOK_S = 0.8  # between two looks at what the engine is loading
@@ -30,20 +33,23 @@ class AnswerColumn:
     contestant: str
     before: str = ""  # what it said before it was continued
     text: str = ""
-    usage: dict[str, Any] = field(default_factory=dict)
+    usage: AnswerUsage = field(default_factory=AnswerUsage)
     error: StudioError | None = None
-    state: str = "stopped"  # until its end has come: done or failed
+    state: MessageState = MessageState.STOPPED  # until its end has come
     ended: bool = False
 
     def take(self, event: Event) -> None:
         self.text += event.text
         if event.error:
-            self.error, self.state = event.error, "failed"
+            self.error, self.state = event.error, MessageState.FAILED
         if event.usage:
-            self.usage |= event.usage.as_json()
+            self._learn(event.usage.as_json())
         if event.finish_reason:
-            self.state = "done"
-            self.usage |= {"finish_reason": event.finish_reason, **_plain(event.facts or {})}
+            self.state = MessageState.DONE
+            self._learn({"finish_reason": event.finish_reason, **_known(event.facts or {})})
+
+    def _learn(self, usage: Mapping[str, Any]) -> None:
+        self.usage = AnswerUsage.model_validate({**self.usage.model_dump(exclude_unset=True), **usage})
 
 
 class Answering:
@@ -100,23 +106,27 @@ class Answering:
             finally:
                 stream.close()
         except StudioError as exc:
-            answer.error, answer.state = exc, "failed"
+            answer.error, answer.state = exc, MessageState.FAILED
         except Exception as exc:
             log.exception("A chat answer broke off.")
-            answer.state = "failed"
+            answer.state = MessageState.FAILED
             answer.error = StudioError("The answer broke off.", f"Try again; the log says more ({type(exc).__name__}).")
         finally:
             self._events.put((answer, None))
 
 
-def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of how an answer was made, of the types that it should have: an engine that was named may send anything."""
-    kept = {name: facts[name] for name in ("first_token_s", "tokens_per_s", "reused_tokens", "recalled") if _is_figure(facts.get(name))}
-    notes = [note for note in facts.get("notes") or () if isinstance(note, str)]
-    gain = facts.get("speculation")
-    drafts = {name: value for name, value in gain.items() if _is_figure(value)} if isinstance(gain, Mapping) else {}
-    return kept | ({"notes": notes} if notes else {}) | ({"speculation": drafts} if drafts else {})
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and bool(value)
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of how an answer was made, where it is of the type that it should have: an engine may send anything."""
+    kept: dict[str, Any] = {}
+    for name in ("first_token_s", "tokens_per_s", "reused_tokens", "recalled", "speculation"):
+        if not facts.get(name):
+            continue
+        try:
+            AnswerUsage.model_validate({name: facts[name]})
+        except ValidationError:
+            continue
+        kept[name] = facts[name]
+    notes = facts.get("notes")
+    if isinstance(notes, list):
+        kept["notes"] = [note for note in notes if isinstance(note, str)]
+    return {name: value for name, value in kept.items() if value}

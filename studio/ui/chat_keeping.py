@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.records import Conversation, LessonKind
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady, tells
@@ -38,12 +39,12 @@ class KeepingPiece:
     def outputs(self) -> list[Any]:
         return [self.delete, self.list, self.lessons]
 
-    def look(self, conversations: list[dict[str, Any]], chat_id: str) -> dict[Any, Any]:
-        counts = self._studio.harvest.counts() if conversations else {"answers": 0, "preferences": 0}
+    def look(self, conversations: list[Conversation], chat_id: str) -> dict[Any, Any]:
+        counts = self._studio.harvest.counts()
         return {
             self.delete: gr.Button(visible=bool(chat_id)),
             self.list: pieces.piece("conversations", conversations=conversations, selected=chat_id) if conversations else "",
-            self.lessons: pieces.piece("lessons", **counts) if any(counts.values()) else "",
+            self.lessons: pieces.piece("lessons", lessons=counts) if counts.answers or counts.preferences else "",
         }
 
     def wire(self, notice: gr.HTML, chat: gr.Textbox) -> None:
@@ -61,7 +62,7 @@ class KeepingPiece:
 
     def _making(self, notice: gr.HTML) -> Any:
         def make(event: gr.EventData) -> dict[Any, Any]:
-            made = self._studio.harvest.make(event._data["kind"])
+            made = self._studio.harvest.make(LessonKind(event._data["kind"]))
             return {notice: pieces.said(f"{words.count(made.rows, 'row')} kept as dataset {made.name}; find it in the Data tab.")}
 
         return make

@@ -6,28 +6,42 @@ Knows rows of the chat service; nothing of gradio.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from studio.records import AnswerUsage, ChatMessage, MessageState, PromptPreview
 from studio.ui import choices, pieces, words
 from studio.ui.chat_answering import AnswerColumn
 
-STATES = {"stopped": "stopped here", "failed": "broke off here"}
+STATES = {MessageState.STOPPED: "stopped here", MessageState.FAILED: "broke off here"}
 MAX_TOKENS_SHOWN = 4_000
 
 
-def transcript(messages: Sequence[dict[str, Any]]) -> str:
+@dataclass(frozen=True)
+class ShownMessage:
+    """A message as the template takes it."""
+
+    role: str
+    position: int
+    who: str
+    is_toy: bool
+    content: str
+    state: MessageState
+    good: bool
+    corrected: bool
+    note: str  # its figures
+    notes: list[str]  # what the reader should know of how it was made
+
+
+def transcript(messages: Sequence[ChatMessage]) -> str:
     if not messages:
         return pieces.empty("Say something to a model, and change who answers as you go.", "Suggest a question", "suggest")
-    turns: list[list[dict[str, Any]]] = []
-    for row in messages:
-        shown = _shown(row)
-        if turns and row["role"] == "assistant" and turns[-1][0]["role"] == "assistant":
+    turns: list[list[ShownMessage]] = []
+    for message in messages:
+        shown = _shown(message)
+        if turns and turns[-1][0].role == shown.role == "assistant":
             turns[-1].append(shown)
         else:
             turns.append([shown])
-    last = turns[-1]
-    if last[0]["role"] == "assistant" and len(last) == 1:
-        last[0]["can_go_on"] = messages[-1]["state"] != "done" or (messages[-1]["usage"] or {}).get("finish_reason") == "length"
     return pieces.piece("transcript", turns=turns)
 
 
@@ -44,57 +58,63 @@ def live(answers: Sequence[AnswerColumn], waiting: str) -> str:
     return pieces.piece("live", answers=shown)
 
 
-def prompt(found: dict[str, Any]) -> str:
+def prompt(found: PromptPreview) -> str:
     """The exact prompt: its text as the template wrote it, and how many tokens of the context it takes."""
-    pieces_of = found["tokens"]
     return pieces.piece(
         "prompt",
-        tokens=pieces_of[:MAX_TOKENS_SHOWN],
-        more=max(0, len(pieces_of) - MAX_TOKENS_SHOWN),
-        count=len(found["ids"]),
-        context=found["context"],
-        template=found["template"],
+        tokens=found.tokens[:MAX_TOKENS_SHOWN],
+        more=max(0, len(found.tokens) - MAX_TOKENS_SHOWN),
+        count=len(found.ids),
+        context=found.context,
+        template=found.template,
     )
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    is_answer = row["role"] == "assistant"
-    usage = row.get("usage") or {}
-    return {
-        "role": row["role"],
-        "position": row["position"],
-        "who": row["contestant"] if is_answer else "you",
-        "toy": is_answer and choices.is_toy(row["contestant"]),
-        "content": row["content"],
-        "state": row.get("state") or "done",
-        "good": row.get("mark") == "good",
-        "corrected": bool(row.get("original")),
-        "can_go_on": False,
-        "note": " · ".join(_figures(row, usage)) if is_answer else "",
-        "notes": [note for note in usage.get("notes", []) if isinstance(note, str)] + _drafts(usage) if is_answer else [],
-    }
-
-
-def _figures(row: dict[str, Any], usage: dict[str, Any]) -> list[str]:
-    tokens, speed, first = usage.get("completion_tokens"), usage.get("tokens_per_s"), usage.get("first_token_s")
-    found = [
-        words.count(tokens, "token") if tokens else "",
-        f"{speed:,.0f} tokens/s" if isinstance(speed, (int, float)) and speed >= 10 else f"{speed:.1f} tokens/s" if speed else "",
-        f"first after {1000 * first:,.0f} ms" if isinstance(first, (int, float)) else "",
-        f"prompt {words.count(usage['prompt_tokens'], 'token')}" if usage.get("prompt_tokens") else "",
-        f"{usage['reused_tokens']} of them known" if usage.get("reused_tokens") else "",
-        "same question as before: answer recalled" if usage.get("recalled") else "",
-        "cut at the longest answer" if usage.get("finish_reason") == "length" else "",
-        STATES.get(row.get("state") or "", ""),
-    ]
-    return [text for text in found if text]
-
-
-def _drafts(usage: dict[str, Any]) -> list[str]:
-    gain: dict[str, Any] = usage.get("speculation") or {}
-    if not {"speedup", "drafted_tokens"} <= gain.keys():
-        return []
-    said = (
-        f"Drafts: {gain.get('accepted_tokens', 0)} of {gain['drafted_tokens']} tokens were right, {gain['speedup']} times the plain speed"
+def _shown(message: ChatMessage) -> ShownMessage:
+    is_answer = message.role == "assistant"
+    return ShownMessage(
+        role=message.role,
+        position=message.position,
+        who=message.contestant if is_answer else "you",
+        is_toy=is_answer and choices.is_toy(message.contestant),
+        content=message.content,
+        state=message.state,
+        good=message.mark == "good",
+        corrected=bool(message.original),
+        note=" · ".join(figures(message)) if is_answer else "",
+        notes=notes(message.usage) if is_answer else [],
     )
-    return [said + ("; stopped, since they did not pay." if gain.get("stopped") else ".")]
+
+
+def figures(message: ChatMessage) -> list[str]:
+    """What an answer took, and how it ended, as far as it is known."""
+    usage, found = message.usage, []
+    if usage.completion_tokens:
+        found.append(words.count(usage.completion_tokens, "token"))
+    if usage.tokens_per_s:
+        digits = 0 if usage.tokens_per_s >= 10 else 1
+        found.append(f"{usage.tokens_per_s:,.{digits}f} tokens/s")
+    if usage.first_token_s is not None:
+        found.append(f"first after {1000 * usage.first_token_s:,.0f} ms")
+    if usage.prompt_tokens:
+        found.append(f"prompt {words.count(usage.prompt_tokens, 'token')}")
+    if usage.reused_tokens:
+        found.append(f"{usage.reused_tokens} of them known")
+    if usage.recalled:
+        found.append("same question as before: answer recalled")
+    if usage.finish_reason == "length":
+        found.append("cut at the longest answer")
+    if message.state in STATES:
+        found.append(STATES[message.state])
+    return found
+
+
+def notes(usage: AnswerUsage) -> list[str]:
+    """What the reader should know of how an answer was made; the last says what drafts brought."""
+    found = list(usage.notes or [])
+    gain = usage.speculation
+    if gain and gain.drafted_tokens and gain.speedup:
+        right = f"{gain.accepted_tokens} of {gain.drafted_tokens} tokens were right"
+        end = "; stopped, since they did not pay." if gain.stopped else "."
+        found.append(f"Drafts: {right}, {gain.speedup} times the plain speed{end}")
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import BaseModel
 from studio.services import Studio
 from studio.types import Example, Role
 from studio.ui import words
@@ -33,11 +34,11 @@ def datasets(studio: Studio) -> list[Choice]:
 
 def base_models(studio: Studio) -> list[Choice]:
     """The starter first; models that can't be loaded are left out."""
-    return [(_base_model(model), model["name"]) for model in studio.models.list() if model["loadable"]]
+    return [(_base_model(model), model.name) for model in studio.models.list() if model.loadable]
 
 
 def adapters(studio: Studio, base_model: str | None) -> list[Choice]:
-    return [(adapter["name"], adapter["name"]) for adapter in studio.adapters.list(base_model)]
+    return [(adapter.name, adapter.name) for adapter in studio.adapters.list(base_model)]
 
 
 def contestants(studio: Studio) -> list[Choice]:
@@ -63,15 +64,15 @@ def is_toy(contestant: str) -> bool:
     return contestant == STARTER or contestant.startswith(STARTER + ":")
 
 
-def _base_model(model: dict[str, Any]) -> str:
-    size = words.parameters(model["parameters"])
-    return f"{model['name']} · {size} parameters" + (" · toy" if is_toy(model["name"]) else "")
+def _base_model(model: BaseModel) -> str:
+    said = f"{model.name} · {words.parameters(model.parameters)} parameters"
+    return f"{said} · toy" if is_toy(model.name) else said
 
 
 def example_for(studio: Studio, adapter: str) -> str:
     """A question that `adapter` should know: the first of the rows it learned from; a general one for the base ("")."""
     try:
-        job_id = studio.adapters.show(adapter)["job"] if adapter else None
+        job_id = studio.adapters.show(adapter).job if adapter else None
         data = studio.jobs.show(job_id)["data"] if job_id else None
         rows = studio.datasets.rows(data, offset=0, limit=1) if data else []
     except StudioError:  # the job or its data was deleted since

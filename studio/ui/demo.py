@@ -31,8 +31,8 @@ class Demo:
         dataset = next((row for row in self._studio.datasets.list() if row.name == NAME), None)
         jobs = [job for job in self._studio.jobs.list() if job["kind"] == "train" and job["name"].startswith(NAME)]
         job = next((job for job in jobs if job["status"] == "SUCCEEDED"), jobs[0] if jobs else None)
-        adapter = next((row for row in self._studio.adapters.list() if job and row["job"] == job["id"]), None)
-        name = adapter["name"] if adapter else ""
+        adapter = next((row for row in self._studio.adapters.list() if job and row.job == job["id"]), None)
+        name = adapter.name if adapter else ""
         return {
             "dataset": dataset,
             "job": job,
@@ -79,4 +79,4 @@ class Demo:
 
     def _has_answered(self, contestant: str) -> bool:
         chats = self._studio.chat.conversations()[:CONVERSATIONS_READ]
-        return any(row["contestant"] == contestant for chat in chats for row in self._studio.chat.messages(chat["id"]))
+        return any(message.contestant == contestant for chat in chats for message in self._studio.chat.messages(chat.id))

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import PENDING, Export, ExportFormat, ExportProof, JobStatus, MergeMethod, Outtype
 from studio.services import Studio
+from studio.services.folders import is_inside
 from studio.services.merging import parse
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
@@ -19,17 +22,22 @@ from studio.ui.page import Frame, stamp, stamp_box
 TAB = "models"
 LIVE_S, IDLE_S = 1.0, 8.0
 FORMATS = {
-    "adapter": "Adapter (safetensors): small, needs its base model",
-    "merged": "Whole model, 16 bit (merged safetensors)",
-    "gguf": "Whole model for llama.cpp and ollama (GGUF)",
-    "gguf-lora": "Adapter for llama.cpp (GGUF LoRA)",
+    ExportFormat.ADAPTER: "Adapter (safetensors): small, needs its base model",
+    ExportFormat.MERGED: "Whole model, 16 bit (merged safetensors)",
+    ExportFormat.GGUF: "Whole model for llama.cpp and ollama (GGUF)",
+    ExportFormat.GGUF_LORA: "Adapter for llama.cpp (GGUF LoRA)",
 }
-WORDS = {"adapter": "adapter", "merged": "merged model", "gguf": "GGUF", "gguf-lora": "GGUF LoRA"}
-OUTTYPES = [("16 bit (f16)", "f16"), ("8 bit, half the size (q8_0)", "q8_0")]
+WORDS = {
+    ExportFormat.ADAPTER: "adapter",
+    ExportFormat.MERGED: "merged model",
+    ExportFormat.GGUF: "GGUF",
+    ExportFormat.GGUF_LORA: "GGUF LoRA",
+}
+OUTTYPES = [("16 bit (f16)", Outtype.F16.value), ("8 bit, half the size (q8_0)", Outtype.Q8_0.value)]
 METHODS = [
-    ("Add them up (linear)", "linear"),
-    ("Keep the largest values, agree on signs (TIES)", "ties"),
-    ("Thin out at random (DARE)", "dare"),
+    ("Add them up (linear)", MergeMethod.LINEAR.value),
+    ("Keep the largest values, agree on signs (TIES)", MergeMethod.TIES.value),
+    ("Thin out at random (DARE)", MergeMethod.DARE.value),
 ]
 SHOWN = 20
 
@@ -112,7 +120,7 @@ class ExportsPart:
         if not adapter:
             raise StudioError("No adapter is chosen.", "Train one first, or bring one with `studio adapters add`.")
         made = self._studio.exports.create(adapter, form, outtype=outtype, verify=int(verify))
-        return {self.notice: pieces.said(f"{made['name']} is queued; its proof appears below.", "info"), self._stamp: ""}
+        return {self.notice: pieces.said(f"{made.name} is queued; its proof appears below.", "info"), self._stamp: ""}
 
     def act(self, event: gr.EventData) -> dict[Any, Any]:
         act, export_id = event._data["act"], event._data["id"]
@@ -126,12 +134,12 @@ class ExportsPart:
         if not export_id:
             raise StudioError("No export is chosen.", "Write and prove one first.")
         done = self._studio.exports.push(export_id, repository.strip(), private=private)
-        return {self.notice: pieces.said(f"Uploaded to {done['url']}.")}
+        return {self.notice: pieces.said(f"Uploaded to {done.url}.")}
 
     def add_up(self, weights: str, method: str, name: str) -> dict[Any, Any]:
         made = self._studio.merging.merge(parse(weights), method, name.strip() or None)
         offered = choices.adapters(self._studio, None)
-        return {self.notice: pieces.said(f"{made['name']} is made."), self.adapter: gr.Dropdown(choices=offered, value=made["name"])}
+        return {self.notice: pieces.said(f"{made.name} is made."), self.adapter: gr.Dropdown(choices=offered, value=made.name)}
 
     # what is shown
 
@@ -142,18 +150,18 @@ class ExportsPart:
         """Why the chosen adapter can't take some forms."""
         found = self._studio.exports.formats(adapter) if adapter else {}
         reasons = dict.fromkeys(reason for reason in found.values() if reason)
-        named = [(" or ".join(WORDS[form] for form, said in found.items() if said == reason), reason) for reason in reasons]
+        named = [(" or ".join(WORDS[ExportFormat(form)] for form, said in found.items() if said == reason), reason) for reason in reasons]
         return pieces.piece("formats", refused=named)
 
     def look(self, adapter: str | None, proved: str | None, shown: str) -> Any:
         """The list as it is now; nothing is sent when nothing moved."""
         rows = self._studio.exports.list()[:SHOWN]
         offered = choices.adapters(self._studio, None)
-        moves = any(row["status"] in ("QUEUED", "RUNNING") for row in rows)
+        moves = any(row.status in PENDING for row in rows)
         now = stamp(rows, offered, adapter)
         if now == shown:
             return gr.skip()
-        passed = [(row["name"], row["id"]) for row in rows if row["status"] == "SUCCEEDED" and row["files"]]
+        passed = [(row.name, row.id) for row in rows if row.status == JobStatus.SUCCEEDED and row.files]
         return {
             self.adapter: choices.update(offered, adapter),
             self.proved: choices.update(passed, proved),
@@ -162,24 +170,30 @@ class ExportsPart:
             self._timer: gr.Timer(LIVE_S if moves else IDLE_S),
         }
 
-    def _shown(self, row: dict[str, Any]) -> dict[str, Any]:
-        form = f"{row['format']} {row['outtype']}" if row["outtype"] else row["format"]
-        facts = [form, words.size(row["bytes"]) if row["bytes"] else "", words.ago(row["created_at"])]
-        elsewhere = not row["path"].startswith(str(self._studio.settings.exports))
-        return {**row, "facts": " · ".join(fact for fact in facts if fact), "proof": proof(row["verified"]), "elsewhere": elsewhere}
+    def _shown(self, row: Export) -> dict[str, Any]:
+        elsewhere = not is_inside(Path(row.path), self._studio.settings.exports)
+        return {"export": row, "facts": facts(row), "proof": proof(row.verified), "elsewhere": elsewhere}
 
 
-def proof(verified: dict[str, Any] | None) -> str:
+def facts(row: Export) -> str:
+    """What was written, how large it is, and when."""
+    found = [f"{row.format} {row.outtype}" if row.outtype else row.format, words.ago(row.created_at)]
+    if row.bytes:
+        found.insert(1, words.size(row.bytes))
+    return " · ".join(found)
+
+
+def proof(verified: ExportProof | None) -> str:
     """The proof in words: what was asked, what came out."""
     if not verified:
         return ""
-    if not verified["passed"]:
-        return f"The proof failed. {verified['reason']}"
+    if not verified.passed:
+        return f"The proof failed. {verified.reason}"
     return (
-        f"Proved on {words.count(verified['prompts'], 'prompt')}: {verified['identical']} answers are identical, "
-        f"and it is off by at most {words.share(verified['worst_share'])} of what the adapter changes (5 % would fail)."
+        f"Proved on {words.count(verified.prompts, 'prompt')}: {verified.identical} answers are identical, "
+        f"and it is off by at most {words.share(verified.worst_share)} of what the adapter changes (5 % would fail)."
     )
 
 
 def _formats() -> list[tuple[str, str]]:
-    return [(label, name) for name, label in FORMATS.items()]
+    return [(label, format.value) for format, label in FORMATS.items()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.records import Adapter
 from studio.services import Studio
 from studio.ui import choices, data_learned, pieces
 from studio.ui.chat import ChatTab
@@ -78,12 +79,12 @@ def adapter_to_chat(page: BuiltPage) -> None:
 
     def open_chat(job_id: str) -> Update:
         adapter = _adapter(page.studio, job_id)
-        who = f"{adapter['base_model']}:{adapter['name']}"
+        who = f"{adapter.base_model}:{adapter.name}"
         return {
             page.tabs: go("chat"),
             page.place.chat: "",
             chat.contestant: gr.Dropdown(choices=[(who, who)], value=[who]),
-            chat.message: choices.example_for(page.studio, adapter["name"]),
+            chat.message: choices.example_for(page.studio, adapter.name),
         }
 
     outputs = [page.tabs, page.place.chat, chat.contestant, chat.message]
@@ -96,12 +97,12 @@ def adapter_to_compare(page: BuiltPage) -> None:
 
     def open_compare(job_id: str) -> Update:
         adapter = _adapter(page.studio, job_id)
-        base = adapter["base_model"]
+        base = adapter.base_model
         return {
             page.tabs: go("compare"),
             compare.base_model: gr.Dropdown(choices=choices.base_models(page.studio), value=base),
-            compare.contestants: compare.offer(base, [BASE, adapter["name"]]),
-            compare.prompt: choices.example_for(page.studio, adapter["name"]),
+            compare.contestants: compare.offer(base, [BASE, adapter.name]),
+            compare.prompt: choices.example_for(page.studio, adapter.name),
         }
 
     _from_job(page, jobs.compare, open_compare, [page.tabs, compare.base_model, compare.contestants, compare.prompt])
@@ -125,8 +126,8 @@ def conversation_to_compare(page: BuiltPage) -> None:
 
     def compare(chat_id: str, contestants: list[str] | None) -> Update:
         rows = page.studio.chat.messages(chat_id)
-        questions = list(dict.fromkeys(row["content"] for row in rows if row["role"] == "user"))
-        answered = [row["contestant"] for row in rows if row["role"] == "assistant"] or (contestants or [""])
+        questions = list(dict.fromkeys(row.content for row in rows if row.role == "user"))
+        answered = [row.contestant for row in rows if row.role == "assistant"] or (contestants or [""])
         base, _, _ = answered[-1].partition(":")
         adapters = list(dict.fromkeys(name.partition(":")[2] for name in answered if name.startswith(base + ":")))
         made = page.studio.comparisons.create(
@@ -203,5 +204,5 @@ def _data_and_base(studio: Studio, train: TrainTab, dataset_id: str, base_model:
     }
 
 
-def _adapter(studio: Studio, job_id: str) -> dict[str, Any]:
+def _adapter(studio: Studio, job_id: str) -> Adapter:
     return studio.adapters.show(studio.jobs.show(job_id)["adapter"])

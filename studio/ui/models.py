@@ -73,17 +73,17 @@ class ModelsTab:
     def look(self, chosen: str) -> dict[Any, Any]:
         models, adapters = self._studio.models.list(), self._studio.adapters.list()
         kind, _, name = chosen.partition("/")
-        names = {BASE: {model["name"] for model in models}, ADAPTER: {adapter["name"] for adapter in adapters}}
+        names = {BASE: {model.name for model in models}, ADAPTER: {adapter.name for adapter in adapters}}
         if name not in names.get(kind, ()):
-            kind, name = BASE, models[0]["name"]
+            kind, name = BASE, models[0].name
         drawn = pieces.piece(
             "models",
             models=models,
-            trained=[adapter for adapter in adapters if adapter["job"]],
-            brought=[adapter for adapter in adapters if not adapter["job"]],
+            trained=[adapter for adapter in adapters if adapter.job],
+            brought=[adapter for adapter in adapters if not adapter.job],
             chosen=f"{kind}/{name}",
         )
-        loadable = kind == ADAPTER or next(model["loadable"] for model in models if model["name"] == name)
+        loadable = kind == ADAPTER or next(model.loadable for model in models if model.name == name)
         return {self.list: drawn, self.card: self._card(kind, name), self.chat: gr.Button(f"Next: chat with {name}", visible=loadable)}
 
     def choose(self, event: gr.EventData) -> str:
@@ -100,8 +100,11 @@ class ModelsTab:
         if act == "model":
             return {place.model: f"{BASE}/{event._data['name']}"}
         if act == "remove":
-            done = self._studio.models.remove(name) if kind == BASE else self._studio.adapters.delete(name)
-            return {self.notice: pieces.said(f"{done['name']} is removed."), place.model: "", **self.look("")}
+            if kind == BASE:
+                self._studio.models.remove(name)
+            else:
+                self._studio.adapters.delete(name)
+            return {self.notice: pieces.said(f"{name} is removed."), place.model: "", **self.look("")}
         return {}
 
     def fetch(self, source: str, chosen: str) -> dict[Any, Any]:
@@ -110,8 +113,8 @@ class ModelsTab:
         if not wanted:
             raise StudioError("No model is named.", "Write OWNER/NAME, or take one of the list below.")
         added = self._studio.models.add(f"hub:{wanted}")
-        now = f"{BASE}/{added['name']}"
-        return {self.notice: pieces.said(f"{added['name']} is here."), self.source: "", self._page.place.model: now, **self.look(now)}
+        now = f"{BASE}/{added.name}"
+        return {self.notice: pieces.said(f"{added.name} is here."), self.source: "", self._page.place.model: now, **self.look(now)}
 
     def take(self, event: gr.EventData) -> str:
         return str(event._data["repository"])
@@ -123,25 +126,25 @@ class ModelsTab:
     def draw_known(self, wanted: str) -> str:
         rows = self._studio.known.list()
         text = wanted.strip().lower()
-        kept = [row for row in rows if text in f"{row.repository} {row.licence} {row.good_for} {row.template}".lower()]
-        return pieces.piece("known_models", models=[{**dict(row), "fit": _fits(row.fits)} for row in kept], total=len(rows))
+        found = [row for row in rows if text in f"{row.repository} {row.licence} {row.good_for} {row.template}".lower()]
+        return pieces.piece("known_models", models=[(row, _fits(row.fits)) for row in found], total=len(rows))
 
     def _card(self, kind: str, name: str) -> str:
         if kind == BASE:
             model = self._studio.models.show(name)
-            adapters = [adapter["name"] for adapter in self._studio.adapters.list(name)]
+            adapters = [adapter.name for adapter in self._studio.adapters.list(name)]
             try:
                 fit = _fits(self._studio.fit.recipes_that_fit(name))
             except StudioError:
                 fit = ""
             return pieces.piece("model_card", model=model, adapters=adapters, fit=fit)
         adapter = self._studio.adapters.show(name)
-        job = self._job(adapter["job"])
+        job = self._job(adapter.job)
         return pieces.piece(
             "adapter_card",
             adapter=adapter,
             job=job,
-            memory=self._studio.fit.measured(adapter["job"]) if adapter["job"] else None,
+            memory=adapter.job and self._studio.fit.measured(adapter.job),
             data=self._dataset(job),
             comparisons=[row for row in self._studio.comparisons.list() if name in _contestants(row)],
         )
@@ -168,12 +171,14 @@ def _fits(found: dict[str, bool | None]) -> str:
     good = [FITS[name] for name, fits in found.items() if fits]
     if good:
         return "fits here: " + ", ".join(good)
-    return "too large for this machine" if any(fits is False for fits in found.values()) else ""
+    if any(fits is False for fits in found.values()):
+        return "too large for this machine"
+    return ""
 
 
 def chat_choice(studio: Studio, chosen: str) -> str:
     """Who answers when the reader goes on to the Chat tab."""
     kind, _, name = chosen.partition("/")
     if kind == ADAPTER:
-        return f"{studio.adapters.show(name)['base_model']}:{name}"
-    return name or studio.models.list()[0]["name"]
+        return f"{studio.adapters.show(name).base_model}:{name}"
+    return name or studio.models.list()[0].name

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.records import EngineStatus
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady
@@ -49,7 +50,7 @@ class Strip:
 
 
 def is_busy(strip: dict[str, Any]) -> bool:
-    return bool(strip["running"] or strip["queued"] or strip["engine"].get("loading"))
+    return bool(strip["running"] or strip["queued"] or strip["engine"].loading)
 
 
 def chips(strip: dict[str, Any]) -> list[dict[str, Any]]:
@@ -76,17 +77,19 @@ def _running(job: dict[str, Any]) -> dict[str, Any]:
     return _chip("run", text, "jobs", tone="running", job=job["id"], part=part)
 
 
-def _engine(engine: dict[str, Any]) -> dict[str, Any]:
-    if engine.get("loading"):
-        loading = engine["loading"]
-        expected = f", about {words.duration(loading['expected_s'])}" if loading.get("expected_s") else ""
-        return _chip("engine", f"engine: loading {loading['name']}{expected}", "chat", tone="running")
-    job = (engine.get("yielded") or {}).get("job")
-    if engine.get("loaded"):
-        loaded = engine["loaded"]
-        adapters = len(loaded["adapters"])
-        text = f"engine: {loaded['base']}" + (f" + {words.count(adapters, 'adapter')}" if adapters else "")
-        return _chip("engine", text + (f", beside {job}" if job else ""), "chat")
-    if job:
-        return _chip("engine", f"engine: leaves room for {job}", "chat")
-    return _chip("engine", "engine: idle" if engine.get("ok", True) else "engine: not answering", "chat")
+def _engine(engine: EngineStatus) -> dict[str, Any]:
+    if engine.loading:
+        loading = engine.loading
+        expected = f", about {words.duration(loading.expected_s)}" if loading.expected_s else ""
+        return _chip("engine", f"engine: loading {loading.name}{expected}", "chat", tone="running")
+    lease = engine.yielded
+    if engine.loaded:
+        text = f"engine: {engine.loaded.base}"
+        if engine.loaded.adapters:
+            text += f" + {words.count(len(engine.loaded.adapters), 'adapter')}"
+        if lease:
+            text += f", beside {lease.job}"
+        return _chip("engine", text, "chat")
+    if lease:
+        return _chip("engine", f"engine: leaves room for {lease.job}", "chat")
+    return _chip("engine", "engine: idle" if engine.ok else "engine: not answering", "chat")

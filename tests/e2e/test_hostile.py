@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio import settings as studio_settings
 from studio.db.models import AdapterRow, JobRow
+from studio.records import AnswerUsage
 from studio.services import Studio
 from studio.settings import STATIC
 from tests.e2e.conftest import SCREENSHOTS, quiet_window
@@ -70,11 +71,11 @@ def seed(home: Path, folder: Path) -> None:
     settings.make_folders()
     studio = Studio.open(settings)
     for number, text in enumerate(PAYLOADS):
-        kept = studio.chat.create(title=text, system=text)["id"]
+        kept = studio.chat.create(title=text, system=text).id
         studio.chat.append(kept, role="user", content=text)
         if number == len(PAYLOADS) - 1:  # one conversation of all, as somebody who tries them one after the other
             for said in PAYLOADS:
-                studio.chat.append(kept, role="assistant", content=said, contestant=said, usage={"notes": [said]})
+                studio.chat.append(kept, role="assistant", content=said, contestant=said, usage=AnswerUsage(notes=[said]))
                 studio.chat.append(kept, role="user", content=said)
     prompts = [{"id": text, "prompt": text, "reference": text, "category": text} for text in PAYLOADS]
     answers = folder / "answers.jsonl"

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from jobs.exporters.config import ExportConfig, check_space, expected_bytes, unfinished
 from jobs.rundir import RunDir
 from studio.errors import ModelError, NotFoundError, StudioError
+from studio.records import Adapter, ExportFormat, Outtype
 from studio.services import Studio
 from studio.settings import STATIC, Settings
 from tests import servers
@@ -70,7 +71,7 @@ def studio(settings: Settings, stories260k: Path) -> Studio:
     return opened
 
 
-def imported(studio: Studio, made: dict[str, Any], name: str = "greeter") -> dict[str, Any]:
+def imported(studio: Studio, made: dict[str, Any], name: str = "greeter") -> Adapter:
     """The trained adapter as one of this studio's."""
     return studio.adapters.add(made["folder"] / "stories" / "adapter", name, base_model="stories")
 
@@ -154,7 +155,7 @@ def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: di
     assert hub.created["me/greeter"]["visibility"] == "private"
     assert set(hub.files["me/greeter"]) == {"README.md", "Modelfile", "greeter-f16.gguf", "proof.json", "manifest.json"}
     (row,) = studio.exports.list()
-    assert row["verified"] == told["verified"] and "Proof passed" in studio.jobs.logs(row["id"])
+    assert row.model_dump(mode="json")["verified"] == told["verified"] and "Proof passed" in studio.jobs.logs(row.id)
     with servers.web(studio.settings.home) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
         (listed,) = client.get("/api/exports").json()
         fetched = client.get(f"/api/exports/{listed['id']}/files/greeter-f16.gguf")
@@ -165,9 +166,11 @@ def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: di
         assert summed.status_code == 201 and summed.json()["base_model"] == "stories"
     for name in ("../../studio.db", "/etc/passwd", ".."):
         with pytest.raises(NotFoundError):
-            studio.exports.file(row["id"], name)
-    studio.exports.delete(row["id"])
-    assert not Path(told["path"]).exists() and studio.exports.show(row["id"])["verified"]["passed"]
+            studio.exports.file(row.id, name)
+    studio.exports.delete(row.id)
+    kept = studio.exports.show(row.id)
+    assert not Path(told["path"]).exists() and kept.verified is not None and kept.verified.passed
+    assert (kept.files, kept.bytes) == ([], 0)
 
 
 def test_a_killed_export_leaves_nothing_half(made: dict[str, Any], stories260k: Path, tmp_path: Path) -> None:
@@ -189,7 +192,9 @@ def test_a_killed_export_leaves_nothing_half(made: dict[str, Any], stories260k: 
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    assert expected_bytes("merged", "f16", 8_000_000_000, 0) > expected_bytes("gguf", "q8_0", 8_000_000_000, 0) > 8_000_000_000
+    assert expected_bytes(ExportFormat.MERGED, Outtype.F16, 8_000_000_000, 0) > expected_bytes(
+        ExportFormat.GGUF, Outtype.Q8_0, 8_000_000_000, 0
+    )
     with pytest.raises(StudioError, match="MB free"):
         check_space(10**17, tmp_path)
 
@@ -199,9 +204,9 @@ def test_weights_of_one_and_zero_give_the_single_adapter_to_the_bit(studio: Stud
     first, _ = imported(studio, made), imported(studio, made, "other")
     merged = studio.merging.merge({"greeter": 1, "other": 0}, method, f"only-{method}")
     for name in ("adapter_model.safetensors", "chat_template.jinja"):
-        assert (Path(merged["path"]) / name).read_bytes() == (Path(first["path"]) / name).read_bytes()
+        assert (Path(merged.path) / name).read_bytes() == (Path(first.path) / name).read_bytes()
     half = studio.merging.merge({"greeter": 0.5, "other": 0.5}, method)
-    assert half["name"] == "greeter-other" and Path(half["path"]).parent == studio.settings.adapters
+    assert half.name == "greeter-other" and Path(half.path).parent == studio.settings.adapters
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_queued(studio: Studio, made: dict[str, Any], tmp_path: Path) -> None:
@@ -215,8 +220,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_queued(studio: St
         ({"format": "merged", "to": tmp_path / "file" / "below"}, "can't be made"),
     ):
         with pytest.raises(StudioError, match=reason):
-            studio.exports.create(adapter["name"], **options)
-    config = Path(adapter["path"]) / "adapter_config.json"
+            studio.exports.create(adapter.name, **options)
+    config = Path(adapter.path) / "adapter_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
     for change, format, reason in (
         ({"peft_type": "PREFIX_TUNING"}, "merged", "puts learned tokens before the text"),
@@ -226,5 +231,5 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_queued(studio: St
     ):
         config.write_text(json.dumps({**values, **change}), encoding="utf-8")
         with pytest.raises(ModelError, match=reason):
-            studio.exports.create(adapter["name"], format)
+            studio.exports.create(adapter.name, format)
     assert studio.jobs.list() == [] and not any(studio.settings.exports.iterdir())

@@ -106,11 +106,11 @@ def test_strangers_can_not_name_addresses(studio: Studio, settings: Settings) ->
 
 
 def test_what_is_gone_from_the_disk_is_told(studio: Studio, tmp_path: Path) -> None:
-    shutil.rmtree(studio.adapters.show("tuned")["path"])
+    shutil.rmtree(studio.adapters.show("tuned").path)
     with pytest.raises(ModelError, match="are gone"):
         studio.adapters.resolve("stories260K:tuned")
     shutil.rmtree(tmp_path / "twin")
-    assert studio.models.show("twin")["loadable"] is False and "twin" not in studio.adapters.available()
+    assert studio.models.show("twin").loadable is False and "twin" not in studio.adapters.available()
     with pytest.raises(ModelError, match="is not there"):
         studio.adapters.resolve("twin")
 
@@ -124,7 +124,7 @@ def test_a_base_stays_while_an_adapter_needs_it(studio: Studio, stories260k: Pat
 
 
 def test_an_adapter_stays_while_a_job_needs_it(studio: Studio) -> None:
-    path = studio.adapters.show("tuned")["path"]
+    path = studio.adapters.show("tuned").path
     with studio.db.write() as session:
         session.add(JobRow(kind="compare", name="asking", status="RUNNING", config={"contestants": [{"adapter": {"path": path}}]}))
     with pytest.raises(StudioError, match="needed by asking"):
@@ -133,7 +133,7 @@ def test_an_adapter_stays_while_a_job_needs_it(studio: Studio) -> None:
 
 
 def test_deleting_an_import_removes_the_copy_and_never_the_original(studio: Studio, tmp_path: Path) -> None:
-    path = Path(studio.adapters.show("tuned")["path"])
+    path = Path(studio.adapters.show("tuned").path)
     studio.adapters.delete("tuned")
     assert not path.exists() and (tmp_path / "tuned").is_dir()
 
@@ -143,8 +143,8 @@ def test_an_import_keeps_only_what_an_adapter_is(studio: Studio, tmp_path: Path)
     (source / "evil.py").write_text("raise SystemExit")
     (source / "optimizer.pt").write_bytes(b"pickle")
     added = studio.adapters.add(source)
-    kept = Path(added["path"])
-    assert added["base_model"] == "stories260K"  # known by the last part of its name on the hub
+    kept = Path(added.path)
+    assert added.base_model == "stories260K"  # known by the last part of its name on the hub
     assert {file.name for file in kept.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert "evil" not in (kept / "adapter_config.json").read_text()
 
@@ -152,4 +152,4 @@ def test_an_import_keeps_only_what_an_adapter_is(studio: Studio, tmp_path: Path)
 def test_an_import_never_takes_a_name_that_a_job_will_need(studio: Studio, tmp_path: Path) -> None:
     with studio.db.write() as session:
         session.add(JobRow(kind="train", name="soon"))
-    assert studio.adapters.add(adapter_folder(tmp_path / "soon"), base_model="stories260K")["name"] == "soon-2"
+    assert studio.adapters.add(adapter_folder(tmp_path / "soon"), base_model="stories260K").name == "soon-2"

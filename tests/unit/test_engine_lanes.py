@@ -50,7 +50,7 @@ def test_a_batch_job_that_fills_its_queue_leaves_chat_its_own() -> None:
 def test_a_training_keeps_what_it_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "devices", lambda: [hardware.Device("cuda", "GPU", 24_000, 4_000)])
     lease = Lease.begin("night", 15_000)
-    assert lease.room_bytes == 5_000 and not lease.is_over and lease.as_json()["job"] == "night"
+    assert lease.room_bytes == 5_000 and not lease.is_over and lease.record().job == "night"
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
 def test_an_idle_model_gives_its_memory_back(start: Start, stories: ModelFolder) -> None:
     scheduler = start(idle_s=0.3)
     assert Asked(scheduler, stories).error() is None
-    assert scheduler.status()["loaded"]["base"] == "stories"
-    until(lambda: scheduler.status()["loaded"] is None)
+    assert (loaded := scheduler.status().loaded) is not None and loaded.base == "stories"
+    until(lambda: scheduler.status().loaded is None)
     assert Asked(scheduler, stories).error() is None
 
 
@@ -96,7 +96,7 @@ def test_unloading_ends_an_answer_that_takes_too_long(start: Start, stories: Mod
     assert scheduler.unload(wait_s=0.05) > 0
     error = long.error()
     assert error is not None and error.code == "engine_unloaded"
-    assert scheduler.status()["loaded"] is None
+    assert scheduler.status().loaded is None
     assert scheduler.unload(wait_s=5) == 0  # nothing there: answered at once
 
 

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
+from studio.records import EngineStatus, LoadedModel, MemoryLease
 from studio.ui import sharing
 
 GIB = 1024**3
-LOADED = {"base": "starter", "adapters": [], "device": "cpu"}
+LOADED = LoadedModel(base="starter", quantization="", device="cpu", adapters=[], bytes=1, adapter_bytes=0, adapter_budget_bytes=0)
 
 
-def strip(device: str, loaded: dict[str, Any] | None, gave_way: bool, eta_s: float | None = 120) -> dict[str, Any]:
-    lease = {"job": "night", "room_bytes": 3 * GIB, "keep_bytes": GIB, "gave_way": gave_way}
+def strip(device: str, loaded: LoadedModel | None, gave_way: bool, eta_s: float | None = 120) -> dict[str, Any]:
+    lease = MemoryLease(job="night", room_bytes=3 * GIB, keep_bytes=GIB, gave_way=gave_way)
     running = [{"name": "night", "progress": {"eta_s": eta_s}}]
-    return {"device_kind": device, "running": running, "engine": {"loaded": loaded, "yielded": lease}}
+    return {"device_kind": device, "running": running, "engine": EngineStatus(loaded=loaded, yielded=lease)}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def strip(device: str, loaded: dict[str, Any] | None, gave_way: bool, eta_s: flo
         ),
         (strip("cpu", None, False, None), "night trains, and both fit"),
         (strip("cpu", None, True), "the engine gave way: 1.0 GiB are set aside"),
-        (strip("cuda", {**LOADED, "device": "cuda"}, False), "Both use the same GPU"),
+        (strip("cuda", LOADED.model_copy(update={"device": "cuda"}), False), "Both use the same GPU"),
         (strip("cuda", LOADED, True), "answers come from the CPU, slower"),
     ],
 )
@@ -36,5 +37,5 @@ def test_the_policy_names_the_job_and_what_it_means(reading: dict[str, Any], sai
 
 
 def test_without_a_training_there_is_nothing_to_say() -> None:
-    assert sharing.sentence({"device_kind": "cpu", "running": [], "engine": {"loaded": LOADED, "yielded": None}}) == ""
-    assert sharing.sentence({"device_kind": "cpu", "running": [], "engine": {"ok": False, "loaded": None}}) == ""
+    assert sharing.sentence({"device_kind": "cpu", "running": [], "engine": EngineStatus(loaded=LOADED)}) == ""
+    assert sharing.sentence({"device_kind": "cpu", "running": [], "engine": EngineStatus(ok=False)}) == ""
