@@ -213,8 +213,8 @@ def test_a_restored_studio_has_everything_in_its_new_place(
     first = here.jobs.show("first")
     assert first["run_dir"] == str(settings.runs / first["id"])
     (adapter, *_) = here.adapters.list()
-    assert Path(adapter["path"]).is_relative_to(settings.home)
-    assert sha256(Path(adapter["path"]) / "adapter_model.safetensors") == trained[2]["expected"]
+    assert Path(adapter.path).is_relative_to(settings.home)
+    assert sha256(Path(adapter.path) / "adapter_model.safetensors") == trained[2]["expected"]
     assert list(here.datasets.rows("tiny")) == list(there.datasets.rows("tiny"))
     assert here.jobs.clone("first")["status"] == "QUEUED"
     assert not list(settings.runs.glob("*/checkpoints"))
