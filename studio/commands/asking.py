@@ -49,13 +49,13 @@ def chat(
 
     if quantization not in QUANTIZATIONS:
         raise StudioError(f"--quantization {quantization} is not known.", "Choose nf4 or int8.")
-    from studio.types import Message
+    from studio.types import Message, Role
 
     grammar_text = read_text(grammar) if grammar else None
     schema = _schema(json_schema) if json_schema else None
-    messages = [Message(role="user", content=message)]
+    messages = [Message(role=Role.USER, content=message)]
     if system:
-        messages.insert(0, Message(role="system", content=system))
+        messages.insert(0, Message(role=Role.SYSTEM, content=system))
     names = adapter or ["base"]
     settings = load_settings()
     for name in names:  # before an engine is started for them

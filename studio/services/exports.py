@@ -40,7 +40,7 @@ from studio.services import naming
 from studio.services.adapters import CONFIG, WEIGHTS, AdapterService
 from studio.services.folders import delete_inside
 from studio.settings import PACKAGE_ROOT, Settings
-from studio.types import Message
+from studio.types import Message, Role
 
 KIND = "export"
 DEFAULT_PROMPTS = 8
@@ -212,7 +212,7 @@ class ExportService:
             run = RunDir(Path(training.run_dir))
             own = [*_asked(run.eval, count), *_asked(run.train, count)]
         more = [f"What comes after {number}?" for number in range(count)]
-        general = [ProofPrompt(messages=[Message(role="user", content=text)]) for text in (*GENERAL, *more)]
+        general = [ProofPrompt(messages=[Message(role=Role.USER, content=text)]) for text in (*GENERAL, *more)]
         return [*own[:count], *general][:count]
 
     def _training(self, row: AdapterRow) -> JobRow | None:

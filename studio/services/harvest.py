@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from studio.errors import StudioError
 from studio.records import ChatLessons, ChatMessage, Dataset, LessonKind, Message
 from studio.services import naming
 from studio.services.chat import ChatService
 from studio.services.datasets import DatasetService
-from studio.types import Example
+from studio.types import Example, Role
 
 NAMES = {LessonKind.ANSWERS: "chat-answers", LessonKind.PREFERENCES: "chat-preferences"}
 MISSING = {LessonKind.ANSWERS: "marked as good", LessonKind.PREFERENCES: "corrected"}
@@ -47,22 +46,22 @@ class HarvestService:
                 if message.role != "assistant":
                     continue
                 before = context(messages[:index], conversation.system, message.contestant)
-                answer = Message(role="assistant", content=message.content)
+                answer = Message(role=Role.ASSISTANT, content=message.content)
                 if kind == LessonKind.ANSWERS and message.mark == "good":
                     yield Example(messages=[*before, answer])
                 if kind == LessonKind.PREFERENCES and message.original:
-                    yield Example(prompt=before, chosen=[answer], rejected=[Message(role="assistant", content=message.original)])
+                    yield Example(prompt=before, chosen=[answer], rejected=[Message(role=Role.ASSISTANT, content=message.original)])
 
 
 def context(messages: Sequence[ChatMessage], system: str, contestant: str) -> list[Message]:
     """What `contestant` has heard: of several answers to one question its own, else the first."""
-    heard = [Message(role="system", content=system)] if system else []
+    heard = [Message(role=Role.SYSTEM, content=system)] if system else []
     answers: list[ChatMessage] = []
 
     def close_turn() -> None:
         if answers:
             own = next((answer for answer in answers if answer.contestant == contestant), answers[0])
-            heard.append(Message(role="assistant", content=own.content))
+            heard.append(Message(role=Role.ASSISTANT, content=own.content))
             answers.clear()
 
     for message in messages:
@@ -70,6 +69,6 @@ def context(messages: Sequence[ChatMessage], system: str, contestant: str) -> li
             answers.append(message)
         else:
             close_turn()
-            heard.append(Message(role="user", content=message.content))
+            heard.append(Message(role=Role.USER, content=message.content))
     close_turn()
     return heard

@@ -14,7 +14,7 @@ from studio.errors import StudioError
 from studio.records import ChatMessage, MessageState
 from studio.services import Studio
 from studio.services.harvest import context
-from studio.types import Message
+from studio.types import Message, Role
 from studio.ui import chat_shown, choices, pieces, sharing, words
 from studio.ui.chat_answering import AnswerColumn, Answering
 from studio.ui.chat_keeping import KeepingPiece
@@ -172,7 +172,7 @@ class ChatTab:
             messages = _asked(messages)
         heard = context(messages, system.strip(), who)
         if text.strip():
-            heard.append(Message(role="user", content=text.strip()))
+            heard.append(Message(role=Role.USER, content=text.strip()))
         if not heard:
             raise StudioError("There is nothing to show yet.", "Type a message first.")
         return {self.prompt: chat_shown.prompt(self._studio.chat.prompt(who, heard))}
@@ -299,7 +299,7 @@ class ChatTab:
         def open_stream(contestant: str) -> Any:
             heard = context(rows, system, contestant)
             if before[contestant]:
-                heard.append(Message(role="assistant", content=before[contestant]))
+                heard.append(Message(role=Role.ASSISTANT, content=before[contestant]))
             return self._studio.chat.stream(
                 contestant,
                 heard,
