@@ -11,7 +11,21 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from studio.api import (
-    chat, comparisons, compress, curation, datasets, docs, exports, fit, jobs, judging, methods, models, openai, rest, storage,
+    chat,
+    comparisons,
+    compress,
+    curation,
+    datasets,
+    docs,
+    exports,
+    fit,
+    jobs,
+    judging,
+    methods,
+    models,
+    openai,
+    rest,
+    storage,
 )  # fmt: skip
 from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
 

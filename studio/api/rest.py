@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from studio.errors import StudioError
 from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey
 from studio.services import Studio
-from studio.types import GenerationParams
 
 router = APIRouter(prefix="/api")
 
@@ -37,8 +35,6 @@ class Body(BaseModel):
     """A request body; refuses fields it does not know."""
 
     model_config = ConfigDict(extra="forbid")
-
-
 
 
 class NewKey(Body):
