@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from jobs.light import LightContext, Stopped
+from jobs.light import LightContext, LightJobStopped
 from studio.db.models import AnswerRow, ComparisonRow
 from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
@@ -20,7 +20,7 @@ CONCURRENCY = 16  # requests that wait together; the engine batches them
 
 
 def run(context: LightContext) -> dict[str, Any]:
-    """Answer what has no answer yet. Raises EngineError when the engine can't be reached, Stopped when asked to end."""
+    """Answer what has no answer yet. Raises EngineError when the engine can't be reached, LightJobStopped when asked to end."""
     contestants = [Contestant.from_json(value) for value in context.config["contestants"]]
     params = GenerationParams.model_validate(context.config["params"])
     with context.db.read() as session:
@@ -66,7 +66,7 @@ def _answer_all(
                     count += len(answers)
                     context.progress(already + count, total)
                 if context.stop_requested():
-                    raise Stopped
+                    raise LightJobStopped
         finally:
             for future in waiting:
                 future.cancel()

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from jobs.light import LightContext, Stopped
+from jobs.light import LightContext, LightJobStopped
 from jobs.panel import PairJudge, judge_both_orders, open_judge, score_of_first
 from jobs.rundir import fsync_folder
 from studio.compress.process import CompressorProcess
@@ -44,7 +44,7 @@ def _compressing(context: LightContext) -> Iterator[Compress]:
 
     def compress(text: str, rate: float, question: str = "") -> Compression:
         if context.stop_requested():
-            raise Stopped
+            raise LightJobStopped
         asked = {"contexts": [text], "method": context.config["method"], "rate": rate, "question": question}
         return process.compress(chosen, counter, {**options, **asked})
 
@@ -69,7 +69,7 @@ class SweepAnswer:
 
 
 def sweep(context: LightContext) -> dict[str, Any]:
-    """Points of the curve and the lowest rate within the tolerance. Raises StudioError, Stopped."""
+    """Points of the curve and the lowest rate within the tolerance. Raises StudioError, LightJobStopped."""
     config = context.config
     prompts = [SweepPrompt(**row) for row in config["prompts"]]
     rates = sorted(config["rates"], reverse=True)

@@ -21,11 +21,6 @@ from studio import processes
 from studio.catalogue import hardware
 from studio.settings import checkout
 
-# a trainer works on local files and needs none of these; what it prints ends in a log that people pass on
-SECRETS = (
-    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS",
-    "STUDIO_ENGINE_KEY", "STUDIO_DB_URL",
-)  # fmt: skip
 ENVIRONMENT_PACKAGES = ("adapter-studio", "torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "safetensors", "numpy")
 TRAINER, EXPORTER = "jobs.train", "jobs.export"  # the programs that work on a run directory
 OOM_SCORE = 800  # when memory runs out the kernel shall take the trainer, not the page or the worker
@@ -52,7 +47,7 @@ class Child:
         return self.process.pid
 
 
-class Ready(Protocol):
+class WarmTrainers(Protocol):
     """Trainers that have done their imports (jobs.warm)."""
 
     def begin(self, run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes] | None: ...
@@ -62,13 +57,13 @@ def command(*arguments: str, module: str = TRAINER) -> list[str]:
     return processes.module_command(module, *arguments)
 
 
-def submit(run: RunDir, number: int, threads: int, ready: Ready | None = None, module: str = TRAINER) -> Child:
-    """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is `ready` or a new one."""
+def submit(run: RunDir, number: int, threads: int, warm: WarmTrainers | None = None, module: str = TRAINER) -> Child:
+    """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is kept `warm` or a new one."""
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
     write_json(attempt.path / "environment.json", environment(threads))
     before = processes.oom_kills()
-    process = (ready and ready.begin(run, number, threads)) or _start(run, number, threads, module)
+    process = (warm and warm.begin(run, number, threads)) or _start(run, number, threads, module)
     return Child(process, processes.born(process.pid) or -1.0, before)
 
 
@@ -159,7 +154,7 @@ def last_lines(path: Path, count: int) -> str:
 
 def trainer_environment(threads: int) -> dict[str, str]:
     """The environment variables of a trainer: ours without secrets, and its share of the threads."""
-    ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    ours = processes.child_environment()
     # an installed wheel needs no path: site-packages on PYTHONPATH would come before the standard library
     path = os.pathsep.join(filter(None, [str(checkout() or ""), ours.get("PYTHONPATH", "")]))
     return {

@@ -21,7 +21,7 @@ from studio.db.models import AdapterRow, ComparisonRow, JobRow, JudgementRow
 from studio.engine.protocol import AdapterRef, Contestant, ModelFolder
 from studio.errors import DatasetError, StudioError
 from studio.evaluation import prompts
-from studio.records import ComparisonPrompt
+from studio.records import ComparisonPrompt, JobKind, QueueName
 from studio.types import Example, GenerationParams
 
 BASE = "base"
@@ -74,8 +74,8 @@ def queue_report(session: Session, training: JobRow, adapter: AdapterRow, rows: 
         session.flush()
         config["judgement"] = judgement.id
     job = JobRow(
-        kind=lifecycle.REPORT,
-        queue="light",
+        kind=JobKind.REPORT,
+        queue=QueueName.LIGHT,
         name=f"report-{comparison.id}",
         config=config,
         base_model=training.base_model,
@@ -94,8 +94,9 @@ def held_out_prompts(path: Path, most: int) -> tuple[list[ComparisonPrompt], int
     if not examples:
         raise DatasetError("The training held out no rows.", "Train with test_size above 0.")
     asked = prompts.from_examples(examples)
-    spread = [asked[index * len(asked) // most] for index in range(most)] if len(asked) > most else asked
-    return prompts.unique(spread), len(examples)
+    if len(asked) > most:
+        asked = [asked[index * len(asked) // most] for index in range(most)]
+    return prompts.unique(asked), len(examples)
 
 
 def _examples(path: Path) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""A trainer that somebody has stopped (SIGSTOP) holds the device and does nothing: it is woken, and ended where it stays stopped.
+"""A trainer that was stopped (SIGSTOP) holds the device and does nothing: it is continued, and ended where it is stopped again.
 
 It gets as long as a silent worker gets: a lease. Knows processes and no database.
 """
@@ -18,7 +18,7 @@ LOOK_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Frost:
+class StoppedTrainer:
     """Call `look` often while the child runs."""
 
     def __init__(self, child: executor.Child) -> None:
@@ -35,7 +35,8 @@ class Frost:
         if not processes.is_stopped(self._child.pid):
             self._since = None
             return
-        self._since = self._since if self._since is not None else now
+        if self._since is None:
+            self._since = now
         if now - self._since < lifecycle.LEASE_S:
             return
         if self._was_woken:

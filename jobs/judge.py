@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs.light import LightContext, Stopped
+from jobs.light import LightContext, LightJobStopped
 from jobs.panel import AnswerPair, JudgeQuestion, identity_of, open_judge
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.errors import StudioError
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def run(context: LightContext) -> dict[str, Any]:
-    """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, Stopped when asked."""
+    """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, LightJobStopped when asked."""
     judgement_id = str(context.config["judgement"])
     attempt = JudgementRun(context, judgement_id, context.config)
     try:
@@ -81,7 +81,7 @@ class JudgementRun:
             yield AnswerPair(prompt, readings.CONSTANT, name, constant, own, is_probe=True)
 
     def ask(self) -> bool:
-        """Ask about what has no verdict yet; whether the budget ended it. Raises StudioError, Stopped."""
+        """Ask about what has no verdict yet; whether the budget ended it. Raises StudioError, LightJobStopped."""
         done = self._done()
         pairs = list(self.pairs())
         if not pairs:
@@ -144,7 +144,7 @@ class JudgementRun:
                 session.add_all(rows)
             self.context.progress(count, total)
         if self.context.stop_requested():
-            raise Stopped
+            raise LightJobStopped
 
     def _verdict(self, question: JudgeQuestion, known: dict[str, VerdictRow]) -> VerdictRow | None:
         earlier = known.get(question.key)

@@ -13,7 +13,7 @@ from studio.db.session import Database
 from studio.settings import Settings
 
 
-class Stopped(Exception):
+class LightJobStopped(Exception):
     """The job was asked to end; what it has written so far stays."""
 
 
@@ -30,6 +30,6 @@ class LightContext:
     progress: Callable[[int, int], None]  # (step, max_steps)
 
     def stop_if_asked(self) -> None:
-        """Raises Stopped once the job shall end."""
+        """Raises LightJobStopped once the job shall end."""
         if self.stop_requested():
-            raise Stopped
+            raise LightJobStopped

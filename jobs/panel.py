@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from jobs.light import Stopped
+from jobs.light import LightJobStopped
 from studio.datasets.children import run_child
 from studio.engine.client import EngineClient, FinishedAnswer
 from studio.engine.protocol import Contestant, Grammar
@@ -94,9 +94,9 @@ class JudgeSetup:
     stop_requested: Callable[[], bool] = lambda: False
 
     def stop_if_asked(self) -> None:
-        """Raises Stopped once the job shall end."""
+        """Raises LightJobStopped once the job shall end."""
         if self.stop_requested():
-            raise Stopped
+            raise LightJobStopped
 
 
 def open_judge(chosen: Mapping[str, Any], settings: Settings, stop_requested: Callable[[], bool] = lambda: False) -> PairJudge:

@@ -1,62 +1,56 @@
-"""The doorbell: two huey queues in queue.db. A message says only "look at this job"; the row in the database is the truth.
+"""Notifications for workers: two huey queues in queue.db. A notification only says "look for work"; the rows of jobs say which.
 
-So a message may be lost or doubled without harm, and a bell that can't ring is no reason for a submit to fail.
+So it may be lost or doubled without harm, and a queue file that can't be written is no reason for a submit to fail.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huey import SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
 
-QueueName = Literal["gpu", "light"]
-NAMES: tuple[QueueName, ...] = ("gpu", "light")
-TASK = "jobs.tasks.run_job"  # the one task there is; jobs.worker registers it
+TASK = "jobs.tasks.run_jobs"  # the one task there is; jobs.worker registers it
+NOTIFICATION = b"look"
 
 logger = logging.getLogger(__name__)
 
 
-class JobIdSerializer(Serializer):
-    """A message is the job's ID as JSON; huey's own serializer would unpickle whatever lies in the file."""
+class NotificationSerializer(Serializer):
+    """Every message is the same; whatever lies in the file, nothing of it is read. huey's own serializer would unpickle it."""
 
     def _serialize(self, data: Any) -> bytes:
-        (job_id,) = data.args
-        return json.dumps(job_id).encode()
+        return NOTIFICATION
 
     def _deserialize(self, data: Any) -> Message:
-        job_id = json.loads(bytes(data))
-        if not isinstance(job_id, str):
-            raise ValueError("a message of the queue is not a job's ID")
-        return _message(job_id)
+        return _message()
 
 
-def _message(job_id: str) -> Message:
-    return Message(id=str(uuid.uuid4()), name=TASK, retries=0, retry_delay=0, args=(job_id,), kwargs={})
+def _message() -> Message:
+    return Message(id=str(uuid.uuid4()), name=TASK, retries=0, retry_delay=0, args=(), kwargs={})
 
 
-def ring(path: Path, name: str, job_id: str) -> None:
-    """Wake a worker of queue `name` for this job. Never fails: workers look at the rows every second anyway."""
+def notify(path: Path, name: str) -> None:
+    """Have a worker of queue `name` look for work. Never fails: workers look at the rows every second anyway."""
     try:
-        huey = _bell(path, name)
-        huey.storage.enqueue(huey.serializer.serialize(_message(job_id)))
+        huey = _opened(path, name)
+        huey.storage.enqueue(huey.serializer.serialize(_message()))
     except sqlite3.Error as exc:
-        logger.warning("The bell for job %s could not be rung (%s); a worker will find it by itself.", job_id, exc)
+        logger.warning("The workers of queue %s could not be notified (%s); they find the job by themselves.", name, exc)
 
 
 def open_queue(path: Path, name: str) -> SqliteHuey:
     """The queue `name` in the file `path`, which is made readable by its owner only. Raises sqlite3.Error when it can't be used."""
     path.touch(mode=0o600)
     os.chmod(path, 0o600)
-    return SqliteHuey(name, filename=str(path), results=False, serializer=JobIdSerializer(), timeout=10)
+    return SqliteHuey(name, filename=str(path), results=False, serializer=NotificationSerializer(), timeout=10)
 
 
 def open_or_replace(path: Path, name: str) -> SqliteHuey:
@@ -68,12 +62,12 @@ def open_or_replace(path: Path, name: str) -> SqliteHuey:
     except sqlite3.OperationalError:  # locked, or a disk that can't be written
         raise
     except sqlite3.DatabaseError as exc:
-        logger.warning("%s was damaged (%s) and is made anew; no job is lost by that.", path, exc)
+        logger.warning("%s was damaged (%s) and is replaced; no job is lost by that.", path, exc)
         for file in (path, *path.parent.glob(path.name + "-*")):
             file.unlink(missing_ok=True)
         return open_queue(path, name)
 
 
 @lru_cache(maxsize=16)
-def _bell(path: Path, name: str) -> SqliteHuey:
+def _opened(path: Path, name: str) -> SqliteHuey:
     return open_queue(path, name)

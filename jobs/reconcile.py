@@ -1,8 +1,8 @@
-"""Find what fell through: jobs whose worker is gone or silent, waiting jobs that nobody was called for.
+"""Find what fell through: jobs whose worker is gone or silent, waiting jobs whose notification was lost.
 
 Every worker does this at its start and every second. Silence is measured by the watcher's own steady clock: a lease counts
 as expired when it has not moved for long enough, whatever time stands in it, so a clock that is set neither loses nor
-steals a job. Takes over rows of any queue; rings only for its own.
+steals a job. Takes over rows of any queue; notifies only its own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from jobs import sharing
+from jobs.attempts import ingest_events
+from jobs.conclusion import keep_adapter
 from jobs.rundir import RunDir
-from jobs.runner import Runner, ingest_events, keep_adapter
+from jobs.runner import Runner
 from studio import processes
-from studio.db import lifecycle
+from studio.db import job_rows, lifecycle, queue_order
 from studio.db.lifecycle import Claim, LostClaimError
 from studio.db.models import JobRow
+from studio.records import CancelRequest, JobStatus
 
 ORPHAN_GRACE_S = 6.0  # an orphaned trainer ends by itself after a checkpoint; then it is killed
 MAX_LOOK_S = 3.0  # time between two looks counts at most so much: a watcher that was frozen has seen nothing
@@ -41,11 +44,11 @@ class Watched:
 
 
 class Reconciler:
-    """`ring` wakes this worker's own queue; `free_threads` says how many jobs it could take."""
+    """`notify` has one thread of this worker look for work; `free_threads` says how many jobs it could take."""
 
-    def __init__(self, runner: Runner, ring: Callable[[str], None], free_threads: Callable[[], int]) -> None:
+    def __init__(self, runner: Runner, notify: Callable[[], None], free_threads: Callable[[], int]) -> None:
         self.runner = runner
-        self.ring = ring
+        self.notify = notify
         self.free_threads = free_threads
         self._watched: dict[Claim, Watched] = {}
 
@@ -60,7 +63,7 @@ class Reconciler:
 
     def _take_over(self) -> None:
         with self.runner.lock, self.runner.db.read() as session:
-            jobs = lifecycle.running(session)
+            jobs = job_rows.running(session)
             ours = set(self.runner.active)
         claims = {Claim(job.id, job.owner or "", job.attempt): job for job in jobs}
         self._watched = {held: seen for held, seen in self._watched.items() if held in claims}
@@ -72,7 +75,7 @@ class Reconciler:
                 self._give_back(held, job, reason)
 
     def _why_abandoned(self, held: Claim, job: JobRow) -> str:
-        """Why nobody looks after this job any more; "" while somebody does."""
+        """Why no worker looks after this job any more; empty while one does."""
         if held.owner == self.runner.owner:
             return "its worker lost sight of it"
         now = time.monotonic()
@@ -84,7 +87,9 @@ class Reconciler:
         else:
             seen.still_s += min(now - seen.looked_at, MAX_LOOK_S)
         seen.looked_at = now
-        return "its worker has not been heard of" if seen.still_s > lifecycle.LEASE_S else ""
+        if seen.still_s > lifecycle.LEASE_S:
+            return "its worker has not been heard of"
+        return ""
 
     def _orphan_has_ended(self, held: Claim, job: JobRow) -> bool:
         """Whether no trainer of this attempt runs on this machine; asks and then forces one that does."""
@@ -104,11 +109,11 @@ class Reconciler:
                 if job.run_dir:
                     # what the attempt reported after its worker's last look: its checkpoint may lie behind these steps
                     ingest_events(session, held, RunDir(Path(job.run_dir)).attempt(held.attempt))
-                if job.cancel == "keep":
+                if job.cancel == CancelRequest.KEEP:
                     keep_adapter(session, job)
                 status = lifecycle.requeue(session, held, reason)
             logger.info("Job %s, attempt %s: %s; now %s.", job.name, held.attempt, reason, status)
-            if status != "QUEUED":  # else its next attempt takes the memory that the engine keeps for it
+            if status != JobStatus.QUEUED:  # else its next attempt takes the memory that the engine keeps for it
                 sharing.end(self.runner.settings, job.name)
         except LostClaimError:
             pass  # another worker was quicker, or its own has come back
@@ -126,12 +131,12 @@ class Reconciler:
         if free <= 0 or self.runner.stopping.is_set():
             return
         with self.runner.db.read() as session:
-            unreachable = lifecycle.has_unreachable(session)
-            if self.runner.slot is not None and not lifecycle.slot_is_free(session, self.runner.slot):
+            unreachable = queue_order.unreachable(session)
+            if self.runner.slot is not None and not queue_order.slot_is_free(session, self.runner.slot):
                 return
-            waiting = lifecycle.claimable(session, self.runner.queue, free, self.runner.without)
+            waiting = queue_order.claimable(session, self.runner.queue, free, self.runner.without)
         if unreachable:
             with self.runner.db.write() as session:
                 lifecycle.cancel_unreachable(session)
-        for job_id in waiting:
-            self.ring(job_id)
+        for _ in waiting:
+            self.notify()

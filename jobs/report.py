@@ -16,9 +16,9 @@ from typing import Any
 from sqlalchemy import select
 
 from jobs import compare, judge, measures
-from jobs.light import LightContext, Stopped
+from jobs.light import LightContext, LightJobStopped
 from studio.catalogue.models import count_parameters
-from studio.db import lifecycle
+from studio.db import queue_order
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.errors import StudioError
 from studio.evaluation import verdicts
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def run(context: LightContext) -> dict[str, Any]:
-    """Raises Stopped when the device is wanted, and StudioError when the engine can't answer."""
+    """Raises LightJobStopped when the device is wanted, and StudioError when the engine can't answer."""
     yielding = Yielding(context)
     try:
         compare.run(yielding.part(0))
@@ -41,7 +41,7 @@ def run(context: LightContext) -> dict[str, Any]:
         return _figures(yielding.part(1))
     except StudioError:
         if yielding.is_wanted(at_once=True):  # a training took the engine's memory: that is no failure
-            raise Stopped from None
+            raise LightJobStopped from None
         raise
 
 
@@ -71,7 +71,7 @@ class Yielding:
         if self._gives_way and (at_once or time.monotonic() - self._looked_at >= LOOK_S):
             self._looked_at = time.monotonic()
             with self._context.db.read() as session:
-                self._is_wanted = not lifecycle.device_is_free(session)
+                self._is_wanted = not queue_order.device_is_free(session)
         return self._is_wanted
 
 

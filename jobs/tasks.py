@@ -1,4 +1,4 @@
-"""The one task of the queues. It takes an ID and calls one function; every outcome is on the job's row."""
+"""The one task of the queues: it calls one function; every outcome is on the rows of jobs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from jobs.runner import Runner
 
 
 def register(huey: Huey, runner: Runner) -> None:
-    """Teach a worker's queue what to do when the bell rings."""
+    """What a worker does when it is notified."""
 
     @huey.task()
-    def run_job(job_id: str) -> None:
-        runner.run(job_id)
+    def run_jobs() -> None:
+        runner.run()

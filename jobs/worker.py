@@ -1,4 +1,4 @@
-"""A worker: `python -m jobs.worker --queue gpu|light`. Waits for the bell, supervises jobs, and reconciles every second.
+"""A worker: `python -m jobs.worker --queue gpu|light`. Waits for notifications, supervises jobs, and reconciles every second.
 
 Its threads only supervise: the work is done by child processes (training) or by the engine (light jobs). On SIGTERM, and
 when the process that holds the other end of its stdin is gone, it has trainers write a checkpoint, gives the jobs back and
@@ -28,9 +28,10 @@ from studio.catalogue import hardware
 from studio.db import migrations
 from studio.db.session import database
 from studio.errors import StudioError
+from studio.records import QueueName
 from studio.settings import Settings
 
-THREADS = {"gpu": 1, "light": 4}  # jobs at once
+THREADS = {QueueName.GPU: 1, QueueName.LIGHT: 4}  # jobs at once
 LOOK_EVERY_S = 1.0
 SHUTDOWN_S = 7.0  # the supervisor kills after eight
 HEALTH_EVERY_LOOKS = 10
@@ -41,7 +42,10 @@ logger = logging.getLogger("jobs.worker")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.worker", description="Run queued jobs.")
     parser.add_argument(
-        "--queue", choices=queue.NAMES, required=True, help="gpu: trainings, one per device; light: what only asks the engine"
+        "--queue",
+        choices=[name.value for name in QueueName],
+        required=True,
+        help="gpu: trainings, one per device; light: what only asks the engine",
     )
     parser.add_argument("--keep-none-ready", action="store_true", help="start every trainer cold; for a worker that lives for one command")
     arguments = parser.parse_args(argv)
@@ -53,14 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = studio_settings.load()
         settings.make_folders()
-        serve(settings, arguments.queue, keeps_ready=arguments.queue == "gpu" and not arguments.keep_none_ready)
+        name = QueueName(arguments.queue)
+        serve(settings, name, keeps_ready=name == QueueName.GPU and not arguments.keep_none_ready)
     except (StudioError, ValueError) as exc:
         print(exc, file=sys.stderr, flush=True)
         return lifeline.EXIT_MUST_CHANGE
     return 0
 
 
-def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
+def serve(settings: Settings, name: QueueName, keeps_ready: bool = False) -> None:
     """Work until SIGTERM, SIGINT or SIGHUP. Call it in the main thread. Raises StudioError when the database can't be used.
 
     `keeps_ready`: a trainer with its imports done waits for the next job.
@@ -71,7 +76,8 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
     migrations.migrate(db)
     runner = Runner(settings, db, name)
     ready = ReadyTrainer(hardware.thread_budget("trainer"))
-    runner.ready = ready if keeps_ready else None
+    if keeps_ready:
+        runner.warm = ready
     huey = queue.open_or_replace(settings.queue_path, name)
     tasks.register(huey, runner)
     consumer = Consumer(
@@ -85,7 +91,7 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
     )
     reconciler = Reconciler(
         runner,
-        ring=lambda job_id: queue.ring(settings.queue_path, name, job_id),
+        notify=lambda: queue.notify(settings.queue_path, name),
         free_threads=lambda: THREADS[name] - len(runner.active) - huey.pending_count(),
     )
     consumer.start()
@@ -95,7 +101,7 @@ def serve(settings: Settings, name: str, keeps_ready: bool = False) -> None:
     reconciler.look()
     while not _has_come(ended, LOOK_EVERY_S):
         reconciler.look()
-        if runner.ready is ready:
+        if keeps_ready:
             ready.tend(is_quiet=not runner.active)
         looks += 1
         if looks % HEALTH_EVERY_LOOKS == 0:

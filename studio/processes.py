@@ -18,6 +18,30 @@ import psutil
 PROC = Path("/proc")
 
 
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+SECRETS = (
+    *HUB_TOKENS,
+    "OPENAI_API_KEY",
+    "OAUTH_CLIENT_SECRET",
+    "STUDIO_API_KEYS",
+    "STUDIO_DB_URL",
+    "STUDIO_ENGINE_KEY",
+    "STUDIO_TOKEN",
+    "STUDIO_USERS",
+)
+
+
+def child_environment(*, for_hub: bool = False) -> dict[str, str]:
+    """Our environment variables without secrets: a child works on local files and needs none, and what it prints ends in a log.
+
+    `for_hub`: for a child that talks to the hub and needs the hub's token.
+    """
+    withheld = set(SECRETS)
+    if for_hub:
+        withheld -= set(HUB_TOKENS)
+    return {name: value for name, value in os.environ.items() if name not in withheld}
+
+
 def module_command(module: str, *arguments: str) -> list[str]:
     """The command line that runs one of our modules with this Python.
 

@@ -11,6 +11,7 @@ from studio import supervisor
 from studio.catalogue.demos import DEMOS
 from studio.commands.terminal import follow, open_studio
 from studio.errors import StudioError
+from studio.records import PENDING, JobDetail, JobStatus
 from studio.services import Studio
 from studio.settings import Settings
 from studio.types import GenerationParams
@@ -31,9 +32,9 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         held_out = studio.datasets.add(DEMO.eval_path, filename=f"{DEMO.name}-held-out.jsonl")
         say(f"Data: {learned.rows} rows to learn ({learned.name}), {held_out.rows} held out ({held_out.name}).")
         job = studio.jobs.submit(data=learned.id, base_model=BASE, recipe="qlora-sft", options=OPTIONS)
-        threading.Thread(target=_warm, args=(studio, job["id"]), daemon=True).start()
-        job = _succeeded(follow(studio, job["id"]))
-        adapter = studio.adapters.show(job["adapter"])
+        threading.Thread(target=_warm, args=(studio, job.id), daemon=True).start()
+        job = _succeeded(follow(studio, job.id))
+        adapter = studio.adapters.show(job.adapter or "")
         comparison = studio.comparisons.create(data=held_out.id, base_model=BASE, contestants=["base", adapter.name])
         _succeeded(follow(studio, str(comparison.job)))
         scores = studio.comparisons.show(comparison.id).scores
@@ -45,7 +46,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
             ["base", adapter.name], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
         )
     return {
-        "job": job["id"],
+        "job": job.id,
         "adapter": adapter.id,
         "comparison": comparison.id,
         "before": scores["base"].model_dump(),
@@ -74,18 +75,17 @@ def text(result: dict[str, Any]) -> str:
     )
 
 
-def _succeeded(job: dict[str, Any]) -> dict[str, Any]:
-    if job["status"] != "SUCCEEDED":
-        raise StudioError(
-            f"{job['name']} ended {job['status']}. {job['reason']}".strip(), job["fix"] or f"See `studio jobs logs {job['id']}`."
-        )
+def _succeeded(job: JobDetail) -> JobDetail:
+    if job.status != JobStatus.SUCCEEDED:
+        fix = job.fix or f"See `studio jobs logs {job.id}`."
+        raise StudioError(f"{job.name} ended {job.status}. {job.reason}".strip(), fix)
     return job
 
 
 def _warm(studio: Studio, job_id: str) -> None:
     """Make the engine load its libraries and the base while the training ends; whatever goes wrong shows when it is asked in earnest."""
-    while (job := studio.jobs.show(job_id))["status"] in ("QUEUED", "RUNNING"):
-        step, steps = job["progress"]["step"] or 0, job["progress"]["max_steps"]
+    while (job := studio.jobs.show(job_id)).status in PENDING:
+        step, steps = job.progress.step or 0, job.progress.max_steps
         if steps and step >= WARM_SHARE * steps:
             break
         time.sleep(0.5)

@@ -13,6 +13,7 @@ import typer
 
 from studio import settings as studio_settings
 from studio.errors import StudioError
+from studio.records import ENDED, UNSUCCESSFUL, Job, JobDetail, JobStatus, Record
 from studio.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from studio.types import GenerationParams
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOOK_S, TELL_S = 0.3, 5.0
 
 
@@ -67,7 +67,7 @@ def show(value: Any, as_json: bool, text: str = "") -> None:
     print(text)
 
 
-def table(rows: Iterable[Record | Mapping[str, Any]], columns: Sequence[str], empty: str) -> str:
+def table(rows: Iterable[Record | Mapping[str, object]], columns: Sequence[str], empty: str) -> str:
     """Rows, records or mappings, under their columns' names; `empty` says what to do when there are none."""
     cells = [[_cell(row.get(column)) for column in columns] for row in map(plain, rows)]
     if not cells:
@@ -110,30 +110,33 @@ def read_text(path: Path) -> str:
         raise StudioError(f"{path} can't be read ({why}).", "Name a text file.") from None
 
 
-def follow(studio: Studio, job_id: str) -> dict[str, Any]:
+def follow(studio: Studio, job_id: str) -> JobDetail:
     """Tell how a job goes until it has ended; returns it."""
     told, told_at = "", 0.0
     while True:
         job = studio.jobs.show(job_id)
         line = _progress(job)
-        if line != told and (job["status"] in ENDED or time.monotonic() - told_at > TELL_S):
+        if line != told and (job.status in ENDED or time.monotonic() - told_at > TELL_S):
             say(line)
             told, told_at = line, time.monotonic()
-        if job["status"] in ENDED:
-            return dict(job)
+        if job.status in ENDED:
+            return job
         time.sleep(LOOK_S)
 
 
-def _progress(job: Mapping[str, Any]) -> str:
-    progress = job["progress"]
-    text = f"{job['name']}: {job['status'].lower()}"
-    if job["status"] == "RUNNING" and progress["max_steps"]:
-        text += f", step {progress['step'] or 0} of {progress['max_steps']}"
-        text += f", about {progress['eta_s']:.0f} s left" if progress["eta_s"] else ""
-    return text + (f". {job['reason']} {job['fix']}".rstrip() if job["reason"] else "")
+def _progress(job: Job) -> str:
+    progress = job.progress
+    text = f"{job.name}: {job.status.lower()}"
+    if job.status == JobStatus.RUNNING and progress.max_steps:
+        text += f", step {progress.step or 0} of {progress.max_steps}"
+        if progress.eta_s:
+            text += f", about {progress.eta_s:.0f} s left"
+    if job.reason:
+        text += f". {job.reason} {job.fix}".rstrip()
+    return text
 
 
-def leave_unless_succeeded(job: Mapping[str, Any]) -> None:
+def leave_unless_succeeded(job: Job) -> None:
     """Exit 3 when the job ended FAILED or CANCELLED."""
-    if job["status"] in ("FAILED", "CANCELLED"):
+    if job.status in UNSUCCESSFUL:
         raise typer.Exit(3)

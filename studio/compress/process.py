@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import Any
 
 from studio import processes
 from studio.catalogue import hardware
-from studio.datasets.children import SECRETS
 from studio.errors import StudioError
 from studio.records import Compression
 
@@ -64,8 +62,12 @@ class CompressorProcess:
     def _running(self) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
             self.close()
-            environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-            environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+            environment = {
+                **processes.child_environment(),
+                "HF_HUB_OFFLINE": "1",
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
             environment.setdefault("OMP_NUM_THREADS", str(hardware.thread_budget("engine")))
             self._child = subprocess.Popen(
                 processes.module_command("studio.compress.child"),

@@ -20,7 +20,6 @@ import orjson
 from studio import processes
 from studio.errors import DatasetError, StudioError
 
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "STUDIO_TOKEN", "STUDIO_USERS", "STUDIO_ENGINE_KEY", "STUDIO_DB_URL")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
 PULSE_S = 0.5
@@ -46,9 +45,7 @@ def run_child(
         given.write_bytes(orjson.dumps(options))
         with (folder / "complaint").open("w+b") as complaint:
             command = processes.module_command(module, str(given), str(out))
-            environment = {**os.environ, **ONE_THREAD}
-            for secret in SECRETS:
-                environment.pop(secret, None)
+            environment = {**processes.child_environment(), **ONE_THREAD}
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaint, env=environment)
             try:
                 _listen(child, progress, pulse or (lambda: None))

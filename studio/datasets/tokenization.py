@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import threading
 from dataclasses import dataclass
@@ -187,8 +186,8 @@ def _converted(folder: Path) -> Path:
 
 def _convert(folder: Path, target: Path) -> None:
     command = processes.module_command("studio.datasets.slow_tokenizer", str(folder), str(target))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("HF_TOKEN", None)
+    local = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**processes.child_environment(), **local}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=CONVERSION_LIMIT_S, env=environment, stdin=subprocess.DEVNULL, check=False

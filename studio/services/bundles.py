@@ -11,9 +11,8 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from sqlalchemy import select
 
 from jobs.config import JobConfig
@@ -21,19 +20,18 @@ from jobs.rundir import RunDir, sha256
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.db.models import AdapterRow, DatasetRow, JobEventRow, JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.services import naming
+from studio.records import Bundle, BundleCheck, BundleResults, JobDetail, JobKind, JobStatus
+from studio.services import bundle_card, naming
 from studio.services.archives import Archive, add_file, open_archive, refused, write_archive
+from studio.services.bundle_card import CARD, FORMAT, BundleCard, BundledData, BundledJob, BundledModel, BundleFile
 from studio.services.jobs import JobService
 from studio.types import Example
 
-FORMAT = "adapter-studio-bundle/1"
-CARD = "bundle.json"
 TEMPLATE = "chat_template.jinja"
 ROWS = ("train.jsonl", "eval.jsonl", TEMPLATE)  # what a rerun takes out besides the card
+WEIGHTS = "adapter/adapter_model.safetensors"
 EDGE_BYTES = 1 << 20
 RERUN = "rerun"  # kind of the event that ties a job to its bundle
-
-Json = dict[str, Any]
 
 
 class BundleService:
@@ -44,116 +42,112 @@ class BundleService:
         self.settings = jobs.settings
         self.db = jobs.db
 
-    def bundle(self, job_id: str, to: Path) -> Json:
-        """Write the bundle of a training that has succeeded: {"id", "name", "path", "bytes", "adapter_sha256"}."""
-        shown = self.jobs.show(job_id)
-        if shown["kind"] != "train" or shown["status"] != "SUCCEEDED":
-            raise StudioError(f"{shown['name']} is no training that has succeeded.", "Bundle it when it has.")
-        run = RunDir(Path(shown["run_dir"]))
+    def bundle(self, job_id: str, to: Path) -> Bundle:
+        """Write the bundle of a training that has succeeded."""
+        job = self.jobs.show(job_id)
+        if job.kind != JobKind.TRAIN or job.status != JobStatus.SUCCEEDED:
+            raise StudioError(f"{job.name} is no training that has succeeded.", "Bundle it when it has.")
+        run = RunDir(Path(job.run_dir))
         files = {name: run.path / name for name in ROWS if (run.path / name).is_file()}
         files |= {f"adapter/{file.name}": file for file in sorted(run.adapter.glob("*")) if file.is_file()}
-        if "train.jsonl" not in files or "adapter/adapter_model.safetensors" not in files:
-            raise NotFoundError(f"The files of {shown['name']} are gone from {run.path}.", "Retry the job, or restore them.")
-        card = self._card(shown, run, files)
+        if "train.jsonl" not in files or WEIGHTS not in files:
+            raise NotFoundError(f"The files of {job.name} are gone from {run.path}.", "Retry the job, or restore them.")
+        card = self._card(job, run, files)
 
         def fill(archive: zipfile.ZipFile) -> None:
             for name, path in files.items():
                 add_file(archive, path, name)
-            archive.writestr("metrics.jsonl", "".join(json.dumps(point) + "\n" for point in self.jobs.metrics(shown["id"])))
-            archive.writestr("report.md", _report(card))
-            archive.writestr(CARD, json.dumps(card, indent=1, ensure_ascii=False))
+            archive.writestr("metrics.jsonl", "".join(json.dumps(point) + "\n" for point in self.jobs.metrics(job.id)))
+            archive.writestr("report.md", bundle_card.as_markdown(card))
+            archive.writestr(CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False))
 
         write_archive(to, fill)
-        return {
-            "id": shown["id"],
-            "name": shown["name"],
-            "path": str(to.absolute()),
-            "bytes": to.stat().st_size,
-            "adapter_sha256": card["adapter_sha256"],
-        }
+        size = to.stat().st_size
+        return Bundle(id=job.id, name=job.name, path=str(to.absolute()), bytes=size, adapter_sha256=card.adapter_sha256)
 
-    def _card(self, job: Json, run: RunDir, files: Mapping[str, Path]) -> Json:
-        config = JobConfig.model_validate(job["config"])
-        folder = Path(config.model_name_or_path)
+    def _card(self, job: JobDetail, run: RunDir, files: Mapping[str, Path]) -> BundleCard:
+        config = JobConfig.model_validate(job.config)
         with self.db.read() as session:
-            dataset = session.get(DatasetRow, job["data"]) if job["data"] else None
-        return {
-            "format": FORMAT,
-            "job": {key: job[key] for key in ("id", "name", "recipe", "attempt", "created_at", "started_at", "ended_at", "tags", "notes")},
+            dataset = session.get(DatasetRow, job.data) if job.data else None
+        kept = {name: BundleFile(bytes=path.stat().st_size, sha256=sha256(path)) for name, path in files.items()}
+        return BundleCard(
+            format=FORMAT,
+            job=BundledJob.model_validate(job, from_attributes=True),
             # a folder's name on this machine means nothing elsewhere and tells more than it should
-            "config": {**config.model_dump(mode="json"), **_without_places(config)},
-            "seed": config.seed,
-            "base_model": {"name": Path(config.base_model).name, "fingerprint": fingerprint(folder)},
-            "dataset": {"name": dataset.name, "sha256": dataset.sha256, "rows": dataset.rows, "kind": dataset.kind} if dataset else None,
-            "environment": environment(run, job["attempt"]),
-            "adapter_sha256": sha256(run.adapter / "adapter_model.safetensors"),
-            "result": job["result"],
-            "files": {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
-        }
+            config={**config.model_dump(mode="json"), **_without_places(config)},
+            seed=config.seed,
+            base_model=BundledModel(name=Path(config.base_model).name, fingerprint=fingerprint(Path(config.model_name_or_path))),
+            dataset=BundledData.model_validate(dataset, from_attributes=True) if dataset else None,
+            environment=bundle_card.environment(run, job.attempt) or bundle_card.RunEnvironment(),
+            adapter_sha256=kept[WEIGHTS].sha256,
+            result=job.result,
+            files=kept,
+        )
 
-    def rerun(self, bundle: Path, name: str | None = None) -> Json:
-        """Queue the bundle's training again, on the base model of the same content that is here; returns the job."""
+    def rerun(self, bundle: Path, name: str | None = None) -> JobDetail:
+        """Queue the bundle's training again, on the base model of the same content that is here."""
         with (
             open_archive(bundle, self.settings.cache) as archive,
             tempfile.TemporaryDirectory(dir=self.settings.cache) as place,
         ):
-            card = read_card(archive)
+            card = bundle_card.read_card(archive)
             config = self._config(archive, card)
             model = self._model(card)
             source = _take_out(archive, card, Path(place))
-            threads = config.num_threads or _threads(card)
-            config = config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path), "num_threads": threads})
-            wanted = str((card.get("job") or {}).get("name") or "rerun")
-            note = {
+            threads = config.num_threads or card.environment.threads
+            here = {"base_model": model.name, "model_name_or_path": str(model.path), "num_threads": threads}
+            note: dict[str, JsonValue] = {
                 "bundle_sha256": sha256(bundle),
-                "adapter_sha256": card["adapter_sha256"],
-                "dataset_sha256": str((card.get("dataset") or {}).get("sha256") or "-"),
+                "adapter_sha256": card.adapter_sha256,
+                "dataset_sha256": (card.dataset and card.dataset.sha256) or "-",
             }
-            title = name or naming.from_stem(wanted)
-            recipe = str((card.get("job") or {}).get("recipe") or "")[:64]
-            return self.jobs.show(self.jobs.launch_files(source, config, recipe, title, is_given=bool(name), note=note, kind=RERUN))
+            queued = self.jobs.cloner.launch_files(
+                source,
+                config.model_copy(update=here),
+                card.job.recipe[:64],
+                name or naming.from_stem(card.job.name or "rerun"),
+                is_given=bool(name),
+                note=note,
+                kind=RERUN,
+            )
+            return self.jobs.show(queued)
 
-    def verify(self, bundle: Path) -> Json:
-        """Whether the bundle's training gives the same adapter here: {"reproduces": bool | None, "expected", "actual", "job", …}.
-
-        The first call queues the rerun; `reproduces` is None until that has ended.
-        """
+    def verify(self, bundle: Path) -> BundleCheck:
+        """Whether the bundle's training gives the same adapter here. The first call queues the rerun."""
         with open_archive(bundle, self.settings.cache) as archive:
-            card = read_card(archive)
+            card = bundle_card.read_card(archive)
             _check_files(archive, card, self.settings.cache)
-        job_id = self._rerun_of(sha256(bundle)) or self.rerun(bundle)["id"]
+        job_id = self._rerun_of(sha256(bundle)) or self.rerun(bundle).id
         job = self.jobs.show(job_id)
-        with self.db.read() as session:
-            actual = session.scalar(select(AdapterRow.sha256).where(AdapterRow.job_id == job_id)) if job["status"] == "SUCCEEDED" else None
-        here = environment(RunDir(Path(job["run_dir"])), job["attempt"])
-        return {
-            "reproduces": actual == card["adapter_sha256"] if actual else None,
-            "expected": card["adapter_sha256"],
-            "actual": actual,
-            "job": job_id,
-            "name": job["name"],
-            "status": job["status"],
-            "reason": job["reason"],
-            "fix": job["fix"],
-            "results": {"expected": card.get("result") or {}, "actual": job["result"]},
-            "environment_differences": _differences(card.get("environment") or {}, here) if here else {},
-        }
+        actual = None
+        if job.status == JobStatus.SUCCEEDED:
+            with self.db.read() as session:
+                actual = session.scalar(select(AdapterRow.sha256).where(AdapterRow.job_id == job_id))
+        here = bundle_card.environment(RunDir(Path(job.run_dir)), job.attempt)
+        return BundleCheck(
+            reproduces=actual == card.adapter_sha256 if actual else None,
+            expected=card.adapter_sha256,
+            actual=actual,
+            job=job_id,
+            name=job.name,
+            status=job.status,
+            reason=job.reason,
+            fix=job.fix,
+            results=BundleResults(expected=card.result, actual=job.result),
+            environment_differences=bundle_card.differences(card.environment, here) if here else {},
+        )
 
     def _rerun_of(self, digest: str) -> str | None:
         with self.db.read() as session:
-            query = (
-                select(JobEventRow)
-                .join(JobRow, JobRow.id == JobEventRow.job_id)
-                .where(JobEventRow.kind == RERUN)
-                .order_by(JobEventRow.id.desc())
-            )
-            return next((event.job_id for event in session.scalars(query) if event.data.get("bundle_sha256") == digest), None)
+            query = select(JobEventRow).join(JobRow, JobRow.id == JobEventRow.job_id).where(JobEventRow.kind == RERUN)
+            events = session.scalars(query.order_by(JobEventRow.id.desc()))
+            return next((event.job_id for event in events if event.data.get("bundle_sha256") == digest), None)
 
-    def _config(self, archive: Archive, card: Json) -> JobConfig:
+    def _config(self, archive: Archive, card: BundleCard) -> JobConfig:
         """The options, without those that reach out of the run: a template anywhere on this disk, a service to report to."""
         try:
-            config = JobConfig.model_validate(card["config"])
-        except (KeyError, ValidationError):
+            config = JobConfig.model_validate(card.config)
+        except ValidationError:
             raise refused(archive.path, "its options are none of this version's") from None
         template = config.chat_template
         if template is not None and template.endswith(".jinja"):
@@ -162,47 +156,22 @@ class BundleService:
             template = Path(template).name
         return config.model_copy(update={"chat_template": template, "report_to": "none"})
 
-    def _model(self, card: Json) -> ModelRef:
+    def _model(self, card: BundleCard) -> ModelRef:
         """The base model by its content; its name may be another one here."""
-        about = card.get("base_model") or {}
-        wanted, name = about.get("fingerprint"), str(about.get("name") or "")
+        wanted = card.base_model
         models = self.jobs.models.list()
-        for model in sorted(models, key=lambda found: found.name != name):
+        for model in sorted(models, key=lambda found: found.name != wanted.name):
             folder = Path(model.path)
-            if inspect_folder(folder).loadable and fingerprint(folder) == wanted:
+            if inspect_folder(folder).loadable and fingerprint(folder) == wanted.fingerprint:
                 return ModelRef(model.name, folder)
-        raise ModelError(f"The base model of this bundle ({name}) is not here.", "Add the very same model under Models.")
+        raise ModelError(f"The base model of this bundle ({wanted.name}) is not here.", "Add the very same model under Models.")
 
 
-def _without_places(config: JobConfig) -> Json:
+def _without_places(config: JobConfig) -> dict[str, JsonValue]:
     template = config.chat_template
-    is_file = template is not None and template.endswith(".jinja")
-    return {
-        "model_name_or_path": "",
-        "base_model": Path(config.base_model).name,
-        "chat_template": Path(template).name if template and is_file else template,
-    }
-
-
-def read_card(archive: Archive) -> Json:
-    """bundle.json, whose outer form is checked. Raises StudioError."""
-    card = archive.json(CARD)
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise refused(archive.path, "it is no bundle of this version")
-    if not all(isinstance(card.get(key), dict) for key in ("config", "files", "job", "base_model")) or not isinstance(
-        card.get("adapter_sha256"), str
-    ):
-        raise refused(archive.path, f"{CARD} is not whole")
-    return card
-
-
-def environment(run: RunDir, attempt: int) -> Json:
-    """Versions, device and threads of an attempt, as its worker has noted them; {} where it has not."""
-    try:
-        found = json.loads((run.attempt(attempt).path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    if template is not None and template.endswith(".jinja"):
+        template = Path(template).name
+    return {"model_name_or_path": "", "base_model": Path(config.base_model).name, "chat_template": template}
 
 
 def fingerprint(folder: Path) -> str:
@@ -222,13 +191,13 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _take_out(archive: Archive, card: Json, place: Path) -> RunDir:
+def _take_out(archive: Archive, card: BundleCard, place: Path) -> RunDir:
     """The rows and the template, checked against the card, as a run directory."""
     run = RunDir(place)
     for name in ROWS:
         if name in archive.names:
             archive.extract(name, place / name)
-            if _digest(card, name) != sha256(place / name):
+            if card.digest(name) != sha256(place / name):
                 raise refused(archive.path, f"{name} has changed")
     if not run.train.exists():
         raise refused(archive.path, "it has no train.jsonl")
@@ -238,17 +207,16 @@ def _take_out(archive: Archive, card: Json, place: Path) -> RunDir:
     return run
 
 
-def _check_files(archive: Archive, card: Json, cache: Path) -> None:
+def _check_files(archive: Archive, card: BundleCard, cache: Path) -> None:
     """Every file of the card is there and unchanged."""
     with tempfile.TemporaryDirectory(dir=cache) as place:
-        for name in card["files"]:
+        for name in card.files:
             if name not in archive.names:
                 raise refused(archive.path, f"{name[:80]!a} is missing")
             archive.extract(name, Path(place) / "file")
-            if _digest(card, name) != sha256(Path(place) / "file"):
+            if card.digest(name) != sha256(Path(place) / "file"):
                 raise refused(archive.path, f"{name} has changed")
-    weights = "adapter/adapter_model.safetensors"
-    if _digest(card, weights) != card["adapter_sha256"]:
+    if card.digest(WEIGHTS) != card.adapter_sha256:
         raise refused(archive.path, "its adapter is not the one that its card names")
 
 
@@ -259,39 +227,3 @@ def _check_rows(bundle: Path, path: Path) -> None:
                 Example.model_validate_json(line)
             except ValidationError:
                 raise refused(bundle, f"{path.name}, line {number} is no row of the studio") from None
-
-
-def _digest(card: Json, name: str) -> str:
-    entry = card["files"].get(name)
-    return str(entry.get("sha256") or "") if isinstance(entry, dict) else ""
-
-
-def _threads(card: Json) -> int:
-    threads = ((card.get("environment") or {}).get("hardware") or {}).get("threads")
-    return threads if isinstance(threads, int) and 0 <= threads <= 1024 else 0
-
-
-def _differences(there: Json, here: Json) -> Json:
-    """{"torch": [there, here], …}"""
-    flat = [{**(found.get("versions") or {}), **(found.get("hardware") or {})} for found in (there, here)]
-    return {
-        key: [flat[0].get(key), flat[1].get(key)] for key in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(key) != flat[1].get(key)
-    }
-
-
-def _report(card: Json) -> str:
-    """What a person reads first."""
-    job, result, dataset = card["job"], card["result"], card["dataset"] or {}
-    versions = ", ".join(f"{name} {version}" for name, version in (card["environment"].get("versions") or {}).items())
-    figures = "\n".join(
-        f"| {name} | {value:.6g} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in result.items()
-    )
-    return (
-        f"# {job['name']}\n\n"
-        f"Base model {card['base_model']['name']}, recipe {job['recipe'] or '-'}, seed {card['seed']}; "
-        f"data {dataset.get('name', 'without a name')} ({dataset.get('rows', '?')} rows, sha256 {dataset.get('sha256', '?')}).\n\n"
-        f"| figure | value |\n|---|---|\n{figures}\n\n"
-        f"Adapter sha256 `{card['adapter_sha256']}`. Made with {versions or 'unknown versions'}.\n"
-        f"`studio jobs verify` trains it again and compares; every option is in `{CARD}`.\n"
-        + (f"\n{job['notes']}\n" if job["notes"] else "")
-    )

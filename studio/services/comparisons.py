@@ -32,6 +32,7 @@ from studio.records import (
     JobStatus,
     MatchScore,
     QuestionSet,
+    QueueName,
 )
 from studio.services import naming
 from studio.services.adapters import AdapterService
@@ -102,7 +103,7 @@ class ComparisonService:
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
             job = JobRow(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
             comparison.job_id = lifecycle.submit(session, job).id
-        queue.ring(self.settings.queue_path, "light", job.id)
+        queue.notify(self.settings.queue_path, QueueName.LIGHT)
         return self.show(comparison.id)
 
     def _made_elsewhere(self, name: str, prompts: Sequence[ComparisonPrompt], files: Mapping[str, Path]) -> dict[str, list[str]]:

@@ -38,6 +38,7 @@ from studio.records import (
     JobKind,
     JobStatus,
     NoResult,
+    QueueName,
     SweepPrompt,
     SweepResult,
     Winner,
@@ -327,7 +328,7 @@ class CompressionService:
             title = naming.unique(name, lambda wanted: session.scalar(select(JobRow.id).where(JobRow.name == wanted)) is not None)
             job = JobRow(kind=kind, queue="light", name=title, config=dict(config))
             job_id = lifecycle.submit(session, job).id
-        queue.ring(self.settings.queue_path, "light", job_id)
+        queue.notify(self.settings.queue_path, QueueName.LIGHT)
         return CompressionJob(id=job_id, name=title, status=JobStatus.QUEUED, kind=kind)
 
 

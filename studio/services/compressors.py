@@ -79,7 +79,8 @@ class CompressorCatalogue:
         if folder.is_dir():
             return folder
         command = processes.module_command("studio.catalogue.hub", repository, str(folder))
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        environment = processes.child_environment(for_hub=True)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
             assert child.stdout is not None
             answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
         try:

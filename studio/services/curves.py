@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.trainers import drift
 from studio.db.models import MetricRow
+from studio.records import Curves, DriftReading, KnownRows, MetricPoint, Samples, WatchedTraining
 
 MAX_POINTS = 400  # of a curve, whatever the length of the run
 MAX_LOOKS = 20  # sets of sample answers
 CURVES = ("train", "eval", "machine", "drift")
-Row = dict[str, Any]
 
 
-def curves(session: Session, job_id: str, most: int = MAX_POINTS) -> dict[str, list[Row]]:
-    """Points by kind, train and eval always among them; first and last are kept."""
-    found = {"train": list[Row](), "eval": list[Row]()}
-    for kind in CURVES:
-        if rows := thinned(session, job_id, kind, most):
-            found[kind] = rows
-    return found
+def curves(session: Session, job_id: str, most: int = MAX_POINTS) -> Curves:
+    """Points by kind; first and last are kept."""
+    return Curves(**{kind: thinned(session, job_id, kind, most) for kind in CURVES})
 
 
-def thinned(session: Session, job_id: str, kind: str, most: int) -> list[Row]:
+def thinned(session: Session, job_id: str, kind: str, most: int) -> list[MetricPoint]:
     """At most `most` points of one kind in order of step, evenly chosen."""
     mine = (MetricRow.job_id == job_id, MetricRow.kind == kind)
     steps = session.scalars(select(MetricRow.step).where(*mine).order_by(MetricRow.step)).all()
@@ -44,29 +39,35 @@ def _spread(steps: Sequence[int], most: int) -> list[int]:
     return sorted({steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)})
 
 
-def watched(session: Session, job_id: str) -> Row:
-    """{"samples": {"rows", "base", "looks": [{"step", "answers"}]}, "drift": {"step", "drift", "ratio", "advice"}, "rows": {…}}.
+def watched(session: Session, job_id: str) -> WatchedTraining:
+    """Sample answers, the latest drift, and the held-out rows that it knows best and least."""
+    rows = _last(session, job_id, "rows")
+    known = KnownRows.model_validate(rows) if rows else None
+    return WatchedTraining(samples=_samples(session, job_id), drift=_drift(session, job_id), rows=known)
 
-    Each is None where the training has not said it.
-    """
+
+def _samples(session: Session, job_id: str) -> Samples | None:
+    """The first look holds the rows and what the base says to them."""
     looks = thinned(session, job_id, "samples", MAX_LOOKS + 1)
     first = next((look for look in looks if "rows" in look), None)
-    samples = None
-    if first is not None:
-        answered = [{"step": look["step"], "answers": look["answers"]} for look in looks if look is not first]
-        samples = {"rows": first["rows"], "base": first["answers"], "looks": answered}
-    return {"samples": samples, "drift": _drift(session, job_id), "rows": _last(session, job_id, "rows")}
-
-
-def _drift(session: Session, job_id: str) -> Row | None:
-    latest = _last(session, job_id, "drift")
-    if latest is None or latest.get("drift") is None:
+    if first is None:
         return None
-    value = float(latest["drift"])
-    return {"step": latest["step"], "drift": value, "ratio": round(math.exp(min(value, 50.0)), 3), "advice": drift.advice(value)}
+    later = [{"step": look["step"], "answers": look["answers"]} for look in looks if look is not first]
+    return Samples.model_validate({"rows": first["rows"], "base": first["answers"], "looks": later})
 
 
-def _last(session: Session, job_id: str, kind: str) -> Row | None:
+def _drift(session: Session, job_id: str) -> DriftReading | None:
+    latest = _last(session, job_id, "drift") or {}
+    value, step = latest.get("drift"), latest.get("step")
+    if not isinstance(value, (int, float)) or not isinstance(step, int):
+        return None
+    ratio = round(math.exp(min(value, 50.0)), 3)
+    return DriftReading(step=step, drift=value, ratio=ratio, advice=drift.advice(value))
+
+
+def _last(session: Session, job_id: str, kind: str) -> MetricPoint | None:
     query = select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.kind == kind).order_by(MetricRow.step.desc()).limit(1)
     metric = session.scalar(query)
-    return {"step": metric.step, **{key: value for key, value in metric.values.items() if key != "at"}} if metric else None
+    if metric is None:
+        return None
+    return {"step": metric.step, **{key: value for key, value in metric.values.items() if key != "at"}}

@@ -34,6 +34,7 @@ from studio.records import (
     JobStatus,
     Outtype,
     PushedExport,
+    QueueName,
     WrittenExport,
 )
 from studio.services import naming
@@ -133,7 +134,10 @@ class ExportService:
             raise StudioError(f"Export {export.name} is not there, or not proved.", "Push one that has passed its proof.")
         visibility = "private" if private else "public"
         command = processes.module_command("studio.catalogue.upload", export.path, repository, visibility)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE_ROOT) as child:
+        environment = processes.child_environment(for_hub=True)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE_ROOT, env=environment
+        ) as child:
             assert child.stdout is not None
             answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
         try:
@@ -201,7 +205,7 @@ class ExportService:
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
-        queue.ring(self.settings.queue_path, "gpu", job.id)
+        queue.notify(self.settings.queue_path, QueueName.GPU)
         return self.show(job.id)
 
     def _prompts(self, row: AdapterRow, count: int) -> Prompts:

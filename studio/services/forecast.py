@@ -1,4 +1,4 @@
-"""When waiting jobs will start and end, from the measured pace of runs like them. Where nothing like it has run: unknown.
+"""When waiting jobs will start and end, from the measured pace of similar runs. Where nothing similar has run: unknown.
 
 Reads rows only. Figures are seconds from now.
 """
@@ -9,16 +9,18 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from studio.db import lifecycle
+from studio.db import job_rows, queue_order
 from studio.db.models import JobRow
+from studio.records import JobKind, JobStatus, QueueName
+from studio.services.job_options import flat
 
 LOOKED_BACK = 100  # finished trainings that are looked at
-LIKE = 5  # of those like the job the latest so many count
+LIKE = 5  # of those similar to the job, the latest so many count
 # what the time of a step depends on most, as dotted options
 SIMILAR = (
     "base_model", "objective", "method", "device", "max_length", "packing", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -30,7 +32,7 @@ SIMILAR = (
 class Pace:
     """Of one run: seconds per step, and seconds around the steps (imports, loading, writing)."""
 
-    key: tuple[Any, ...]
+    key: tuple[str, ...]
     dataset: str | None
     step_s: float
     around_s: float
@@ -47,18 +49,27 @@ class Span:
 def forecast(session: Session) -> dict[str, Span]:
     """ID -> Span of every running and every queued training."""
     now = time.time()
-    running = lifecycle.running(session)
-    query = select(JobRow).where(JobRow.status == "QUEUED", JobRow.queue == "gpu", JobRow.kind != lifecycle.SWEEP)
-    queued = list(session.scalars(query.order_by(*lifecycle.IN_ORDER)))
-    paces = _paces(session) if queued or any(job.eta_s is None for job in running) else []
+    running = job_rows.running(session)
+    query = select(JobRow).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == QueueName.GPU, JobRow.kind != JobKind.SWEEP)
+    queued = list(session.scalars(query.order_by(*queue_order.IN_ORDER)))
+    paces: list[Pace] = []
+    if queued or any(job.eta_s is None for job in running):
+        paces = _paces(session)
     spans = {job.id: Span(None, _left(job, paces, now)) for job in running}
-    on_device = [spans[job.id].ends_in_s for job in running if job.queue == "gpu"]
-    begins: float | None = None if None in on_device else max((left for left in on_device if left is not None), default=0.0)
-    if lifecycle.queue_is_paused(session, "gpu"):
+    begins = _device_is_free_in([spans[job.id].ends_in_s for job in running if job.queue == QueueName.GPU])
+    if queue_order.queue_is_paused(session, QueueName.GPU):
         begins = None
-    awaited = {job.after_id for job in queued if job.after_id}
-    done = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(awaited), JobRow.status == "SUCCEEDED"))) if awaited else set()
+    awaited = [job.after_id for job in queued if job.after_id]
+    done = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(awaited), JobRow.status == JobStatus.SUCCEEDED)))
     return spans | _in_turn(queued, done | set(spans), begins, paces)
+
+
+def _device_is_free_in(ends: Sequence[float | None]) -> float | None:
+    """When the last of what holds the device ends; None while one is unknown."""
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends):
+        return None
+    return max(known, default=0.0)
 
 
 def _in_turn(queued: Sequence[JobRow], before: set[str], begins: float | None, paces: Sequence[Pace]) -> dict[str, Span]:
@@ -70,8 +81,9 @@ def _in_turn(queued: Sequence[JobRow], before: set[str], begins: float | None, p
         if ready is None:  # waits for something that is paused, or not in this queue
             return spans | {job.id: Span() for job in left}
         left.remove(ready)
-        takes = duration(ready, paces)
-        ends = begins + takes if begins is not None and takes is not None else None
+        takes, ends = duration(ready, paces), None
+        if begins is not None and takes is not None:
+            ends = begins + takes
         spans[ready.id] = Span(begins, ends)
         begins = ends
     return spans
@@ -89,8 +101,12 @@ def duration(job: JobRow, paces: Sequence[Pace]) -> float | None:
 def _left(job: JobRow, paces: Sequence[Pace], now: float) -> float | None:
     if job.eta_s is not None:
         return max(job.eta_s - max(now - job.updated_at, 0.0), 0.0)
-    takes = duration(job, paces) if job.kind == "train" else None
-    return max(takes - (now - (job.started_at or now)), 0.0) if takes is not None and job.attempt == 1 else takes
+    if job.kind != JobKind.TRAIN:
+        return None
+    takes = duration(job, paces)
+    if takes is None or job.attempt > 1:
+        return takes
+    return max(takes - (now - (job.started_at or now)), 0.0)
 
 
 def _pace_of(job: JobRow, paces: Sequence[Pace]) -> Pace | None:
@@ -98,35 +114,39 @@ def _pace_of(job: JobRow, paces: Sequence[Pace]) -> Pace | None:
     found = ([pace for pace in like if pace.dataset == job.dataset_id] or like)[:LIKE]
     if not found:
         return None
-    step_s, around_s = (statistics.median(getattr(pace, field) for pace in found) for field in ("step_s", "around_s"))
+    step_s = statistics.median(pace.step_s for pace in found)
+    around_s = statistics.median(pace.around_s for pace in found)
     return Pace(found[0].key, job.dataset_id, step_s, around_s)
 
 
 def _paces(session: Session) -> list[Pace]:
     """Latest first. What is running counts too, once it knows its own pace."""
-    running = session.scalars(select(JobRow).where(JobRow.kind == "train", JobRow.status == "RUNNING", JobRow.eta_s.is_not(None)))
-    query = select(JobRow).where(JobRow.kind == "train", JobRow.status == "SUCCEEDED").order_by(JobRow.ended_at.desc()).limit(LOOKED_BACK)
-    return [pace for job in (*running, *session.scalars(query)) if (pace := _measured(job)) is not None]
+    trainings = select(JobRow).where(JobRow.kind == JobKind.TRAIN)
+    running = session.scalars(trainings.where(JobRow.status == JobStatus.RUNNING, JobRow.eta_s.is_not(None)))
+    succeeded = trainings.where(JobRow.status == JobStatus.SUCCEEDED).order_by(JobRow.ended_at.desc()).limit(LOOKED_BACK)
+    return [pace for job in (*running, *session.scalars(succeeded)) if (pace := _measured(job)) is not None]
 
 
 def _measured(job: JobRow) -> Pace | None:
-    steps, seconds = job.result.get("steps"), job.result.get("seconds")
-    if job.status == "RUNNING":
+    if job.status == JobStatus.RUNNING:
         if not job.step or not job.max_steps or job.step >= job.max_steps or not job.eta_s:
             return None
         step_s = job.eta_s / (job.max_steps - job.step)
         spent = job.updated_at - (job.started_at or job.updated_at)
-        return Pace(_key(job.config), job.dataset_id, step_s, max(spent - job.step * step_s, 0.0) if job.attempt == 1 else 0.0)
+        return _pace(job, step_s, spent - job.step * step_s)
+    steps, seconds = job.result.get("steps"), job.result.get("seconds")
     if not steps or not seconds:
         return None
     took = (job.ended_at or 0.0) - (job.started_at or 0.0)
-    # of a run that was interrupted nobody knows how long it did not run
-    return Pace(_key(job.config), job.dataset_id, seconds / steps, max(took - seconds, 0.0) if job.attempt == 1 else 0.0)
+    return _pace(job, seconds / steps, took - seconds)
 
 
-def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    found = []
-    for name in SIMILAR:
-        section, _, key = name.rpartition(".")
-        found.append((config.get(section) or {}).get(key) if section else config.get(key))
-    return tuple(str(value) for value in found)
+def _pace(job: JobRow, step_s: float, around_s: float) -> Pace:
+    if job.attempt > 1:  # of a run that was interrupted it is not known how long it did not run
+        around_s = 0.0
+    return Pace(_key(job.config), job.dataset_id, step_s, max(around_s, 0.0))
+
+
+def _key(config: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    options = flat(config)
+    return tuple(str(options.get(name)) for name in SIMILAR)

@@ -82,7 +82,14 @@ class HubRows:
             with (Path(place) / "complaint").open("w+b") as complaint:
                 command = processes.module_command("studio.datasets.hub", name, config, split_name, str(path))
                 # in an empty folder: `datasets` would take a local folder of that name for the dataset
-                child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaint)
+                child = subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=complaint,
+                    env=processes.child_environment(for_hub=True),
+                )
                 code = _watch(child, path)
                 complaint.seek(0)
                 lines = complaint.read().decode("utf-8", "replace").strip().splitlines()

@@ -17,7 +17,7 @@ from studio.db.session import Database
 from studio.engine.protocol import Contestant
 from studio.errors import NotFoundError, StudioError
 from studio.evaluation import judging
-from studio.records import JobStatus, JudgeEstimate, JudgeKind, Judgement, JudgeTemplate, Verdict
+from studio.records import JobStatus, JudgeEstimate, JudgeKind, Judgement, JudgeTemplate, QueueName, Verdict
 from studio.services.adapters import AdapterService
 from studio.services.comparisons import ComparisonService, job_of, state_of
 from studio.settings import Settings
@@ -77,7 +77,7 @@ class JudgingService:
                 kind="judge", queue="light", name=f"judge-{judgement.id}", config=config, base_model=row.base_model, after_id=after
             )
             judgement.job_id = lifecycle.submit(session, job).id
-        queue.ring(self.settings.queue_path, "light", job.id)
+        queue.notify(self.settings.queue_path, QueueName.LIGHT)
         return self.show(judgement.id)
 
     def estimate(self, comparison: str, judge: str | None = None, *, template: str | None = None) -> JudgeEstimate:

@@ -23,7 +23,10 @@ UNCHECKED = "Licence, gate and weights were written down from what is publicly k
 
 def _output_of(command: Sequence[str]) -> str:
     """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it says that we have ended."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+    environment = processes.child_environment(for_hub=True)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as child:
         timer = threading.Timer(SEARCH_S, child.kill)
         timer.start()
         try:

@@ -67,7 +67,7 @@ class SystemService:
             "memory": f"{device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB",
             "memory_bytes": device.memory_bytes,
             "used_bytes": device.used_bytes,
-            **self.jobs.overview(),
+            **dict(self.jobs.overview()),
             "engine": self.engine(),
         }
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from studio.records import Curves, MetricPoint
+
 WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates; the page stretches them
 SMOOTHING = 0.9  # weight of what came before, as in the running mean of other tools
 Point = tuple[float, float]
@@ -23,34 +25,34 @@ class Series:
     points: list[Point]
 
 
-def loss(curves: dict[str, list[dict[str, Any]]], *, smooth: bool = False) -> dict[str, Any] | None:
-    """Data of templates/chart.html from `{"train": [{"step", "loss"}], "eval": [...]}`; None without a point.
+def loss(curves: Curves, *, smooth: bool = False) -> dict[str, Any] | None:
+    """Data of templates/chart.html; None without a point.
 
     With `smooth` the training line is its running mean, and the line as it was measured stays behind it, faint.
     """
-    train, held_out = _points(curves.get("train", [])), _points(curves.get("eval", []))
+    train, held_out = values(curves.train, "loss"), values(curves.eval, "loss")
     if not train and not held_out:
         return None
     steps = [step for step, _ in train + held_out]
-    values = [value for _, value in train + held_out]
-    x_ticks, y_ticks = _ticks(min(steps), max(steps), 5, whole=True), _ticks(min(values), max(values), 4)
-    left, right = min(steps), max(max(steps), min(steps) + 1)
-    bottom, top = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
-    box = _Box(left, right, bottom, top if top > bottom else bottom + 1)
-    measured, train = train, smoothed(train) if smooth else train
-    best = min(held_out, key=lambda point: point[1]) if held_out else None
+    losses = [value for _, value in train + held_out]
+    y_ticks = _ticks(min(losses), max(losses), 4)
+    box = _boxed(steps, losses, y_ticks, spare=1)
+    drawn, faint = train, ""
+    if smooth:
+        drawn, faint = smoothed(train), box.line(train)
+    best = min(held_out, key=lambda point: point[1], default=None)
     return {
         "width": WIDTH,
         "height": HEIGHT,
-        "train": box.line(train),
-        "raw": box.line(measured) if smooth else "",
+        "train": box.line(drawn),
+        "raw": faint,
         "eval": box.line(held_out),
         "has_eval": bool(held_out),
-        "points": json.dumps(_readings(box, train, held_out)),
-        "x_ticks": [{"share": box.x(tick) * 100, "label": f"{tick:.0f}"} for tick in x_ticks],
-        "y_ticks": [{"share": box.y(tick) * 100, "at": round(box.y(tick) * HEIGHT, 1), "label": f"{tick:g}"} for tick in y_ticks],
-        "best": {"x": box.x(best[0]) * 100, "y": box.y(best[1]) * 100} if best else None,
-        "description": _description(train, held_out, best),
+        "points": json.dumps(_readings(box, drawn, held_out)),
+        "x_ticks": _x_labels(box, _ticks(min(steps), max(steps), 5, whole=True)),
+        "y_ticks": _y_labels(box, y_ticks),
+        "best": best and {"x": box.x(best[0]) * 100, "y": box.y(best[1]) * 100},
+        "description": _description(drawn, held_out, best),
     }
 
 
@@ -60,10 +62,9 @@ def lines(series: Sequence[Series], what: str) -> dict[str, Any] | None:
     if not series:
         return None
     steps = [step for one in series for step, _ in one.points]
-    values = [value for one in series for _, value in one.points]
-    y_ticks = _ticks(min(values), max(values), 4)
-    bottom, top = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
-    box = _Box(min(steps), max(max(steps), min(steps) + 1), bottom, top if top > bottom else bottom + (abs(bottom) or 1))
+    heights = [value for one in series for _, value in one.points]
+    y_ticks = _ticks(min(heights), max(heights), 4)
+    box = _boxed(steps, heights, y_ticks, spare=abs(min([*heights, y_ticks[0]])) or 1)
     texts: dict[float, list[str]] = {}
     for one in series:
         for step, value in one.points:
@@ -74,8 +75,8 @@ def lines(series: Sequence[Series], what: str) -> dict[str, Any] | None:
         "height": HEIGHT,
         "lines": [{"look": one.look, "points": box.line(one.points)} for one in series],
         "points": json.dumps([[round(box.x(step), 4), f"step {step:.0f}: " + ", ".join(told)] for step, told in sorted(texts.items())]),
-        "x_ticks": [{"share": box.x(tick) * 100, "label": f"{tick:.0f}"} for tick in _ticks(min(steps), max(steps), 3, whole=True)],
-        "y_ticks": [{"share": box.y(tick) * 100, "at": round(box.y(tick) * HEIGHT, 1), "label": f"{tick:g}"} for tick in y_ticks],
+        "x_ticks": _x_labels(box, _ticks(min(steps), max(steps), 3, whole=True)),
+        "y_ticks": _y_labels(box, y_ticks),
         "what": what,
         "description": f"{what}: {ends}.",
     }
@@ -90,20 +91,28 @@ def smoothed(points: list[Point]) -> list[Point]:
     return found
 
 
-def values(rows: list[dict[str, Any]], key: str) -> list[Point]:
-    """The points of one measure."""
-    pairs = ((row.get("step"), row.get(key)) for row in rows)
-    return [(float(step), float(value)) for step, value in pairs if step is not None and value is not None and math.isfinite(value)]
+def values(rows: Sequence[MetricPoint], key: str) -> list[Point]:
+    """The points of one measure; what is no finite number is left out."""
+    pairs = ((_number(row, "step"), _number(row, key)) for row in rows)
+    return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
-def speed(rows: list[dict[str, Any]]) -> list[Point]:
+def _number(row: MetricPoint, key: str) -> float | None:
+    value = row.get(key)
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def speed(rows: Sequence[MetricPoint]) -> list[Point]:
     """Tokens per second between one point and the next, from what a run has read and how long it took so far."""
     found = []
     for before, after in itertools.pairwise(rows):
-        tokens = (after.get("tokens") or 0) - (before.get("tokens") or 0)
-        seconds = (after.get("seconds") or 0) - (before.get("seconds") or 0)
-        if tokens > 0 and seconds > 0:
-            found.append((float(after["step"]), tokens / seconds))
+        step = _number(after, "step")
+        tokens = (_number(after, "tokens") or 0) - (_number(before, "tokens") or 0)
+        seconds = (_number(after, "seconds") or 0) - (_number(before, "seconds") or 0)
+        if step is not None and tokens > 0 and seconds > 0:
+            found.append((step, tokens / seconds))
     return found
 
 
@@ -123,10 +132,20 @@ class _Box:
         return " ".join(f"{self.x(step) * WIDTH:.1f},{self.y(value) * HEIGHT:.1f}" for step, value in points)
 
 
-def _points(rows: list[dict[str, Any]]) -> list[Point]:
-    # evaluation rows may call it eval_loss, as trl does
-    pairs = ((row.get("step"), row.get("loss", row.get("eval_loss"))) for row in rows)
-    return [(float(step), float(value)) for step, value in pairs if step is not None and value is not None and math.isfinite(value)]
+def _boxed(steps: Sequence[float], values: Sequence[float], y_ticks: Sequence[float], spare: float) -> _Box:
+    """A box around all points and ticks; a flat curve gets `spare` above it."""
+    bottom, top = min([*values, y_ticks[0]]), max([*values, y_ticks[-1]])
+    if top <= bottom:
+        top = bottom + spare
+    return _Box(min(steps), max([*steps, min(steps) + 1]), bottom, top)
+
+
+def _x_labels(box: _Box, ticks: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"share": box.x(tick) * 100, "label": f"{tick:.0f}"} for tick in ticks]
+
+
+def _y_labels(box: _Box, ticks: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"share": box.y(tick) * 100, "at": round(box.y(tick) * HEIGHT, 1), "label": f"{tick:g}"} for tick in ticks]
 
 
 def _ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list[float]:
@@ -135,7 +154,8 @@ def _ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list
     rough = span / wanted
     power = 10 ** math.floor(math.log10(rough))
     width = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    width = max(width, 1.0) if whole else width
+    if whole:
+        width = max(width, 1.0)
     first = math.ceil(low / width) * width
     ticks = [round(first + n * width, 10) for n in range(wanted + 2) if first + n * width <= high + span * 1e-9]
     return ticks or [low]

@@ -331,12 +331,11 @@ class ChatTab:
     def _dated(self, error: StudioError) -> StudioError:
         """An engine that has given way to a job: with the time at which that job is expected to end."""
         job = error.details.get("job")
-        if not job:
+        running = self._studio.jobs.overview().running
+        eta_s = next((row.progress.eta_s for row in running if row.name == job), None)
+        if not eta_s:
             return error
-        left = [row["progress"]["eta_s"] for row in self._studio.jobs.overview()["running"] if row["name"] == job]
-        if not any(left):
-            return error
-        return StudioError(f"{error.message} {job} has {words.left(left[0])}.", error.fix)
+        return StudioError(f"{error.message} {job} has {words.left(eta_s)}.", error.fix)
 
     def _loading(self) -> str:
         loading = self._studio.system.engine().loading

@@ -73,7 +73,7 @@ def example_for(studio: Studio, adapter: str) -> str:
     """A question that `adapter` should know: the first of the rows it learned from; a general one for the base ("")."""
     try:
         job_id = studio.adapters.show(adapter).job if adapter else None
-        data = studio.jobs.show(job_id)["data"] if job_id else None
+        data = studio.jobs.show(job_id).data if job_id else None
         rows = studio.datasets.rows(data, offset=0, limit=1) if data else []
     except StudioError:  # the job or its data was deleted since
         rows = []

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
-from studio.records import ENDED, Comparison, ComparisonAnswer, ComparisonPrompt, ComparisonSummary, MatchScore
+from studio.records import ENDED, Comparison, ComparisonAnswer, ComparisonPrompt, ComparisonSummary, JobKind, JobStatus, MatchScore
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.compare_board import BoardPart
@@ -132,8 +132,9 @@ class CompareTab:
 
     def _published(self) -> list[tuple[str, str]]:
         """Held-out rows of trainings, newest first, and questions that ship; their values say what they are."""
-        trainings = [job for job in self._studio.jobs.list("SUCCEEDED") if job["kind"] == "train"][:OFFERED_TRAININGS]
-        held_out = [(f"rows that {job['name']} held out", f"{HELD_OUT}{job['id']}") for job in trainings]
+        succeeded = self._studio.jobs.list(JobStatus.SUCCEEDED)
+        trainings = [job for job in succeeded if job.kind == JobKind.TRAIN][:OFFERED_TRAININGS]
+        held_out = [(f"rows that {job.name} held out", f"{HELD_OUT}{job.id}") for job in trainings]
         return [*held_out, *((row.title, f"{QUESTIONS}{row.name}") for row in self._studio.comparisons.questions())]
 
     def offer(self, base_model: str | None, chosen: list[str] | None) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from studio.catalogue.demos import DEMOS
 from studio.errors import StudioError
-from studio.records import Comparison, Dataset
+from studio.records import Comparison, Dataset, Job, JobDetail, JobKind, JobStatus
 from studio.services import Studio
 from studio.ui import choices
 
@@ -29,9 +29,10 @@ class Demo:
     def state(self) -> dict[str, Any]:
         """{"dataset", "job", "adapter"}: records or None; "chatted", "compared": whether it happened."""
         dataset = next((row for row in self._studio.datasets.list() if row.name == NAME), None)
-        jobs = [job for job in self._studio.jobs.list() if job["kind"] == "train" and job["name"].startswith(NAME)]
-        job = next((job for job in jobs if job["status"] == "SUCCEEDED"), jobs[0] if jobs else None)
-        adapter = next((row for row in self._studio.adapters.list() if job and row.job == job["id"]), None)
+        jobs = [job for job in self._studio.jobs.list() if job.kind == JobKind.TRAIN and job.name.startswith(NAME)]
+        succeeded = [job for job in jobs if job.status == JobStatus.SUCCEEDED]
+        job = next(iter(succeeded or jobs), None)
+        adapter = next((row for row in self._studio.adapters.list() if job and row.job == job.id), None)
         name = adapter.name if adapter else ""
         return {
             "dataset": dataset,
@@ -44,14 +45,15 @@ class Demo:
     def add(self) -> Dataset:
         return self._studio.datasets.add(DEMO.train_path, name=NAME)
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> JobDetail:
         data = self._needed("dataset", "Add the demo rows first.")["id"]
         # after a failed try the name is taken; the next one gets a number
         name = NAME if self.state()["job"] is None else None
         return self._studio.jobs.submit(data=data, base_model=choices.STARTER, options=DEMO.options, name=name)
 
-    def job(self) -> dict[str, Any]:
-        return self._needed("job", "Train the adapter first.")
+    def job(self) -> Job:
+        job: Job = self._needed("job", "Train the adapter first.")
+        return job
 
     def contestant(self) -> str:
         return f"{choices.STARTER}:{self._needed('adapter', 'Wait for the training to end.')['name']}"
@@ -71,11 +73,11 @@ class Demo:
         talks = [row.messages or [] for row in self._studio.datasets.inspect(HELD_OUT, rows=rows).preview]
         return [{"prompt": talk[0].content, "reference": talk[-1].content} for talk in talks]
 
-    def _needed(self, what: str, fix: str) -> dict[str, Any]:
+    def _needed(self, what: str, fix: str) -> Any:
         found = self.state()[what]
         if found is None:
             raise StudioError("This step of the demo comes later.", fix)
-        return dict(found)
+        return found
 
     def _has_answered(self, contestant: str) -> bool:
         chats = self._studio.chat.conversations()[:CONVERSATIONS_READ]

@@ -12,8 +12,9 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.records import ENDED, Job, JobKind, JobStatus, QueueOverview
 from studio.services import Studio
-from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, measured, pieces, words
+from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, measured, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Frame, go, hidden, stamp, stamp_box
 
@@ -21,7 +22,7 @@ LOG_LINES = 200
 LIVE_S, IDLE_S = 1.5, 6.0
 # what can change of a job
 STAMPED = ("id", "status", "attempt", "progress", "adapter", "stopping", "reason", "priority", "tags", "notes")
-HIDDEN_KINDS = ("compare",)  # shown on their own tab; they end in seconds
+HIDDEN_KINDS = (JobKind.COMPARE,)  # shown on their own tab; they end in seconds
 Update = dict[Any, Any]
 
 
@@ -134,7 +135,7 @@ class JobsTab:
             services[act](job_id)
             return {self._stamp: ""}
         if act == "remedy":
-            return {place.job: jobs.apply_remedy(job_id)["id"], self._stamp: ""}
+            return {place.job: jobs.apply_remedy(job_id).id, self._stamp: ""}
         moves: dict[str, Update] = {
             "open": {place.job: job_id},
             "pick": {place.runs: jobs_compare.toggled(picked, job_id)},
@@ -146,15 +147,15 @@ class JobsTab:
 
     def compared(self, job_id: str) -> Update:
         """To the comparison that the report has filled."""
-        return {self._page.tabs: go("compare"), self._page.place.comparison: self._studio.reports.show(job_id)["comparison"]}
+        return {self._page.tabs: go("compare"), self._page.place.comparison: self._studio.reports.show(job_id).comparison}
 
     def write(self, job_id: str, tags: str, note: str) -> Update:
         """Keep the tags and the note of the job that the fields belong to."""
         wanted = [tag.strip() for tag in tags.split(",") if tag.strip()]
-        before = self._studio.jobs.show(job_id)["tags"]
+        before = self._studio.jobs.show(job_id).tags
         self._studio.jobs.tag(job_id, wanted, remove=[tag for tag in before if tag not in wanted])
         job = self._studio.jobs.note(job_id, note)
-        return {self.notice: pieces.said(f"Kept with {job['name']}."), self._stamp: ""}
+        return {self.notice: pieces.said(f"Kept with {job.name}."), self._stamp: ""}
 
     # what is shown
 
@@ -163,20 +164,23 @@ class JobsTab:
 
     def look(self, job_id: str, picked: str, search: str, smooth: bool, shown: str, written: str) -> Any:
         """Show the rows as they are now; nothing is sent when nothing moved."""
-        every = [job for job in self._studio.jobs.list() if job["kind"] not in HIDDEN_KINDS]
+        every = [job for job in self._studio.jobs.list() if job.kind not in HIDDEN_KINDS]
         overview = self._studio.jobs.overview()
-        chosen = next((job for job in every if job_id in (job["id"], job["name"])), every[0] if every else None)
-        minutes = [int((job["ends_at"] or 0) // 60) for job in every if job["status"] == "QUEUED"]
-        report = self._studio.reports.latest(chosen["id"]) if chosen and chosen["kind"] == "train" else None
-        told = report and (report["status"], report["progress"]["step"])
-        parts = (chosen and chosen["id"], told, picked, search, smooth, minutes, overview["paused"])
-        now = stamp(*parts, [[job[key] for key in STAMPED] for job in every])
+        chosen = next((job for job in every if job_id in (job.id, job.name)), every[0] if every else None)
+        minutes = [int((job.ends_at or 0) // 60) for job in every if job.status == JobStatus.QUEUED]
+        report = None
+        if chosen and chosen.kind == JobKind.TRAIN:
+            report = self._studio.reports.latest(chosen.id)
+        told = report and (report.status, report.progress.step)
+        parts = (chosen and chosen.id, told, picked, search, smooth, minutes, overview.paused)
+        now = stamp(*parts, [[getattr(job, key) for key in STAMPED] for job in every])
         if now == shown:
             return gr.skip()
-        live = any(job["status"] not in words.FINAL for job in (*every, *([report] if report else [])))
-        update: Update = {self._stamp: now, self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
-        if chosen and chosen["id"] != job_id:
-            update[self._page.place.job] = chosen["id"]
+        statuses = {job.status for job in every} | {report.status for report in [report] if report}
+        pace = IDLE_S if statuses <= ENDED else LIVE_S
+        update: Update = {self._stamp: now, self._timer: gr.Timer(pace)}
+        if chosen and chosen.id != job_id:
+            update[self._page.place.job] = chosen.id
         looks = self._show_runs(update, picked)
         self._show_queue(update, every, overview, search, picked, looks, chosen)
         if not jobs_compare.is_on(picked):
@@ -195,9 +199,9 @@ class JobsTab:
         data: Mapping[str, Any] = {"jobs": [], "sentence": jobs_compare.HINT}
         drawn = ""
         try:
-            if len(wanted) > 1 or (wanted and self._studio.jobs.show(wanted[0])["kind"] == "sweep"):
+            if len(wanted) > 1 or (wanted and self._studio.jobs.show(wanted[0]).kind == JobKind.SWEEP):
                 compared = self._studio.jobs.compare(wanted)
-                looks = jobs_compare.looks(picked, compared["jobs"])
+                looks = jobs_compare.looks(picked, compared.jobs)
                 data = jobs_compare.beside(compared, looks)
         except StudioError as exc:
             drawn = pieces.notice(exc)
@@ -207,12 +211,12 @@ class JobsTab:
     def _show_queue(
         self,
         update: Update,
-        every: list[dict[str, Any]],
-        overview: Mapping[str, Any],
+        every: list[Job],
+        overview: QueueOverview,
         search: str,
         picked: str,
         looks: Mapping[str, str],
-        chosen: dict[str, Any] | None,
+        chosen: Job | None,
     ) -> None:
         if not every:
             update[self.queue] = ""
@@ -221,18 +225,20 @@ class JobsTab:
         update[self.queue] = pieces.piece(
             "queue",
             sentence=jobs_queue.sentence(overview, time.time()),
-            paused=overview["paused"],
-            busy=bool(overview["queued"] or overview["running"]),
+            paused=overview.paused,
+            busy=bool(overview.queued or overview.running),
             picking=jobs_compare.is_on(picked),
-            comparable=sum(job["kind"] in jobs_queue.COMPARABLE for job in every) > 1,
+            comparable=sum(job.kind in jobs_queue.COMPARABLE for job in every) > 1,
         )
-        found = {job["id"] for job in self._studio.jobs.list(search=search)} if search.strip() else {job["id"] for job in every}
-        listed = [job for job in every if job["id"] in found]
+        listed = every
+        if search.strip():
+            found = {job.id for job in self._studio.jobs.list(search=search)}
+            listed = [job for job in every if job.id in found]
         update[self.list] = pieces.piece(
-            "jobs", groups=jobs_queue.groups(listed, looks), selected=chosen and chosen["id"], picking=jobs_compare.is_on(picked)
+            "jobs", groups=jobs_queue.groups(listed, looks), selected=chosen and chosen.id, picking=jobs_compare.is_on(picked)
         )
 
-    def _show_job(self, update: Update, chosen: dict[str, Any] | None, smooth: bool, written: str) -> None:
+    def _show_job(self, update: Update, chosen: Job | None, smooth: bool, written: str) -> None:
         is_there = chosen is not None
         update |= {self.words_place: gr.Accordion(visible=is_there), self.log_place: gr.Accordion(visible=is_there)}
         if chosen is None:
@@ -242,10 +248,10 @@ class JobsTab:
             update |= dict.fromkeys((self.watched_place, self.report_place, self.more_place), gr.Accordion(visible=False))
             update |= dict.fromkeys((self.next, self.after_end), gr.Row(visible=False))
             return
-        job = self._studio.jobs.show(chosen["id"])
-        curves = self._studio.jobs.curves(job["id"])
+        job = self._studio.jobs.show(chosen.id)
+        curves = self._studio.jobs.curves(job.id)
         drawing, small = chart.loss(curves, smooth=smooth), jobs_watched.small_charts(curves)
-        answered, report = jobs_watched.watched(job["watched"]), measured.report(job.get("report"))
+        answered, report = jobs_watched.watched(job.watched), measured.report(job.report)
         update |= {
             self.head: pieces.piece("job", **jobs_head.head(job)),
             self.actions: pieces.piece("job_actions", **jobs_head.actions(job)),
@@ -255,13 +261,13 @@ class JobsTab:
             self.watched_place: gr.Accordion(visible=bool(answered)),
             self.report: pieces.piece("report", **report) if report else "",
             self.report_place: gr.Accordion(visible=bool(report)),
-            self.open_report: gr.Button(visible=bool(report and report["state"] == "SUCCEEDED")),
+            self.open_report: gr.Button(visible=bool(report and report["state"] == JobStatus.SUCCEEDED)),
             self.more: pieces.piece("small_charts", charts=small),
             self.more_place: gr.Accordion(visible=bool(small)),
-            self.log: pieces.piece("log", text=self._studio.jobs.logs(job["id"], tail_lines=LOG_LINES)),
-            self.next: gr.Row(visible=bool(job["adapter"])),
-            self.after_end: gr.Row(visible=job["kind"] == "train" and job["status"] in words.FINAL),
-            self.again: gr.Button("Change it and train again" if job["adapter"] else "Next: change it and train again"),
+            self.log: pieces.piece("log", text=self._studio.jobs.logs(job.id, tail_lines=LOG_LINES)),
+            self.next: gr.Row(visible=bool(job.adapter)),
+            self.after_end: gr.Row(visible=job.kind == JobKind.TRAIN and job.status in ENDED),
+            self.again: gr.Button("Change it and train again" if job.adapter else "Next: change it and train again"),
         }
-        if written != job["id"]:  # what is being typed stays
-            update |= {self.tags: ", ".join(job["tags"]), self.note: job["notes"], self._written: job["id"]}
+        if written != job.id:  # what is being typed stays
+            update |= {self.tags: ", ".join(job.tags), self.note: job.notes, self._written: job.id}

@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import JsonValue
+
+from studio.records import Job, JobComparison, RunVerdict
 from studio.ui import chart, words
 
 MODE = "pick"
@@ -48,78 +51,87 @@ def toggled(picked: str, job_id: str) -> str:
 
 def look(place: int) -> str:
     """The class of the colour of a place; the ninth run has the first colour again, dashed."""
-    return f"run-{place % COLOURS + 1}" + (" dashed" if place >= COLOURS else "")
+    dashed = " dashed" if place >= COLOURS else ""
+    return f"run-{place % COLOURS + 1}{dashed}"
 
 
-def looks(picked: str, jobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def looks(picked: str, jobs: Sequence[Job]) -> dict[str, str]:
     """The colour of each compared run: its place, or for a run of a sweep the next place that is free."""
     places = slots(picked)
     own = {job_id: place for place, job_id in enumerate(places) if job_id}
-    shown = {job["id"] for job in jobs}
+    shown = {job.id for job in jobs}
     taken = {place for job_id, place in own.items() if job_id in shown or not jobs}
     for job in jobs:
-        if job["id"] not in own:
-            own[job["id"]] = next(place for place in range(len(own) + len(jobs) + len(places)) if place not in taken)
-            taken.add(own[job["id"]])
+        if job.id not in own:
+            own[job.id] = next(place for place in range(len(own) + len(jobs) + len(places)) if place not in taken)
+            taken.add(own[job.id])
     return {job_id: look(place) for job_id, place in own.items()}
 
 
-def beside(compared: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any]:
+def beside(compared: JobComparison, colours: Mapping[str, str]) -> dict[str, Any]:
     """Data of templates/runs.html from the service's answer."""
-    jobs, curves = compared["jobs"], compared["curves"]
-    series = []
-    for job in jobs:
-        held_out = chart.values(curves[job["id"]].get("eval", []), "loss")
-        points = held_out if len(held_out) > 1 else chart.values(curves[job["id"]].get("train", []), "loss")
-        series.append((job, len(held_out) > 1, points))
-    all_held_out = all(is_held_out for _, is_held_out, _ in series)
-    if not all_held_out:  # like is compared with like
-        series = [(job, False, chart.values(curves[job["id"]].get("train", []), "loss")) for job in jobs]
-    what = f"Loss on {'held-out' if all_held_out else 'training'} rows, lower is better"
-    drawn = chart.lines([chart.Series(job["name"], colours[job["id"]], points) for job, _, points in series], what)
+    jobs = compared.jobs
+    curves = [compared.curves[job.id] for job in jobs]
+    series, what = [chart.values(one.eval, "loss") for one in curves], "held-out"
+    if any(len(points) < 2 for points in series):  # like is compared with like
+        series, what = [chart.values(one.train, "loss") for one in curves], "training"
+    drawn = [chart.Series(job.name, colours[job.id], points) for job, points in zip(jobs, series, strict=True)]
     return {
-        "jobs": [{**job, "look": colours[job["id"]]} for job in jobs],
-        "overlay": drawn,
+        "jobs": [{**dict(job), "look": colours[job.id]} for job in jobs],
+        "overlay": chart.lines(drawn, f"Loss on {what} rows, lower is better"),
         "parts": [
-            ("What came out", [*_results(jobs, compared["results"]), *_judged(jobs, compared["judged"])]),
-            ("What differs", _differences(compared["differences"])),
+            ("What came out", [*_results(jobs, compared.results), *_judged([compared.judged[job.id] for job in jobs])]),
+            ("What differs", _differences(compared.differences)),
         ],
-        "same": "" if compared["differences"] else "Every option is the same in these runs.",
+        "same": "" if compared.differences else "Every option is the same in these runs.",
         "sentence": "",
     }
 
 
-def _results(jobs: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    rows = [("state", [words.STATUS_WORDS[job["status"]] for job in jobs])]
-    rows.append(("took", [words.elapsed(job["started_at"], job["ended_at"]) or "-" for job in jobs]))
+def _results(jobs: Sequence[Job], results: Mapping[str, Mapping[str, JsonValue]]) -> list[tuple[str, list[str]]]:
+    rows = [("state", [words.STATUS_WORDS[job.status] for job in jobs])]
+    rows.append(("took", [words.elapsed(job.started_at, job.ended_at) or "-" for job in jobs]))
     for key, label in RESULTS:
-        found = [results[job["id"]].get(key) for job in jobs]
+        found = [results[job.id].get(key) for job in jobs]
         if any(isinstance(value, (int, float)) for value in found):
             rows.append((label, [_number(value) for value in found]))
     return rows
 
 
-def _judged(jobs: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
+def _judged(verdicts: Sequence[RunVerdict | None]) -> list[tuple[str, list[str]]]:
     """What a judge has said, where one has looked; which judge, where they differ."""
-    seen = [verdicts.get(job["id"]) for job in jobs]
-    if not any(seen):
+    if not any(verdicts):
         return []
-    rates = ["-" if one is None else words.share(one["win_rate"]) + _interval(one["ci95"]) for one in seen]
-    where = ["-" if one is None else f"{one['judge']}, {one['comparison']}" for one in seen]
-    return [("win rate when judged", rates), ("judge, comparison", where)]
+    return [
+        ("win rate when judged", [_rate(verdict) for verdict in verdicts]),
+        ("judge, comparison", [_whose(verdict) for verdict in verdicts]),
+    ]
 
 
-def _interval(ends: Sequence[float] | None) -> str:
-    return f" ({words.share(ends[0])} to {words.share(ends[1])})" if ends else ""
+def _rate(verdict: RunVerdict | None) -> str:
+    if verdict is None:
+        return "-"
+    rate = words.share(verdict.win_rate)
+    if verdict.ci95:
+        rate += f" ({words.share(verdict.ci95[0])} to {words.share(verdict.ci95[1])})"
+    return rate
 
 
-def _differences(differences: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[str]]]:
-    return [(key, [_told(value) for value in values]) for key, values in differences.items()]
+def _whose(verdict: RunVerdict | None) -> str:
+    return "-" if verdict is None else f"{verdict.judge}, {verdict.comparison}"
 
 
-def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else "-"
+def _differences(differences: Mapping[str, Sequence[JsonValue]]) -> list[tuple[str, list[str]]]:
+    return [(key, [_option(value) for value in values]) for key, values in differences.items()]
 
 
-def _told(value: Any) -> str:
-    return value or "-" if isinstance(value, str) else "-" if value is None else json.dumps(value)
+def _number(value: JsonValue) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) else "-"
+
+
+def _option(value: JsonValue) -> str:
+    if value is None or value == "":
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value)

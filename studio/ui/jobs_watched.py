@@ -5,58 +5,63 @@ Knows nothing of gradio: what the service has of a job in, data of templates/wat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from studio.records import Curves, MetricPoint, Samples, WatchedTraining
 from studio.ui import chart
 
 SHOWN_ANSWERS = 4  # of one question, beside the base's
 GIB = 1024**3
 MEASURES = (("learning_rate", "Learning rate"), ("grad_norm", "Size of the gradient before clipping (grad norm)"))
-Rows = list[dict[str, Any]]
 
 
-def watched(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Data of the piece; None while nothing was answered."""
-    if not found or not (found["samples"] or found["rows"]):
+def watched(found: WatchedTraining | None) -> dict[str, Any] | None:
+    """Data of the template; None while nothing was answered."""
+    if found is None or not (found.samples or found.rows):
         return None
-    rows = found["rows"] or {}
-    ends = [("Held-out rows it knows best", rows.get("best")), ("Held-out rows it knows least", rows.get("worst"))]
+    ends = []
+    if found.rows:
+        ends = [("Held-out rows it knows best", found.rows.best), ("Held-out rows it knows least", found.rows.worst)]
     return {
-        "questions": _questions(found["samples"]) if found["samples"] else [],
+        "questions": found.samples and _questions(found.samples),
         "ends": [(title, part) for title, part in ends if part],
-        "judged": rows.get("judged"),
-        "advice": (found["drift"] or {}).get("advice", ""),
+        "judged": found.rows and found.rows.judged,
+        "advice": found.drift and found.drift.advice,
     }
 
 
-def _questions(samples: Mapping[str, Any]) -> Rows:
+def _questions(samples: Samples) -> list[dict[str, Any]]:
     found = []
-    for place, row in enumerate(samples["rows"]):
-        said = _merged([(look["step"], look["answers"][place]) for look in samples["looks"] if place < len(look["answers"])])
-        answers = [("base", samples["base"][place])] if place < len(samples["base"]) else []
-        found.append({**row, "answers": [*answers, *said[-SHOWN_ANSWERS:]]})
+    for place, row in enumerate(samples.rows):
+        answers = [("base", text) for text in samples.base[place : place + 1]]
+        said = _merged([(look.step, look.answers[place]) for look in samples.looks if place < len(look.answers)])
+        found.append({**dict(row), "answers": [*answers, *said[-SHOWN_ANSWERS:]]})
     return found
 
 
 def _merged(said: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
     """An answer that stays the same over several looks is shown once."""
-    runs: list[list[Any]] = []
+    runs: list[tuple[int, int, str]] = []
     for step, text in said:
+        first = step
         if runs and runs[-1][2] == text:
-            runs[-1][1] = step
-        else:
-            runs.append([step, step, text])
-    return [(f"step {first}" if first == last else f"steps {first} to {last}", text) for first, last, text in runs]
+            first = runs.pop()[0]
+        runs.append((first, step, text))
+    return [(_steps(first, last), text) for first, last, text in runs]
 
 
-def small_charts(curves: Mapping[str, Rows]) -> list[dict[str, Any]]:
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def small_charts(curves: Curves) -> list[dict[str, Any]]:
     """The curves beside the loss, those that have points."""
-    train, machine = curves["train"], curves.get("machine", [])
+    train, machine = curves.train, curves.machine
     drawn = [_one(title, chart.values(train, key)) for key, title in MEASURES]
     drawn.append(_one("Speed: tokens per second", chart.speed(train)))
     drifted = "Drift from the base on general questions: above 0 it forgets (nats per token)"
-    drawn.append(_one(drifted, chart.values(curves.get("drift", []), "drift")))
+    drawn.append(_one(drifted, chart.values(curves.drift, "drift")))
     drawn.append(_memory("GPU memory (GiB): training thin, whole GPU bold", machine, "torch_bytes", "device_bytes"))
     drawn.append(_one("GPU use (1 is all of it)", chart.values(machine, "device_use")))
     drawn.append(_memory("Memory (GiB): training thin, whole machine bold", machine, "process_bytes", "host_bytes"))
@@ -68,6 +73,6 @@ def _one(title: str, points: list[chart.Point]) -> dict[str, Any] | None:
     return chart.lines([chart.Series("", "train", points)], title)
 
 
-def _memory(title: str, rows: Rows, own: str, whole: str) -> dict[str, Any] | None:
+def _memory(title: str, rows: Sequence[MetricPoint], own: str, whole: str) -> dict[str, Any] | None:
     series = [(own, "training", "train"), (whole, "all", "eval")]
     return chart.lines([chart.Series(name, look, [(s, v / GIB) for s, v in chart.values(rows, key)]) for key, name, look in series], title)

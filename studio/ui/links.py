@@ -114,8 +114,8 @@ def job_to_train(page: BuiltPage) -> None:
 
     def set_up_again(job_id: str) -> Update:
         job = page.studio.jobs.show(job_id)
-        chosen = _data_and_base(page.studio, train, job["data"], job["base_model"])
-        return {page.tabs: go("train"), **chosen, **train.form.filled(job["config"])}
+        chosen = _data_and_base(page.studio, train, job.data, job.base_model)
+        return {page.tabs: go("train"), **chosen, **train.form.filled(job.config)}
 
     _from_job(page, jobs.again, set_up_again, [page.tabs, train.data, train.base_model, *train.form.fields])
 
@@ -197,7 +197,7 @@ def _from_job(page: BuiltPage, button: gr.Button, open_tab: Callable[[str], Upda
     button.click(tells(notice)(open_tab), inputs=[page.place.job], outputs=[notice, *outputs], **QUIET)
 
 
-def _data_and_base(studio: Studio, train: TrainTab, dataset_id: str, base_model: str | None) -> Update:
+def _data_and_base(studio: Studio, train: TrainTab, dataset_id: str | None, base_model: str | None) -> Update:
     return {
         train.data: choices.update(choices.datasets(studio), dataset_id),
         train.base_model: choices.update(choices.base_models(studio), base_model),
@@ -205,4 +205,4 @@ def _data_and_base(studio: Studio, train: TrainTab, dataset_id: str, base_model:
 
 
 def _adapter(studio: Studio, job_id: str) -> Adapter:
-    return studio.adapters.show(studio.jobs.show(job_id)["adapter"])
+    return studio.adapters.show(studio.jobs.show(job_id).adapter or "")

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.evaluation.metrics import Display, Metric, shown_on
-from studio.records import AnswerFigures
+from studio.records import AnswerFigures, JobStatus, Report
 from studio.ui import words
 
-WAITING = {
-    "QUEUED": "waits for the engine and for trainings that run: it takes the device from none",
-    "RUNNING": "base and adapter answer rows that the training never saw",
-    "PAUSED": "set aside",
+WAITING_FOR = {
+    JobStatus.QUEUED: "waits for the engine and for trainings that run: it takes the device from none",
+    JobStatus.RUNNING: "base and adapter answer rows that the training never saw",
+    JobStatus.PAUSED: "set aside",
 }
 
 
@@ -56,41 +56,44 @@ def _figure(value: float | None) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def report(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def report(found: Report | None) -> dict[str, Any] | None:
     """Data of templates/report.html; None where a training has no report."""
     if found is None:
         return None
-    step, steps = found["progress"]["step"] or 0, found["progress"]["max_steps"] or 0
     shown = {
-        "state": found["status"],
-        "waiting": WAITING.get(found["status"], ""),
-        "part": step / steps if steps else 0.0,
-        "reason": found["reason"],
-        "fix": found["fix"],
+        "state": found.status,
+        "waiting": WAITING_FOR.get(found.status, ""),
+        "part": words.part(found.progress) or 0.0,
+        "reason": found.reason,
+        "fix": found.fix,
     }
-    if "metrics" not in found:
+    if found.metrics is None:
         return {**shown, "columns": []}
-    judged, counts = found["judge"], found["counts"]
-    wins = []
-    if judged and judged["win_rate"] is not None:
-        low, high = judged["ci95"]
-        text = f"wins {words.share(judged['win_rate'])} ({words.share(low)} to {words.share(high)})"
-        wins = [{"name": found["adapter"], "share": judged["win_rate"], "low": low, "high": high, "text": text}]
-    ends = [("It wins", found["wins"]), ("It loses", found["losses"])]
-    figures = {name: AnswerFigures(**row) for name, row in found["metrics"].items()}
-    names = {found["base"]: "the base"}
+    ends = [("It wins", found.wins), ("It loses", found.losses)]
+    figures = {name: AnswerFigures.model_validate(row) for name, row in found.metrics.items()}
+    names = {found.base: "the base"}
     return {
         **shown,
-        "sentence": _sentence(found, judged, counts),
-        "wins": wins,
-        "warnings": judged["warnings"] if judged else [],
+        "sentence": _sentence(found),
+        "wins": _wins(found),
+        "warnings": found.judge and found.judge.warnings,
         "ends": [(title, rows) for title, rows in ends if rows],
         **measures(figures, [names.get(name, name) for name in figures]),
     }
 
 
-def _sentence(found: Mapping[str, Any], judged: Mapping[str, Any] | None, counts: Mapping[str, int]) -> str:
-    asked = f"{words.count(found['rows'], 'row')} that the training never saw, answered by the base and by this run."
-    if not judged:
-        return f"{asked} They have no reference, so nobody is judged: open it in Compare and choose a judge."
-    return f"{asked} By the {judged['judge']} judge it won {counts['wins']}, lost {counts['losses']}, {counts['ties']} were equal."
+def _wins(found: Report) -> list[dict[str, Any]]:
+    judged = found.judge
+    if judged is None or judged.win_rate is None or judged.ci95 is None:
+        return []
+    low, high = judged.ci95
+    text = f"wins {words.share(judged.win_rate)} ({words.share(low)} to {words.share(high)})"
+    return [{"name": found.adapter, "share": judged.win_rate, "low": low, "high": high, "text": text}]
+
+
+def _sentence(found: Report) -> str:
+    asked = f"{words.count(found.rows, 'row')} that the training never saw, answered by the base and by this run."
+    counts = found.counts
+    if found.judge is None or counts is None:
+        return f"{asked} They have no reference, so no judge was asked: open it in Compare and choose one."
+    return f"{asked} By the {found.judge.judge} judge it won {counts.wins}, lost {counts.losses}, {counts.ties} were equal."

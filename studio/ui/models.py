@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import NotFoundError, StudioError
-from studio.records import ComparisonSummary, Dataset
+from studio.records import ComparisonSummary, Dataset, JobDetail
 from studio.services import Studio
 from studio.ui import exports, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
@@ -149,15 +149,15 @@ class ModelsTab:
             comparisons=[row for row in self._studio.comparisons.list() if name in _contestants(row)],
         )
 
-    def _job(self, job_id: str | None) -> dict[str, Any] | None:
+    def _job(self, job_id: str | None) -> JobDetail | None:
         try:
             return self._studio.jobs.show(job_id) if job_id else None
         except NotFoundError:
             return None
 
-    def _dataset(self, job: dict[str, Any] | None) -> Dataset | None:
+    def _dataset(self, job: JobDetail | None) -> Dataset | None:
         try:
-            return self._studio.datasets.show(job["data"]) if job and job.get("data") else None
+            return self._studio.datasets.show(job.data) if job and job.data else None
         except NotFoundError:
             return None
 

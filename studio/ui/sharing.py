@@ -14,9 +14,9 @@ def sentence(strip: dict[str, Any]) -> str:
     lease, loaded = engine.yielded, engine.loaded
     if lease is None:
         return ""
-    job = next((row for row in strip["running"] if row["name"] == lease.job), None)
     trains = f"{lease.job} trains"
-    if job and (left := words.left(job["progress"]["eta_s"])):
+    eta_s = next((job.progress.eta_s for job in strip["running"] if job.name == lease.job), None)
+    if left := words.left(eta_s):
         trains += f" ({left})"
     on_gpu = strip["device_kind"] != "cpu"
     if loaded and on_gpu and loaded.device == "cpu":

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.records import ENDED, UNSUCCESSFUL, Job, JobStatus
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.demo import Demo
@@ -68,7 +69,7 @@ class StartTab:
         if stamp(told) == shown:
             return gr.skip()
         job = state["job"]
-        live = job is not None and job["status"] not in words.FINAL
+        live = job is not None and job.status not in ENDED
         return {self.steps: pieces.piece("steps", steps=told), self._shown: stamp(told), self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
 
     def _acting(self, contestant: gr.Dropdown, message: gr.Textbox) -> Any:
@@ -79,9 +80,9 @@ class StartTab:
                 case "add":
                     self._demo.add()
                 case "train":
-                    return {tabs: go("jobs"), place.job: self._demo.train()["id"]}
+                    return {tabs: go("jobs"), place.job: self._demo.train().id}
                 case "watch":
-                    return {tabs: go("jobs"), place.job: self._demo.job()["id"]}
+                    return {tabs: go("jobs"), place.job: self._demo.job().id}
                 case "chat":
                     who = self._demo.contestant()
                     filled = gr.Dropdown(choices=[(who, who)], value=[who])
@@ -127,22 +128,17 @@ def steps(state: dict[str, Any]) -> list[dict[str, Any]]:
             "text": text,
             "button": "" if (act in ("add", "train") and done[n]) or not possible[n] else button,
             "state": "done" if done[n] else "now" if all(done[:n]) else "later",
-            "part": _part(job) if act == "watch" and job and not done[n] else None,
+            "part": words.part(job.progress) if act == "watch" and job and not done[n] else None,
         }
         for n, (act, title, button, text) in enumerate(told)
     ]
 
 
-def _progress(job: dict[str, Any] | None) -> str:
-    if job is None or job["status"] == "SUCCEEDED":
+def _progress(job: Job | None) -> str:
+    if job is None or job.status == JobStatus.SUCCEEDED:
         return "The loss falls while it learns; you may close the page meanwhile."
-    if job["status"] in ("FAILED", "CANCELLED"):
-        return f"{words.STATUS_WORDS[job['status']].capitalize()}: {job['reason'] or 'stopped by you'}. Train it again."
-    progress = job["progress"]
-    share = words.share((progress["step"] or 0) / progress["max_steps"]) if progress["max_steps"] else words.STATUS_WORDS[job["status"]]
-    return " · ".join(item for item in (share, words.left(progress["eta_s"])) if item)
-
-
-def _part(job: dict[str, Any]) -> float | None:
-    progress = job["progress"]
-    return (progress["step"] or 0) / progress["max_steps"] if progress["max_steps"] else None
+    if job.status in UNSUCCESSFUL:
+        return f"{words.STATUS_WORDS[job.status].capitalize()}: {job.reason or 'stopped by you'}. Train it again."
+    part = words.part(job.progress)
+    share = words.STATUS_WORDS[job.status] if part is None else words.share(part)
+    return " · ".join(item for item in (share, words.left(job.progress.eta_s)) if item)

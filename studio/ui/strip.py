@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.records import EngineStatus
+from studio.records import EngineStatus, Job
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady
@@ -70,11 +70,10 @@ def _chip(icon: str, text: str, tab: str, *, tone: str = "plain", job: str = "",
     return {"icon": icon, "text": text, "tab": tab, "tone": tone, "job": job, "part": part}
 
 
-def _running(job: dict[str, Any]) -> dict[str, Any]:
-    progress = job["progress"]
-    part = (progress["step"] or 0) / progress["max_steps"] if progress["max_steps"] else None
-    text = " · ".join(item for item in (f"running {job['name']}", words.share(part), words.left(progress["eta_s"])) if item)
-    return _chip("run", text, "jobs", tone="running", job=job["id"], part=part)
+def _running(job: Job) -> dict[str, Any]:
+    part = words.part(job.progress)
+    text = " · ".join(item for item in (f"running {job.name}", words.share(part), words.left(job.progress.eta_s)) if item)
+    return _chip("run", text, "jobs", tone="running", job=job.id, part=part)
 
 
 def _engine(engine: EngineStatus) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class TrainTab:
         job = jobs.sweep(**asked, grid=values) if values else jobs.submit(**asked)
         return {
             self._page.tabs: go("jobs"),
-            place.job: job["id"],
+            place.job: job.id,
             place.runs: "",
             self.name: "",
             **dict(zip(self.starting.fields, ("", ""), strict=True)),

@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from jobs.config import parse_assignments
+from studio.records import ENDED, Job, JobKind
 from studio.services import Studio
-from studio.ui import words
 
 AT_ITS_TURN = ""
 
@@ -41,8 +41,10 @@ class Starting:
 
     def enter(self, after: str) -> Any:
         """The trainings that have not ended, and what was chosen, where it is still one of them."""
-        offers = _offers([job for job in self._studio.jobs.list() if job["kind"] == "train" and job["status"] not in words.FINAL])
-        return gr.Dropdown(choices=offers, value=after if after in [value for _, value in offers] else AT_ITS_TURN)
+        offers = _offers([job for job in self._studio.jobs.list() if job.kind == JobKind.TRAIN and job.status not in ENDED])
+        if after not in [value for _, value in offers]:
+            after = AT_ITS_TURN
+        return gr.Dropdown(choices=offers, value=after)
 
     @staticmethod
     def chosen(after: str, grid: str) -> tuple[str | None, dict[str, Any]]:
@@ -51,5 +53,5 @@ class Starting:
         return after or None, parse_assignments(lines)
 
 
-def _offers(jobs: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [("as soon as its turn comes", AT_ITS_TURN), *((job["name"], job["id"]) for job in jobs)]
+def _offers(jobs: list[Job]) -> list[tuple[str, str]]:
+    return [("as soon as its turn comes", AT_ITS_TURN), *((job.name, job.id) for job in jobs)]

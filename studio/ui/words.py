@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from studio.records import JobProgress, JobStatus
+
 STATUS_WORDS = {
-    "QUEUED": "queued",
-    "RUNNING": "running",
-    "PAUSED": "paused",
-    "SUCCEEDED": "done",
-    "FAILED": "failed",
-    "CANCELLED": "cancelled",
+    JobStatus.QUEUED: "queued",
+    JobStatus.RUNNING: "running",
+    JobStatus.PAUSED: "paused",
+    JobStatus.SUCCEEDED: "done",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "cancelled",
 }
-FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 def size(num_bytes: float | None) -> str:
@@ -113,6 +114,13 @@ def short(contestant: str) -> str:
     if contestant.startswith(("file:", "http")):
         return contestant.rpartition("/")[2]
     return contestant
+
+
+def part(progress: JobProgress) -> float | None:
+    """The share of a job's steps that is done, 0 to 1; None while its steps are unknown."""
+    if not progress.max_steps:
+        return None
+    return (progress.step or 0) / progress.max_steps
 
 
 def count(number: int | None, one: str, many: str = "") -> str:

@@ -27,7 +27,7 @@ from jobs.rundir import RunDir
 from studio import settings as studio_settings
 from studio.catalogue import hardware
 from studio.catalogue.demos import DEMOS
-from studio.db import lifecycle
+from studio.records import ENDED
 from studio.services import Studio
 from studio.settings import PACKAGE_ROOT
 from tests.workers import row, wait_for
@@ -71,7 +71,7 @@ def launch(studio: Studio, dataset: str, name: str, **options: Any) -> tuple[flo
     """Seconds from the launch to its first step, and the job."""
     begun = time.time()
     job = studio.jobs.submit(data=dataset, base_model="starter", recipe="qlora-sft", options={**OPTIONS, **options}, name=name)
-    wait_for(lambda: row(studio.db, job["id"]).status in lifecycle.ENDED, timeout=300)
+    wait_for(lambda: row(studio.db, job["id"]).status in ENDED, timeout=300)
     assert row(studio.db, job["id"]).status == "SUCCEEDED", row(studio.db, job["id"]).reason
     events = RunDir(Path(job["run_dir"])).attempt(1).read_events(0)[0]
     return next(event["at"] for event in events if event["type"] == "progress") - begun, job["id"]

@@ -34,8 +34,8 @@ from sqlalchemy import func, select
 from jobs.rundir import RunDir
 from studio import processes, supervisor
 from studio import settings as studio_settings
-from studio.db import lifecycle
 from studio.db.models import AdapterRow, JobRow
+from studio.records import ENDED
 from tests.runs import make_run, open_store, submit
 from tests.servers import clean_environment, free_port, processes_of
 from tests.workers import trainers
@@ -125,7 +125,7 @@ class Storm:
             return session.get_one(JobRow, job_id)
 
     def refill(self) -> None:
-        waiting = sum(self.row(job_id).status not in lifecycle.ENDED for job_id in self.jobs)
+        waiting = sum(self.row(job_id).status not in ENDED for job_id in self.jobs)
         for number in range(len(self.jobs), len(self.jobs) + WAITING - waiting):
             self.jobs.append(submit(self.db, make_run(self.settings.runs / str(number), **OPTIONS), f"job-{number}"))
 
@@ -145,7 +145,7 @@ class Storm:
         """The digest of the adapter that nothing happens to."""
         self.refill()
         first = self.jobs[0]
-        self.wait_for(lambda: self.row(first).status in lifecycle.ENDED, LIMIT_S)
+        self.wait_for(lambda: self.row(first).status in ENDED, LIMIT_S)
         return self.digest(first)
 
     def digest(self, job_id: str) -> str:
@@ -171,7 +171,7 @@ class Storm:
 
     def scene(self) -> str:
         """What is there when something is not: the parts, and the jobs that have not ended."""
-        jobs = [f"{job.name} {job.status} attempt {job.attempt}" for job in map(self.row, self.jobs) if job.status not in lifecycle.ENDED]
+        jobs = [f"{job.name} {job.status} attempt {job.attempt}" for job in map(self.row, self.jobs) if job.status not in ENDED]
         return f"parts {sorted(self.members())}, jobs {jobs}, page answers {self._answers()}, kills {dict(self.kills)}; home {self.home}"
 
     def strike(self) -> None:
@@ -211,7 +211,7 @@ class Storm:
         """Kept steps of all trainings together, and one for each that has ended: it only rises."""
         with self.db.read() as session:
             kept = session.scalar(select(func.sum(JobRow.checkpoint_step)).where(JobRow.kind == "train")) or 0
-            ended = session.scalar(select(func.count()).where(JobRow.kind == "train", JobRow.status.in_(lifecycle.ENDED))) or 0
+            ended = session.scalar(select(func.count()).where(JobRow.kind == "train", JobRow.status.in_(ENDED))) or 0
         return kept + ended
 
     def moves(self) -> tuple[int, int]:
@@ -239,7 +239,7 @@ class Storm:
         seconds = time.monotonic() - begun
         for job_id in self.jobs:
             with contextlib.suppress(TimeoutError):
-                self.wait_for(lambda job_id=job_id: self.row(job_id).status in lifecycle.ENDED, LIMIT_S)  # type: ignore[misc]
+                self.wait_for(lambda job_id=job_id: self.row(job_id).status in ENDED, LIMIT_S)  # type: ignore[misc]
         ended.set()
         watcher.join()
         return {**self.report(expected, seconds), "asked": kills, "gave_up": gave_up}

@@ -20,6 +20,7 @@ from studio import processes
 from studio.db import lifecycle
 from studio.db.models import JobEventRow
 from studio.db.session import Database
+from studio.records import ENDED
 from studio.settings import Settings
 from tests.chaos import stand_in
 from tests.chaos.fast_worker import LEASE_S
@@ -77,7 +78,7 @@ def test_a_second_worker_takes_over_from_a_frozen_one(settings: Settings, db: Da
                 time.sleep(0.05)
             assert most <= 1
             first.send_signal(signal.SIGCONT)
-            wait_for_status(db, job_id, *lifecycle.ENDED)
+            wait_for_status(db, job_id, *ENDED)
     check_adapter(db, job_id, 40)
     assert kinds(db, job_id).count("started") == 2
 
@@ -94,7 +95,7 @@ def test_a_database_that_is_locked_for_ten_seconds_costs_nothing(settings: Setti
         other.execute("COMMIT")
         other.close()
         for job_id in (running, waiting):
-            wait_for_status(db, job_id, *lifecycle.ENDED)
+            wait_for_status(db, job_id, *ENDED)
     check_adapter(db, running, 40)
     check_adapter(db, waiting, 4)
     assert kinds(db, running).count("started") == kinds(db, waiting).count("started") == 1
@@ -177,7 +178,7 @@ def test_a_trainer_that_is_kept_ready_trains_one_job_and_dies_of_a_kill_as_any_o
         (another,) = wait_for(lambda: [child for child in psutil.Process(process.pid).children() if child.pid != ready.pid])
         ready.kill()
         assert wait_for(lambda: row(db, job_id).pid not in (None, ready.pid) and row(db, job_id).pid) == another.pid
-        wait_for_status(db, job_id, *lifecycle.ENDED)
+        wait_for_status(db, job_id, *ENDED)
     check_adapter(db, job_id, 40)
     log = RunDir(settings.runs / "run").attempt(1).path
     assert not (log / "ballast").exists() or row(db, job_id).attempt == 2

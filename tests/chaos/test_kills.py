@@ -16,6 +16,7 @@ from jobs.rundir import sha256
 from studio.db import lifecycle
 from studio.db.models import AdapterRow, JobEventRow, JobRow, MetricRow
 from studio.db.session import Database
+from studio.records import ENDED
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
 from tests.workers import row, trainers, wait_for, wait_for_status, worker
@@ -63,7 +64,7 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
     options = {**OPTIONS, "recipe": "qlora-sft"}
     unbroken = submit(db, make_run(settings.runs / "unbroken", **options), "unbroken")
     with worker():
-        wait_for_status(db, unbroken, *lifecycle.ENDED)
+        wait_for_status(db, unbroken, *ENDED)
         assert row(db, unbroken).status == "SUCCEEDED"
         killed = submit(db, make_run(settings.runs / "killed", **options), "killed")
         step = 0
@@ -75,7 +76,7 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
         os.kill(int((job.owner or "").split(":")[2]), signal.SIGKILL)
         wait_for(lambda: not trainers(settings.runs))
     with worker():
-        job = wait_for_status(db, killed, *lifecycle.ENDED)
+        job = wait_for_status(db, killed, *ENDED)
     assert (job.status, job.reason) == ("SUCCEEDED", "")
     assert job.attempt == KILLS + 2
     assert adapter_sha256(db, killed) == adapter_sha256(db, unbroken) == sha256(settings.runs / "killed/adapter/adapter_model.safetensors")

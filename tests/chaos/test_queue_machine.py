@@ -25,9 +25,10 @@ from sqlalchemy import func, select, update
 from jobs import queue
 from jobs.rundir import RunDir
 from studio import settings as studio_settings
-from studio.db import lifecycle
+from studio.db import lifecycle, queue_order
 from studio.db.models import JobRow, MetricRow
 from studio.errors import StudioError
+from studio.records import ENDED
 from tests.chaos import stand_in
 from tests.runs import open_store, submit
 from tests.workers import row, trainers, wait_for
@@ -70,13 +71,13 @@ class QueueMachine(RuleBasedStateMachine):
         job_id = submit(self.db, stand_in.make(self.settings.runs / str(number), steps), f"job-{number}")
         self.steps[job_id] = steps
         if is_rung:
-            queue.ring(self.settings.queue_path, "gpu", job_id)
+            queue.notify(self.settings.queue_path, "gpu")
         return job_id
 
     @rule(job=jobs, times=integers(1, 5))
     def ring(self, job: str, times: int) -> None:
         for _ in range(times):
-            queue.ring(self.settings.queue_path, "gpu", job)
+            queue.notify(self.settings.queue_path, "gpu")
 
     @rule()
     def lose_all_messages(self) -> None:
@@ -107,12 +108,12 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(job=jobs, priority=integers(-2, 2))
     def move(self, job: str, priority: int) -> None:
         with contextlib.suppress(StudioError), self.db.write() as session:
-            lifecycle.move(session, job, priority)
+            queue_order.move(session, job, priority)
 
     @rule(is_paused=booleans())
     def pause_or_resume_the_queue(self, is_paused: bool) -> None:
         with self.db.write() as session:
-            (lifecycle.pause_queue if is_paused else lifecycle.resume_queue)(session, "gpu")
+            (queue_order.pause_queue if is_paused else queue_order.resume_queue)(session, "gpu")
 
     @rule()
     def kill_trainer(self) -> None:
@@ -171,7 +172,7 @@ class QueueMachine(RuleBasedStateMachine):
     def finish(self) -> None:
         """Let everything that may run, run; then every job has the end that it has earned."""
         with self.db.write() as session:
-            lifecycle.resume_queue(session, "gpu")
+            queue_order.resume_queue(session, "gpu")
         begun = time.monotonic()
         for job_id, steps in self.steps.items():
             wait_for(lambda job_id=job_id: self.has_ended(job_id), timeout=STUCK_S + 2 * sum(self.steps.values()))  # type: ignore[misc]
@@ -183,7 +184,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.at_most_one_trains()
         if row(self.db, job_id).status == "PAUSED" or row(self.db, job_id).cancel == "pause":
             self.resume(job_id)
-        return row(self.db, job_id).status in lifecycle.ENDED
+        return row(self.db, job_id).status in ENDED
 
     def check_end(self, job_id: str, steps: int) -> None:
         job = row(self.db, job_id)

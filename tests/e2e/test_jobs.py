@@ -159,9 +159,9 @@ def diverged(home: Path) -> None:
     rows = "\n".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}' for n in range(12))
     opened.datasets.add_text(rows, name="numbers")
     job = opened.jobs.submit(data="numbers", base_model="starter", name="wild", options={"max_steps": 3, "learning_rate": 0.003})
-    failure = explain(DivergedError("loss", 2), JobConfig.model_validate(opened.jobs.show("wild")["config"]))
+    failure = explain(DivergedError("loss", 2), JobConfig.model_validate(opened.jobs.show("wild").config))
     with opened.db.write() as session:
-        held = lifecycle.claim(session, job["id"], "us", "device:0")
+        held = lifecycle.claim(session, job.id, "us", "device:0")
         assert held
         lifecycle.finish(session, held, "FAILED", failure.reason, failure.fix, cause=failure.cause, remedy=failure.remedy)
     opened.db.dispose()
@@ -179,5 +179,5 @@ def test_a_failure_is_explained_and_its_button_starts_again_with_the_fix(browser
         expect(page.locator("#job-head h2")).to_contain_text("wild-2")
         expect(page.locator("#jobs-list .name", has_text="wild-2")).to_be_visible()
     again = Studio.open(studio_settings.load({"STUDIO_HOME": str(tmp_path / "home")}))
-    assert (again.jobs.show("wild-2")["config"]["learning_rate"], again.jobs.show("wild")["status"]) == (0.001, "FAILED")
+    assert (again.jobs.show("wild-2").config["learning_rate"], again.jobs.show("wild").status) == (0.001, "FAILED")
     again.db.dispose()

@@ -74,7 +74,7 @@ def test_a_training_waits_for_another_and_a_grid_becomes_a_sweep(browser: Browse
         page.get_by_role("button", name="Start training").click()
         expect(page.locator("#job-head h2")).to_contain_text("grid")
         expect(page.locator("#job-head")).to_contain_text("0 of 4 runs done")
-    configs = [opened.jobs.show(job["id"])["config"] for job in opened.jobs.list() if job["parent"]]
+    configs = [opened.jobs.show(job.id).config for job in opened.jobs.list() if job.parent]
     tried = {(config["learning_rate"], config["lora"]["r"]) for config in configs}
     opened.db.dispose()
     assert tried == {(0.001, 4), (0.001, 8), (0.0001, 4), (0.0001, 8)}

@@ -68,7 +68,7 @@ def test_what_cannot_be_read_does_not_hide_the_other_reasons(studio: Studio) -> 
 
 def test_nothing_to_hold_out_is_refused(studio: Studio) -> None:
     assert "Set test_size=0" in refused(studio, "one", "lora-sft")
-    assert studio.jobs.submit(data="one", base_model="starter", recipe="lora-sft", options={"test_size": 0})["status"] == "QUEUED"
+    assert studio.jobs.submit(data="one", base_model="starter", recipe="lora-sft", options={"test_size": 0}).status == "QUEUED"
 
 
 def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(studio: Studio) -> None:
@@ -78,12 +78,12 @@ def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(s
     for one in found:
         options |= one.change
     assert studio.jobs.launcher.refusals("pairs", "starter", "lora-sft", options) == []
-    assert studio.jobs.submit(data="pairs", base_model="starter", recipe="lora-sft", options=options)["status"] == "QUEUED"
+    assert studio.jobs.submit(data="pairs", base_model="starter", recipe="lora-sft", options=options).status == "QUEUED"
 
 
 def test_a_length_nobody_asked_for_is_that_of_the_model(studio: Studio) -> None:
     job = studio.jobs.submit(data="plain", base_model="starter")
-    assert studio.jobs.show(job["id"])["config"]["max_length"] == 512
+    assert studio.jobs.show(job.id).config["max_length"] == 512
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jobs.conclusion import conclude
 from jobs.follow_up import AUTOMATIC
 from jobs.light import LightContext
 from jobs.outcome import Outcome
 from jobs.report import Yielding
 from jobs.rundir import RunDir
-from jobs.runner import SLOT, Runner, conclude
+from jobs.runner import SLOT, Runner
 from studio.catalogue.models import tensors
-from studio.db import lifecycle
+from studio.db import lifecycle, queue_order
 from studio.db.models import JobRow
 from studio.errors import StudioError
+from studio.records import JobDetail, JobKind
 from studio.services import Studio
 from studio.settings import Settings
 from tests.engines import KEY, PROJECTIONS, RANK, engine
@@ -60,7 +62,7 @@ def claimed(studio: Studio, name: str, **options: Any) -> tuple[lifecycle.Claim,
     return held, run
 
 
-def succeeded(studio: Studio, name: str = "first", **options: Any) -> dict[str, Any]:
+def succeeded(studio: Studio, name: str = "first", **options: Any) -> JobDetail:
     """A training whose success has been written down."""
     held, run = claimed(studio, name, **options)
     write_adapter(run.adapter)
@@ -71,34 +73,34 @@ def succeeded(studio: Studio, name: str = "first", **options: Any) -> dict[str, 
 
 def waiting(studio: Studio, without: tuple[str, ...] = ()) -> list[str]:
     with studio.db.read() as session:
-        return lifecycle.claimable(session, "light", without=without)
+        return queue_order.claimable(session, "light", without=without)
 
 
 def test_base_and_adapter_answer_rows_that_were_held_out(studio: Studio, tmp_path: Path) -> None:
     job = succeeded(studio)
-    assert job["report"]["status"] == "QUEUED" and [row["name"] for row in studio.jobs.list()] == ["first"]
+    assert job.report.status == "QUEUED" and [row.name for row in studio.jobs.list()] == ["first"]
     with engine(tmp_path / "engine") as running:
         Runner(replace(studio.settings, engine_url=running.url, engine_key=KEY), studio.db, "light").run()
     found = studio.reports.show("first")
 
-    assert found["status"] == "SUCCEEDED", found
-    assert (found["rows"], found["held_out"], found["base"], found["adapter"]) == (4, 4, "base", "first")
-    for figures in found["metrics"].values():
+    assert found.status == "SUCCEEDED", found
+    assert (found.rows, found.held_out, found.base, found.adapter) == (4, 4, "base", "first")
+    for figures in found.metrics.values():
         assert figures["n"] == figures["answers"] == 4 and 0 <= figures["exact_match"] <= 1 and figures["ci95"]["rougeL"]
         assert figures["perplexity"] > 1 and math.isfinite(figures["perplexity"])
-    assert found["judge"]["judge"] == "reference" and found["judge"]["ci95"][0] <= found["judge"]["win_rate"] <= found["judge"]["ci95"][1]
-    assert sum(found["counts"].values()) == 4 and len(found["losses"]) == min(3, found["counts"]["losses"])
-    shown = studio.comparisons.show(found["comparison"])
-    assert {row.contestant for row in shown.answers} == {"base", "first"} and all(row["tokens"] for row in found["metrics"].values())
-    assert studio.preferences.worst(found["comparison"], "first")[:1] or not found["counts"]["losses"]
-    assert studio.jobs.show("first")["report"]["judge"] == found["judge"]
+    assert found.judge.judge == "reference" and found.judge.ci95[0] <= found.judge.win_rate <= found.judge.ci95[1]
+    assert sum(dict(found.counts).values()) == 4 and len(found.losses) == min(3, found.counts.losses)
+    shown = studio.comparisons.show(found.comparison)
+    assert {row.contestant for row in shown.answers} == {"base", "first"} and all(row["tokens"] for row in found.metrics.values())
+    assert studio.preferences.worst(found.comparison, "first")[:1] or not found.counts.losses
+    assert studio.jobs.show("first").report.judge == found.judge
 
 
 def test_it_waits_for_an_engine_and_for_trainings_unless_somebody_asks(studio: Studio) -> None:
-    report = succeeded(studio)["report"]["job"]
-    assert waiting(studio) == [report] and waiting(studio, (lifecycle.REPORT,)) == []
+    report = succeeded(studio).report.job
+    assert waiting(studio) == [report] and waiting(studio, (JobKind.REPORT,)) == []
     Runner(studio.settings, studio.db, "light").run()  # no engine: it stays as it is
-    assert studio.reports.show("first")["status"] == "QUEUED"
+    assert studio.reports.show("first").status == "QUEUED"
 
     claimed(studio, "second")
     with studio.db.write() as session:
@@ -110,7 +112,7 @@ def test_it_waits_for_an_engine_and_for_trainings_unless_somebody_asks(studio: S
 
 
 def test_it_does_not_begin_in_the_moment_between_two_trainings(studio: Studio) -> None:
-    report = succeeded(studio)["report"]["job"]
+    report = succeeded(studio).report.job
     submit(studio.db, make_run(studio.settings.runs / "second"), "second")
     assert waiting(studio) == [], "the device is free only until the next training takes it"
     studio.jobs.pause_queue()
@@ -132,7 +134,7 @@ def test_a_training_succeeds_whatever_is_wrong_with_its_report(studio: Studio, t
         conclude(session, held, session.get_one(JobRow, held.job_id), Outcome("succeeded"))
 
     job = studio.jobs.show("first")
-    assert job["status"] == "SUCCEEDED" and job["adapter"] and job["report"] is None
+    assert job.status == "SUCCEEDED" and job.adapter and job.report is None
     assert studio.comparisons.list() == [] and waiting(studio) == []
 
 
@@ -151,4 +153,4 @@ def test_held_out_rows_and_published_questions_can_be_asked(studio: Studio) -> N
 def test_an_adapter_can_be_deleted_before_its_report(studio: Studio) -> None:
     succeeded(studio)
     studio.adapters.delete("first")
-    assert studio.reports.show("first")["status"] == "CANCELLED"
+    assert studio.reports.show("first").status == "CANCELLED"

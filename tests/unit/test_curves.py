@@ -43,16 +43,16 @@ def observed() -> Iterator[dict[str, Any]]:
 
 def test_a_long_run_gives_few_points_and_keeps_its_ends(studio: Studio) -> None:
     curves = studio.jobs.curves("one")
-    assert all(len(points) <= 400 for points in curves.values()) and len(curves["train"]) == len(curves["machine"]) == 400
-    assert (curves["train"][0]["step"], curves["train"][-1]["step"], curves["drift"][-1]["drift"]) == (1, LONG, 1.0)
+    assert all(len(points) <= 400 for _, points in curves) and len(curves.train) == len(curves.machine) == 400
+    assert (curves.train[0]["step"], curves.train[-1]["step"], curves.drift[-1]["drift"]) == (1, LONG, 1.0)
     point = studio.jobs.metrics("one")[49]
     assert (point["step"], point["loss"], point["process_bytes"], round(point["drift"], 3)) == (50, 0.02, 2**30, 0.017)
 
 
 def test_what_was_watched_is_told_and_drawn(studio: Studio) -> None:
-    watched = studio.jobs.show("one")["watched"]
-    assert len(watched["samples"]["looks"]) <= 20 and watched["samples"]["looks"][-1] == {"step": LONG, "answers": ["<b>y</b>"]}
-    assert watched["drift"]["ratio"] == 2.718 and "2.7 times less likely" in watched["drift"]["advice"]
+    watched = studio.jobs.show("one").watched
+    assert len(watched.samples.looks) <= 20 and dict(watched.samples.looks[-1]) == {"step": LONG, "answers": ["<b>y</b>"]}
+    assert watched.drift.ratio == 2.718 and "2.7 times less likely" in watched.drift.advice
     drawn = jobs_watched.watched(watched)
     assert drawn and [text for _, text in drawn["questions"][0]["answers"]] == ["b", "x", "<b>y</b>"]
     assert [title for title, _ in drawn["ends"]] == ["Held-out rows it knows best", "Held-out rows it knows least"]

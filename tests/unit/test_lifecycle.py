@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from studio.db import lifecycle
+from studio.db import lifecycle, queue_order
 from studio.db.lifecycle import Claim, LostClaimError
 from studio.db.models import JobEventRow, JobRow, MetricRow
 from studio.db.session import Database
@@ -53,12 +53,12 @@ def make_due(db: Database, job_id: str) -> None:
 RACER = """
 import sys, time
 from pathlib import Path
-from studio.db import lifecycle
+from studio.db import lifecycle, queue_order
 from studio.db.session import Database
 url, job_id, start, me = sys.argv[1:]
 db = Database(url)
 with db.read() as session:
-    lifecycle.claimable(session, "gpu")
+    queue_order.claimable(session, "gpu")
 print("ready", flush=True)
 while not Path(start).exists():
     time.sleep(0.001)
@@ -94,8 +94,8 @@ def test_the_index_lets_one_job_run_on_a_slot_and_others_beside_it(db: Database)
 def test_waiting_jobs_start_by_priority_then_age(db: Database) -> None:
     old, new, urgent = submit(db, "old"), submit(db, "new"), submit(db, "urgent", priority=1)
     with db.read() as session:
-        assert lifecycle.claimable(session, "gpu") == [urgent, old, new]
-        assert lifecycle.claimable(session, "light") == []
+        assert queue_order.claimable(session, "gpu") == [urgent, old, new]
+        assert queue_order.claimable(session, "light") == []
 
 
 def test_a_job_after_another_waits_for_its_success(db: Database) -> None:
@@ -106,7 +106,7 @@ def test_a_job_after_another_waits_for_its_success(db: Database) -> None:
     held = claim(db, first)
     with db.write() as session:
         lifecycle.finish(session, held, "SUCCEEDED")
-        assert lifecycle.claimable(session, "gpu") == [second]
+        assert queue_order.claimable(session, "gpu") == [second]
 
 
 def test_a_job_after_one_that_failed_is_cancelled_with_the_reason(db: Database) -> None:
@@ -115,7 +115,7 @@ def test_a_job_after_one_that_failed_is_cancelled_with_the_reason(db: Database) 
     held = claim(db, first)
     with db.write() as session:
         lifecycle.finish(session, held, "FAILED", "broken")
-        assert lifecycle.has_unreachable(session)
+        assert queue_order.unreachable(session)
         lifecycle.cancel_unreachable(session)
     job = row(db, second)
     assert (job.status, job.reason) == ("CANCELLED", "It was to run after first, which ended failed.")
@@ -194,7 +194,7 @@ def test_a_worker_that_ends_in_good_order_costs_the_job_nothing(db: Database) ->
     job = row(db, job_id)
     assert (job.status, job.lost, job.owner) == ("QUEUED", 0, None)
     with db.read() as session:
-        assert lifecycle.claimable(session, "gpu") == [job_id]
+        assert queue_order.claimable(session, "gpu") == [job_id]
 
 
 def test_a_pause_written_before_the_clock_was_set_back_does_not_hold_a_job(db: Database) -> None:
@@ -202,7 +202,7 @@ def test_a_pause_written_before_the_clock_was_set_back_does_not_hold_a_job(db: D
     with db.write() as session:
         session.execute(update(JobRow).values(not_before=time.time() + 3600))
     with db.read() as session:
-        assert lifecycle.claimable(session, "gpu") == [job_id]
+        assert queue_order.claimable(session, "gpu") == [job_id]
 
 
 def test_cancelling(db: Database) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from studio.db import lifecycle
+from studio.db import job_rows, lifecycle, queue_order
 from studio.db.lifecycle import Claim
 from studio.db.models import JobEventRow, JobRow
 from studio.db.session import Database
@@ -43,7 +43,7 @@ def row(db: Database, job_id: str) -> JobRow:
 
 def order(db: Database) -> list[str]:
     with db.read() as session:
-        return [session.get_one(JobRow, job_id).name for job_id in lifecycle.claimable(session, "gpu", limit=99)]
+        return [session.get_one(JobRow, job_id).name for job_id in queue_order.claimable(session, "gpu", limit=99)]
 
 
 def test_a_paused_job_waits_until_resumed_and_keeps_its_place(db: Database) -> None:
@@ -99,19 +99,19 @@ def test_a_paused_queue_starts_nothing_and_finishes_what_runs(db: Database, sett
     (light,) = submit(db, "light", queue="light")
     held = claim(db, running)
     with db.write() as session:
-        lifecycle.pause_queue(session, "gpu")
-        lifecycle.pause_queue(session, "gpu")
+        queue_order.pause_queue(session, "gpu")
+        queue_order.pause_queue(session, "gpu")
     with db.write() as session:
         lifecycle.beat(session, held)
         lifecycle.finish(session, held, "SUCCEEDED")
         assert lifecycle.claim(session, waiting, "us", "device:0") is None
-        assert lifecycle.claimable(session, "light") == [light]
+        assert queue_order.claimable(session, "light") == [light]
     db.dispose()
     again = Database(settings.db_url)  # after a restart
     with again.write() as session:
-        assert lifecycle.queue_is_paused(session, "gpu") and lifecycle.claimable(session, "gpu") == []
-        lifecycle.resume_queue(session, "gpu")
-        assert lifecycle.claimable(session, "gpu") == [waiting]
+        assert queue_order.queue_is_paused(session, "gpu") and queue_order.claimable(session, "gpu") == []
+        queue_order.resume_queue(session, "gpu")
+        assert queue_order.claimable(session, "gpu") == [waiting]
     again.dispose()
 
 
@@ -147,7 +147,7 @@ def test_a_job_moves_in_front_of_any_other_and_none_is_lost(db: Database) -> Non
     expected = list(names)
     for moved, before in itertools.permutations(names, 2):
         with db.write() as session:
-            lifecycle.move(session, ids[moved], before=ids[before])
+            queue_order.move(session, ids[moved], before=ids[before])
         expected.remove(moved)
         expected.insert(expected.index(before), moved)
         assert order(db) == expected
@@ -158,8 +158,8 @@ def test_a_job_moves_in_front_of_any_other_and_none_is_lost(db: Database) -> Non
 def test_in_front_of_an_urgent_job_a_job_becomes_urgent(db: Database) -> None:
     urgent, usual, moved = submit(db, "urgent", "usual", "moved")
     with db.write() as session:
-        lifecycle.move(session, urgent, priority=5)
-        lifecycle.move(session, moved, before=urgent)
+        queue_order.move(session, urgent, priority=5)
+        queue_order.move(session, moved, before=urgent)
     assert order(db) == ["moved", "urgent", "usual"]
     assert row(db, moved).priority == 5 and row(db, usual).priority == 0
 
@@ -169,7 +169,7 @@ def test_what_runs_or_has_ended_has_no_place(db: Database) -> None:
     claim(db, running)
     for job_id, values in ((running, {"priority": 1}), (waiting, {"before": running}), (waiting, {})):
         with pytest.raises(StudioError), db.write() as session:
-            lifecycle.move(session, job_id, **values)  # type: ignore[arg-type]
+            queue_order.move(session, job_id, **values)  # type: ignore[arg-type]
 
 
 # sweeps
@@ -190,7 +190,7 @@ def test_a_sweep_follows_its_children(db: Database, sweep: tuple[str, list[str]]
     held = claim(db, one)
     assert row(db, parent).status == "RUNNING" and row(db, parent).started_at
     with db.write() as session:
-        assert [job.id for job in lifecycle.running(session)] == [one]  # nobody has to give the sweep back
+        assert [job.id for job in job_rows.running(session)] == [one]  # nobody has to give the sweep back
         lifecycle.finish(session, held, "SUCCEEDED")
     job = row(db, parent)
     assert (job.status, job.step, job.max_steps, job.ended_at) == ("RUNNING", 1, 2, None)
@@ -217,10 +217,10 @@ def test_what_is_asked_of_a_sweep_is_done_to_its_children(db: Database, sweep: t
     assert (row(db, one).status, row(db, two).status) == ("SUCCEEDED", "QUEUED")
     (other,) = submit(db, "other")
     with db.write() as session:
-        lifecycle.move(session, other, before=parent)
+        queue_order.move(session, other, before=parent)
     assert order(db) == ["other", "two"]
     with db.write() as session:
-        lifecycle.move(session, parent, before=other)
+        queue_order.move(session, parent, before=other)
     assert order(db) == ["two", "other"]
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from jobs import runner, sharing
+from jobs import conclusion, sharing
+from jobs.attempts import Pulse
 from jobs.config import JobConfig
 from jobs.outcome import Outcome
 from jobs.rundir import RunDir
-from jobs.runner import Pulse, Runner
+from jobs.runner import Runner
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
 from studio.db.models import JobEventRow, JobRow
@@ -148,7 +149,7 @@ def ended(db: Database, job_id: str, outcome: Outcome, wish: str = "") -> JobRow
         with db.write() as session:
             lifecycle.pause(session, job_id) if wish == "pause" else lifecycle.cancel(session, job_id)
     with db.write() as session:
-        runner.conclude(session, held, job, outcome)
+        conclusion.conclude(session, held, job, outcome)
     with db.read() as session:
         return session.get_one(JobRow, job_id)
 
@@ -197,6 +198,6 @@ def test_a_stale_worker_does_not_change_the_options_of_a_run(settings: Settings)
     with db.read() as session:
         job = session.get_one(JobRow, job_id)
     with pytest.raises(LostClaimError), db.write() as session:
-        runner.conclude(session, Claim(job_id, "somebody", 1), job, NO_MEMORY)
+        conclusion.conclude(session, Claim(job_id, "somebody", 1), job, NO_MEMORY)
     assert run.config.read_bytes() == before
     db.dispose()

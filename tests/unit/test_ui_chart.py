@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from studio.records import Curves
 from studio.ui import chart
 
 TRAIN = [{"step": step, "loss": 4.0 / step} for step in range(1, 101)]
@@ -16,7 +17,7 @@ def points(line: str) -> list[tuple[float, float]]:
 
 
 def drawn(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> dict[str, Any]:
-    drawing = chart.loss({"train": train, "eval": held_out})
+    drawing = chart.loss(Curves(train=train, eval=held_out))
     assert drawing is not None
     return drawing
 
@@ -45,7 +46,7 @@ def test_a_loss_that_is_no_number_leaves_a_gap_instead_of_breaking_the_page() ->
 
 def test_one_point_is_a_drawing_and_none_is_not() -> None:
     assert points(drawn(TRAIN[:1], [])["train"])
-    assert chart.loss({"train": [], "eval": []}) is None
+    assert chart.loss(Curves(train=[], eval=[])) is None
 
 
 def test_a_flat_curve_stays_inside_the_box() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from studio.records import EngineStatus, LoadedModel, MemoryLease
 from studio.ui import sharing
+from tests import job_records
 
 GIB = 1024**3
 LOADED = LoadedModel(base="starter", quantization="", device="cpu", adapters=[], bytes=1, adapter_bytes=0, adapter_budget_bytes=0)
@@ -15,7 +16,7 @@ LOADED = LoadedModel(base="starter", quantization="", device="cpu", adapters=[],
 
 def strip(device: str, loaded: LoadedModel | None, gave_way: bool, eta_s: float | None = 120) -> dict[str, Any]:
     lease = MemoryLease(job="night", room_bytes=3 * GIB, keep_bytes=GIB, gave_way=gave_way)
-    running = [{"name": "night", "progress": {"eta_s": eta_s}}]
+    running = [job_records.job(name="night", progress=job_records.progress(eta_s=eta_s))]
     return {"device_kind": device, "running": running, "engine": EngineStatus(loaded=loaded, yielded=lease)}
 
 
