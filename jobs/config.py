@@ -197,8 +197,10 @@ class JobConfig(ObjectiveSections, _Options):
 
     def own_options(self) -> dict[str, Any]:
         """The options of the objective's own section, under the names that trl gives them."""
-        section = getattr(self, self.objective, None)
-        return {} if section is None else section.model_dump(mode="json")
+        if not self.objective_entry.has_options:
+            return {}
+        values: dict[str, Any] = getattr(self, self.objective).model_dump(mode="json")
+        return values
 
     def cadence(self, steps: int) -> tuple[int, int]:
         """Steps between two checkpoints and between two evaluations of a run of `steps` steps; about ten of each where left empty."""
@@ -251,7 +253,9 @@ def _option(key: str, section: str, field: FieldInfo) -> Option:
     nullable, takes_list = type(None) in arms, any(get_origin(arm) is list for arm in arms)
     single = [arm for arm in arms if arm is not type(None) and get_origin(arm) is not list]
     kind = single[0] if single else get_args(next(arm for arm in arms if get_origin(arm) is list))[0]
-    choices = tuple(str(value) for value in get_args(kind)) if get_origin(kind) is Literal else ()
+    choices: tuple[str, ...] = ()
+    if get_origin(kind) is Literal:
+        choices = tuple(map(str, get_args(kind)))
     bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(m, name)}
     return Option(
         key=key,
@@ -322,8 +326,10 @@ def read(*layers: Mapping[str, Any]) -> tuple[JobConfig | None, ConfigError | No
     for key in first:
         _drop(tree, key)
     try:
-        config = None if first.keys() & DECISIVE else JobConfig.model_validate(tree)
+        config = JobConfig.model_validate(tree)
     except ValidationError:
+        config = None
+    if first.keys() & DECISIVE:
         config = None
     return config, ConfigError("; ".join(problems) + ".", problems=problems)
 
@@ -367,8 +373,12 @@ def _key(error: Any) -> str:
 def _problem(error: Any) -> str:
     key = _key(error)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _names(), n=2)
-        return f"{key} is no option" + (f", did you mean {' or '.join(near)}" if near else "; `studio train --help` lists them all")
+        if near := difflib.get_close_matches(key, _names(), n=2):
+            return f"{key} is no option, did you mean {' or '.join(near)}"
+        return f"{key} is no option; `studio train --help` lists them all"
     message = error["msg"][0].lower() + error["msg"][1:]
     usual = next((option.default for option in options() if option.key == key), None)
-    return f"{key}={error['input']!r}: {message}" + (f" ({json.dumps(usual)} is usual)" if usual is not None else "")
+    text = f"{key}={error['input']!r}: {message}"
+    if usual is None:
+        return text
+    return f"{text} ({json.dumps(usual)} is usual)"

@@ -131,6 +131,12 @@ class RunDir:
         numbers = [int(p.name) for p in self.attempts.glob("*") if p.name.isdigit()]
         return max(numbers, default=0) + 1
 
+    def kept_template(self) -> str | None:
+        """Path of the template that the run was given; None where there is none."""
+        if not self.chat_template.exists():
+            return None
+        return str(self.chat_template)
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"checkpoint-{step}"
 

@@ -66,7 +66,9 @@ def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, A
 
     folder.mkdir(parents=True)
     state = weights(model)
-    save_file(methods.plain_lora(state, start) if start else state, folder / WEIGHTS, metadata={"format": "pt"})
+    if start:
+        state = methods.plain_lora(state, start)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config)), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(card.renderer.template, encoding="utf-8")
     (folder / "studio.json").write_text(_json(card.as_json(figures)), encoding="utf-8")

@@ -22,7 +22,7 @@ LARGE_WEIGHTS = 128 * 1024**2  # bytes of weights from which on memory counts mo
 
 
 @dataclass(frozen=True)
-class Device:
+class ComputeDevice:
     """Where to compute, and in which type: the frozen base's, and of the arithmetic."""
 
     name: str  # cuda, cpu
@@ -42,7 +42,9 @@ def folder_of(config: JobConfig) -> Path:
 def max_length(config: JobConfig, folder: Path) -> int:
     """Rows longer than the model's context can't be learned, whatever the option says."""
     context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    return min(config.max_length, context) if isinstance(context, int) and context > 0 else config.max_length
+    if not isinstance(context, int) or context <= 0:
+        return config.max_length
+    return min(config.max_length, context)
 
 
 def import_bitsandbytes() -> None:
@@ -61,17 +63,19 @@ def import_bitsandbytes() -> None:
         torch.compile = compiler
 
 
-def choose_device(config: JobConfig, log: EventLog) -> Device:
+def choose_device(config: JobConfig, log: EventLog) -> ComputeDevice:
     import torch
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device=cuda, but torch sees no GPU here.", "Set device to auto or cpu, or install torch for this machine's GPU.")
     if config.device != "cpu" and torch.cuda.is_available():
-        return Device("cuda", "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return ComputeDevice("cuda", "bfloat16")
+        return ComputeDevice("cuda", "float16")
     if _has_bfloat16_instructions():
-        return Device("cpu", "bfloat16")
+        return ComputeDevice("cpu", "bfloat16")
     log.notice("This processor has no bfloat16 instructions: computing in float32, which is several times faster here.")
-    return Device("cpu", "float32")
+    return ComputeDevice("cpu", "float32")
 
 
 def _has_bfloat16_instructions() -> bool:
@@ -102,7 +106,7 @@ def give_back_freed_memory(folder: Path) -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_MAPPING)
 
 
-def load(config: JobConfig, device: Device) -> Any:
+def load(config: JobConfig, device: ComputeDevice) -> Any:
     """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -142,7 +146,7 @@ def _leave_the_file(model: Any) -> None:
         tensor.data = copies[place]
 
 
-def _quantization(config: JobConfig, device: Device) -> Any:
+def _quantization(config: JobConfig, device: ComputeDevice) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -151,7 +155,9 @@ def _quantization(config: JobConfig, device: Device) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     if not values["load_in_4bit"]:
         return None
-    compute = device.dtype if values["bnb_4bit_compute_dtype"] == "bfloat16" else values["bnb_4bit_compute_dtype"]
+    compute = values["bnb_4bit_compute_dtype"]
+    if compute == "bfloat16":
+        compute = device.dtype
     return BitsAndBytesConfig(**{**values, "bnb_4bit_compute_dtype": getattr(torch, compute)})
 
 

@@ -42,7 +42,9 @@ class Exact(PackedSteps, BalancedSteps):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         # where PiSSA began: what is saved is the difference
-        self.start = adapters.weights(self.model) if methods.is_pissa(card.config) else None
+        self.start: Any = None
+        if methods.is_pissa(card.config):
+            self.start = adapters.weights(self.model)
         methods.faster_second_matrix(self, card.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -115,7 +117,9 @@ class Reporter(TrainerCallback):
     @property
     def pinned(self) -> int | None:
         """The step whose checkpoint must not be pruned."""
-        return self.best.step if self.keeps_best else None
+        if not self.keeps_best:
+            return None
+        return self.best.step
 
     @property
     def seconds(self) -> float:
@@ -169,7 +173,7 @@ class Reporter(TrainerCallback):
     def _report_step(self, state: TrainerState, logs: dict[str, float]) -> None:
         step, loss, norm = state.global_step, logs["loss"], logs.get("grad_norm")
         passed = step - self._first_step
-        each = (time.monotonic() - self._begun) / passed if passed else 0.0
+        each = (time.monotonic() - self._begun) / max(passed, 1)
         self._latest["train_loss"] = loss
         self.log.write(
             "progress",

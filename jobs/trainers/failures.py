@@ -92,19 +92,24 @@ class Divergence:
         )
 
 
+CAUSES: dict[type[StudioError], str] = {DatasetError: BAD_ROW, ModelError: MODEL}
+
+
 def explain(exc: BaseException, config: JobConfig | None = None) -> Failure:
     """What went wrong, for a person and for a program; with `config` also the options that would help."""
     text = " ".join(str(exc).split())
     if isinstance(exc, DivergedError):
         return Failure(exc.message, exc.fix, DIVERGED, steadier(config))
     if isinstance(exc, StudioError):
-        cause = BAD_ROW if isinstance(exc, DatasetError) else MODEL if isinstance(exc, ModelError) else OPTIONS
+        cause = next((cause for kind, cause in CAUSES.items() if isinstance(exc, kind)), OPTIONS)
         return Failure(exc.message, exc.fix, cause, dict(exc.details.get("remedy") or {}))
     if _is_out_of_memory(exc, text):
         where = "on the GPU" if "cuda" in text.lower() else "of this machine"
         return Failure(f"The memory {where} is not enough for this job.", LESS_MEMORY, OUT_OF_MEMORY, less_memory(config))
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" (writing {exc.filename})" if exc.filename else ""
+        place = ""
+        if exc.filename:
+            place = f" (writing {exc.filename})"
         fix = "Free some space, for example by deleting old runs, then `studio jobs retry` goes on from the last checkpoint."
         return Failure(f"The disk is full{place}.", fix, DISK_FULL)
     if isinstance(exc, ImportError):
@@ -120,7 +125,9 @@ def smaller_batch(config: JobConfig) -> dict[str, int]:
     half = max(part for part in range(1, size // 2 + 1) if size % part == 0)
     found = {"per_device_train_batch_size": half, "gradient_accumulation_steps": config.gradient_accumulation_steps * (size // half)}
     at_evaluation = max(half, config.per_device_eval_batch_size // 2)
-    return {**found, "per_device_eval_batch_size": at_evaluation} if at_evaluation < config.per_device_eval_batch_size else found
+    if at_evaluation < config.per_device_eval_batch_size:
+        found["per_device_eval_batch_size"] = at_evaluation
+    return found
 
 
 def less_memory(config: JobConfig | None) -> dict[str, Any]:
@@ -133,8 +140,13 @@ def less_memory(config: JobConfig | None) -> dict[str, Any]:
         return {"gradient_checkpointing": True}
     needs_whole_weights = config.method == "full" or config.lora.init_lora_weights == "pissa"
     if not config.quantization.load_in_4bit and not needs_whole_weights:
-        return {"quantization.load_in_4bit": True, **({"quantization.load_in_8bit": False} if config.quantization.load_in_8bit else {})}
-    return {"max_length": config.max_length // 2} if config.max_length >= 2 * SHORTEST else {}
+        remedy = {"quantization.load_in_4bit": True}
+        if config.quantization.load_in_8bit:
+            remedy["quantization.load_in_8bit"] = False
+        return remedy
+    if config.max_length < 2 * SHORTEST:
+        return {}
+    return {"max_length": config.max_length // 2}
 
 
 def steadier(config: JobConfig | None) -> dict[str, Any]:
@@ -165,7 +177,9 @@ def _by_words(exc: BaseException, text: str, config: JobConfig | None) -> Failur
     if BROKEN_WEIGHTS.search(said):
         return Failure(f"The base model's files are damaged or incomplete: {_short(text)}.", "Remove the model and add it again.", MODEL)
     if UNFIT.search(said):
-        remedy = {} if config is None or config.lora.target_modules == "all-linear" else {"lora.target_modules": "all-linear"}
+        remedy: dict[str, Any] = {}
+        if config is not None and config.lora.target_modules != "all-linear":
+            remedy = {"lora.target_modules": "all-linear"}
         return Failure(
             f"This method does not fit this base model: {_short(text)}.", "Choose another recipe or base model.", OPTIONS, remedy
         )

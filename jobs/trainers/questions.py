@@ -20,7 +20,7 @@ OPENING = 24  # tokens of a plain text that the model is to go on from
 
 
 @dataclass(frozen=True)
-class Question:
+class RowQuestion:
     """`line` counts from 1. `ids` are what the model reads; `row` and `learned` the whole row, as training sees it."""
 
     line: int
@@ -31,11 +31,12 @@ class Question:
     learned: list[bool]
 
 
-def questions(path: Path, renderer: Renderer, max_length: int, most: int) -> list[Question]:
+def questions(path: Path, renderer: Renderer, max_length: int, most: int) -> list[RowQuestion]:
     """At most `most` rows of the file, evenly spread over its head; rows that can't be asked are passed over."""
     found = list(_readable(path))
-    spread = [found[index * len(found) // most] for index in range(most)] if len(found) > most else found
-    asked = (_question(line, example, renderer, max_length) for line, example in spread)
+    if len(found) > most:
+        found = [found[index * len(found) // most] for index in range(most)]
+    asked = (_question(line, example, renderer, max_length) for line, example in found)
     return [question for question in asked if question is not None]
 
 
@@ -46,7 +47,7 @@ def _readable(path: Path) -> Iterator[tuple[int, Example]]:
                 yield number, Example.model_validate_json(line)
 
 
-def _question(line: int, example: Example, renderer: Renderer, max_length: int) -> Question | None:
+def _question(line: int, example: Example, renderer: Renderer, max_length: int) -> RowQuestion | None:
     try:
         row = renderer.example(example, max_length)
         prompt, reference, ids = _asked(example, renderer, row.ids)
@@ -54,7 +55,7 @@ def _question(line: int, example: Example, renderer: Renderer, max_length: int) 
         return None
     if not ids or len(ids) > max_length or not any(row.learned[1:]):
         return None
-    return Question(line, prompt[-SHOWN:], reference[:SHOWN], ids, row.ids, row.learned)
+    return RowQuestion(line, prompt[-SHOWN:], reference[:SHOWN], ids, row.ids, row.learned)
 
 
 def _asked(example: Example, renderer: Renderer, row: list[int]) -> tuple[str, str, list[int]]:

@@ -73,8 +73,12 @@ def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens
     import numpy as np
 
     row = renderer.example(example, config.max_length)
-    whole = not (config.assistant_only_loss if example.messages is not None else config.completion_only_loss)
-    learned = [True] * len(row.ids) if whole else row.learned
+    only_answers = config.completion_only_loss
+    if example.messages is not None:
+        only_answers = config.assistant_only_loss
+    learned = row.learned
+    if not only_answers:
+        learned = [True] * len(row.ids)
     if not any(learned[1:]):  # the first token is never predicted
         return Tokens(None, row.truncated)
     ids = np.asarray(row.ids, np.int32)

@@ -32,9 +32,9 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     """
     model_folder = base.folder_of(config)
     config = config.model_copy(update={"max_length": base.max_length(config, model_folder)})
-    renderer = Renderer.load(model_folder, str(run.chat_template) if run.chat_template.exists() else config.chat_template)
+    renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template)
     rows = _training_rows(run.train, renderer, config, log)
-    held_out = tokenize(run.eval, renderer, config) if run.eval.exists() else None
+    held_out = _held_out(run, renderer, config)
     base.import_bitsandbytes()
     from jobs.trainers.exact import Reporter
     from jobs.trainers.watch import Watch
@@ -45,7 +45,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     base.bound_threads(config)
     card, store = AdapterCard(config, renderer), CheckpointStore(run, config.save_total_limit)
     resumed = _resume_point(run, store, log)
-    evaluates = held_out is not None and len(held_out.dataset) > 0
+    evaluates = held_out is not None
     best = Best(patience=config.early_stopping_patience)
     reporter = Reporter(log, stop, resumed, best, keeps_best=evaluates and config.load_best_model_at_end)
     _check_best(run, reporter, log)
@@ -55,7 +55,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
         model=model,
         args=_arguments(run, config, device, evaluates),
         train_dataset=objectives.ready_rows(rows.dataset, config),
-        eval_dataset=objectives.ready_rows(held_out.dataset, config) if held_out and evaluates else None,
+        eval_dataset=held_out and objectives.ready_rows(held_out, config),
         processing_class=base.tokenizer(renderer),
         peft_config=methods.peft_config(config, model, model_folder, log.notice),
         card=card,
@@ -66,13 +66,23 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     watch.attach(trainer)
     max_steps = _set_cadence(trainer, config)
     stop.begin_keeping()
-    log.write("start", step=checkpoint_step(resumed) if resumed else 0, max_steps=max_steps, device=device.name, rows=len(rows.dataset))
+    log.write("start", step=(resumed and checkpoint_step(resumed)) or 0, max_steps=max_steps, device=device.name, rows=len(rows.dataset))
     _run(trainer, resumed, stop)
     figures = {**reporter.figures(), **_take_best(run, trainer, log)}
     watch.conclude()
     with full_disk_named(folder, "the adapter"):
         adapters.save(folder, trainer.model, card, figures, trainer.start)
     return {**figures, **peak.figures(), "longest_row": _longest(rows)}
+
+
+def _held_out(run: RunDir, renderer: Renderer, config: JobConfig) -> Any:
+    """The rows to evaluate on as tokens; None where there are none."""
+    if not run.eval.exists():
+        return None
+    rows = tokenize(run.eval, renderer, config).dataset
+    if not len(rows):
+        return None
+    return rows
 
 
 def _longest(rows: TokenRows) -> int:
@@ -85,7 +95,9 @@ def _longest(rows: TokenRows) -> int:
 
 
 def _sampling(config: JobConfig, rows: TokenRows, log: EventLog) -> str:
-    lengths = [len(ids) for ids in rows.dataset["input_ids"]] if "input_ids" in rows.dataset.column_names else []
+    lengths = []
+    if config.objective_entry.imitates:
+        lengths = [len(ids) for ids in rows.dataset["input_ids"]]
     chosen, size = objectives.sampling(config, lengths), config.per_device_train_batch_size
     share = objectives.padding_share(lengths, size)
     if config.train_sampling_strategy != "auto" or config.packing or share <= objectives.MOST_PADDING:
@@ -130,7 +142,7 @@ def _run(trainer: Any, resumed: Path | None, stop: StopWish) -> None:
         # killed between the last checkpoint and the result; upstream would take another step
         trainer.adopt(resumed)
         return
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.train(resume_from_checkpoint=resumed and str(resumed))
     if trainer.state.global_step < trainer.state.max_steps and not trainer.reporter.best.is_over:
         if stop.is_set:
             raise Stopped
@@ -166,7 +178,7 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
             "Raise max_length, shorten the prompts, or fix the rows; the Data tab shows what is learned.",
         )
     if rows.without_learned_tokens:
-        why = f" ({rows.refusal})" if rows.refusal else ""
+        why = f" ({rows.refusal})" * bool(rows.refusal)
         log.notice(f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn and were left out{why}.")
     if rows.truncated:
         log.notice(f"{rows.truncated} of {rows.read} rows are longer than {config.max_length} tokens and were cut at the end.")
@@ -184,7 +196,7 @@ def import_libraries() -> None:
     from jobs.trainers import exact, watch  # noqa: F401
 
 
-def _arguments(run: RunDir, config: JobConfig, device: base.Device, evaluates: bool) -> Any:
+def _arguments(run: RunDir, config: JobConfig, device: base.ComputeDevice, evaluates: bool) -> Any:
     return objectives.arguments(
         config,
         {
@@ -205,6 +217,8 @@ def _set_cadence(trainer: Any, config: JobConfig) -> int:
     """Decide how often to save and evaluate, now that the number of (packed) rows is known; the number of steps."""
     batches = math.ceil(len(trainer.train_dataset) / config.per_device_train_batch_size)
     steps_per_epoch = max(math.ceil(batches / config.gradient_accumulation_steps), 1)
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
+    steps = math.ceil(config.num_train_epochs * steps_per_epoch)
+    if config.max_steps > 0:
+        steps = config.max_steps
     trainer.args.save_steps, trainer.args.eval_steps = config.cadence(steps)
     return steps

@@ -22,7 +22,7 @@ from jobs.trainers import drift
 from jobs.trainers.events import EventLog
 from jobs.trainers.machine import Machine
 from jobs.trainers.probing import answers, surprise, undisturbed
-from jobs.trainers.questions import Question, questions
+from jobs.trainers.questions import RowQuestion, questions
 from jobs.trainers.stopping import StopWish
 from studio.datasets.rendering import Renderer
 
@@ -169,7 +169,7 @@ class Watch(TrainerCallback):
             yield
         self._base_cost += time.monotonic() - begun
 
-    def _answers(self, asked: Sequence[Question], seconds: float) -> list[str]:
+    def _answers(self, asked: Sequence[RowQuestion], seconds: float) -> list[str]:
         return answers(
             self._trainer.model,
             [one.ids for one in asked],
@@ -180,10 +180,10 @@ class Watch(TrainerCallback):
             lambda: self._stop.is_set,
         )
 
-    def _surprise(self, asked: Sequence[Question], go_on: Callable[[], bool]) -> list[tuple[float, int]]:
+    def _surprise(self, asked: Sequence[RowQuestion], go_on: Callable[[], bool]) -> list[tuple[float, int]]:
         rows = [(one.row, one.learned) for one in asked]
         return surprise(self._trainer.model, rows, self._renderer, self._trainer.accelerator.autocast, go_on)
 
 
-def _told(row: Question, loss: float, answer: str) -> dict[str, Any]:
+def _told(row: RowQuestion, loss: float, answer: str) -> dict[str, Any]:
     return {"line": row.line, "loss": round(loss, 4), "prompt": row.prompt, "reference": row.reference, "answer": answer}

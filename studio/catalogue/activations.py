@@ -51,8 +51,9 @@ class Setting:
 def saved_by_layer(model: Decoder, at: Setting) -> int:
     """Bytes that one block keeps for the backward pass of the whole batch."""
     per_token = _norms(model, at) + _attention(model, at) + _feed_forward(model, at) + _adapters(model, at)
-    fixed = sum(at.size * linear.rows**2 for linear in at.targets) if at.is_dora else 0  # peft multiplies by an identity matrix
-    fixed += _casts(at)
+    fixed = _casts(at)
+    if at.is_dora:
+        fixed += sum(at.size * linear.rows**2 for linear in at.targets)  # peft multiplies by an identity matrix
     if model.experts and at.wraps_experts:
         fixed += 2 * at.size * model.experts.parameters  # the update of every expert is written out
     return at.tokens * per_token + fixed
@@ -64,7 +65,9 @@ def _casts(at: Setting) -> int:
         return 0
     if at.method == "full":
         return sum(at.size * linear.weights for linear in at.targets)
-    return sum(at.size * at.rank * (linear.rows + linear.columns) for linear in at.targets) if at.method == "lora" else 0
+    if at.method == "lora":
+        return sum(at.size * at.rank * (linear.rows + linear.columns) for linear in at.targets)
+    return 0
 
 
 def boundary(model: Decoder, at: Setting) -> int:
@@ -75,12 +78,14 @@ def boundary(model: Decoder, at: Setting) -> int:
 def layer_backward(model: Decoder, at: Setting) -> int:
     """Bytes of gradients alive at once inside a block, and of its largest layer's weights brought out of 4 or 8 bits."""
     widest = max((max(linear.rows, linear.columns) for linear in model.linears), default=model.hidden)
-    widest = max(widest, model.experts.width if model.experts else 0)
+    if model.experts:
+        widest = max(widest, model.experts.width)
     flows = 3 * at.size * widest + 2 * at.size * model.hidden
     if at.copies_inputs:
         flows += 4 * widest
-    weights = max((linear.weights for linear in model.linears), default=0) * at.size
-    largest = weights if at.is_quantized or at.is_dora else 0
+    largest = 0
+    if at.is_quantized or at.is_dora:
+        largest = max((linear.weights for linear in model.linears), default=0) * at.size
     return at.tokens * flows + largest
 
 
@@ -94,17 +99,23 @@ def head_backward(model: Decoder, at: Setting) -> int:
     """Bytes of the output layer at its dearest moment, the gradient of one tile, with the hidden states around it."""
     tile = _tile(model, at)
     hidden = at.tokens * model.hidden * (4 + 3 * at.size)
-    hidden += 4 * model.vocabulary * model.hidden if at.method == "full" else 0  # the gradient of a head that learns
+    if at.method == "full":
+        hidden += 4 * model.vocabulary * model.hidden  # the gradient of a head that learns
     if at.device == "cuda":  # a Triton kernel turns the tile into its gradient in place
         return 2 * tile + hidden
-    weights = min(model.vocabulary, TILE_WORDS) * model.hidden * 4 if at.size == 2 else 0
-    capped = 4 if model.kind == "gemma2" else 0  # the tangent that bends the logits
-    return max((TILE_BACKWARD[at.size] + capped) * tile, (at.size + 4 if at.size == 2 else 4) * tile + weights) + hidden
+    backward, forward, weights = TILE_BACKWARD[at.size], 4, 0
+    if model.kind == "gemma2":
+        backward += 4  # the tangent that bends the logits
+    if at.size == 2:
+        forward, weights = at.size + 4, min(model.vocabulary, TILE_WORDS) * model.hidden * 4
+    return max(backward * tile, forward * tile + weights) + hidden
 
 
 def head_forward(model: Decoder, at: Setting) -> int:
-    tile = _tile(model, at)
-    return (2 if at.device == "cuda" else TILE_FORWARD[at.size]) * tile + at.tokens * model.hidden * 2 * at.size
+    each = TILE_FORWARD[at.size]
+    if at.device == "cuda":
+        each = 2
+    return each * _tile(model, at) + at.tokens * model.hidden * 2 * at.size
 
 
 def whole_logits(model: Decoder, at: Setting) -> int:
@@ -119,8 +130,10 @@ def _tile(model: Decoder, at: Setting) -> int:
 
 def _norms(model: Decoder, at: Setting) -> int:
     """An RMSNorm keeps its input in float32, a LayerNorm as it comes."""
-    number = max(model.family.norms, 1 if model.kind != "olmo" else 2)
-    each = at.size if model.family.norm_bias else 4
+    number = max(model.family.norms, {"olmo": 2}.get(model.kind, 1))
+    each = 4
+    if model.family.norm_bias:
+        each = at.size
     per_token = number * each * model.hidden
     if model.family.qk_norm:
         per_token += 4 * (model.query_width + model.kv_width)
@@ -136,10 +149,15 @@ def _attention(model: Decoder, at: Setting) -> int:
     if at.device == "cpu" and model.drops_attention > 0 and not written_out:
         return at.size * 2 * query + 4 * 3 * query + 12 * model.heads * at.length  # no fused kernel drops on a processor
     if written_out:
-        squares = (4 + 2 * at.size if model.kind.startswith("gemma2") else 4 + (at.size if at.size == 2 else 0)) * model.heads * at.length
-        return at.size * 4 * query + squares
-    repeated = 2 * query if at.is_masked and not is_flash else 2 * kv
-    mask = at.size * at.length if at.is_masked and not is_flash else 0
+        per_score = 4
+        if model.kind.startswith("gemma2"):
+            per_score += 2 * at.size
+        elif at.size == 2:
+            per_score += at.size
+        return at.size * 4 * query + per_score * model.heads * at.length
+    repeated, mask = 2 * kv, 0
+    if at.is_masked and not is_flash:
+        repeated, mask = 2 * query, at.size * at.length
     return at.size * (2 * query + repeated) + 4 * model.heads + mask
 
 
@@ -152,7 +170,9 @@ def _feed_forward(model: Decoder, at: Setting) -> int:
     inner = inner or model.intermediate
     if model.family.is_gated:
         return at.size * 3 * inner
-    return at.size * (4 if at.activation in PYTHON_GELU else 1) * inner
+    if at.activation in PYTHON_GELU:
+        return at.size * 4 * inner
+    return at.size * inner
 
 
 def _adapters(model: Decoder, at: Setting) -> int:
@@ -164,7 +184,9 @@ def _adapters(model: Decoder, at: Setting) -> int:
     if at.method == "ia3":
         return at.size * sum(min(linear.rows, linear.columns) for linear in at.targets)
     targets = at.targets
-    per_token = sum(at.size * at.rank for _ in targets) if at.method == "lora" else 0
+    per_token = 0
+    if at.method == "lora":
+        per_token = at.size * at.rank * len(targets)
     if at.copies_inputs or (at.method == "full" and at.size == 2):
         per_token += sum(at.size * linear.rows for linear in targets)
     else:
@@ -173,8 +195,9 @@ def _adapters(model: Decoder, at: Setting) -> int:
         per_token += at.size * model.hidden * min(reads_states, 2)
         per_token += sum(at.size * rows for rows, is_inner in into if is_inner)
     if at.dropout:
-        per_token += sum((1 if at.device == "cuda" else 4) * linear.rows for linear in targets)
-        per_token += 0 if at.copies_inputs else sum(at.size * linear.rows for linear in targets)
+        per_token += sum({"cuda": 1, "cpu": 4}[at.device] * linear.rows for linear in targets)
+        if not at.copies_inputs:
+            per_token += sum(at.size * linear.rows for linear in targets)
     if at.is_dora:
         per_token += sum(2 * at.size * linear.columns for linear in targets)
     return per_token

@@ -213,12 +213,14 @@ class Decoder:
 
     @property
     def expert_parameters(self) -> int:
-        return self.layers * self.experts.parameters if self.experts else 0
+        if self.experts is None:
+            return 0
+        return self.layers * self.experts.parameters
 
     @property
     def embedding_parameters(self) -> int:
         """Token embeddings and an untied head."""
-        return self.vocabulary * self.hidden * (1 if self.is_tied else 2)
+        return self.vocabulary * self.hidden * (2 - self.is_tied)
 
     @property
     def parameters(self) -> int:
@@ -239,7 +241,9 @@ def decoder(config: Mapping[str, Any]) -> Decoder:
     """Raises ModelError where the config doesn't give the sizes of a decoder."""
     text = text_config(config)
     kind = _kind(text)
-    notes = [] if kind in FAMILIES else [f"{kind or 'This architecture'} is not known here: its sizes are read as if it were like Llama."]
+    notes = []
+    if kind not in FAMILIES:
+        notes.append(f"{kind or 'This architecture'} is not known here: its sizes are read as if it were like Llama.")
     family = FAMILIES.get(kind, FAMILIES["llama"])
     sizes = _sizes(text, kind)
     experts = _experts(text, family, sizes)
@@ -265,12 +269,17 @@ def _kind(text: Mapping[str, Any]) -> str:
     """model_type, else as the class name says it."""
     kind = text.get("model_type")
     if not isinstance(kind, str) or not kind:
-        names = text.get("architectures") or [text.get("class") or ""]
-        kind = str(names[0] if isinstance(names, list) and names else names).removesuffix("ForCausalLM").removesuffix("LMHeadModel").lower()
+        name = text.get("architectures") or text.get("class") or ""
+        if isinstance(name, list):
+            name = name[0]
+        kind = str(name).removesuffix("ForCausalLM").removesuffix("LMHeadModel").lower()
         plain = {name.replace("_", ""): name for name in FAMILIES}
         kind = plain.get(kind, kind)
     kind = ALIASES.get(kind, kind)
-    return kind.removesuffix("_text") if kind not in FAMILIES and kind.removesuffix("_text") in FAMILIES else kind
+    of_the_text = kind.removesuffix("_text")
+    if kind not in FAMILIES and of_the_text in FAMILIES:
+        return of_the_text
+    return kind
 
 
 def _sizes(text: Mapping[str, Any], kind: str) -> dict[str, int]:
@@ -279,21 +288,26 @@ def _sizes(text: Mapping[str, Any], kind: str) -> dict[str, int]:
     head_width = _size(text.get("head_dim")) or hidden // heads
     kv_heads = _number(text, "kv_heads") or heads
     if kind == "falcon" and not text.get("new_decoder_architecture"):
-        kv_heads = 1 if text.get("multi_query", True) else heads
+        kv_heads = heads
+        if text.get("multi_query", True):
+            kv_heads = 1
     elif kind == "gpt_bigcode" and text.get("multi_query", True):
         kv_heads = 1
     elif isinstance(text.get("attn_config"), Mapping):
         kv_heads = _size(text["attn_config"].get("kv_n_heads")) or kv_heads
+    intermediate = _number(text, "intermediate")
+    if kind == "falcon":  # its own name for it; a foreign `intermediate_size` in its config is not read by the model
+        intermediate = _size(text.get("ffn_hidden_size"))
     expansion = text.get("expansion_ratio")
-    widened = int(hidden * expansion) if isinstance(expansion, (int, float)) and 0 < expansion <= 64 else 4 * hidden
+    if not isinstance(expansion, (int, float)) or not 0 < expansion <= 64:
+        expansion = 4
     return {
         "hidden": hidden,
         "layers": _number(text, "layers", required=True),
         "heads": heads,
         "kv_heads": kv_heads,
         "head_width": head_width,
-        # Falcon's own name for it; a foreign `intermediate_size` in its config is not read by the model
-        "intermediate": (_size(text.get("ffn_hidden_size")) if kind == "falcon" else _number(text, "intermediate")) or widened,
+        "intermediate": intermediate or int(hidden * expansion),
         "vocabulary": _number(text, "vocabulary", required=True),
         "context": _number(text, "context"),
     }
@@ -304,7 +318,9 @@ def _experts(text: Mapping[str, Any], family: Family, sizes: Mapping[str, int]) 
     if number < 2:
         return None
     width = _size(text.get("moe_intermediate_size")) or sizes["intermediate"]
-    biases = number * (2 * width + sizes["hidden"]) if family.biases and "o_proj" in family.biases else 0
+    biases = 0
+    if "o_proj" in family.biases:
+        biases = number * (2 * width + sizes["hidden"])
     return Experts(number, _number(text, "active_experts") or 2, sizes["hidden"], width, biases, family.is_experts_wrapped)
 
 
@@ -320,14 +336,16 @@ def _linears(text: Mapping[str, Any], family: Family, sizes: Mapping[str, int], 
         is_attention = name in ATTENTION_NAMES
         if experts and not is_attention:
             continue
-        has_bias = name in family.biases or ("attention" if is_attention else "mlp") in switched
+        part = {True: "attention", False: "mlp"}[is_attention]
+        has_bias = name in family.biases or part in switched
         found.append(Linear(name, widths[rows], widths[columns], has_bias))
     if experts:
         found.append(Linear("gate", sizes["hidden"], experts.number, experts.biases > 0))
         shared = _size(text.get("shared_expert_intermediate_size"))
         shared = shared or experts.width * _size(text.get("n_shared_experts"))
-        shapes = (("gate_proj", "h"), ("up_proj", "h"), ("down_proj", "i")) if shared else ()
-        found += [Linear(name, *((sizes["hidden"], shared) if side == "h" else (shared, sizes["hidden"]))) for name, side in shapes]
+        if shared:
+            found += [Linear(name, sizes["hidden"], shared) for name in ("gate_proj", "up_proj")]
+            found.append(Linear("down_proj", shared, sizes["hidden"]))
     return tuple(found)
 
 
@@ -336,15 +354,17 @@ def _vectors(family: Family, sizes: Mapping[str, int], text: Mapping[str, Any], 
     if kind == "falcon" and (text.get("new_decoder_architecture") or not text.get("parallel_attn", True)):
         norms = 2
     of_heads = {"": 0, "head": 2, "full": sizes["heads"] + sizes["kv_heads"]}[family.qk_norm] * sizes["head_width"]
-    return norms * sizes["hidden"] * (2 if family.norm_bias else 1) + of_heads + (sizes["heads"] if kind == "gpt_oss" else 0)
+    sinks = sizes["heads"] * (kind == "gpt_oss")
+    return norms * sizes["hidden"] * (1 + family.norm_bias) + of_heads + sinks
 
 
 def _ends(family: Family, sizes: Mapping[str, int], text: Mapping[str, Any], kind: str) -> int:
-    norm = sizes["hidden"] * (2 if family.norm_bias else 1) * (0 if kind == "olmo" else 1)
-    if kind == "bloom":
-        norm *= 2
-    positions = (sizes["context"] + family.positions) * sizes["hidden"] if family.positions >= 0 else 0
-    return norm + positions + (sizes["vocabulary"] if family.head_bias else 0)
+    found = sizes["hidden"] * (1 + family.norm_bias) * {"olmo": 0, "bloom": 2}.get(kind, 1)
+    if family.positions >= 0:
+        found += (sizes["context"] + family.positions) * sizes["hidden"]
+    if family.head_bias:
+        found += sizes["vocabulary"]
+    return found
 
 
 def _number(text: Mapping[str, Any], what: str, *, required: bool = False) -> int:

@@ -28,7 +28,7 @@ def trainable(model: Decoder, job: JobConfig) -> Trainable:
     if job.method == "lora":
         return _lora(model, job)
     if job.method == "full":  # a copy of everything; of embeddings and head one each, also where they are one tensor
-        return Trainable(model.parameters + (model.vocabulary * model.hidden if model.is_tied else 0), model.linears)
+        return Trainable(model.parameters + model.vocabulary * model.hidden * model.is_tied, model.linears)
     if job.method == "ia3":
         scaled = tuple(linear for linear in model.linears if linear.name in IA3_NAMES + LAST_FEED_FORWARD)
         widths = (linear.rows if linear.name in LAST_FEED_FORWARD else linear.columns for linear in scaled)
@@ -36,7 +36,7 @@ def trainable(model: Decoder, job: JobConfig) -> Trainable:
     if job.method == "bottleneck":
         narrow = max(model.hidden // job.bottleneck.reduction_factor, 1)
         each = 2 * model.hidden * narrow + narrow + model.hidden
-        return Trainable(model.layers * each * (2 if job.bottleneck.mh_adapter else 1), ())
+        return Trainable(model.layers * each * (1 + job.bottleneck.mh_adapter), ())
     return Trainable(_prompt(model, job), ())
 
 
@@ -52,7 +52,7 @@ def targeted(model: Decoder, wanted: str | list[str]) -> tuple[Linear, ...]:
 
 def _lora(model: Decoder, job: JobConfig) -> Trainable:
     targets, r = targeted(model, job.lora.target_modules), job.lora.r
-    block = sum(r * (linear.rows + linear.columns) + (linear.columns if job.lora.use_dora else 0) for linear in targets)
+    block = sum(r * (linear.rows + linear.columns) + linear.columns * job.lora.use_dora for linear in targets)
     wraps = model.experts is not None and model.experts.is_wrapped and targets == model.linears
     if model.experts and wraps:  # one pair of matrices per expert; the two halves of gate_up share a tensor and take twice the rank
         expert = model.experts

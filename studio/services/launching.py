@@ -61,7 +61,7 @@ class LaunchProblems:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LaunchRequest:
     """What a launch names, as far as it is known here and can be read."""
 
     dataset: Dataset | None
@@ -136,7 +136,7 @@ class Launcher:
         base_model: str | ModelRef | None,
         chosen: recipes.Recipe,
         layers: Sequence[Mapping[str, Any]],
-    ) -> Asked:
+    ) -> LaunchRequest:
         """Everything that shows without looking at rows; what stands against it is in `problems`."""
         dataset = model = context = None
         if data is not None:
@@ -155,7 +155,7 @@ class Launcher:
                 problems.gather(check_held_out, dataset, config)
             problems.gather(loggers.check, config)
             problems.found += standing_against(config, model)
-        return Asked(dataset, model, configs)
+        return LaunchRequest(dataset, model, configs)
 
     def _check_rows(self, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
         """The renderer of this run; refuses rows that would teach nothing."""

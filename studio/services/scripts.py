@@ -39,11 +39,8 @@ class ScriptWriter:
         if not run.train.is_file():
             raise NotFoundError(f"The rows of {name} are gone from {run.path}.", "Restore them, or train on the data again.")
         folder = base.folder_of(config)
-        template = config.chat_template
-        if run.chat_template.is_file():
-            template = str(run.chat_template)
         config = config.model_copy(update={"max_length": base.max_length(config, folder)})
-        return cls(name, run, config, Renderer.load(folder, template))
+        return cls(name, run, config, Renderer.load(folder, run.kept_template() or config.chat_template))
 
     def text(self, stem: str) -> str:
         """The script; `stem` begins the names of the files beside it."""
