@@ -110,7 +110,7 @@ def model_templates(studio: Here, model: str) -> list[TemplateInfo]:
     return studio.datasets.templates(model)
 
 
-@router.get("/datasets/{dataset}/export")
+@router.get("/datasets/{dataset}/export", response_class=FileResponse)
 def export_dataset(studio: Here, dataset: str) -> FileResponse:
     """The rows as a .jsonl file."""
     found = studio.datasets.show(dataset)

@@ -56,7 +56,7 @@ def delete_export(studio: Here, export: str) -> Deleted:
     return studio.exports.delete(export)
 
 
-@router.get("/exports/{export}/files/{name}")
+@router.get("/exports/{export}/files/{name}", response_class=FileResponse)
 def export_file(studio: Here, export: str, name: str) -> FileResponse:
     """One of the files that the export lists."""
     path = studio.exports.file(export, name)

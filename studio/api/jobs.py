@@ -213,7 +213,7 @@ def job_script(studio: Here, job: str) -> JobScript:
     return studio.jobs.script(job)
 
 
-@router.get("/jobs/{job}/script.zip")
+@router.get("/jobs/{job}/script.zip", response_class=FileResponse)
 def job_script_files(studio: Here, job: str) -> FileResponse:
     """The script with the rows that it reads as token ids, and the chat template."""
     folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))
@@ -226,7 +226,7 @@ def job_script_files(studio: Here, job: str) -> FileResponse:
     return FileResponse(target, filename=target.name, background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True))
 
 
-@router.get("/jobs/{job}/bundle")
+@router.get("/jobs/{job}/bundle", response_class=FileResponse)
 def job_bundle(studio: Here, job: str) -> FileResponse:
     """Everything of a run as a .zip file."""
     folder = Path(tempfile.mkdtemp(dir=studio.settings.cache))

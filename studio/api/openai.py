@@ -17,9 +17,11 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
+from studio.api.openai_shapes import ChatCompletion, ModelEntry, ModelList, TextCompletion
 from studio.engine import protocol
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError, NotFoundError, StudioError
+from studio.records import Record
 from studio.services import Studio
 from studio.settings import Settings
 
@@ -32,26 +34,31 @@ TIMEOUT = httpx.Timeout(None, connect=5.0)
 PASSED_HEADERS = ("content-type", "retry-after", "cache-control")
 
 
+def _as_json_or_events(shape: type[Record]) -> dict[int | str, dict[str, Any]]:
+    """For the documentation: the answers are passed on as the engine makes them."""
+    return {200: {"model": shape, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
 @router.get("/models")
-def list_models(request: Request) -> dict[str, Any]:
+def list_models(request: Request) -> ModelList:
     """What can answer here now: the starter, added bases, then BASE:ADAPTER."""
     studio: Studio = request.app.state.studio
-    return {"object": "list", "data": [_model(name) for name in studio.chat.available()]}
+    return ModelList(data=[ModelEntry(id=name) for name in studio.chat.available()])
 
 
 @router.get("/models/{name:path}")
-def show_model(request: Request, name: str) -> dict[str, Any]:
+def show_model(request: Request, name: str) -> ModelEntry:
     _resolve(request.app.state.studio, name)
-    return _model(name)
+    return ModelEntry(id=name)
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", responses=_as_json_or_events(ChatCompletion), response_class=Response)
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions; `grammar` (GBNF) is an extra field."""
     return await _forward(request, "/v1/chat/completions")
 
 
-@router.post("/completions")
+@router.post("/completions", responses=_as_json_or_events(TextCompletion), response_class=Response)
 async def completions(request: Request) -> Response:
     """OpenAI's text completions; an empty prompt starts from BOS."""
     return await _forward(request, "/v1/completions")
@@ -63,10 +70,6 @@ def error_body(error: StudioError, status: int) -> dict[str, Any]:
         code, details = ("model_not_found", {"param": "model"}) if isinstance(error, NotFoundError) else ("invalid_request", {})
         error = EngineError(error.message, error.fix, status=status, code=code, **details)
     return protocol.error_body(error)
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "adapter-studio"}
 
 
 def _resolve(studio: Studio, name: str) -> Contestant:

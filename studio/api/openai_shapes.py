@@ -1,0 +1,113 @@
+"""What /v1 answers, in OpenAI's shapes. The engine makes these answers; their schemas are for /api/openapi.json."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import JsonValue
+
+from studio.records import Record
+
+
+class ModelEntry(Record):
+    """A model that can answer here: a base model, or BASE:ADAPTER."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0  # not known
+    owned_by: str = "adapter-studio"
+
+
+class ModelList(Record):
+    """The starter first, then added base models, then adapters."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class CompletionUsage(Record):
+    """Tokens of a request. A prompt counts once, however many answers it gets."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ScoredToken(Record):
+    """A token with its log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]  # in UTF-8; a token may end inside a character
+
+
+class AnsweredToken(ScoredToken):
+    """A token of an answer, and the most likely ones in its place."""
+
+    top_logprobs: list[ScoredToken]
+
+
+class ChatLogprobs(Record):
+    """The tokens of a chat answer."""
+
+    content: list[AnsweredToken]
+    refusal: None
+
+
+class TextLogprobs(Record):
+    """The tokens of a text completion, in the older shape: one entry per token in each list."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]  # where each token starts in the text
+
+
+class AnswerMessage(Record):
+    """What was answered."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Record):
+    """One answer to a conversation."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str  # stop, or length where it was cut
+    studio: dict[str, JsonValue]  # how it was made: speed, reused tokens, drafts
+
+
+class ChatCompletion(Record):
+    """Answers to a conversation. With `stream` they come as server-sent events instead."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class TextChoice(Record):
+    """One continuation of a text."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str  # stop, or length where it was cut
+    studio: dict[str, JsonValue]  # how it was made: speed, reused tokens, drafts
+
+
+class TextCompletion(Record):
+    """Continuations of one or several texts. With `stream` they come as server-sent events instead."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: CompletionUsage
