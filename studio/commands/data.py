@@ -9,6 +9,7 @@ import typer
 
 from studio.commands import curation
 from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
+from studio.datasets.file_types import PACKED, SUFFIXES
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add(
         str,
         typer.Argument(
             metavar="PATH|hub:NAME",
-            help="A .jsonl, .json, .csv, .tsv, .parquet, .txt or .md file, also as .gz or .zip, or NAME[:CONFIG[:SPLIT]] of the hub.",
+            help=f"A {', '.join(SUFFIXES)} file, also as {' or '.join(PACKED)}, or NAME[:CONFIG[:SPLIT]] of the hub.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="What to call it; its file's name when left out.")] = None,

@@ -28,7 +28,6 @@ MAX_DIRECTORY_BYTES = 1024**2  # of a zip's list of entries, which is held in me
 GZIP = b"\x1f\x8b"
 OFFICE = ("[Content_Types].xml", "mimetype")  # first entries of .xlsx, .docx, .ods
 PACKED = (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".rar")
-PROSE = (".txt", ".md")  # beside data files a description of them
 
 
 class Allowance:
@@ -74,8 +73,10 @@ def open_zip(packed: BinaryIO, name: str) -> zipfile.ZipFile:
         raise _damaged(name, exc) from None
 
 
-def data_entries(archive: zipfile.ZipFile, name: str, types: tuple[str, ...]) -> tuple[list[zipfile.ZipInfo], list[str]]:
-    """The entries that hold data, all of one of the `types`, by name; and the names of those that are left out.
+def data_entries(
+    archive: zipfile.ZipFile, name: str, types: tuple[str, ...], prose: tuple[str, ...]
+) -> tuple[list[zipfile.ZipInfo], list[str]]:
+    """The entries that hold data, all of one of the `types`, by name (`prose` beside data is its description); and the names of those that are left out.
 
     Raises DatasetError on an entry that no honest archive has, on several kinds of data, and where there is none.
     """
@@ -86,7 +87,7 @@ def data_entries(archive: zipfile.ZipFile, name: str, types: tuple[str, ...]) ->
         _check_entry(entry, name)
     shown = [entry for entry in entries if not _is_hidden(entry.filename)]
     packed = [entry for entry in shown if _suffix(entry) in PACKED]
-    data = [entry for entry in shown if _suffix(entry) in types and _suffix(entry) not in PROSE]
+    data = [entry for entry in shown if _suffix(entry) in types and _suffix(entry) not in prose]
     data = data or [entry for entry in shown if _suffix(entry) in types]
     if not data and packed:
         raise DatasetError(f"{name} holds an archive inside an archive ({_names(packed)}).", "Unpack it once.")

@@ -1,30 +1,20 @@
-"""What a file's columns mean: the known formats, and which of them a file is. Knows rows only by their columns' shapes."""
+"""The row formats: one entry says what the columns of a file mean and what becomes of a row.
+
+A new format is an entry here and, where no function of mapping.py fits, one more there. Detection, `data add`, the page, the HTTP
+interface and error texts read the entries.
+"""
 
 from __future__ import annotations
 
-import ast
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from studio.datasets.json_records import parse_json
-from studio.datasets.records import MAX_COLUMNS, Row
-from studio.errors import DatasetError
+from studio.datasets import mapping as mappers
+from studio.datasets.records import Row
+from studio.datasets.shapes import ANSWER, ANY, LABEL, OPENAI, SHAREGPT, TEXT, TURNS
 from studio.records import DatasetKind
 
-MAX_CELL_CHARS = 8 * 1024**2  # of a cell that holds JSON or a Python literal
-
-Shapes = frozenset[str]
-Columns = dict[str, Counter[Shapes]]
-
-TEXT = frozenset({"text", "number"})
-OPENAI = frozenset({"openai turns"})
-SHAREGPT = frozenset({"sharegpt turns"})
-TURNS = OPENAI | SHAREGPT
-ANSWER = TEXT | TURNS | {"turn"}
-LABEL = frozenset({"label"})
-ANY = TEXT | {"objects", "object", "lists"}
+RowMapper = Callable[[Row, dict[str, str]], list[mappers.ExampleJson]]  # a row, and role -> column
 
 
 @dataclass(frozen=True)
@@ -39,12 +29,14 @@ class RowRole:
 
 @dataclass(frozen=True)
 class Format:
-    """A way to lay out rows. `kind` is what the rows are for."""
+    """A way to lay out rows. `kind` is what the rows are for; `examples` makes examples of a row, or raises RowError."""
 
     name: str
     kind: DatasetKind
     roles: tuple[RowRole, ...]
     description: str
+    examples: RowMapper
+    is_chosen_only: bool = False  # has the same columns as another format: a choice of the user, never a guess
 
     def role_names(self) -> list[str]:
         return [role.name for role in self.roles]
@@ -56,6 +48,10 @@ class Layout:
 
     format: Format
     mapping: dict[str, str]
+
+    def examples(self, row: Row) -> list[mappers.ExampleJson]:
+        """One, but for `instances`. Raises RowError with the reason and a fix."""
+        return self.format.examples(row, self.mapping)
 
 
 SYSTEM = RowRole("system", TEXT, ("system", "system_prompt", "system_message"), required=False)
@@ -75,6 +71,7 @@ FORMATS = (
             TOOLS,
         ),
         "a conversation, with a better and a worse answer to its end",
+        mappers.preference,
     ),
     Format(
         "preference",
@@ -88,6 +85,7 @@ FORMATS = (
             TOOLS,
         ),
         "a prompt with a better and a worse answer",
+        mappers.preference,
     ),
     Format(
         "sharegpt-kto",
@@ -99,6 +97,7 @@ FORMATS = (
             TOOLS,
         ),
         "a conversation whose last answer is marked good or bad",
+        mappers.sharegpt_kto,
     ),
     Format(
         "kto",
@@ -110,12 +109,14 @@ FORMATS = (
             SYSTEM,
         ),
         "a prompt and an answer marked good or bad",
+        mappers.kto,
     ),
     Format(
         "messages",
         DatasetKind.SFT,
         (RowRole("messages", OPENAI, ("messages", "conversation", "conversations", "dialogue", "dialog", "chat", "turns")), SYSTEM, TOOLS),
         "a conversation with role and content, as in the OpenAI protocol",
+        mappers.messages,
     ),
     Format(
         "sharegpt",
@@ -126,18 +127,21 @@ FORMATS = (
             TOOLS,
         ),
         "a conversation with from and value, as in ShareGPT",
+        mappers.conversations,
     ),
     Format(
         "mt-bench",
         DatasetKind.PROMPTS,
         (RowRole("turns", frozenset({"texts"}), ("turns",)),),
         "questions to compare models with, one or more turns each",
+        mappers.mt_bench,
     ),
     Format(
         "instances",
         DatasetKind.SFT,
         (RowRole("instruction", TEXT, ("instruction",)), RowRole("instances", frozenset({"objects"}), ("instances",))),
         "an instruction with a list of inputs and outputs, as in self-instruct",
+        mappers.instances,
     ),
     Format(
         "alpaca",
@@ -150,6 +154,7 @@ FORMATS = (
             SYSTEM,
         ),
         "instruction, optional input, output",
+        mappers.alpaca,
     ),
     Format(
         "question-answer",
@@ -161,6 +166,7 @@ FORMATS = (
             SYSTEM,
         ),
         "a question and its answer",
+        mappers.question_answer,
     ),
     Format(
         "prompt-completion",
@@ -172,156 +178,29 @@ FORMATS = (
             TOOLS,
         ),
         "a prompt and the answer to it, as one exchange of a conversation",
+        mappers.prompt_completion,
     ),
     Format(
         "continuation",
         DatasetKind.SFT,
         (RowRole("prompt", TEXT, ("prompt",)), RowRole("completion", TEXT, ("completion",))),
         "a text and how it goes on, learned as it stands, without a chat template",
+        mappers.continuation,
+        is_chosen_only=True,
     ),
     Format(
         "text",
         DatasetKind.TEXT,
         (RowRole("text", TEXT, ("text", "content", "document", "body", "story")),),
         "documents, learned as they stand",
+        mappers.document,
     ),
     Format(
         "prompts",
         DatasetKind.PROMPTS,
         (RowRole("prompt", TEXT, (*QUESTION_NAMES, "input")),),
         "prompts without answers, to compare models with",
+        mappers.prompts,
     ),
 )
 BY_NAME = {format.name: format for format in FORMATS}
-
-
-def columns_of(rows: Iterable[Row]) -> Columns:
-    """What each column's values could serve as, counted, nulls left out; columns in order of appearance."""
-    columns: Columns = {}
-    for row in rows:
-        if len(columns) + len(row) > MAX_COLUMNS:
-            raise DatasetError(f"The rows have more than {MAX_COLUMNS:,} columns.", "Keep the ones with text.")
-        for name, value in row.items():
-            counts = columns.setdefault(name, Counter())
-            if value is not None:
-                counts[shapes_of(value)] += 1
-    return columns
-
-
-def shapes_of(value: Any) -> Shapes:
-    """What `value` could serve as."""
-    if isinstance(value, str):
-        inner = unpacked(value)
-        return (frozenset({"text"}) if inner is value else shapes_of(inner) | {"text"}) | _label_shape(value.strip().lower())
-    if isinstance(value, (int, float)):
-        return frozenset({"number"}) | _label_shape(str(value).lower())
-    if isinstance(value, dict):
-        return frozenset({"object", "turn"} if _turn_style(value) else {"object"})
-    if isinstance(value, (list, tuple)):
-        return _list_shapes(list(value))
-    return frozenset({"text"})
-
-
-def _label_shape(word: str) -> Shapes:
-    return LABEL if word in ("true", "false", "0", "1", "0.0", "1.0") else frozenset()
-
-
-def _list_shapes(items: list[Any]) -> Shapes:
-    if items and all(isinstance(item, dict) for item in items):
-        styles = {_turn_style(item) for item in items}
-        if "" in styles:
-            return frozenset({"objects"})
-        return frozenset({"objects", "openai turns" if "openai" in styles else "sharegpt turns"})
-    return frozenset({"texts" if items and all(isinstance(item, str) for item in items) else "lists"})
-
-
-def _turn_style(turn: dict[str, Any]) -> str:
-    if "role" in turn and ("content" in turn or "tool_calls" in turn or "function_call" in turn):
-        return "openai"
-    return "sharegpt" if "from" in turn and ("value" in turn or "content" in turn) else ""
-
-
-def unpacked(cell: Any) -> Any:
-    """The list or object inside a text cell, as CSV files have them: JSON or a Python literal; else the cell itself."""
-    if not isinstance(cell, str) or cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}") or len(cell) > MAX_CELL_CHARS:
-        return cell
-    try:
-        value = parse_json(cell)
-    except (ValueError, RecursionError):
-        try:
-            value = ast.literal_eval(cell)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            return cell
-    return value if isinstance(value, (list, dict)) else cell
-
-
-def detect(columns: Columns, format: str | None = None, mapping: Mapping[str, str] | None = None) -> Layout:
-    """The format of rows with these `columns`; `format` and `mapping` (role -> column) narrow the choice.
-
-    Raises DatasetError when nothing fits, naming the columns and what would help.
-    """
-    given = dict(mapping or {})
-    _check_given(columns, format, given)
-    for candidate in [BY_NAME[format]] if format else FORMATS:
-        if candidate.name == "continuation" and not format:
-            continue  # the same columns as prompt-completion; a choice of the user, never a guess
-        found = _fit(candidate, columns, given, strict=not format)
-        if found is not None:
-            return Layout(candidate, found)
-    if len(columns) == 1 and not given and format in (None, "text"):
-        name, counts = next(iter(columns.items()))
-        if any("text" in shapes for shapes in counts):
-            return Layout(BY_NAME["text"], {"text": name})
-    if not columns:
-        raise DatasetError("the rows have no columns.", 'Write each row as {"column": value, …}.')
-    wanted = BY_NAME[format].role_names() if format else ["prompt", "completion"]
-    example = " ".join(f"--map {role}=COLUMN" for role in wanted[:3])
-    which = f"not fit the format {format!r}" if format else "fit no known format"
-    raise DatasetError(
-        f"the columns ({', '.join(list(columns)[:20])}) {'do ' * bool(format)}{which}.",
-        f"Say which column is which: {example}.",
-        columns=list(columns)[:100],
-    )
-
-
-def _check_given(columns: Columns, format: str | None, given: dict[str, str]) -> None:
-    if format and format not in BY_NAME:
-        raise DatasetError(f"there is no format {format!r}.", f"Choose one of {', '.join(BY_NAME)}.")
-    for role, column in given.items():
-        if column not in columns:
-            raise DatasetError(f"there is no column {column!r}.", f"The columns are {', '.join(list(columns)[:20])}.")
-        known = BY_NAME[format].role_names() if format else list(dict.fromkeys(name for f in FORMATS for name in f.role_names()))
-        if role not in known:
-            raise DatasetError(
-                f"{role!r} is no part of {f'the format {format!r}' if format else 'any format'}.", f"The parts are {', '.join(known)}."
-            )
-
-
-def _fit(format: Format, columns: Columns, given: dict[str, str], strict: bool) -> dict[str, str] | None:
-    if not set(given) <= set(format.role_names()):
-        return None
-    found = dict(given)
-    by_key = {_key(name): name for name in reversed(list(columns))}
-    for role in format.roles:
-        if role.name in found:
-            continue
-        names = [by_key[alias] for alias in role.aliases if alias in by_key and by_key[alias] not in found.values()]
-        column = next((name for name in names if not strict or _has_shape(columns[name], role)), None)
-        if column is not None:
-            found[role.name] = column
-        elif role.required:
-            return None
-    return found
-
-
-def _has_shape(counts: Counter[Shapes], role: RowRole) -> bool:
-    """Half of the values look right; of labels nearly all, so that another number is none, and a slip of the pen is a row's problem."""
-    total = counts.total()
-    fitting = sum(count for shapes, count in counts.items() if shapes & role.shapes)
-    if not total:
-        return not role.required
-    return fitting >= total * (0.9 if role.shapes == LABEL else 0.5)
-
-
-def _key(column: str) -> str:
-    return column.strip().lower().replace(" ", "_").replace("-", "_")

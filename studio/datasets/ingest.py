@@ -16,11 +16,13 @@ from pathlib import Path
 import orjson
 
 from studio.datasets.blocks import BlockMapper, block_mapper
-from studio.datasets.formats import Layout, columns_of, detect
+from studio.datasets.detecting import detect
+from studio.datasets.formats import Layout
 from studio.datasets.json_records import JsonLines, json_line
-from studio.datasets.mapping import RowError, converter
+from studio.datasets.mapping import RowError
 from studio.datasets.reading import Source, open_source
 from studio.datasets.records import BLOCK_BYTES, Problem, Record, Row
+from studio.datasets.shapes import columns_of
 from studio.errors import DatasetError
 from studio.records import RowProblem
 
@@ -73,7 +75,6 @@ class Ingest:
         self.layout = layout
         self.columns = columns
         self._sample = sample  # the file's first records, read already
-        self._convert = converter(layout)
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Problem]]:
         for record in itertools.chain(self._sample, self.source.records):
@@ -132,7 +133,7 @@ class Ingest:
         if isinstance(row, Problem):
             return [(line, row)]
         try:
-            return [(line, orjson.dumps(example)) for example in self._convert(row)]
+            return [(line, orjson.dumps(example)) for example in self.layout.examples(row)]
         except RowError as exc:
             return [(line, Problem(line, exc.problem, exc.fix))]
         except (TypeError, orjson.JSONEncodeError):

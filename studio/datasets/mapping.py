@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
-from studio.datasets.formats import Layout, unpacked
 from studio.datasets.json_records import parse_json
 from studio.datasets.records import Row
+from studio.datasets.shapes import unpacked
 
 ROLES = {
     "system": "system",
@@ -43,7 +42,7 @@ ROLES = {
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 Turn = dict[str, Any]
-Converter = Callable[[Row], list[dict[str, Any]]]
+ExampleJson = dict[str, Any]  # the JSON of studio.types.Example
 
 
 class RowError(ValueError):
@@ -53,13 +52,6 @@ class RowError(ValueError):
         super().__init__(problem)
         self.problem = problem
         self.fix = fix
-
-
-def converter(layout: Layout) -> Converter:
-    """A function from a row to its examples (one, but for `instances`)."""
-    make = CONVERTERS[layout.format.name]
-    mapping = layout.mapping
-    return lambda row: make(row, mapping)
 
 
 # parts of a row
@@ -199,12 +191,12 @@ def _joined(*parts: str) -> str:
 # formats
 
 
-def _exchange(row: Row, mapping: dict[str, str], user: str, answer: str) -> list[dict[str, Any]]:
+def _exchange(row: Row, mapping: dict[str, str], user: str, answer: str) -> list[ExampleJson]:
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     return [{"messages": _with_system(row, mapping, turns) if "system" in mapping else turns}]
 
 
-def _alpaca(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def alpaca(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     user = _joined(_text(row, mapping, "instruction"), _optional(row, mapping, "input"))
     made = _exchange(row, mapping, user, _text(row, mapping, "output"))
     history = unpacked(row.get(mapping["history"])) if "history" in mapping else None
@@ -226,12 +218,12 @@ def _history(history: Any, column: str) -> list[Turn]:
     ]
 
 
-def _question_answer(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def question_answer(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     user = _joined(_optional(row, mapping, "context"), _text(row, mapping, "question"))
     return _exchange(row, mapping, user, _text(row, mapping, "answer"))
 
 
-def _instances(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def instances(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     instruction, instances = _text(row, mapping, "instruction"), unpacked(row.get(mapping["instances"]))
     if not isinstance(instances, list) or not instances or not all(isinstance(instance, dict) for instance in instances):
         raise RowError(f"The column {mapping['instances']!r} holds no list of instances.", 'Write [{"input": "…", "output": "…"}].')
@@ -243,11 +235,19 @@ def _instances(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def _conversation(row: Row, mapping: dict[str, str], role: str) -> list[dict[str, Any]]:
+def _conversation(row: Row, mapping: dict[str, str], role: str) -> list[ExampleJson]:
     value = row.get(mapping[role])
     if value is None:
         raise RowError(f"There is no value in the column {mapping[role]!r}.", "Fill it in, or leave the row out.")
     return [_with_tools(row, mapping, {"messages": _with_system(row, mapping, _turns(value, mapping[role]))})]
+
+
+def messages(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
+    return _conversation(row, mapping, "messages")
+
+
+def conversations(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
+    return _conversation(row, mapping, "conversations")
 
 
 def _with_tools(row: Row, mapping: dict[str, str], example: dict[str, Any]) -> dict[str, Any]:
@@ -255,24 +255,24 @@ def _with_tools(row: Row, mapping: dict[str, str], example: dict[str, Any]) -> d
     return {**example, "tools": tools} if tools else example
 
 
-def _prompt_completion(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def prompt_completion(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     messages = [*_with_system(row, mapping, _question(row, mapping)), *_answer(row, mapping, "completion")]
     return [_with_tools(row, mapping, {"messages": messages})]
 
 
-def _continuation(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def continuation(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     return [{"prompt": _text(row, mapping, "prompt"), "completion": _text(row, mapping, "completion")}]
 
 
-def _document(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def document(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     return [{"text": _text(row, mapping, "text")}]
 
 
-def _prompts(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def prompts(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     return [{"messages": [{"role": "user", "content": _text(row, mapping, "prompt")}]}]
 
 
-def _mt_bench(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def mt_bench(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     column = mapping["turns"]
     turns = unpacked(row.get(column))
     if not isinstance(turns, list) or not turns:
@@ -280,7 +280,7 @@ def _mt_bench(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
     return [{"messages": [{"role": "user", "content": _as_text(turn, column) or ""} for turn in turns]}]
 
 
-def _preference(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def preference(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     chosen, rejected = _answer(row, mapping, "chosen"), _answer(row, mapping, "rejected")
     prompt: list[Turn] = []
     if "conversations" in mapping:
@@ -320,12 +320,12 @@ def _shared_turns(chosen: list[Turn], rejected: list[Turn]) -> list[Turn]:
     return chosen[:count]
 
 
-def _kto(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def kto(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     prompt, completion = _question(row, mapping), _answer(row, mapping, "completion")
     return [{"prompt": _with_system(row, mapping, prompt), "completion": completion, "label": _label(row, mapping)}]
 
 
-def _sharegpt_kto(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]]:
+def sharegpt_kto(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
     turns = _with_system(row, mapping, _turns(row.get(mapping["conversations"]), mapping["conversations"]))
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise RowError("The conversation does not end with an answer of the assistant.", "Add the answer that the label is about.")
@@ -340,21 +340,3 @@ def _label(row: Row, mapping: dict[str, str]) -> bool:
     if word in (False, 0, "false", "0", "no", "bad"):
         return False
     raise RowError(f"The label {str(value)[:50]!r} is neither true nor false.", "Write true or false.")
-
-
-CONVERTERS: dict[str, Callable[[Row, dict[str, str]], list[dict[str, Any]]]] = {
-    "sharegpt-preference": _preference,
-    "preference": _preference,
-    "sharegpt-kto": _sharegpt_kto,
-    "kto": _kto,
-    "messages": lambda row, mapping: _conversation(row, mapping, "messages"),
-    "sharegpt": lambda row, mapping: _conversation(row, mapping, "conversations"),
-    "mt-bench": _mt_bench,
-    "instances": _instances,
-    "alpaca": _alpaca,
-    "question-answer": _question_answer,
-    "prompt-completion": _prompt_completion,
-    "continuation": _continuation,
-    "text": _document,
-    "prompts": _prompts,
-}

@@ -1,8 +1,6 @@
-"""A file as rows: jsonl, json, csv, tsv, parquet, txt, md, and gz or zip of these. Streams, so memory stays flat.
+"""A file as rows: what it is (file_types.py), unpacked and in which encoding. Streams, so memory stays flat.
 
-`open_source(path)` finds out what the file is; iterating over its records gives (line, row) or (line, Problem).
-Knows nothing of what a row means: that is formats.py and mapping.py.
-"""
+`open_source(path)` finds out what the file is; iterating over its records gives (line, row) or (line, Problem)."""
 
 from __future__ import annotations
 
@@ -11,23 +9,18 @@ import io
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
-
-from studio.datasets import records
 from studio.datasets.archives import GZIP, Allowance, data_entries, open_zip, unpacked_entry, unpacked_gzip
-from studio.datasets.json_records import JsonLines, json_records
-from studio.datasets.records import CHUNK_BYTES, SAMPLE_BYTES, Problem, Record, Row, lines_of
-from studio.datasets.tables import csv_records, looks_like_table, parquet_records
+from studio.datasets.file_types import PACKED, PROSE, SUFFIXES, UNRECOGNISED, file_type
+from studio.datasets.records import CHUNK_BYTES, SAMPLE_BYTES, Problem, Record
 from studio.errors import DatasetError
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # with entries, and without
-FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 MAGIC = {
     b"\x1f\x8b": ("an archive inside an archive", "Unpack it once."),
     b"PK\x03\x04": ("an archive inside an archive", "Unpack it once."),
@@ -81,8 +74,8 @@ def _source(file: Any, name: str, scratch: Path | None, stack: ExitStack) -> Sou
     sample = _sample(file)
     if not sample.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
         raise DatasetError(f"{name} is empty.", "Choose a file with at least one row.")
-    if sample[:4] == b"PAR1" or name.lower().endswith(".parquet"):
-        return Source(name, "parquet", parquet_records(file, name))
+    if binary := file_type(name, sample, binary=True):
+        return Source(name, binary.name, binary.read(file, name, sample))
     encoding, notes = _encoding(sample, name)
     if encoding != "utf-8" or (b"\r" in sample and b"\n" not in sample):
         file = stack.enter_context(_recoded(file, name, encoding, scratch))
@@ -90,14 +83,14 @@ def _source(file: Any, name: str, scratch: Path | None, stack: ExitStack) -> Sou
     if sample.startswith(codecs.BOM_UTF8):
         file.seek(len(codecs.BOM_UTF8))
         sample = sample.removeprefix(codecs.BOM_UTF8)
-    file_type = _file_type(name, sample)
-    return Source(name, file_type, READERS[file_type](file, name, sample), encoding, notes)
+    found = file_type(name, sample, binary=False) or UNRECOGNISED
+    return Source(name, found.name, found.read(file, name, sample), encoding, notes)
 
 
 def _zip_source(packed: Any, name: str, scratch: Path | None, stack: ExitStack) -> Source:
     """The data files of a zip, one after the other."""
     archive = stack.enter_context(open_zip(packed, name))
-    entries, left_out = data_entries(archive, name, FILE_TYPES)
+    entries, left_out = data_entries(archive, name, SUFFIXES, PROSE)
     allowance = Allowance(name, sum(entry.compress_size for entry in entries))
 
     def opened(entry: zipfile.ZipInfo, keep: ExitStack) -> Source:
@@ -148,7 +141,7 @@ def _named_records(source: Source, file_type: str = "", columns: frozenset[str] 
 def _open(path: Path, name: str) -> io.BufferedReader:
     if path.exists() and not path.is_file():  # a pipe would hang
         what = "a folder" if path.is_dir() else "no regular file"
-        raise DatasetError(f"{name} is {what}.", f"Give one file: {', '.join(FILE_TYPES)}, or .gz or .zip of these.")
+        raise DatasetError(f"{name} is {what}.", f"Give one file: {', '.join(SUFFIXES)}, or {' or '.join(PACKED)} of these.")
     try:
         return path.open("rb")
     except FileNotFoundError:
@@ -194,7 +187,7 @@ def _encoding(sample: bytes, name: str) -> tuple[str, list[str]]:
         return wide, [f"Read as {wide}: every other byte is zero."]
     controls = sum(sample.count(bytes([byte])) for byte in range(32) if byte not in b"\t\n\r\f\v\x1b")
     if controls > len(sample) * 0.05:
-        raise DatasetError(f"{name} is binary, not text.", f"Upload one of {', '.join(FILE_TYPES)}, or .gz or .zip of these.")
+        raise DatasetError(f"{name} is binary, not text.", f"Upload one of {', '.join(SUFFIXES)}, or {' or '.join(PACKED)} of these.")
     decoded = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
     broken = 0 if decoded.isascii() else len(LONE_BYTES.findall(decoded))
     if 2 * broken <= len(FOREIGN.findall(decoded)):  # a few bad bytes among good ones are problems of their rows
@@ -233,70 +226,3 @@ def _legacy_encoding(sample: bytes) -> tuple[str, list[str]]:
     if 2 * len(FOREIGN_IN_WORD.findall(text)) < len(FOREIGN.findall(text)):
         return "utf-8", []
     return encoding, [f"Read as {encoding}, which is a guess: save the file as UTF-8 if characters look wrong."]
-
-
-def _file_type(name: str, sample: bytes) -> str:
-    """By content first: a JSON file called .csv is JSON."""
-    suffix = Path(name).suffix.lower()
-    lines = sample.lstrip().split(b"\n", 2)
-    first = lines[0].strip()
-    following = lines[1].strip()[:1] if len(lines) > 1 else b""
-    if first[:1] in (b"{", b"["):
-        whole = _parses(first)
-        if whole and following in (b"{", b"["):
-            return "jsonl"
-        if suffix in (".jsonl", ".ndjson") and first[:1] == b"{":
-            is_long = b"\n" not in sample and len(sample) == SAMPLE_BYTES
-            return "jsonl" if whole or following == b"{" or is_long else "json"
-        if whole or suffix in (".json", ".jsonl", ".ndjson", ""):
-            return "json"
-    if suffix in (".jsonl", ".ndjson", ".json"):
-        return "csv" if looks_like_table(sample, suffix) else "jsonl"
-    if suffix in (".csv", ".tsv"):
-        return "csv"
-    return "text" if suffix in (".txt", ".md") or not looks_like_table(sample, suffix) else "csv"
-
-
-def _parses(line: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(line), (dict, list))
-    except orjson.JSONDecodeError:
-        return False
-
-
-# plain text
-
-
-def _text_records(file: Any, _name: str, sample: bytes) -> Iterator[Record]:
-    """Paragraphs between blank lines; a file without blank lines gives one document per line."""
-    by_line = re.search(rb"\n[ \t\r]*\n", sample.strip()) is None
-    paragraph: list[bytes] = []
-    start = size = 0
-    for number, line in lines_of(file):
-        if isinstance(line, Problem):
-            yield number, line
-            continue
-        size += len(line)
-        if line.strip():
-            start = start if paragraph else number
-            paragraph.append(line)
-        if paragraph and (by_line or not line.strip() or size > records.MAX_LINE_BYTES):
-            yield start, _document(start, paragraph)
-            paragraph, size = [], 0
-    if paragraph:
-        yield start, _document(start, paragraph)
-
-
-def _document(line: int, parts: list[bytes]) -> Row | Problem:
-    try:
-        return {"text": b"".join(parts).decode("utf-8").rstrip("\r\n")}
-    except UnicodeDecodeError as exc:
-        return Problem(line, f"The text is not UTF-8 (byte {exc.start + 1}).", "Save the file as UTF-8.")
-
-
-READERS: dict[str, Callable[[Any, str, bytes], Iterable[Record]]] = {
-    "jsonl": JsonLines,
-    "json": json_records,
-    "csv": csv_records,
-    "text": _text_records,
-}

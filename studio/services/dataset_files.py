@@ -15,8 +15,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from jobs.rundir import fsync_folder
+from studio.datasets.file_types import PACKED, SUFFIXES
 from studio.datasets.ingest import Ingest, Problems, open_ingest
-from studio.datasets.reading import FILE_TYPES
 from studio.db.models import DatasetRow, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError, StudioError
@@ -240,7 +240,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def _stem(filename: str) -> str:
     name = Path(filename).name
-    for suffix in (".gz", ".zip", *FILE_TYPES):
+    for suffix in (*PACKED, *SUFFIXES):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     return name

@@ -1,7 +1,4 @@
-"""The Data tab's way in: a file, pasted text or a hub dataset; what was understood of it, the mapping to correct, and keeping it.
-
-Knows nothing of file formats: reading, detection and mapping are the dataset service's.
-"""
+"""The Data tab's way in: a file, pasted text or a hub dataset; what was understood of it, the mapping to correct, and keeping it."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from studio.datasets.file_types import PACKED, SUFFIXES
 from studio.errors import DatasetError, StudioError
 from studio.records import Dataset, Inspection
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, busy, steady, tells
 
-FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".gz", ".zip"]
 MAX_ROLES = 8  # fields of the mapping; no format has more
 UNUSED = ""
 DEFAULT_FORMAT = "prompt-completion"  # offered where nothing is detected
@@ -34,8 +31,8 @@ class Adding:
         self._roles = gr.State([])  # what each visible mapping field stands for
         self._fetched = gr.State("")  # the hub dataset that is looked at: hub:NAME:CONFIG:SPLIT
         self.file = gr.File(
-            label="Your rows: .jsonl .json .csv .tsv .parquet .txt .md, also as .gz or .zip",
-            file_types=FILE_TYPES,
+            label=f"Your rows: {' '.join(SUFFIXES)}, also as {' or '.join(PACKED)}",
+            file_types=[*SUFFIXES, *PACKED],
             height=140,
             elem_id="data-file",
         )

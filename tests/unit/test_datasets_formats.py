@@ -11,7 +11,6 @@ import pytest
 
 from studio.datasets.formats import FORMATS
 from studio.datasets.ingest import open_ingest
-from studio.datasets.mapping import CONVERTERS
 from studio.datasets.records import Problem
 from studio.errors import DatasetError
 from studio.types import Example
@@ -131,7 +130,6 @@ def test_detected_without_a_word(tmp_path: Path, format: str, row: Json, expecte
 
 
 def test_every_format_can_be_converted_and_has_a_kind() -> None:
-    assert set(CONVERTERS) == {format.name for format in FORMATS}
     assert {format.kind for format in FORMATS} == {"sft", "preference", "unpaired-preference", "prompts", "text"}
 
 
