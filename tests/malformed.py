@@ -339,8 +339,8 @@ def _outcome(service: Any, path: Path, skip_bad: bool) -> dict[str, Any]:
 
     try:
         added = service.add(path, skip_bad=skip_bad)
-        service.delete(added["id"])
-        return {"rows": added["rows"], "problems": added["problems"]}
+        service.delete(added.id)
+        return {"rows": added.rows, "problems": [problem.model_dump() for problem in added.problems]}
     except StudioError as exc:
         return {"message": exc.message, "fix": exc.fix, "problems": exc.details.get("problems", [])}
     except Exception:  # noqa: BLE001 - what must never happen is recorded

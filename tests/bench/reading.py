@@ -100,7 +100,7 @@ def _add(path: Path) -> Callable[[], int]:
     db = database(at.db_url, at.sqlite_journal)
     migrations.migrate(db)
     service = DatasetService(at, db, None)  # type: ignore[arg-type]
-    return lambda: int(service.add(path)["rows"])
+    return lambda: int(service.add(path).rows)
 
 
 def _check(path: Path) -> Callable[[], int]:

@@ -76,7 +76,7 @@ def test_a_type_is_told_by_content_before_its_name(tmp_path: Path) -> None:
 
 
 def test_every_surface_names_every_type(tmp_path: Path) -> None:
-    (tmp_path / "rows.bin").write_bytes(b"\x00\x01" * 500)
+    (tmp_path / "rows.bin").write_bytes(b"\x01\x02\x03abc" * 500)
     with pytest.raises(DatasetError) as refused, open_source(tmp_path / "rows.bin"):
         pass
     told = [refused.value.fix, *re.findall(r'help=f"A \{.*?\}', inspect.getsource(data_commands))]
