@@ -28,7 +28,14 @@ Say = Callable[[str], None]
 class ChildProcess:
     """One process that should always run: `python -m MODULE …`, its log, and how often it died young."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], logs: Path, fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
         self.is_given_up = False
@@ -58,7 +65,7 @@ class ChildProcess:
         self._started = time.monotonic()
 
     def rotate_log(self) -> None:
-        """Give a process whose log is full a new one. No line is lost: it writes to the old file until it has the new one."""
+        """Give a process whose log is full a new one. No line is lost: it writes to the old file until then."""
         if self.pid is None or not self._is_log_full():
             return
         self._set_log_aside()
@@ -78,7 +85,7 @@ class ChildProcess:
         return self.log.with_suffix(".old.log")
 
     def _set_log_aside(self) -> None:
-        with contextlib.suppress(OSError):  # where an open file can't be renamed, the log grows until the next start
+        with contextlib.suppress(OSError):  # where an open file can't be renamed it grows until the next start
             self.log.replace(self._old_log)
 
     @property
@@ -95,8 +102,9 @@ class ChildProcess:
         return self._process.pid
 
     def tend(self, say: Say) -> None:
-        """Restart the process when it has ended: at once the first time, after a pause when it dies young, and no more when
-        that goes on. Rotate its log when it is full.
+        """Restart the process when it has ended, and rotate its log when it is full.
+
+        The first restart comes at once, later ones after a pause when it dies young, and none when that goes on.
         """
         self.rotate_log()
         now = time.monotonic()
@@ -119,10 +127,11 @@ class ChildProcess:
             self._quick_deaths.append(now)
         while self._quick_deaths and now - self._quick_deaths[0] > DEATHS_WINDOW_S:
             self._quick_deaths.popleft()
-        is_own_fault = code > 0  # a signal came from outside (out of memory, a person): what is killed may always come back
+        is_own_fault = code > 0  # a signal came from outside (out of memory, a person): that may always come back
         if is_own_fault and len(self._quick_deaths) > MAX_QUICK_DEATHS:
             self.is_given_up = True
-            say(f"The {self.name} process ends right after each start (exit {code}) and is left out. {self.log} says why.")
+            problem = f"The {self.name} process ends right after each start (exit {code}) and is left out."
+            say(f"{problem} {self.log} says why.")
             return
         self._due = now + min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 4 ** len(self._quick_deaths))
 
@@ -135,7 +144,7 @@ class ChildProcess:
             os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Let go of a process that has ended, or is ending: its first thread may be gone some time before the others."""
+        """Let go of a process that has ended or is ending: its first thread may be gone before the others."""
         if self._process is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -161,7 +170,7 @@ class Children:
             child.tend(self._say)
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """TERM to all; whatever of them, or of what they started, still runs after GRACE_S or when told to hurry is killed."""
+        """TERM to all; what still runs of them, or of what they started, is killed after GRACE_S or on `hurry`."""
         deadline = time.monotonic() + GRACE_S
         family = self._family()
         for child in self._children:

@@ -15,7 +15,20 @@ from typing import Annotated
 import typer
 
 from studio import __version__
-from studio.commands import asking, backups, compress, data, doctoring, exports, fit, jobs, judging, methods, models, scoring
+from studio.commands import (
+    asking,
+    backups,
+    compress,
+    data,
+    doctoring,
+    exports,
+    fit,
+    jobs,
+    judging,
+    methods,
+    models,
+    scoring,
+)
 from studio.commands.terminal import JsonFlag, group, load_settings, say, show
 from studio.errors import StudioError, of_this_machine
 
@@ -31,7 +44,10 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback(help=ABOUT)
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+    ] = False,
 ) -> None:
     """Options of the whole program."""
 

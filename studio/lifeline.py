@@ -1,4 +1,4 @@
-"""A child ends with its parent, also when the parent is killed: the end of the pipe at its stdin says that the parent is gone.
+"""A child ends with its parent, also when the parent is killed: the end of the pipe at its stdin says so.
 
 Works wherever there are pipes. Linux says it sooner (`prctl`), which the parent asks for when it starts the child.
 Through the same pipe the parent names a new log when the old one is full (`new_log`).
@@ -15,7 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-EXIT_MUST_CHANGE = 78  # sysexits' EX_CONFIG, to the parent: my last line says what is wrong, starting me again would not help
+# sysexits' EX_CONFIG, to the parent: the last line of the log says what is wrong, another start would not help
+EXIT_MUST_CHANGE = 78
 PR_SET_PDEATHSIG = 1
 NEW_LOG = b"log "
 

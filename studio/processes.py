@@ -55,13 +55,18 @@ def born(pid: int) -> float | None:
     if (PROC / "self" / "stat").exists():
         try:
             # the name in parentheses may hold anything, so count from its end: state is field 3, starttime field 22
-            fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            line = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        return None if fields[0] in "ZX" else float(fields[19])
+        fields = line.rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            return None
+        return float(fields[19])
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return float(process.create_time())
     except psutil.Error:
         return None
 
@@ -90,7 +95,8 @@ def boot_id() -> str:
 
 def owner_id(pid: int | None = None) -> str:
     """`host:boot:pid:birth` of a process of this machine, by default this one."""
-    pid = os.getpid() if pid is None else pid
+    if pid is None:
+        pid = os.getpid()
     return f"{socket.gethostname().replace(':', '_')}:{boot_id()}:{pid}:{born(pid)}"
 
 

@@ -1,4 +1,4 @@
-"""The settings of one studio: the only reader of the environment. Frozen; every path of STUDIO_HOME is named here."""
+"""The settings of one studio, read once from the environment. Every folder of STUDIO_HOME is named here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE_ROOT = Path(__file__).resolve().parent.parent  # holds studio and jobs: 
 
 
 def static_folder() -> Path:
-    """The starter, demo rows, question sets, icons and styles: studio/static of a wheel, else `static` of the checkout."""
+    """Starter, demo rows, question sets, icons, styles: studio/static of a wheel, else `static` of the checkout."""
     installed = PACKAGE_ROOT / "studio" / "static"
     if installed.is_dir():
         return installed
@@ -114,7 +114,8 @@ class Settings:
                 _make_private(folder)
         except OSError as exc:
             raise StudioError(
-                f"STUDIO_HOME {self.home} can't be used ({exc.strerror}).", "Set STUDIO_HOME to a folder that you may write to."
+                f"STUDIO_HOME {self.home} can't be used ({exc.strerror}).",
+                "Set STUDIO_HOME to a folder that you may write to.",
             ) from None
 
 

@@ -1,7 +1,7 @@
-"""`studio up`: the page, the engine and the workers as child processes, started, watched, restarted and ended together.
+"""`studio up`: the page, the engine and the workers as child processes, started, watched, restarted and ended.
 
-A command that needs a worker or the engine gets them from here too (`assistance`): those of the running studio, else
-children of its own for as long as it runs.
+A command that needs a worker or the engine gets them from here too (`assistance`): those of the running studio,
+else children of its own for as long as it runs.
 """
 
 from __future__ import annotations
@@ -27,28 +27,38 @@ from studio.records import PageState
 from studio.running import Running, announce, health, running, was_killed, withdraw
 from studio.settings import Settings
 
-PAGE_FIRST_S = 5.0  # the page starts alone for so long at most: on two cores five imports at once make everyone late
+PAGE_FIRST_S = 5.0  # the page starts alone for so long at most: on two cores five imports at once delay all
 SLOW_START_S = 60.0
 TICK_S, LOOK_S = 0.1, 0.5
+KILLED_A_MOMENT_AGO_S = 3.0
+OWN_ADDRESSES = "Use 127.0.0.1, or 0.0.0.0 for all of them."
 
 
 def up(settings: Settings, say: Say) -> None:
-    """Run the studio until SIGTERM or Ctrl-C. `say` prints one line. Raises StudioError: running already, port taken, no page."""
+    """Run the studio until SIGTERM or Ctrl-C. `say` prints one line.
+
+    Raises StudioError where one runs already, the port is taken, or the page process can't run.
+    """
     settings.make_folders()
     lock = filelock.FileLock(settings.lock_path, mode=0o600)
     try:
         lock.acquire(timeout=0.5)
     except filelock.Timeout:
-        found = running(settings)
-        where = f" at {found.url}" if found else ""
-        problem = f"A studio of {settings.home} is running already{where}."
-        raise StudioError(problem, "Open that one, or set STUDIO_HOME to another folder.") from None
+        raise _running_already(settings) from None
     with lock:
         if (settings.home / "restore.json").exists():
             from studio.services import restoring
 
             say(restoring.undo(settings))
         Supervisor(settings, say).run()
+
+
+def _running_already(settings: Settings) -> StudioError:
+    where = ""
+    if found := running(settings):
+        where = f" at {found.url}"
+    problem = f"A studio of {settings.home} is running already{where}."
+    return StudioError(problem, "Open that one, or set STUDIO_HOME to another folder.")
 
 
 class Supervisor:
@@ -58,9 +68,10 @@ class Supervisor:
         self._say = say
         self._socket = _listen(settings)
         port = int(self._socket.getsockname()[1])
-        token = "" if settings.has_login or settings.is_loopback else secrets.token_urlsafe(24)
-        self._own_token = token
-        self.settings = replace(_with_engine(settings), port=port, token=settings.token or token)
+        self._own_token = ""
+        if not (settings.has_login or settings.is_loopback):
+            self._own_token = secrets.token_urlsafe(24)
+        self.settings = replace(_with_engine(settings), port=port, token=settings.token or self._own_token)
         self._has_own_engine = not settings.engine_url
         self._children = Children(say)
         self._signals = 0
@@ -68,8 +79,9 @@ class Supervisor:
         self._next_look = 0.0
 
     def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ())):
-            signal.signal(number, self._on_signal)
+        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+            if hasattr(signal, name):  # Windows has no SIGHUP
+                signal.signal(getattr(signal, name), self._on_signal)
         try:
             announce(self.settings, self._running())
             self._serve()
@@ -111,11 +123,13 @@ class Supervisor:
             self._is_up = True
             self._announce()
         if found.page == PageState.FAILED:
-            self._say(f"The page can't be built: {found.reason}. /api and /v1 answer without it; {web.log} says more.")
+            rest = f"/api and /v1 answer without it; {web.log} says more."
+            self._say(f"The page can't be built: {found.reason}. {rest}")
         self._is_page_known = found.page != PageState.STARTING
 
     def _web(self) -> ChildProcess:
-        fd = self._socket.fileno()  # the port is ours as long as we live: a page that restarts keeps its callers waiting, not refused
+        # the port is ours as long as we live: while the page restarts its callers wait, and are not refused
+        fd = self._socket.fileno()
         return self._child("web", ["studio.web", "--fd", str(fd)], fds=[fd])
 
     def _start_others(self) -> None:
@@ -128,21 +142,40 @@ class Supervisor:
         return ChildProcess(name, command, environment(self.settings, name), self.settings.logs, fds)
 
     def _url(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.settings.host, self.settings.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
+        own = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+        host = own.get(self.settings.host, self.settings.host)
+        if ":" in host:
+            host = f"[{host}]"
+        return f"http://{host}:{self.settings.port}"
 
     def _announce(self) -> None:
-        self._say(f"Adapter Studio: {self._url()}/" + (f"?token={self._own_token}" if self._own_token else ""))
-        if self._own_token:
-            self._say(f"Others may open it too, as {self.settings.host} is not this machine alone; this address lets in whoever has it.")
+        if not self._own_token:
+            self._say(f"Adapter Studio: {self._url()}/")
+            return
+        self._say(f"Adapter Studio: {self._url()}/?token={self._own_token}")
+        reach = f"Others may open it too, as {self.settings.host} is not this machine alone"
+        self._say(f"{reach}; this address lets in whoever has it.")
 
     def _running(self) -> Running:
         pid = os.getpid()
-        return Running(pid, processes.born(pid) or 0.0, self._url(), self.settings.engine_url, self.settings.engine_key, time.time())
+        return Running(
+            pid,
+            processes.born(pid) or 0.0,
+            self._url(),
+            self.settings.engine_url,
+            self.settings.engine_key,
+            time.time(),
+        )
 
 
 @contextmanager
-def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engine: bool = False) -> Iterator[Settings]:
+def assistance(
+    settings: Settings,
+    say: Say,
+    *,
+    queues: Sequence[str] = (),
+    engine: bool = False,
+) -> Iterator[Settings]:
     """Settings under which jobs of `queues` run and, with `engine`, chats are answered, inside this block.
 
     Raises StudioError when a studio is starting here and does not answer within a minute.
@@ -154,7 +187,8 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
         return
     settings.make_folders()  # this may be the first command of all
     own_engine = engine and not settings.engine_url
-    settings = _with_engine(settings) if engine else settings
+    if engine:
+        settings = _with_engine(settings)
     children = Children(say)
     ending = threading.Event()
 
@@ -165,12 +199,18 @@ def assistance(settings: Settings, say: Say, *, queues: Sequence[str] = (), engi
     keeper = threading.Thread(target=keep, name="keeper", daemon=True)
     try:
         if own_engine:
-            children.start(ChildProcess("engine", engine_command(settings), environment(settings, "engine"), settings.logs))
+            command = engine_command(settings)
+            children.start(ChildProcess("engine", command, environment(settings, "engine"), settings.logs))
         for queue in queues:
             name = f"worker-{queue}"
             # for one command a trainer that is kept ready for the next job would be work for nobody
             children.start(
-                ChildProcess(name, ["jobs.worker", "--keep-none-ready", "--queue", queue], environment(settings, name), settings.logs)
+                ChildProcess(
+                    name,
+                    ["jobs.worker", "--keep-none-ready", "--queue", queue],
+                    environment(settings, name),
+                    settings.logs,
+                )
             )
         keeper.start()
         yield settings
@@ -210,17 +250,26 @@ def _wait_for(found: Running, limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while health(found.url) is None:
         if time.monotonic() > deadline or not found.is_alive:
-            raise StudioError(f"The studio at {found.url} does not answer.", "Stop it and start it again with `studio up`.")
+            fix = "Stop it and start it again with `studio up`."
+            raise StudioError(f"The studio at {found.url} does not answer.", fix)
         time.sleep(0.25)
 
 
 def _listen(settings: Settings) -> socket.socket:
     """The page's socket. Waits a moment for a studio that was killed a moment ago to let go of the port."""
-    deadline = time.monotonic() + (3.0 if was_killed(settings) else 0.0)
+    deadline = time.monotonic()
+    if was_killed(settings):
+        deadline += KILLED_A_MOMENT_AGO_S
     try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(
+            settings.host,
+            settings.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
     except OSError:
-        raise StudioError(f"{settings.host!r} is no address of this machine.", "Use 127.0.0.1, or 0.0.0.0 for all of them.") from None
+        raise StudioError(f"{settings.host!r} is no address of this machine.", OWN_ADDRESSES) from None
+    family, kind, _, _, address = found[0]
     while True:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -236,11 +285,14 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _port_error(settings: Settings, exc: OSError) -> StudioError:
-    fix = f"Choose another one: studio up --port {settings.port + 1 if settings.port >= 1024 else 7860}."
+    other = settings.port + 1
+    if settings.port < 1024:
+        other = 7860
+    fix = f"Choose another one: studio up --port {other}."
     if isinstance(exc, PermissionError):
         return StudioError(f"Port {settings.port} needs rights that you don't have here.", fix)
     if "assign" in (exc.strerror or ""):
-        return StudioError(f"{settings.host} is no address of this machine.", "Use 127.0.0.1, or 0.0.0.0 for all of them.")
+        return StudioError(f"{settings.host} is no address of this machine.", OWN_ADDRESSES)
     return StudioError(f"Port {settings.port} of {settings.host} is taken by another program.", fix)
 
 

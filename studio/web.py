@@ -55,7 +55,12 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="Adapter Studio", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", lifespan=lifespan
+        title="Adapter Studio",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        lifespan=lifespan,
     )
     app.state.studio = studio
     app.add_api_route("/health", lambda: _health(studio, page), methods=["GET"], include_in_schema=False)
@@ -174,8 +179,10 @@ class _WithoutItsManual(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         disarm = {"gradio.component_meta": _skip_stub_files, "gradio.events": _skip_docstrings}.get(fullname)
-        spec = PathFinder.find_spec(fullname, path) if disarm else None
-        if disarm is None or spec is None or spec.loader is None:
+        if disarm is None:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
@@ -199,7 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM, or until the parent is gone. `--fd` is a socket that the parent listens on already."""
     parser = ArgumentParser(prog="python -m studio.web")
     parser.add_argument("--fd", type=int)
-    parser.add_argument("--try-page", action="store_true", help="build the page, say in one line what is wrong with it, and end")
+    parser.add_argument(
+        "--try-page",
+        action="store_true",
+        help="build the page, say in one line what is wrong with it, and end",
+    )
     options = parser.parse_args(arguments)
     if options.try_page:
         sys.exit(try_page())
@@ -210,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = studio_settings.load()
         if not (settings.is_loopback or settings.has_login):
             raise StudioError(
-                f"{settings.host} can be reached by others.", "Start it with `studio up`, or set STUDIO_TOKEN or STUDIO_USERS."
+                f"{settings.host} can be reached by others.",
+                "Start it with `studio up`, or set STUDIO_TOKEN or STUDIO_USERS.",
             )
         app = create_app(settings)
     except (StudioError, ValueError) as exc:

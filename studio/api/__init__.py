@@ -1,9 +1,11 @@
-"""The use cases over HTTP: `rest` for /api, `openai` for /v1, and the shape of their errors. Who may ask is decided in studio.auth."""
+"""The use cases over HTTP: `rest` for /api, `openai` for /v1, and the shape of their errors.
+
+Who may ask is decided in studio.auth.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -63,12 +65,19 @@ def _studio_error(request: Request, exc: Exception) -> Response:
 def _status(error: StudioError) -> int:
     if isinstance(error, EngineError):
         return error.status
-    return 404 if isinstance(error, NotFoundError) else 409 if isinstance(error, TakenError) else 400
+    if isinstance(error, NotFoundError):
+        return 404
+    if isinstance(error, TakenError):
+        return 409
+    return 400
 
 
 def _invalid(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
-    problems = [f"{'.'.join(str(part) for part in error['loc'])}: {error['msg'][0].lower()}{error['msg'][1:]}" for error in exc.errors()]
+    problems = []
+    for error in exc.errors():
+        where, what = ".".join(str(part) for part in error["loc"]), error["msg"]
+        problems.append(f"{where}: {what[0].lower()}{what[1:]}")
     return _answer(request, 422, StudioError("; ".join(problems) + ".", "See /api/docs.", problems=problems))
 
 
@@ -78,14 +87,13 @@ def _http_error(request: Request, exc: Exception) -> Response:
 
 
 def _unforeseen(request: Request, exc: Exception) -> Response:
-    """A disk or a database that refuses, or a defect: the server logs the traceback itself, nobody outside needs it."""
+    """A disk or a database that refuses, or a defect. The server logs the traceback itself."""
     fix = "The web log in STUDIO_HOME/logs says more."
     defect = StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}).", fix)
     return _answer(request, 500, of_this_machine(exc) or defect)
 
 
 def _answer(request: Request, status: int, error: StudioError) -> Response:
-    body: dict[str, Any] = {"error": error.as_json()}
     if request.scope["path"].startswith("/v1/"):
-        body = openai.error_body(error, status)
-    return JSONResponse(body, status_code=status)
+        return JSONResponse(openai.error_body(error, status), status_code=status)
+    return JSONResponse({"error": error.as_json()}, status_code=status)

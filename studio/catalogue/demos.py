@@ -8,7 +8,7 @@ from typing import Any
 
 from studio.settings import STATIC
 
-# Options that all three share, as dotted names of jobs.config.JobConfig: a tiny model takes a far higher rate than a large one.
+# Options that all three share (dotted names of jobs.config.JobConfig): a tiny model takes a far higher rate.
 OPTIONS: dict[str, Any] = {
     "objective": "sft",
     "method": "lora",

@@ -22,7 +22,8 @@ def backup(to: Annotated[Path, typer.Option(metavar="FILE", help="The .zip file 
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `studio backup` has written.")], json: JsonFlag = False
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `studio backup` has written.")],
+    json: JsonFlag = False,
 ) -> None:
     """Put a backup in the place of this studio, which is kept beside it."""
     import filelock

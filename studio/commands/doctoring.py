@@ -19,7 +19,8 @@ def doctor(
     clean: Annotated[bool, typer.Option("--clean", help="List the files that nothing refers to, ask, and delete them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --clean: do not ask.")] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what a bug report needs to this file; no rows, no secrets.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what a bug report needs to this file; no rows, no secrets."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -39,7 +40,7 @@ def doctor(
 
 
 def _line(check: DoctorCheck) -> str:
-    mark = "ok " if check.ok else "NO "
+    mark = {True: "ok ", False: "NO "}[check.ok]
     return ". ".join(filter(None, [f"{mark} {check.name}: {check.detail}", check.fix]))
 
 
@@ -48,14 +49,22 @@ def _clean(studio: Studio, yes: bool, json: bool) -> None:
 
     found = studio.storage.show()
     if not found.unused:
-        show(CleanedStorage(deleted=[], freed_bytes=0, kept=[]), json, "Every file belongs to something; nothing to delete.")
+        show(
+            CleanedStorage(deleted=[], freed_bytes=0, kept=[]),
+            json,
+            "Every file belongs to something; nothing to delete.",
+        )
         return
     rows = [{**one.model_dump(), "MB": f"{one.bytes / 1e6:.1f}"} for one in found.unused]
     say(table(rows, ("noun", "MB", "path", "why"), ""))
     if not yes:
         if json:
             unused = [one.model_dump() for one in found.unused]
-            raise StudioError(f"To be deleted: {len(rows)}. Nothing has been yet.", "Say --yes to delete them.", unused=unused)
+            raise StudioError(
+                f"To be deleted: {len(rows)}. Nothing has been yet.",
+                "Say --yes to delete them.",
+                unused=unused,
+            )
         typer.confirm(f"Delete these {len(rows)} ({found.unused_bytes / 1e6:.1f} MB)?", abort=True)
     done = studio.storage.clean()
     show(done, json, f"{len(done.deleted)} deleted, {done.freed_bytes / 1e6:.1f} MB freed.")

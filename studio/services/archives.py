@@ -61,11 +61,12 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(path: Path, room: Path) -> Iterator[Archive]:
-    """The archive `path`; `room` is where it would be unpacked. Raises StudioError for what is no archive, damaged or hostile."""
+    """The archive `path`, to be unpacked in `room`. Raises StudioError where it is none, damaged or hostile."""
+    fix = "Name a file that the studio has written."
     if path.is_dir():
-        raise StudioError(f"{path} is a folder.", "Name a file that the studio has written.")
+        raise StudioError(f"{path} is a folder.", fix)
     if not path.exists():
-        raise StudioError(f"{path} is not there.", "Name a file that the studio has written.")
+        raise StudioError(f"{path} is not there.", fix)
     try:
         file = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as exc:
@@ -91,16 +92,20 @@ def _check(path: Path, entries: list[zipfile.ZipInfo], free: int) -> None:
     if total > FREE_OF_RATIO_BYTES and total > MAX_RATIO * packed:
         raise refused(path, f"it would unpack to {total / 1e6:.0f} MB from {packed / 1e6:.1f}")
     if total > free:
-        raise StudioError(f"{path.name} unpacks to {total / 1e6:.0f} MB; there are {free / 1e6:.0f} MB left.", "Free some space.")
+        raise StudioError(
+            f"{path.name} unpacks to {total / 1e6:.0f} MB; there are {free / 1e6:.0f} MB left.",
+            "Free some space.",
+        )
 
 
 def write_archive(to: Path, fill: Callable[[zipfile.ZipFile], None]) -> None:
     """Make the zip file `to`, replacing it; on any error it is as it was. Raises StudioError for a place that can't hold a file."""
     to = to.absolute()
+    fix = "Name a file in a folder that is there, such as run.zip."
     if to.is_dir():
-        raise StudioError(f"{to} is a folder.", "Name a file in a folder that is there, such as run.zip.")
+        raise StudioError(f"{to} is a folder.", fix)
     if not to.parent.is_dir():
-        raise StudioError(f"There is no folder {to.parent}.", "Name a file in a folder that is there, such as run.zip.")
+        raise StudioError(f"There is no folder {to.parent}.", fix)
     part = to.with_name(f".{to.name}.part")
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:

@@ -1,6 +1,6 @@
-"""The file that `studio doctor --report` writes for a bug report: readable, and without rows, prompts or secrets.
+"""The file that `studio doctor --report` writes for a bug report: readable, without rows, prompts or secrets.
 
-Messages of errors may quote rows or prompts, so they are cut where a quotation could begin, and the file says so.
+Messages of errors may quote rows or prompts, so they are cut where a quotation could begin. The file says so.
 """
 
 from __future__ import annotations
@@ -54,29 +54,40 @@ def write(settings: Settings, db: Database, checks: list[DoctorCheck], to: Path)
 
 def _text(settings: Settings, db: Database, checks: list[DoctorCheck]) -> str:
     sections = [
-        ("", [f"Adapter Studio {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}", *NOTE]),
         ("Checks", [_check_line(check) for check in checks]),
         ("Versions", list(_versions())),
         ("Settings", [f"{name}: {value}" for name, value in shown_settings(settings).items()]),
         (f"Failed jobs, the last {FAILED_JOBS}", list(_failed_jobs(db)) or ["none"]),
-        (f"Errors in the logs, the last {ERRORS_PER_LOG} of each", list(_log_errors(settings.logs)) or ["none"]),
+        (
+            f"Errors in the logs, the last {ERRORS_PER_LOG} of each",
+            list(_log_errors(settings.logs)) or ["none"],
+        ),
     ]
-    return "\n\n".join("\n".join([f"## {title}", ""] * bool(title) + lines) for title, lines in sections) + "\n"
+    parts = ["\n".join([f"Adapter Studio {__version__}, {_utc(time.time())}", *NOTE])]
+    parts += ["\n".join([f"## {title}", "", *lines]) for title, lines in sections]
+    return "\n\n".join(parts) + "\n"
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 NOTE = [
-    "No rows, prompts, names of jobs or secrets are in this file. Messages of errors are cut (…) where they could quote a row;",
-    "the whole of them is in STUDIO_HOME/logs and in `studio jobs show ID`. Please read it before you send it.",
+    "No rows, prompts, names of jobs or secrets are in this file. Messages of errors are cut (…) where they could",
+    "quote a row; the whole of them is in STUDIO_HOME/logs and in `studio jobs show ID`.",
+    "Please read this file before you send it.",
 ]
 
 
 def _check_line(check: DoctorCheck) -> str:
-    mark = "ok" if check.ok else "NO"
-    return ". ".join(filter(None, [f"{mark:3}{check.name}: {check.detail}", check.fix]))
+    mark = {True: "ok", False: "NO"}[check.ok]
+    return ". ".join(filter(None, [f"{mark} {check.name}: {check.detail}", check.fix]))
 
 
 def _versions() -> Iterator[str]:
-    source = "an installed wheel" if checkout() is None else "a checkout"
+    source = "a checkout"
+    if checkout() is None:
+        source = "an installed wheel"
     yield f"studio: {__version__} from {source}"
     yield f"python: {platform.python_version()} ({platform.python_implementation()}) at {sys.executable}"
     yield f"platform: {platform.platform()}, {platform.machine()}, {os.cpu_count()} cores"
@@ -118,17 +129,18 @@ def _address(url: str) -> str:
     if not url or url.startswith("sqlite"):
         return url or "not set"
     parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}"
+    if parts.port is None:
+        return f"{parts.scheme}://{parts.hostname or ''}"
+    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port}"
 
 
 def _failed_jobs(db: Database) -> Iterator[str]:
     with db.read() as session:
-        failed = select(JobRow).where(JobRow.status == JobStatus.FAILED).order_by(JobRow.ended_at.desc()).limit(FAILED_JOBS)
-        for job in session.scalars(failed):
-            ended = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(job.ended_at or 0))
+        failed = select(JobRow).where(JobRow.status == JobStatus.FAILED).order_by(JobRow.ended_at.desc())
+        for job in session.scalars(failed.limit(FAILED_JOBS)):
             cause = job.cause or "no known cause"
-            yield f"{job.id} ({job.kind}, attempt {job.attempt}) {ended}: {cause}. {unquoted(job.reason)}".rstrip()
+            head = f"{job.id} ({job.kind}, attempt {job.attempt}) {_utc(job.ended_at or 0)}"
+            yield f"{head}: {cause}. {unquoted(job.reason)}".rstrip()
 
 
 def unquoted(message: str) -> str:
@@ -189,8 +201,9 @@ def _end_of(path: Path) -> str:
 
 def _without_secrets(text: str, settings: Settings) -> str:
     """The last guard: whatever is known to be a secret, or looks like one, is blotted out wherever it stands."""
-    found = running(settings)
-    known = {settings.token, settings.engine_key, found.engine_key if found else ""}
+    known = {settings.token, settings.engine_key}
+    if found := running(settings):
+        known.add(found.engine_key)
     known |= {password for _, password in settings.users} | {key for _, key in settings.api_keys}
     known |= {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
     for url in (settings.db_url, settings.engine_url):

@@ -1,4 +1,4 @@
-"""Whether the loggers that a job reports to are installed here. Knows their packages, and imports none of them."""
+"""Whether the loggers that a job reports to are installed here, without importing them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ NONE, ALL = "none", "all"  # `all`: those that are installed
 
 
 def check(config: JobConfig) -> None:
-    """Raises ConfigError for a logger that nobody knows, or that is not installed."""
-    wanted = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
+    """Raises ConfigError for a logger that transformers does not know, or that is not installed."""
+    wanted = config.report_to
+    if isinstance(wanted, str):
+        wanted = [wanted]
     for name in wanted:
         if name in (NONE, ALL):
             continue
         if name not in LOGGERS:
-            raise ConfigError(f"report_to={name!r}: there is no such logger.", f"Choose none, all, or of {', '.join(LOGGERS)}.")
+            raise ConfigError(
+                f"report_to={name!r}: there is no such logger.",
+                f"Choose none, all, or of {', '.join(LOGGERS)}.",
+            )
         if not any(_is_installed(package) for package in LOGGERS[name]):
             fix = f"`pip install {LOGGERS[name][0]}` into the studio's environment, or leave report_to at none."
             raise ConfigError(f"report_to={name}: {name} is not installed here.", fix)

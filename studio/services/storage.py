@@ -95,11 +95,15 @@ class StorageService:
     def _leftovers(self, noun: str = "") -> Iterator[Leftover]:
         used, finished = self._used()
         busy = _working_folders()
-        for name in (noun,) if noun else NOUNS:
+        for name in NOUNS:
+            if noun not in ("", name):
+                continue
             for path in sorted((self.settings.home / name).iterdir()):
                 if not _is_within(used, path) and self._may_go(path, busy):
                     yield Leftover(name, path, size(path), WHY[name])
-        for path in sorted(finished) if noun in ("", "runs") else ():
+        if noun not in ("", "runs"):
+            return
+        for path in sorted(finished):
             if path.is_dir() and self._may_go(path, busy):
                 yield Leftover("runs", path, size(path), CHECKPOINTS)
 
@@ -111,7 +115,13 @@ class StorageService:
             used |= {Path(path) for path in session.scalars(select(BaseModelRow.path))}
             finished = set()
             for run_dir, status, config in session.execute(select(JobRow.run_dir, JobRow.status, JobRow.config)):
-                named = [run_dir, config.get("to"), config.get("model_name_or_path"), config.get("adapter_path"), config.get("base_path")]
+                named = [
+                    run_dir,
+                    config.get("to"),
+                    config.get("model_name_or_path"),
+                    config.get("adapter_path"),
+                    config.get("base_path"),
+                ]
                 used |= {Path(path) for path in named if isinstance(path, str) and path}
                 if run_dir and status == "SUCCEEDED":
                     finished.add(Path(run_dir) / "checkpoints")

@@ -135,7 +135,12 @@ class SystemService:
 
     def _home(self) -> DoctorCheck:
         is_writable = os.access(self.settings.home, os.W_OK | os.X_OK)
-        return _check("home", is_writable, str(self.settings.home), "Make this folder writable, or set STUDIO_HOME to another one.")
+        return _check(
+            "home",
+            is_writable,
+            str(self.settings.home),
+            "Make this folder writable, or set STUDIO_HOME to another one.",
+        )
 
     def _starter(self) -> DoctorCheck:
         starter = self.models.show(STARTER)
@@ -161,7 +166,12 @@ def _page_trial() -> DoctorCheck:
         command = processes.module_command("studio.web", "--try-page")
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return _check("page", False, f"it was not built within {TRIAL_S} s", "Run the doctor again when the machine is less busy.")
+        return _check(
+            "page",
+            False,
+            f"it was not built within {TRIAL_S} s",
+            "Run the doctor again when the machine is less busy.",
+        )
     if done.returncode == 0:
         return _check("page", True, "it can be built; no studio runs here now")
     return _page_check(PageHealth(state=PageState.FAILED, reason=_last_line(done.stderr)), "")
@@ -173,7 +183,10 @@ def _last_line(text: str) -> str:
 
 def _python() -> DoctorCheck:
     return _check(
-        "python", sys.version_info >= (3, 11), f"{platform.python_version()} at {sys.executable}", "Install Python 3.11 or later."
+        "python",
+        sys.version_info >= (3, 11),
+        f"{platform.python_version()} at {sys.executable}",
+        "Install Python 3.11 or later.",
     )
 
 
@@ -196,7 +209,10 @@ def _memory() -> DoctorCheck:
     memory = hardware.memory()
     detail = f"{_text(memory.free_bytes)} free of {_text(memory.total_bytes)}"
     return _check(
-        "memory", memory.free_bytes >= LOW_MEMORY_BYTES, detail, "Close other programs: training the starter takes about 1.5 GiB."
+        "memory",
+        memory.free_bytes >= LOW_MEMORY_BYTES,
+        detail,
+        "Close other programs: training the starter takes about 1.5 GiB.",
     )
 
 
@@ -204,7 +220,12 @@ def _bitsandbytes() -> DoctorCheck:
     try:
         return _check("bitsandbytes", True, metadata.version("bitsandbytes"))
     except metadata.PackageNotFoundError:
-        return _check("bitsandbytes", False, "not installed", "Run `make install`; without it only the recipe lora-sft works.")
+        return _check(
+            "bitsandbytes",
+            False,
+            "not installed",
+            "Run `make install`; without it only the recipe lora-sft works.",
+        )
 
 
 def _bitsandbytes_trial() -> DoctorCheck:
@@ -214,7 +235,10 @@ def _bitsandbytes_trial() -> DoctorCheck:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         return _check(
-            "bitsandbytes", False, f"4-bit trial did not end within {TRIAL_S} s", "Run the doctor again when the machine is less busy."
+            "bitsandbytes",
+            False,
+            f"4-bit trial did not end within {TRIAL_S} s",
+            "Run the doctor again when the machine is less busy.",
         )
     version = _bitsandbytes().detail
     if done.returncode == 0:
@@ -231,13 +255,19 @@ def _bitsandbytes_trial() -> DoctorCheck:
 def _hub(is_offline: bool) -> DoctorCheck:
     if is_offline:
         return _check(
-            "hub", False, "HF_HUB_OFFLINE=1 is set, so nothing is fetched", "Only hub: names need it; unset HF_HUB_OFFLINE to use them."
+            "hub",
+            False,
+            "HF_HUB_OFFLINE=1 is set, so nothing is fetched",
+            "Only hub: names need it; unset HF_HUB_OFFLINE to use them.",
         )
     try:
         httpx.head(HUB, timeout=3.0)
     except httpx.HTTPError as exc:
         return _check(
-            "hub", False, f"{HUB} can't be reached ({type(exc).__name__})", "Only hub: names need it; everything else works offline."
+            "hub",
+            False,
+            f"{HUB} can't be reached ({type(exc).__name__})",
+            "Only hub: names need it; everything else works offline.",
         )
     return _check("hub", True, f"{HUB} answers; asked only for hub: names")
 
@@ -246,8 +276,15 @@ def _platform() -> DoctorCheck:
     name = f"{platform.system()} {platform.release()}, {platform.machine()}"
     if sys.platform == "linux":
         return _check("platform", True, name)
-    lacks = "4-bit training may lack a bitsandbytes build" if sys.platform == "darwin" else "stopping a training keeps no checkpoint"
-    return _check("platform", False, f"{name}: proven on Linux only; {lacks}", "Use Linux, WSL 2 or the Dockerfile where something fails.")
+    lacks = "stopping a training keeps no checkpoint"
+    if sys.platform == "darwin":
+        lacks = "4-bit training may lack a bitsandbytes build"
+    return _check(
+        "platform",
+        False,
+        f"{name}: proven on Linux only; {lacks}",
+        "Use Linux, WSL 2 or the Dockerfile where something fails.",
+    )
 
 
 def _size(folder: Path) -> str:

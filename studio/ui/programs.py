@@ -1,6 +1,6 @@
-"""Chat's words for programs: the address that speaks the OpenAI protocol, an example, and keys made and taken back.
+"""Chat for programs: the address that speaks the OpenAI protocol, an example, and keys made and taken back.
 
-A key is shown once. Knows nothing of conversations.
+A key is shown once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ProgramsPiece:
         self.panel.select(told(self.take_back), outputs=[self.notice, self.panel], **QUIET)
 
     def look(self, key: str = "") -> str:
-        models = self._studio.chat.available()
-        return pieces.piece("keys", keys=self._studio.keys.list(), key=key, model=models[-1] if models else "starter")
+        model = (self._studio.chat.available() or ["starter"])[-1]
+        return pieces.piece("keys", keys=self._studio.keys.list(), key=key, model=model)
 
     def create(self, name: str) -> dict[Any, Any]:
         made = self._studio.keys.create(name)
@@ -42,4 +42,7 @@ class ProgramsPiece:
 
     def take_back(self, event: gr.EventData) -> dict[Any, Any]:
         gone = self._studio.keys.delete(str(event._data["id"]))
-        return {self.panel: self.look(), self.notice: pieces.said(f"The key {gone.name} is refused from now on.")}
+        return {
+            self.panel: self.look(),
+            self.notice: pieces.said(f"The key {gone.name} is refused from now on."),
+        }
