@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studio.commands.terminal import JsonFlag, follow, leave_unless_succeeded, load_settings, open_studio, plain, say, show
-from studio.records import JobStatus
 
 if TYPE_CHECKING:
     from studio.records import Export
@@ -32,6 +31,7 @@ def export(
 ) -> None:
     """Write an adapter in a form that others can use, and prove that it behaves like it."""
     from studio import supervisor
+    from studio.records import JobStatus
 
     settings = load_settings()
     studio = open_studio(settings)

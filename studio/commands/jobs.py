@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperCommand
 
 from studio.commands.terminal import JsonFlag, follow, group, leave_unless_succeeded, open_studio, read_text, say, show, table
-from studio.records import ENDED, PENDING, Job, JobComparison, JobDetail, JobLog, JobStatus, QueueName, Report
 
 if TYPE_CHECKING:
+    from studio.records import Job, JobComparison, JobDetail, Report
     from studio.services import Studio
 
 app = group("Jobs: the queue, what runs, and what came of it.")
@@ -99,7 +99,7 @@ def _launched(studio: Studio, job: JobDetail, wait: bool, json: bool) -> None:
     if studio.jobs.overview().paused:
         say(QUEUE_IS_PAUSED)
     if wait:
-        with supervisor.assistance(studio.settings, say, queues=(QueueName.GPU,)):
+        with supervisor.assistance(studio.settings, say, queues=("gpu",)):
             job = follow(studio, job.id)
     elif supervisor.running(studio.settings) is None:
         say(f"{job.name} is queued. It runs when the studio does: `studio up`.")
@@ -135,7 +135,7 @@ def show_(job: JobId, json: JsonFlag = False) -> None:
 def logs(job: JobId, tail: Annotated[int, typer.Option(min=1, help="How many lines from the end.")] = 200, json: JsonFlag = False) -> None:
     """The end of a job's log."""
     text = open_studio().jobs.logs(job, tail)
-    show(JobLog(id=job, text=text), json, text)
+    show({"id": job, "text": text}, json, text)
 
 
 @app.command()
@@ -154,6 +154,7 @@ def report(
     """Base against adapter on rows that the training never saw; made by itself after each training, finished here where it waits."""
     from studio import supervisor
     from studio.errors import NotFoundError
+    from studio.records import PENDING
 
     studio = open_studio()
     try:
@@ -162,7 +163,7 @@ def report(
         found = studio.reports.make(job)
     if found.status in PENDING:
         studio.reports.hurry(job)
-        with supervisor.assistance(studio.settings, say, queues=(QueueName.LIGHT,), engine=True):
+        with supervisor.assistance(studio.settings, say, queues=("light",), engine=True):
             ended = follow(studio, found.job)
         found = studio.reports.show(job)
     else:
@@ -172,7 +173,7 @@ def report(
 
 
 def _report_text(found: Report) -> str:
-    if found.status != JobStatus.SUCCEEDED or found.metrics is None:
+    if found.metrics is None:
         return f"{found.status}: {found.reason} {found.fix}".strip()
     from studio.evaluation.metrics import Display, shown_on  # brings numpy: not for `studio --help`
 
@@ -220,6 +221,8 @@ def cancel(
 
 def _moved(job: JobDetail, while_running: str) -> str:
     """Where a job stands after a person has asked something of it."""
+    from studio.records import JobStatus
+
     return while_running if job.status == JobStatus.RUNNING else job.status
 
 
@@ -362,11 +365,12 @@ def rerun(
 def verify(bundle: BundleFile, json: JsonFlag = False) -> None:
     """Train a bundle's run again, unless that is done, and say whether the same adapter comes out."""
     from studio import supervisor
+    from studio.records import ENDED
 
     studio = open_studio()
     found = studio.bundles.verify(bundle)
     if found.status not in ENDED:
-        with supervisor.assistance(studio.settings, say, queues=(QueueName.GPU,)):
+        with supervisor.assistance(studio.settings, say, queues=("gpu",)):
             follow(studio, found.job)
         found = studio.bundles.verify(bundle)
     if found.reproduces:

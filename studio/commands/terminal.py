@@ -13,11 +13,10 @@ import typer
 
 from studio import settings as studio_settings
 from studio.errors import StudioError
-from studio.records import ENDED, UNSUCCESSFUL, Job, JobDetail, JobStatus, Record
 from studio.settings import Settings
 
 if TYPE_CHECKING:
-    from studio.records import Record
+    from studio.records import Job, JobDetail, Record
     from studio.services import Studio
     from studio.types import GenerationParams
 
@@ -112,6 +111,8 @@ def read_text(path: Path) -> str:
 
 def follow(studio: Studio, job_id: str) -> JobDetail:
     """Tell how a job goes until it has ended; returns it."""
+    from studio.records import ENDED
+
     told, told_at = "", 0.0
     while True:
         job = studio.jobs.show(job_id)
@@ -125,6 +126,8 @@ def follow(studio: Studio, job_id: str) -> JobDetail:
 
 
 def _progress(job: Job) -> str:
+    from studio.records import JobStatus
+
     progress = job.progress
     text = f"{job.name}: {job.status.lower()}"
     if job.status == JobStatus.RUNNING and progress.max_steps:
@@ -138,5 +141,7 @@ def _progress(job: Job) -> str:
 
 def leave_unless_succeeded(job: Job) -> None:
     """Exit 3 when the job ended FAILED or CANCELLED."""
+    from studio.records import UNSUCCESSFUL
+
     if job.status in UNSUCCESSFUL:
         raise typer.Exit(3)

@@ -42,7 +42,9 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(f"GET {self.path}")
-        self.answer({"loaded": {"base": "starter", "adapters": [], "bytes": 3_000}, "loading": None, "active": 0})
+        room = {"adapter_bytes": 0, "adapter_budget_bytes": 0}
+        loaded = {"base": "starter", "quantization": "", "device": "cpu", "adapters": [], "bytes": 3_000, **room}
+        self.answer({"loaded": loaded, "loading": None, "active": 0})
 
     def do_POST(self) -> None:
         self.asked.append(f"POST {self.path}")
