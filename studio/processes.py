@@ -93,6 +93,14 @@ def boot_id() -> str:
         return str(int(psutil.boot_time()))
 
 
+def ancestors() -> set[int]:
+    """The PIDs of the processes that started this one, directly or through others."""
+    try:
+        return {process.pid for process in psutil.Process().parents()}
+    except psutil.Error:
+        return set()
+
+
 def owner_id(pid: int | None = None) -> str:
     """`host:boot:pid:birth` of a process of this machine, by default this one."""
     if pid is None:

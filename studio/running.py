@@ -14,6 +14,7 @@ from studio import processes
 from studio.records import Health
 from studio.settings import Settings
 
+FILE = "studio.json"
 ANSWER_S = 2.0
 MAX_ANSWER_BYTES = 65536
 
@@ -36,8 +37,13 @@ class Running:
 
 def running(settings: Settings) -> Running | None:
     """The studio that runs in this STUDIO_HOME, perhaps still starting; None when there is none."""
+    return running_in(settings.home)
+
+
+def running_in(home: Path) -> Running | None:
+    """As `running`, for whoever knows the folder only."""
     try:
-        found = Running(**json.loads(_path(settings).read_text(encoding="utf-8")))
+        found = Running(**json.loads((home / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     if not found.is_alive:
@@ -72,7 +78,7 @@ def health(url: str) -> Health | None:
 
 
 def _path(settings: Settings) -> Path:
-    return settings.home / "studio.json"
+    return settings.home / FILE
 
 
 def _write_private(path: Path, value: Mapping[str, object]) -> None:

@@ -115,7 +115,7 @@ class JobRow(Base):
     )
 
 
-class QueueState(Base):
+class QueueStateRow(Base):
     """A queue that a person has paused: what runs goes on, nothing new starts."""
 
     __tablename__ = "queue_states"
@@ -189,7 +189,7 @@ class ChatMessageRow(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
-class CachedAnswer(Base):
+class CachedAnswerRow(Base):
     """An answer that equal questions to an equal model get again. It leaves with the conversation it was given in."""
 
     __tablename__ = "cached_answers"

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from studio.db import job_rows
-from studio.db.models import JobRow, QueueState
+from studio.db.models import JobRow, QueueStateRow
 from studio.errors import StudioError
 from studio.records import UNSUCCESSFUL, WAITING, JobKind, JobStatus, QueueName
 
@@ -86,17 +86,17 @@ def _place_before(session: Session, moved: Sequence[JobRow], other: JobRow) -> N
 
 def pause_queue(session: Session, queue: str) -> None:
     """Start nothing more from this queue, until resumed; what runs goes on."""
-    if session.get(QueueState, queue) is None:
-        session.add(QueueState(name=queue, paused_at=time.time()))
+    if session.get(QueueStateRow, queue) is None:
+        session.add(QueueStateRow(name=queue, paused_at=time.time()))
 
 
 def resume_queue(session: Session, queue: str) -> None:
-    if (state := session.get(QueueState, queue)) is not None:
+    if (state := session.get(QueueStateRow, queue)) is not None:
         session.delete(state)
 
 
 def queue_is_paused(session: Session, queue: str) -> bool:
-    return session.get(QueueState, queue) is not None
+    return session.get(QueueStateRow, queue) is not None
 
 
 def unreachable(session: Session) -> list[tuple[JobRow, JobRow]]:
@@ -113,7 +113,7 @@ def may_start(job: type[JobRow] = JobRow) -> tuple[ColumnElement[bool], ...]:
 
 
 def _is_open(job: type[JobRow]) -> ColumnElement[bool]:
-    return ~exists().where(QueueState.name == job.queue)
+    return ~exists().where(QueueStateRow.name == job.queue)
 
 
 def _is_due(job: type[JobRow]) -> ColumnElement[bool]:

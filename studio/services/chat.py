@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
-from studio.db.models import CachedAnswer, ChatMessageRow, ConversationRow
+from studio.db.models import CachedAnswerRow, ChatMessageRow, ConversationRow
 from studio.db.session import Database
 from studio.engine import outgoing
 from studio.engine.client import EngineClient
@@ -213,7 +213,7 @@ class ChatService:
         """The conversation and its messages are gone for good."""
         with self.db.write() as session:
             row = self.find(session, conversation_id)
-            session.execute(delete(CachedAnswer).where(CachedAnswer.conversation_id == row.id))
+            session.execute(delete(CachedAnswerRow).where(CachedAnswerRow.conversation_id == row.id))
             session.execute(delete(ChatMessageRow).where(ChatMessageRow.conversation_id == row.id))
             session.delete(row)
             return Deleted(id=row.id, name=row.title)

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from studio.catalogue import models as folders
-from studio.db.models import CachedAnswer
+from studio.db.models import CachedAnswerRow
 from studio.engine.protocol import Contestant, Usage
 from studio.types import GenerationParams
 
@@ -34,15 +34,15 @@ def key_of(contestant: Contestant, messages: Sequence[Mapping[str, Any]], params
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def find(session: Session, key: str) -> CachedAnswer | None:
-    return session.get(CachedAnswer, key)
+def find(session: Session, key: str) -> CachedAnswerRow | None:
+    return session.get(CachedAnswerRow, key)
 
 
 def keep(session: Session, key: str, conversation_id: str, text: str, finish_reason: str, usage: Usage | None) -> None:
     """The first conversation to hear it owns the row: with it, it is deleted."""
-    if session.get(CachedAnswer, key) is None:
+    if session.get(CachedAnswerRow, key) is None:
         known = usage.as_json() if usage else {}
-        row = CachedAnswer(key=key, conversation_id=conversation_id, text=text, finish_reason=finish_reason, usage=known)
+        row = CachedAnswerRow(key=key, conversation_id=conversation_id, text=text, finish_reason=finish_reason, usage=known)
         session.add(row)
 
 

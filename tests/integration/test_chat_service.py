@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from studio import settings as studio_settings
 from studio.db import migrations
-from studio.db.models import CachedAnswer
+from studio.db.models import CachedAnswerRow
 from studio.db.session import Database
 from studio.engine.client import EngineClient
 from studio.errors import EngineError, NotFoundError, StudioError
@@ -117,7 +117,7 @@ def test_an_equal_question_is_recalled_until_its_conversation_is_deleted(chat: C
 
     def rows() -> int:
         with chat.db.read() as session:
-            return len(session.scalars(select(CachedAnswer)).all())
+            return len(session.scalars(select(CachedAnswerRow)).all())
 
     first = ask(GREEDY)
     assert not first[1] and ask(GREEDY) == (first[0], True)

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -24,6 +26,7 @@ from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.homepaths import HomePaths
+from studio.running import Running, announce
 from studio.services import Studio, backups, restoring
 from studio.services.storage import YOUNG_S
 from studio.settings import STATIC, Settings, load
@@ -228,6 +231,37 @@ def test_what_cannot_be_opened_is_refused_in_one_line_and_stays_as_it_is(tmp_pat
     assert "\n" not in str(caught.value) and fix in caught.value.fix
     assert {path: path.read_bytes() for path in before} == before
     assert not list(home.glob("*.before-*"))
+
+
+UPGRADE = "import sys; from studio.db import migrations, session; migrations.migrate(session.Database(sys.argv[1]))"
+
+
+def upgrading(home: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", UPGRADE, f"sqlite:///{home / 'studio.db'}"], stderr=subprocess.PIPE)
+
+
+def test_several_processes_upgrade_a_home_at_once(tmp_path: Path) -> None:
+    home = homes.unpack(tmp_path / "home")
+    starting = [upgrading(home) for _ in range(4)]
+    assert [process.communicate(timeout=60)[1] for process in starting] == [b""] * 4
+    assert missing(EXPECTED, look(at(home))) == []
+
+
+def test_a_home_that_an_older_studio_serves_waits_for_its_end(tmp_path: Path) -> None:
+    home = homes.unpack(tmp_path / "home")
+
+    def serve(pid: int) -> None:
+        announce(at(home), Running(pid, processes.born(pid) or 0.0, "", "", "", 0.0))
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        serve(other.pid)
+        with pytest.raises(StudioError, match="An older Adapter Studio runs") as caught:
+            Studio.open(at(home))
+        other.communicate(b"\n")
+    assert "\n" not in str(caught.value) and not list(home.glob("*.before-*"))
+    serve(os.getpid())
+    process = upgrading(home)  # a child of the studio that runs here is of its version
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
 
 
 # backups

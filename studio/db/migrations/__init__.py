@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from studio import processes
 from studio.db.session import Database
 from studio.errors import StudioError
+from studio.running import running_in
 
 FOLDER = Path(__file__).resolve().parent
 FIRST = "0004"  # the oldest revision that can still be opened
@@ -38,7 +39,7 @@ def migrate(db: Database) -> None:
                 return  # another process was faster
             if found is not None:
                 check(found, f"The database {_name(db)}")
-                _refuse_while_jobs_run(connection)
+                _refuse_while_used(connection, db.home)
                 _copy(db)
             _upgrade(connection, db.home)
 
@@ -100,8 +101,14 @@ def _revision(connection: Connection) -> str | None:
     return found
 
 
-def _refuse_while_jobs_run(connection: Connection) -> None:
-    """A worker of the older version would go on with the paths that it has read."""
+def _refuse_while_used(connection: Connection, home: Path) -> None:
+    """A page or a worker of the older version would go on with what it knows of the tables."""
+    studio = running_in(home)
+    if studio is not None and studio.pid not in processes.ancestors():  # else it is the one that started this process
+        raise StudioError(
+            f"An older Adapter Studio runs in {home}, and this one has to change the database first.",
+            "Stop it (Ctrl-C where it was started), and start it again.",
+        )
     query = text("SELECT name, owner FROM jobs WHERE status = 'RUNNING' AND owner IS NOT NULL")
     if busy := [name for name, owner in connection.execute(query) if not processes.is_gone(owner)]:
         raise StudioError(
