@@ -20,6 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from studio.api.openai_shapes import ChatCompletion, ModelEntry, ModelList, TextCompletion
 from studio.engine import protocol
 from studio.engine.protocol import Contestant
+from studio.engine.shapes import ErrorBody
 from studio.errors import EngineError, NotFoundError, StudioError
 from studio.records import Record
 from studio.services import Studio
@@ -64,11 +65,12 @@ async def completions(request: Request) -> Response:
     return await _forward(request, "/v1/completions")
 
 
-def error_body(error: StudioError, status: int) -> dict[str, Any]:
+def error_body(error: StudioError, status: int) -> ErrorBody:
     """OpenAI's shape of any of our errors."""
+    if isinstance(error, NotFoundError):
+        error = EngineError(error.message, error.fix, status=status, code="model_not_found", param="model")
     if not isinstance(error, EngineError):
-        code, details = ("model_not_found", {"param": "model"}) if isinstance(error, NotFoundError) else ("invalid_request", {})
-        error = EngineError(error.message, error.fix, status=status, code=code, **details)
+        error = EngineError(error.message, error.fix, status=status, code="invalid_request")
     return protocol.error_body(error)
 
 
@@ -86,20 +88,21 @@ async def _forward(request: Request, path: str) -> Response:
         raise protocol.bad_request("model is missing. GET /v1/models lists what there is.", param="model")
     studio: Studio = request.app.state.studio
     contestant = await run_in_threadpool(_resolve, studio, name)
-    body["studio"] = await run_in_threadpool(_studio_field, studio, contestant, body)
-    answer = await _while_connected(request, _send(request.app.state.engine, studio.settings, path, body))
+    await run_in_threadpool(_add_folders, studio, contestant, body)
+    answer = await _while_connected(request, _send(request.app.state.engine, studio.settings, path, json.dumps(body).encode()))
     if answer is None:
         return Response(status_code=499)  # nobody reads it
     headers = {key: answer.headers[key] for key in PASSED_HEADERS if key in answer.headers}
     return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers=headers)
 
 
-def _studio_field(studio: Studio, contestant: Contestant, body: dict[str, Any]) -> dict[str, Any]:
+def _add_folders(studio: Studio, contestant: Contestant, body: dict[str, Any]) -> None:
     """Folders for names: the model's, and with `assistant_model` the one that drafts. Paths of a client's own never get through."""
     quantization = body.get("quantization") or ""
     if quantization not in protocol.QUANTIZATIONS:
         raise protocol.bad_request(f"quantization is one of {', '.join(protocol.QUANTIZATIONS[1:])}.", param="quantization")
-    field = dict(replace(contestant, quantization=quantization).studio_field() or {})
+    field = replace(contestant, quantization=quantization).studio_field()
+    assert field is not None, "a model of this studio"
     assistant = body.get("assistant_model")
     if isinstance(assistant, str) and assistant:
         drafting = _resolve(studio, assistant)
@@ -107,7 +110,7 @@ def _studio_field(studio: Studio, contestant: Contestant, body: dict[str, Any]) 
             raise protocol.bad_request("assistant_model names a base model, without an adapter.", param="assistant_model")
         field["assistant"] = {"name": drafting.base.name, "path": str(drafting.base.path)}
         body.setdefault("speculation", "assistant")
-    return field
+    body["studio"] = field
 
 
 async def _json(request: Request) -> dict[str, Any]:
@@ -120,17 +123,19 @@ async def _json(request: Request) -> dict[str, Any]:
     return body
 
 
-async def _send(client: httpx.AsyncClient, settings: Settings, path: str, body: dict[str, Any]) -> httpx.Response:
+async def _send(client: httpx.AsyncClient, settings: Settings, path: str, content: bytes) -> httpx.Response:
     """The engine's answer up to its headers; waits for an engine that starts, and asks again once when it dies meanwhile."""
     if not settings.engine_url:
         raise EngineError("No engine runs here.", "Start the whole studio with `studio up`.", status=503, code="engine_unavailable")
-    headers = {"Authorization": f"Bearer {settings.engine_key}"} if settings.engine_key else {}
+    headers = {"Content-Type": "application/json"}
+    if settings.engine_key:
+        headers["Authorization"] = f"Bearer {settings.engine_key}"
     url = settings.engine_url.removesuffix("/v1") + path
     deadline = time.monotonic() + ENGINE_WAIT_S
     deaths = 0
     while True:
         try:
-            return await client.send(client.build_request("POST", url, json=body, headers=headers), stream=True)
+            return await client.send(client.build_request("POST", url, content=content, headers=headers), stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             if time.monotonic() > deadline:
                 said = f"The engine did not start within {ENGINE_WAIT_S:.0f} s."

@@ -255,7 +255,9 @@ class EngineClient:
         body = outgoing.common(contestant, params, grammar)
         field = contestant.studio_field()
         if field is not None:
-            body["studio"] = {**field, "lane": self._lane} if self._lane == "batch" else field
+            if self._lane == "batch":
+                field["lane"] = self._lane
+            body["studio"] = field
         return body
 
 

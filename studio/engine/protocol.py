@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from studio.engine.shapes import AdapterBody, ContestantBody, ErrorBody, ErrorDetailBody, FolderBody, StudioField, UsageBody
 from studio.errors import EngineError
 from studio.types import GenerationParams, Message
 
@@ -57,17 +58,19 @@ class Contestant:
     chat_template: str | None = None  # instead of the adapter's or the base's own
     quantization: str = ""  # of our own base, see QUANTIZATIONS
 
-    def studio_field(self) -> dict[str, Any] | None:
+    def studio_field(self) -> StudioField | None:
         """The `studio` field of a request to our own engine; None for another server."""
         if self.url or self.base is None:
             return None
-        adapter = self.adapter and {"name": self.adapter.name, "path": str(self.adapter.path), "sha256": self.adapter.sha256}
-        base = {"name": self.base.name, "path": str(self.base.path)}
+        adapter: AdapterBody | None = None
+        if self.adapter:
+            adapter = {"name": self.adapter.name, "path": str(self.adapter.path), "sha256": self.adapter.sha256}
+        base: FolderBody = {"name": self.base.name, "path": str(self.base.path)}
         if self.quantization:
             base["quantization"] = self.quantization
         return {"base": base, "adapter": adapter, "chat_template": self.chat_template}
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ContestantBody:
         """Plain values that a job can keep."""
         return {"name": self.name, "url": self.url, "model": self.model, "studio": self.studio_field()}
 
@@ -129,7 +132,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
 
-    def as_json(self) -> dict[str, int]:
+    def as_json(self) -> UsageBody:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -164,12 +167,14 @@ def bad_request(message: str, *, param: str | None = None, code: str = "invalid_
     return EngineError(message, status=status, code=code, param=param)
 
 
-def error_body(error: EngineError) -> dict[str, Any]:
+def error_body(error: EngineError) -> ErrorBody:
     """OpenAI's shape of an error."""
-    kinds = {401: "authentication_error", 404: "invalid_request_error", 429: "rate_limit_error"}
-    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    body = {"message": str(error), "type": kind, "param": error.details.get("param"), "code": error.code}
-    return {"error": {**body, "job": error.details["job"]} if "job" in error.details else body}
+    usual = "server_error" if error.status >= 500 else "invalid_request_error"
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status, usual)
+    body: ErrorDetailBody = {"message": str(error), "type": kind, "param": error.details.get("param"), "code": error.code}
+    if "job" in error.details:
+        body["job"] = error.details["job"]
+    return {"error": body}
 
 
 def read_folders(field: Mapping[str, Any] | None) -> tuple[ModelFolder, AdapterRef | None, str | None]:

@@ -1,7 +1,4 @@
-"""OpenAI's shapes of answers: whole and in chunks, each choice with a field `studio` that says how it was made.
-
-Knows events, not how they came about.
-"""
+"""Answers of OpenAI's protocol, whole and in chunks, made of the events of their generation."""
 
 from __future__ import annotations
 
@@ -12,6 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.engine.protocol import Event, GenerationRequest, TokenLogprob, Usage
+from studio.engine.shapes import (
+    ChatChoiceBody,
+    ChatChunkChoiceBody,
+    ChatCompletionBody,
+    ChatLogprobsBody,
+    ChosenTokenBody,
+    ChunkBody,
+    CompletionBody,
+    CompletionChoiceBody,
+    CompletionChunkChoiceBody,
+    CompletionLogprobsBody,
+    DeltaBody,
+    ReplyHead,
+    TokenBody,
+)  # fmt: skip
 
 
 @dataclass
@@ -38,10 +50,15 @@ class Reply:
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
         self._is_chat = request.is_chat
-        prompts = 1 if request.is_chat else len(request.prompts)
+        prompts = max(1, len(request.prompts))  # chat has none of these
         self.choices = [Choice() for _ in range(prompts * request.n)]
         prefix, name = ("chatcmpl", "chat.completion") if self._is_chat else ("cmpl", "text_completion")
-        self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "object": name, "created": int(time.time()), "model": request.model}
+        self._head: ReplyHead = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": name,
+            "created": int(time.time()),
+            "model": request.model,
+        }
 
     def take(self, event: Event) -> None:
         self.choices[event.index].take(event)
@@ -57,56 +74,95 @@ class Reply:
         written = sum(choice.usage.completion_tokens for choice in self.choices)
         return Usage(sum(usage.prompt_tokens for usage in asked), written)
 
-    def body(self) -> dict[str, Any]:
-        return {**self._head, "choices": [self._whole(i, choice) for i, choice in enumerate(self.choices)], "usage": self.usage.as_json()}
-
-    def first_chunks(self) -> Iterator[dict[str, Any]]:
-        """Chat says who speaks before it says anything."""
+    def body(self) -> ChatCompletionBody | CompletionBody:
+        """The whole answer."""
+        usage = self.usage.as_json()
         if self._is_chat:
-            for index in range(len(self.choices)):
-                yield self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None})
+            return {**self._head, "choices": [self._chat_choice(number) for number in range(len(self.choices))], "usage": usage}
+        return {**self._head, "choices": [self._completion_choice(number) for number in range(len(self.choices))], "usage": usage}
 
-    def chunks(self, event: Event) -> Iterator[dict[str, Any]]:
+    def first_chunks(self) -> Iterator[ChunkBody]:
+        """Chat says who speaks before it says anything."""
+        if not self._is_chat:
+            return
+        for index in range(len(self.choices)):
+            delta: DeltaBody = {"role": "assistant", "content": ""}
+            yield self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+
+    def chunks(self, event: Event) -> Iterator[ChunkBody]:
         """What `event` adds; the end of an answer is a chunk of its own, as in OpenAI's streams."""
         offset = len(self.choices[event.index].text)
         self.take(event)
         if event.text or event.logprobs:
-            yield self._chunk(self._delta(event, offset))
+            yield self._chunk(self._grown(event, offset))
         if event.finish_reason:
-            empty: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
-            end = {"index": event.index, **empty, "logprobs": None, "finish_reason": event.finish_reason}
-            yield self._chunk({**end, "studio": self.choices[event.index].facts})
+            yield self._chunk(self._ended(event.index, event.finish_reason))
 
-    def usage_chunk(self) -> dict[str, Any]:
+    def usage_chunk(self) -> ChunkBody:
         return {**self._chunk(None), "usage": self.usage.as_json()}
 
-    def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
+    def _chunk(self, choice: ChatChunkChoiceBody | CompletionChunkChoiceBody | None) -> ChunkBody:
         name = "chat.completion.chunk" if self._is_chat else "text_completion"
-        chunk = {**self._head, "object": name, "choices": [] if choice is None else [choice]}
-        return {**chunk, "usage": None} if self._request.include_usage else chunk
+        chunk: ChunkBody = {**self._head, "object": name, "choices": []}
+        if choice is not None:
+            chunk["choices"].append(choice)
+        if self._request.include_usage:
+            chunk["usage"] = None
+        return chunk
 
-    def _delta(self, event: Event, offset: int) -> dict[str, Any]:
-        content: dict[str, Any] = {"delta": {"content": event.text}} if self._is_chat else {"text": event.text}
-        return {"index": event.index, **content, "logprobs": self._logprobs(event.logprobs, offset), "finish_reason": None}
+    def _grown(self, event: Event, offset: int) -> ChatChunkChoiceBody | CompletionChunkChoiceBody:
+        if self._is_chat:
+            delta: DeltaBody = {"content": event.text}
+            logprobs = self._chat_logprobs(event.logprobs)
+            return {"index": event.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        older = self._completion_logprobs(event.logprobs, offset)
+        return {"index": event.index, "text": event.text, "logprobs": older, "finish_reason": None}
 
-    def _whole(self, index: int, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        content: dict[str, Any] = {"message": message} if self._is_chat else {"text": choice.text}
-        said = {"index": index, **content, "logprobs": self._logprobs(choice.logprobs, 0), "finish_reason": choice.finish_reason}
-        return {**said, "studio": choice.facts}
+    def _ended(self, index: int, reason: str) -> ChatChunkChoiceBody | CompletionChunkChoiceBody:
+        facts = self.choices[index].facts
+        if self._is_chat:
+            return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason, "studio": facts}
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason, "studio": facts}
 
-    def _logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    def _chat_choice(self, index: int) -> ChatChoiceBody:
+        choice = self.choices[index]
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._chat_logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+            "studio": choice.facts,
+        }
+
+    def _completion_choice(self, index: int) -> CompletionChoiceBody:
+        choice = self.choices[index]
+        return {
+            "index": index,
+            "text": choice.text,
+            "logprobs": self._completion_logprobs(choice.logprobs, 0),
+            "finish_reason": choice.finish_reason,
+            "studio": choice.facts,
+        }
+
+    def _chat_logprobs(self, entries: Sequence[TokenLogprob]) -> ChatLogprobsBody | None:
         if self._request.top_logprobs is None or not entries:
             return None
-        return chat_logprobs(entries) if self._is_chat else completion_logprobs(entries, offset)
+        return chat_logprobs(entries)
+
+    def _completion_logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> CompletionLogprobsBody | None:
+        if self._request.top_logprobs is None or not entries:
+            return None
+        return completion_logprobs(entries, offset)
 
 
-def chat_logprobs(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
-    content = [{**_token(entry.token, entry.logprob), "top_logprobs": [_token(*pair) for pair in entry.top]} for entry in entries]
+def chat_logprobs(entries: Iterable[TokenLogprob]) -> ChatLogprobsBody:
+    content: list[ChosenTokenBody] = [
+        {**_token(entry.token, entry.logprob), "top_logprobs": [_token(*pair) for pair in entry.top]} for entry in entries
+    ]
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(entries: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
+def completion_logprobs(entries: Iterable[TokenLogprob], offset: int) -> CompletionLogprobsBody:
     """The older shape; `offset` is where the first token starts in the answer's text."""
     entries = list(entries)
     texts = [entry.token.decode("utf-8", "replace") for entry in entries]
@@ -119,5 +175,5 @@ def completion_logprobs(entries: Iterable[TokenLogprob], offset: int) -> dict[st
     }
 
 
-def _token(token: bytes, logprob: float) -> dict[str, Any]:
+def _token(token: bytes, logprob: float) -> TokenBody:
     return {"token": token.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(token)}

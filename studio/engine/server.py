@@ -29,6 +29,7 @@ from studio.engine.bodies import parse_chat, parse_completion
 from studio.engine.protocol import Event, GenerationRequest, bad_request, error_body
 from studio.engine.replies import Reply
 from studio.engine.scheduler import IDLE_S, Scheduler
+from studio.engine.shapes import ChunkBody, ErrorBody
 from studio.errors import EngineError
 
 GRACE_S = 1  # for connections to close once their answers were ended
@@ -205,7 +206,7 @@ async def _stream(exchange: Exchange, first: Event) -> AsyncIterator[bytes]:
         exchange.end()
 
 
-def _sse(value: dict[str, Any]) -> bytes:
+def _sse(value: ChunkBody | ErrorBody) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"  # ASCII: some clients split lines at U+2028 too
 
 

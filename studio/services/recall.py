@@ -41,8 +41,9 @@ def find(session: Session, key: str) -> CachedAnswerRow | None:
 def keep(session: Session, key: str, conversation_id: str, text: str, finish_reason: str, usage: Usage | None) -> None:
     """The first conversation to hear it owns the row: with it, it is deleted."""
     if session.get(CachedAnswerRow, key) is None:
-        known = usage.as_json() if usage else {}
-        row = CachedAnswerRow(key=key, conversation_id=conversation_id, text=text, finish_reason=finish_reason, usage=known)
+        row = CachedAnswerRow(key=key, conversation_id=conversation_id, text=text, finish_reason=finish_reason)
+        if usage:
+            row.usage = dict(usage.as_json())
         session.add(row)
 
 

@@ -1,0 +1,169 @@
+"""OpenAI's shapes of answers and errors, as JSON objects, with a field `studio` that says how an answer was made."""
+
+from __future__ import annotations
+
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic makes schemas of these on every Python that we support
+)
+
+from typing_extensions import TypedDict
+
+
+class UsageBody(TypedDict):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TokenBody(TypedDict):
+    """A token with its natural log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenTokenBody(TokenBody):
+    """A token of the answer, with the likeliest ones at its place."""
+
+    top_logprobs: list[TokenBody]
+
+
+class ChatLogprobsBody(TypedDict):
+    content: list[ChosenTokenBody]
+    refusal: None
+
+
+class CompletionLogprobsBody(TypedDict):
+    """The older shape: one entry per token in each list."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]  # where each token starts in the answer's text
+
+
+class MessageBody(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class DeltaBody(TypedDict):
+    """What a chunk adds to a message; empty at its end."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+
+
+class ChatChoiceBody(TypedDict):
+    index: int
+    message: MessageBody
+    logprobs: ChatLogprobsBody | None
+    finish_reason: str | None
+    studio: dict[str, Any]  # how it was made: seconds, tokens per second, notes
+
+
+class CompletionChoiceBody(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobsBody | None
+    finish_reason: str | None
+    studio: dict[str, Any]
+
+
+class ChatChunkChoiceBody(TypedDict):
+    index: int
+    delta: DeltaBody
+    logprobs: ChatLogprobsBody | None
+    finish_reason: str | None
+    studio: NotRequired[dict[str, Any]]  # at the end of an answer
+
+
+class CompletionChunkChoiceBody(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobsBody | None
+    finish_reason: str | None
+    studio: NotRequired[dict[str, Any]]
+
+
+class ReplyHead(TypedDict):
+    id: str
+    object: str
+    created: int  # seconds since the epoch
+    model: str
+
+
+class ChatCompletionBody(ReplyHead):
+    """A whole answer of /v1/chat/completions."""
+
+    choices: list[ChatChoiceBody]
+    usage: UsageBody
+
+
+class CompletionBody(ReplyHead):
+    """A whole answer of /v1/completions."""
+
+    choices: list[CompletionChoiceBody]
+    usage: UsageBody
+
+
+class ChunkBody(ReplyHead):
+    """A piece of a streamed answer; the last one has no choice where usage was asked for."""
+
+    choices: list[ChatChunkChoiceBody | CompletionChunkChoiceBody]
+    usage: NotRequired[UsageBody | None]
+
+
+class ErrorDetailBody(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str
+    job: NotRequired[str]  # the training that the engine has left its memory to
+
+
+class ErrorBody(TypedDict):
+    """An error of any /v1 route."""
+
+    error: ErrorDetailBody
+
+
+class FolderBody(TypedDict):
+    """A base model by its folder, between the studio's own processes."""
+
+    name: str
+    path: str
+    quantization: NotRequired[str]
+
+
+class AdapterBody(TypedDict):
+    """An adapter by its folder."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+class StudioField(TypedDict):
+    """The `studio` field of a request to the engine: what its names stand for."""
+
+    base: FolderBody
+    adapter: AdapterBody | None
+    chat_template: str | None
+    lane: NotRequired[str]
+    assistant: NotRequired[FolderBody]
+
+
+class ContestantBody(TypedDict):
+    """A contestant as a job keeps it."""
+
+    name: str
+    url: str
+    model: str
+    studio: StudioField | None
