@@ -25,7 +25,7 @@ import numpy.typing as npt
 from studio.datasets.report import likeness
 from studio.datasets.report.child import Progress, run
 from studio.datasets.report.rows import answers_of, messages_of
-from studio.datasets.report.table import Table
+from studio.datasets.report.table import RowTable
 
 DIMENSIONS = 256
 BUCKETS = 1 << 16  # words are counted by their hash
@@ -54,7 +54,7 @@ class Signals:
 
 def pick(path: Path, rows: int, seed: int, findings: Mapping[str, Sequence[int]], progress: Progress) -> dict[str, Any]:
     """The chosen rows (from 0, ascending) and how they were chosen. `findings`: check -> rows (from 1)."""
-    with Table(path) as table:
+    with RowTable(path) as table:
         progress("Weighing rows", 0.0)
         signals, counts = _read(table)
         quality = scores(signals, findings)
@@ -107,7 +107,7 @@ def farthest_first(vectors: Floats, quality: Floats, count: int) -> Ints:
     return chosen
 
 
-def _read(table: Table) -> tuple[Signals, Ints]:
+def _read(table: RowTable) -> tuple[Signals, Ints]:
     """Signals of every row, and in how many rows each hashed word stands."""
     answer_words, variety, question_words = [], [], []
     counts = np.zeros(BUCKETS, np.int64)
@@ -131,7 +131,7 @@ def _bucket(word: str) -> int:
     return crc32(word.encode("utf-8", "surrogatepass")) % BUCKETS
 
 
-def _vectors(table: Table, pool: Ints, counts: Ints, seed: int) -> Floats:
+def _vectors(table: RowTable, pool: Ints, counts: Ints, seed: int) -> Floats:
     """Unit vectors of the pool's rows."""
     weights = np.log((1 + len(table)) / (1 + counts)).astype(np.float32)
     directions = np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), (BUCKETS, DIMENSIONS))

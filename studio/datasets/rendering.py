@@ -16,7 +16,7 @@ from typing import Any
 
 from studio.datasets.dialogue import Dialogue, Tools
 from studio.datasets.sandbox import Span
-from studio.datasets.tokenization import Vocabulary, load_vocabulary
+from studio.datasets.tokenization import ModelTokens, load_vocabulary
 from studio.errors import DatasetError
 from studio.types import Example, Message
 
@@ -46,7 +46,7 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RenderedPrompt:
     """A conversation as chat sends it: the model goes on from here."""
 
     text: str
@@ -56,7 +56,7 @@ class Prompt:
 class Renderer:
     """A model folder's tokenizer with one chat template."""
 
-    def __init__(self, vocabulary: Vocabulary, template: str, template_name: str) -> None:
+    def __init__(self, vocabulary: ModelTokens, template: str, template_name: str) -> None:
         self._vocabulary = vocabulary
         self.tokenizer = vocabulary.tokenizer
         self.template = template
@@ -115,13 +115,13 @@ class Renderer:
             raise DatasetError("The row holds neither messages, nor prompt and completion, nor text.", "Map its columns first.")
         return self._conversation([*(before or []), *(answer or [])], example.tools, max_length)
 
-    def prompt(self, messages: Sequence[Message | Mapping[str, Any]], tools: Tools = None) -> Prompt:
+    def prompt(self, messages: Sequence[Message | Mapping[str, Any]], tools: Tools = None) -> RenderedPrompt:
         """A conversation for the assistant to go on. Raises DatasetError when the template refuses it."""
         if not messages:
             raise DatasetError("There is no message to answer.", "Write one.")
         turns, tools = self.dialogue.adapted(messages, tools)
         text = self.dialogue.text(turns, tools, add_generation_prompt=True)
-        return Prompt(text, self._encode(text, False).ids)
+        return RenderedPrompt(text, self._encode(text, False).ids)
 
     def completion_prompt(self, text: str) -> list[int]:
         """Plain text for the model to go on, with the tokenizer's own special tokens; nothing starts from BOS."""
@@ -167,7 +167,7 @@ class Renderer:
             raise DatasetError("The text holds half of a surrogate pair, which is no character.", "Remove it.") from None
 
 
-def _template_source(choice: str | None, vocabulary: Vocabulary) -> tuple[str, str]:
+def _template_source(choice: str | None, vocabulary: ModelTokens) -> tuple[str, str]:
     """Template text and a name for people."""
     if choice is None or not choice.strip():
         return (vocabulary.chat_template, "model") if vocabulary.chat_template else (_read_template(TEMPLATES / "alpaca.jinja"), "alpaca")

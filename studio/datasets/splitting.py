@@ -75,7 +75,7 @@ def _chosen(sizes: list[int], wanted: int, seed: int) -> list[bool]:
     order = list(range(len(sizes)))
     random.Random(seed).shuffle(order)
     total = 0
-    for group in order[:-1]:  # the last one stays for training
+    for group in order:  # never all of them: fewer rows are wanted than there are
         if total + sizes[group] <= wanted or total == 0:
             chosen[group] = True
             total += sizes[group]

@@ -29,7 +29,7 @@ _conversion = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ModelTokens:
     """What a model folder says about its tokens."""
 
     tokenizer: tokenizers.Tokenizer
@@ -42,7 +42,7 @@ class Vocabulary:
     chat_template: str | None
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
+def load_vocabulary(folder: Path) -> ModelTokens:
     """Raises ModelError when `folder` holds no tokenizer that can be read. Remembers the last few folders."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is no folder.", "Give a model folder with tokenizer.json.")
@@ -52,7 +52,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
 
 @lru_cache(maxsize=8)
-def _load(folder: Path, _stamp: tuple[Any, ...]) -> Vocabulary:
+def _load(folder: Path, _stamp: tuple[Any, ...]) -> ModelTokens:
     source = folder if (folder / "tokenizer.json").is_file() else _converted(folder)
     config = read_json(source / "tokenizer_config.json") or read_json(folder / "tokenizer_config.json")
     tokenizer = _tokenizer(source / "tokenizer.json")
@@ -68,7 +68,7 @@ def _load(folder: Path, _stamp: tuple[Any, ...]) -> Vocabulary:
             named[name] = (tokenizer.id_to_token(token_id) if token_id is not None else None) or ""
     stops = [eos, *_ids(generation.get("eos_token_id")), *_ids(model.get("eos_token_id"))]
     strings = generation.get("stop_strings") or []
-    return Vocabulary(
+    return ModelTokens(
         tokenizer=tokenizer,
         special_tokens=named,
         bos_token_id=bos,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.catalogue.models import ModelFacts, inspect_folder
-from studio.datasets.rendering import Prompt, Renderer
+from studio.datasets.rendering import RenderedPrompt, Renderer
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.grammar import GrammarVocabulary, Matcher
 from studio.engine.limits import longest_answer
@@ -131,13 +131,13 @@ def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int
     return found
 
 
-def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> Prompt:
+def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> RenderedPrompt:
     """The conversation as the template writes it; an answer that goes on stands at its end, unclosed."""
     tools = list(request.tools) or None
     if not request.goes_on:
         return renderer.prompt(request.messages, tools)
     text = renderer.prompt(request.messages[:-1], tools).text + request.messages[-1].content
-    return Prompt(text, renderer.tokenizer.encode(text, add_special_tokens=False).ids)
+    return RenderedPrompt(text, renderer.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _room(request: GenerationRequest, renderer: Renderer, ids: list[int], facts: ModelFacts) -> int:

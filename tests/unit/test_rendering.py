@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from studio.datasets import sandbox, slow_tokenizer
+from studio.datasets import sandbox, slow_tokenizer, template_limits
 from studio.datasets.rendering import TEMPLATE_NAMES, Renderer
 from studio.datasets.sandbox import ChatTemplate
 from studio.errors import DatasetError, ModelError
@@ -449,9 +449,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_end_soon_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_CPU_S", 0.5)
-    monkeypatch.setattr(sandbox, "MAX_NODES", 20_000)
-    monkeypatch.setattr(sandbox, "MAX_LOOPS", 100_000)
+    monkeypatch.setattr(template_limits, "MAX_CPU_S", 0.5)
+    monkeypatch.setattr(template_limits, "MAX_NODES", 20_000)
+    monkeypatch.setattr(template_limits, "MAX_LOOPS", 100_000)
     started = time.thread_time()
     with pytest.raises(DatasetError) as caught:
         ChatTemplate(HOSTILE[name]).render(messages=TALK)
@@ -462,3 +462,36 @@ def test_hostile_templates_end_soon_in_one_line(name: str, monkeypatch: pytest.M
 def test_limits_leave_large_honest_rows_alone(folder: Path) -> None:
     turns = [{"role": role, "content": "word " * 20_000} for _ in range(50) for role in ("user", "assistant")]
     assert len(ChatTemplate(Renderer.load(folder, "chatml").template).render(messages=turns, bos_token="")) > 10_000_000
+
+
+def test_no_single_text_of_a_template_grows_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_TEXT_CHARS", 1000)
+    assert ChatTemplate("{{ 'a' * 1000 }}").render() == "a" * 1000
+    assert ChatTemplate("{% set x = 'a' * 900 %}{% set y = 'b' * 900 %}{{ x[:400] ~ y[:400] }}").render() == "a" * 400 + "b" * 400
+    for source in ("{{ 'a' * 1001 }}", "{% set x = 'a' * 1001 %}", "{{ 'a' * 600 ~ 'b' * 600 }}", "{{ ('a' * 600)|replace('a', 'bb') }}"):
+        with pytest.raises(DatasetError, match="writes more text than fits"):
+            ChatTemplate(source).render()
+
+
+def test_all_texts_of_a_render_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_ALLOCATED_CHARS", 10_000)
+    dropped = "{% for n in range(N) %}{% set x = 'a' * 1000 %}{% endfor %}"
+    assert ChatTemplate(dropped.replace("N", "5")).render() == ""
+    assert ChatTemplate(dropped.replace("N", "5")).render() == ""  # each render has a budget of its own
+    with pytest.raises(DatasetError, match="writes more text than fits"):
+        ChatTemplate(dropped.replace("N", "15")).render()
+
+
+def test_a_template_that_computes_for_too_long_is_stopped_by_the_processor_time_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(template_limits.time, "thread_time", lambda: now[0])
+    loop = ChatTemplate("{% for n in range(300) %}{{ tick() }}{% endfor %}")
+
+    def tick(seconds: float) -> str:
+        now[0] += seconds
+        return ""
+
+    assert loop.render(tick=lambda: tick(template_limits.MAX_CPU_S / 400)) == ""
+    with pytest.raises(DatasetError, match="computes for more than 5 s"):
+        loop.render(tick=lambda: tick(template_limits.MAX_CPU_S / 100))
+    assert loop.render(tick=lambda: "") == ""

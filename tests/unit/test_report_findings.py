@@ -18,7 +18,7 @@ from studio.datasets.report.checks import BY_NAME, CHECKS
 from studio.datasets.report.fixing import write_fixed
 from studio.datasets.report.making import make
 from studio.datasets.report.scan import disorder
-from studio.datasets.report.table import Table
+from studio.datasets.report.table import RowTable
 from studio.datasets.report.wanted import Wanted
 from studio.settings import STATIC
 from tests import plants
@@ -219,7 +219,7 @@ def test_no_row_is_very_long_once_those_are_gone(sizes: list[int]) -> None:
 def test_repeats_of_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("table") / "rows.jsonl"
     path.write_bytes(b"".join(line + b"\n" for line in lines))
-    with Table(path) as table:
+    with RowTable(path) as table:
         assert table.repeats().tolist() == [lines.index(line) for line in lines]
         assert [line for start, stop in table.chunks(3, 30) for line in table.lines(start, stop)] == lines
 

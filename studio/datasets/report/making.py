@@ -24,8 +24,8 @@ from studio.datasets import lengths
 from studio.datasets.report import likeness, scan, summary
 from studio.datasets.report.child import Progress
 from studio.datasets.report.rows import Row, answers_of, messages_of
-from studio.datasets.report.scan import Excerpt, Part, Reading, shortened
-from studio.datasets.report.table import Table
+from studio.datasets.report.scan import Excerpt, ScannedPart, ScanOptions, shortened
+from studio.datasets.report.table import RowTable
 from studio.datasets.report.wanted import Wanted
 
 PART_ROWS, PART_BYTES = 2000, 2 * 1024**2
@@ -38,7 +38,7 @@ MAX_PROCESSES = 8
 def make(wanted: Wanted, progress: Progress) -> dict[str, Any]:
     """The report as studio.services.curation promises it, and under "all_rows" every row of each finding."""
     began = time.monotonic()
-    with Table(Path(wanted.path)) as table:
+    with RowTable(Path(wanted.path)) as table:
         count = len(table)
         every = 1 if wanted.every_language else max(1, -(-count // LANGUAGE_ROWS))
         part = _seen(table, wanted, every, progress)
@@ -58,27 +58,27 @@ def make(wanted: Wanted, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _seen(table: Table, wanted: Wanted, every: int, progress: Progress) -> Part:
+def _seen(table: RowTable, wanted: Wanted, every: int, progress: Progress) -> ScannedPart:
     """What is in each row, and what only shows when rows are looked at beside each other."""
-    reading = Reading(wanted.kind, wanted.model_folder, wanted.chat_template, wanted.max_length, every)
+    reading = ScanOptions(wanted.kind, wanted.model_folder, wanted.chat_template, wanted.max_length, every)
     common = common_of(table)
     part = scanned(table, reading, common, lambda share: progress("Reading rows", 0.8 * share))
     progress("Comparing rows", 0.8)
     _add_repetitions(part, table, common)
     for path in wanted.against:
         progress("Comparing with the other dataset", 0.9)
-        with Table(Path(path)) as other:
+        with RowTable(Path(path)) as other:
             _add_leakage(part, table, other)
     _add_outliers(part, table)
     return part
 
 
-def common_of(*tables: Table) -> likeness.Hashes:
+def common_of(*tables: RowTable) -> likeness.Hashes:
     """Shingles that many rows share, by an even sample."""
     return likeness.common_shingles([likeness.said(table.row(row)) for table in tables for row in table.sample(COMMON_ROWS, COMMON_BYTES)])
 
 
-def _add_repetitions(part: Part, table: Table, common: likeness.Hashes) -> None:
+def _add_repetitions(part: ScannedPart, table: RowTable, common: likeness.Hashes) -> None:
     firsts = table.repeats()
     rows = np.arange(len(table))
     again = rows[firsts != rows]
@@ -90,7 +90,7 @@ def _add_repetitions(part: Part, table: Table, common: likeness.Hashes) -> None:
     part.excerpts["near_duplicates"] = _beside(table, found)
 
 
-def _add_leakage(part: Part, table: Table, other: Table) -> None:
+def _add_leakage(part: ScannedPart, table: RowTable, other: RowTable) -> None:
     common = common_of(table, other)  # as if they were one dataset, which the two sides of a split were
     matrix, numbers = signatures_of((other, table), common)
     count = len(other)
@@ -106,7 +106,7 @@ def _add_leakage(part: Part, table: Table, other: Table) -> None:
     part.excerpts.setdefault("leakage", []).extend(_shown(table, leaked))
 
 
-def _asked_there(table: Table, other: Table) -> npt.NDArray[np.bool_]:
+def _asked_there(table: RowTable, other: RowTable) -> npt.NDArray[np.bool_]:
     """For each row whether the other table asks the same, whatever the answers are; a question that many rows ask is a template."""
     mine, theirs = asked_of(table), asked_of(other)
     return np.isin(mine, np.intersect1d(theirs, _seldom(np.concatenate([mine, theirs]))))
@@ -117,13 +117,13 @@ def _seldom(asked: likeness.Hashes) -> likeness.Hashes:
     return found[(found != 0) & (counts <= likeness.COMMON_ROWS)]
 
 
-def asked_of(table: Table) -> likeness.Hashes:
+def asked_of(table: RowTable) -> likeness.Hashes:
     """likeness.asked of every row."""
     chunks = (table.lines(start, stop) for start, stop in table.chunks(PART_ROWS, PART_BYTES))
     return np.array([likeness.asked(orjson.loads(line)) for lines in chunks for line in lines], np.uint64)
 
 
-def _add_outliers(part: Part, table: Table) -> None:
+def _add_outliers(part: ScannedPart, table: RowTable) -> None:
     long = part.rows["very_long"] = summary.very_long(part.sizes)
     part.excerpts["very_long"] = _shown(table, long, lambda row: f"{part.sizes[row - 1]:,} characters: ")
     words = part.rows["one_token_answers"] = summary.one_word_answers(part)
@@ -133,30 +133,30 @@ def _add_outliers(part: Part, table: Table) -> None:
     part.excerpts["language_mix"] = _shown(table, list(languages), lambda row: f"{languages[row]}: ")
 
 
-def _shown(table: Table, rows: Sequence[int], before: Callable[[int], str] = lambda row: "") -> list[Excerpt]:
+def _shown(table: RowTable, rows: Sequence[int], before: Callable[[int], str] = lambda row: "") -> list[Excerpt]:
     """The first few rows (from 1) with an excerpt each."""
     return [(row, shortened(before(row) + " ".join(messages_of(table.row(row - 1))))) for row in rows[: scan.EXAMPLES]]
 
 
-def _beside(table: Table, pairs: dict[int, int]) -> list[Excerpt]:
+def _beside(table: RowTable, pairs: dict[int, int]) -> list[Excerpt]:
     return _shown(table, [row + 1 for row in list(pairs)[: scan.EXAMPLES]], lambda row: f"like row {pairs[row - 1] + 1}: ")
 
 
 # the scan, in one process or several
 
 
-def scanned(table: Table, reading: Reading, common: likeness.Hashes, progress: Callable[[float], None]) -> Part:
+def scanned(table: RowTable, reading: ScanOptions, common: likeness.Hashes, progress: Callable[[float], None]) -> ScannedPart:
     ranges = list(table.chunks(PART_ROWS, PART_BYTES))
     if not ranges:
         raise ValueError("there are no rows")
     small = len(table) <= SMALL_ROWS and table.path.stat().st_size <= SMALL_BYTES
     processes = min(len(ranges), MAX_PROCESSES, available_cores())
     if small or processes == 1:
-        found: Iterator[Part] = (scan.scan(table.lines(start, stop), start + 1, reading, common) for start, stop in ranges)
+        found: Iterator[ScannedPart] = (scan.scan(table.lines(start, stop), start + 1, reading, common) for start, stop in ranges)
     else:
         found = _in_processes(processes, table, ranges, reading, common)
     matrix, numbers = _stack(len(table))
-    parts: list[Part] = []
+    parts: list[ScannedPart] = []
     for part, (start, stop) in zip(found, ranges, strict=True):
         matrix[start:stop], numbers[start:stop] = part.matrix, part.numbers
         part.matrix = part.numbers = None
@@ -173,12 +173,14 @@ def _stack(rows: int) -> tuple[npt.NDArray[np.uint32], likeness.Hashes]:
         return np.memmap(file, np.uint32, "w+", shape=(rows, likeness.SLOTS)), np.zeros(rows, np.uint64)
 
 
-def _in_processes(processes: int, table: Table, ranges: list[tuple[int, int]], reading: Reading, common: likeness.Hashes) -> Iterator[Part]:
+def _in_processes(
+    processes: int, table: RowTable, ranges: list[tuple[int, int]], reading: ScanOptions, common: likeness.Hashes
+) -> Iterator[ScannedPart]:
     """Parts in their order; only a few are under way at once, so that memory stays flat."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
-        done: dict[int, Part] = {}
-        under_way: dict[Future[Part], int] = {}
+        done: dict[int, ScannedPart] = {}
+        under_way: dict[Future[ScannedPart], int] = {}
         sent, given = 0, 0
         while given < len(ranges):
             while sent < len(ranges) and len(under_way) < 2 * processes:
@@ -208,7 +210,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def signatures_of(tables: Sequence[Table], common: likeness.Hashes) -> tuple[npt.NDArray[np.uint32], likeness.Hashes]:
+def signatures_of(tables: Sequence[RowTable], common: likeness.Hashes) -> tuple[npt.NDArray[np.uint32], likeness.Hashes]:
     """The signatures of the rows of several tables, one after the other, and the hashes of their numbers."""
     matrix, numbers = _stack(sum(map(len, tables)))
     before = 0
@@ -222,7 +224,7 @@ def signatures_of(tables: Sequence[Table], common: likeness.Hashes) -> tuple[npt
 
 def alike(path: Path) -> dict[int, int]:
     """Row (from 0) -> an earlier row it stays with: the first it is connected to by likeness, or that asks the same."""
-    with Table(path) as table:
+    with RowTable(path) as table:
         if not len(table):
             return {}
         firsts = table.repeats()

@@ -46,7 +46,7 @@ Excerpt = tuple[int, str]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScanOptions:
     """How rows are to be read. `languages_every`: of how many rows one is asked for its language."""
 
     kind: str
@@ -70,7 +70,7 @@ class Item:
 
 
 @dataclass
-class Part:
+class ScannedPart:
     """What was seen in some rows. Row numbers count from 1 and are those of the whole dataset."""
 
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -98,9 +98,9 @@ def shortened(text: str, limit: int = EXCERPT) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def scan(lines: Sequence[bytes], first: int, reading: Reading, common: likeness.Hashes) -> Part:
+def scan(lines: Sequence[bytes], first: int, reading: ScanOptions, common: likeness.Hashes) -> ScannedPart:
     """`lines` are rows `first`, `first` + 1, …; `common`: shingles that many rows of the dataset share."""
-    part, said = Part(), []
+    part, said = ScannedPart(), []
     measure = _measure(reading)
     for number, line in enumerate(lines, start=first):
         row = orjson.loads(line)
@@ -119,7 +119,7 @@ def scan(lines: Sequence[bytes], first: int, reading: Reading, common: likeness.
 # lengths
 
 
-def _measure(reading: Reading) -> Callable[[Part, Item], None]:
+def _measure(reading: ScanOptions) -> Callable[[ScannedPart, Item], None]:
     if not reading.model_folder:
         return _words
     from studio.datasets.report import tokens  # a report without a model needs no tokenizer
@@ -129,12 +129,12 @@ def _measure(reading: Reading) -> Callable[[Part, Item], None]:
     return lambda part, item: _tokens(part, item, tokens.counted(renderer, item.row, reading.max_length), learns)
 
 
-def _words(part: Part, item: Item) -> None:
+def _words(part: ScannedPart, item: Item) -> None:
     part.lengths.append(sum(len(message.split()) for message in item.messages))
     part.answer_lengths.append(sum(len(answer.split()) for answer in item.answers))
 
 
-def _tokens(part: Part, item: Item, counted: Counted, learns: bool) -> None:
+def _tokens(part: ScannedPart, item: Item, counted: Counted, learns: bool) -> None:
     part.lengths.append(counted.length)
     part.answer_lengths.append(counted.learned)
     if learns and not counted.learns:
@@ -146,7 +146,7 @@ def _tokens(part: Part, item: Item, counted: Counted, learns: bool) -> None:
 # one look per kind of fault
 
 
-def _look_at_answers(part: Part, item: Item, reading: Reading) -> None:
+def _look_at_answers(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
     if reading.kind == "prompts":
         return
     if reading.kind == "text":
@@ -181,14 +181,14 @@ def _is_offered(answer: str, question: str) -> bool:
     return word is not None and word.group() in texts.WORD.findall(question.lower())
 
 
-def _look_for_refusals(part: Part, item: Item, reading: Reading) -> None:
+def _look_for_refusals(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
     for answer in item.answers if "messages" in item.row else wanted_answers_of(item.row):
         if texts.is_refusal(answer):
             part.add("refusals", item.number, answer)
             return
 
 
-def _look_at_roles(part: Part, item: Item, reading: Reading) -> None:
+def _look_at_roles(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
     if item.turns and reading.kind != "prompts" and (problem := disorder([_role(turn) for turn in item.turns])):
         part.add("role_order", item.number, f"{problem}: {' '.join(turn['role'] for turn in item.turns)}")
 
@@ -217,7 +217,7 @@ def disorder(roles: list[str]) -> str:
     return "" if before in ("assistant", "call") else f"ends with {before}"
 
 
-def _look_at_texts(part: Part, item: Item, reading: Reading) -> None:
+def _look_at_texts(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
     if not (may_hold_personal_data(item.line) or ODD.search(item.line)):
         return
     strings = list(strings_of(item.row))
@@ -237,7 +237,7 @@ def near(text: str, place: int) -> str:
     return ("…" if begin else "") + text[begin : place + EXCERPT // 2]
 
 
-def _look_for_repetition(part: Part, item: Item, reading: Reading) -> None:
+def _look_for_repetition(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
     """What is learned may repeat itself less than a question, which may offer sentences to choose from."""
     answers = set(item.answers)
     for message, plain in zip(item.messages, item.plain, strict=True):
@@ -254,7 +254,7 @@ def around(text: str) -> str:
     return f"{masked(text[begin:start])}{text[start : start + 3]}… [{kind}]{masked(text[end : end + EXCERPT // 3])}"
 
 
-def _look_at_language(part: Part, item: Item, reading: Reading) -> None:
+def _look_at_language(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
     if (item.number - 1) % reading.languages_every:
         return
     answer = "\n".join(wanted_answers_of(item.row))
@@ -266,9 +266,9 @@ def _look_at_language(part: Part, item: Item, reading: Reading) -> None:
 LOOKS = (_look_at_answers, _look_for_refusals, _look_at_roles, _look_at_texts, _look_for_repetition, _look_at_language)
 
 
-def joined(parts: Sequence[Part]) -> Part:
+def joined(parts: Sequence[ScannedPart]) -> ScannedPart:
     """Parts in the order of their rows, as one; without signatures."""
-    whole = Part()
+    whole = ScannedPart()
     for part in parts:
         for check, rows in part.rows.items():
             whole.rows.setdefault(check, []).extend(rows)

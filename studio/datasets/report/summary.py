@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from studio.datasets.report.checks import CHECKS
-from studio.datasets.report.scan import EXAMPLES, Part
+from studio.datasets.report.scan import EXAMPLES, ScannedPart
 
 SHOWN_ROWS = 100
 LONG_CHARS, LONG_TIMES = 6000, 10
@@ -30,7 +30,7 @@ def very_long(sizes_in_chars: Sequence[int]) -> list[int]:
     return [] if long.all() else (np.flatnonzero(long) + 1).tolist()
 
 
-def one_word_answers(part: Part) -> list[int]:
+def one_word_answers(part: ScannedPart) -> list[int]:
     """Rows, where answers are neither labels nor mostly one word."""
     if part.rows_of_one_word >= ONE_WORD_SHARE * max(1, part.rows_with_answers):
         return []

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 
-class Table:
+class RowTable:
     """Rows count from 0 here. Holds 24 bytes per row; lines are read when they are asked for, inside `with`."""
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class Table:
     def __len__(self) -> int:
         return len(self._prints)
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> RowTable:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -64,6 +64,6 @@ class Table:
         _, first, group = np.unique(self._prints, return_index=True, return_inverse=True)
         return first[group]
 
-    def also_in(self, other: Table) -> npt.NDArray[np.bool_]:
+    def also_in(self, other: RowTable) -> npt.NDArray[np.bool_]:
         """For each row whether another table has the same line."""
         return np.isin(self._prints, other._prints)
