@@ -1750,3 +1750,43 @@ class Restoration(Record):
     files: int  # beside the database
     models: list[str]  # names of base models that are not here and have to be added again
     before: str | None  # folder of what was there; null where nothing was
+
+
+class StatusStrip(QueueOverview):
+    """Device, memory, what runs, what waits, what the engine holds."""
+
+    device: str
+    device_kind: str  # cpu or cuda
+    memory: str  # used of all, as text
+    memory_bytes: int  # of the device
+    used_bytes: int
+    engine: EngineStatus
+
+
+class DemoJudge(Record):
+    """How the demo's adapter does against its base in one judge's eyes."""
+
+    judge: str
+    win_rate: float | None
+    ci95: list[float] | None
+    swap_consistency: float | None
+
+
+class DemoChat(Record):
+    """A question that the training never saw, and who answers what."""
+
+    question: str
+    answers: list[ChatAnswer]
+
+
+class DemoResult(Record):
+    """What `studio demo` has made and measured."""
+
+    job: str
+    adapter: str
+    comparison: str
+    before: MatchScore  # the base on rows that were held out
+    after: MatchScore  # the adapter on the same rows
+    judge: DemoJudge
+    chat: DemoChat
+    seconds: float

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request, UploadFile
 from pydantic import BaseModel, ConfigDict
 
 from studio.errors import StudioError
-from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey
+from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey, StatusStrip
 from studio.services import Studio
 
 router = APIRouter(prefix="/api")
@@ -28,7 +28,6 @@ def _studio(request: Request) -> Studio:
 
 
 Here = Annotated[Studio, Depends(_studio)]
-Json = dict[str, Any]
 
 
 class Body(BaseModel):
@@ -48,7 +47,7 @@ def doctor(studio: Here) -> DoctorReport:
 
 
 @router.get("/status")
-def status(studio: Here) -> Json:
+def status(studio: Here) -> StatusStrip:
     """Device, memory, what runs, what waits, what the engine holds."""
     return studio.system.strip()
 

@@ -1,29 +1,31 @@
-"""`studio demo`: data, an NF4 QLoRA job through the queue, chat, and base against tuned on held-out rows. Nothing of it is staged."""
+"""`studio demo`: data, an NF4 QLoRA job through the queue, chat, and base against tuned on held-out rows.
+
+Nothing of it is staged.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from studio import supervisor
 from studio.catalogue.demos import DEMOS
 from studio.commands.terminal import follow, open_studio
 from studio.errors import StudioError
-from studio.records import PENDING, JobDetail, JobStatus
+from studio.records import PENDING, DemoChat, DemoJudge, DemoResult, JobDetail, JobStatus
 from studio.services import Studio
 from studio.settings import Settings
 from studio.types import GenerationParams
 
 DEMO = DEMOS["router"]
-OPTIONS = {**DEMO.options, "report_rows": 0}  # what a report would say is said here, on rows that were kept back from the start
+OPTIONS = {**DEMO.options, "report_rows": 0}  # what a report would say is said here, on rows that were held out
 BASE = "starter"
-WARM_SHARE = 0.6  # of the training: from here the engine loads beside it, so that nobody waits for that afterwards
+WARM_SHARE = 0.6  # of the training: from here the engine loads beside it, and is ready when the training ends
 
 
-def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """The whole loop. Raises StudioError when a job of it fails. `before` and `after`: exact match on rows the training never saw."""
+def run(settings: Settings, say: Callable[[str], None]) -> DemoResult:
+    """The whole loop. Raises StudioError when a job of it fails."""
     started = time.monotonic()
     with supervisor.assistance(settings, say, queues=("gpu", "light"), engine=True) as assisted:
         studio = open_studio(assisted)
@@ -43,36 +45,52 @@ def run(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         judged = studio.judging.show(judgement.id)
         question = (studio.datasets.rows(held_out.id, limit=1)[0].messages or [])[0].content
         chat = studio.chat.answer(
-            ["base", adapter.name], [{"role": "user", "content": question}], GenerationParams(temperature=0), base_model=BASE
+            ["base", adapter.name],
+            [{"role": "user", "content": question}],
+            GenerationParams(temperature=0),
+            base_model=BASE,
         )
-    return {
-        "job": job.id,
-        "adapter": adapter.id,
-        "comparison": comparison.id,
-        "before": scores["base"].model_dump(),
-        "after": scores[adapter.name].model_dump(),
-        "judge": {
-            "judge": judged.judge,
-            "win_rate": (judged.win_rate or {})[adapter.name],
-            "ci95": (judged.ci95 or {})[adapter.name],
-            "swap_consistency": judged.swap_consistency,
-        },
-        "chat": {"question": question, "answers": chat},
-        "seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result for a person."""
-    answers = "\n".join(f"  {answer.contestant}: {answer.text}" for answer in result["chat"]["answers"])
-    scores = "\n".join(f"  {when}: {result[when]['exact_match']:.2f} of {result[when]['n']} rows" for when in ("before", "after"))
-    judge = result["judge"]
-    won = f"{judge['win_rate']:.2f} ({judge['ci95'][0]:.2f} to {judge['ci95'][1]:.2f})"
-    return (
-        f"Asked: {result['chat']['question']}\n{answers}\nExact match on rows the training never saw:\n{scores}\n"
-        f"The adapter wins {won} against its base by the {judge['judge']} judge.\n"
-        f"The starter is a toy; the loop is the one your own data and model go through. {result['seconds']:.0f} s."
+    return DemoResult(
+        job=job.id,
+        adapter=adapter.id,
+        comparison=comparison.id,
+        before=scores["base"],
+        after=scores[adapter.name],
+        judge=DemoJudge(
+            judge=judged.judge,
+            win_rate=(judged.win_rate or {}).get(adapter.name),
+            ci95=(judged.ci95 or {}).get(adapter.name),
+            swap_consistency=judged.swap_consistency,
+        ),
+        chat=DemoChat(question=question, answers=chat),
+        seconds=round(time.monotonic() - started, 1),
     )
+
+
+def text(result: DemoResult) -> str:
+    """The result for a person."""
+    answers = [f"  {answer.contestant}: {answer.text}" for answer in result.chat.answers]
+    scores = [
+        f"  {when}: {score.exact_match:.2f} of {score.n} rows" for when, score in (("before", result.before), ("after", result.after))
+    ]
+    return "\n".join(
+        [
+            f"Asked: {result.chat.question}",
+            *answers,
+            "Exact match on rows the training never saw:",
+            *scores,
+            _won(result.judge),
+            f"The starter is a toy; the loop is the one your own data and model go through. {result.seconds:.0f} s.",
+        ]
+    )
+
+
+def _won(judge: DemoJudge) -> str:
+    if judge.win_rate is None or judge.ci95 is None:
+        return f"The {judge.judge} judge has no verdict."
+    low, high = judge.ci95
+    rate = f"{judge.win_rate:.2f} ({low:.2f} to {high:.2f})"
+    return f"The adapter wins {rate} against its base by the {judge.judge} judge."
 
 
 def _succeeded(job: JobDetail) -> JobDetail:
@@ -83,13 +101,17 @@ def _succeeded(job: JobDetail) -> JobDetail:
 
 
 def _warm(studio: Studio, job_id: str) -> None:
-    """Make the engine load its libraries and the base while the training ends; whatever goes wrong shows when it is asked in earnest."""
+    """Make the engine load its libraries and the base while the training ends.
+
+    Whatever goes wrong here shows when it is asked in earnest.
+    """
     while (job := studio.jobs.show(job_id)).status in PENDING:
         step, steps = job.progress.step or 0, job.progress.max_steps
         if steps and step >= WARM_SHARE * steps:
             break
         time.sleep(0.5)
     try:
-        studio.chat.answer([BASE], [{"role": "user", "content": "Hello"}], GenerationParams(max_new_tokens=1, temperature=0))
+        params = GenerationParams(max_new_tokens=1, temperature=0)
+        studio.chat.answer([BASE], [{"role": "user", "content": "Hello"}], params)
     except StudioError:
         return

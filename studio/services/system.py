@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from studio import processes
 from studio.catalogue import hardware
 from studio.db.session import Database
-from studio.records import BugReport, DoctorCheck, DoctorReport, EngineStatus, PageHealth, PageState
+from studio.records import BugReport, DoctorCheck, DoctorReport, EngineStatus, PageHealth, PageState, StatusStrip
 from studio.running import health, running
 from studio.services import bug_report
 from studio.services.jobs import JobService
@@ -58,18 +57,21 @@ class SystemService:
         self._asking = threading.Lock()
         self._page_health: Callable[[], PageHealth] | None = None
 
-    def strip(self) -> dict[str, Any]:
-        """{"device", "memory": texts, "device_kind", "memory_bytes", "used_bytes", "running": [job], "queued", "queue_eta_s", "engine"}."""
+    def strip(self) -> StatusStrip:
         device = hardware.devices()[0]
-        return {
-            "device": device.name,
-            "device_kind": device.kind,
-            "memory": f"{device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB",
-            "memory_bytes": device.memory_bytes,
-            "used_bytes": device.used_bytes,
-            **dict(self.jobs.overview()),
-            "engine": self.engine(),
-        }
+        queue = self.jobs.overview()
+        return StatusStrip(
+            device=device.name,
+            device_kind=device.kind,
+            memory=f"{device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB",
+            memory_bytes=device.memory_bytes,
+            used_bytes=device.used_bytes,
+            running=queue.running,
+            queued=queue.queued,
+            paused=queue.paused,
+            queue_eta_s=queue.queue_eta_s,
+            engine=self.engine(),
+        )
 
     def engine(self) -> EngineStatus:
         """The engine's own status. At most ENGINE_STALE_S old, and asked by one thread at a time."""

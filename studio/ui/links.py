@@ -14,7 +14,7 @@ from studio.ui.chat import ChatTab
 from studio.ui.compare import BASE, CompareTab
 from studio.ui.compress import CompressTab
 from studio.ui.data import DataTab
-from studio.ui.demo import Demo
+from studio.ui.demo import DemoSteps
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.jobs import JobsTab
 from studio.ui.models import ModelsTab, chat_choice
@@ -68,7 +68,7 @@ def demo_rows(page: BuiltPage) -> None:
     data = page.of(DataTab)
 
     def add() -> Update:
-        return {page.place.dataset: Demo(page.studio).add().id}
+        return {page.place.dataset: DemoSteps(page.studio).add().id}
 
     data.blank.select(tells(data.notice)(add), outputs=[data.notice, page.place.dataset], **busy(data.rows))
 

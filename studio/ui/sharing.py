@@ -1,24 +1,21 @@
-"""How a training and the engine share the machine now, in one sentence under "Who answers". Knows the strip's readings only."""
+"""How a training and the engine share the machine now, in one sentence under "Who answers"."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from studio.records import EngineStatus
+from studio.records import StatusStrip
 from studio.ui import words
 
 
-def sentence(strip: dict[str, Any]) -> str:
+def sentence(strip: StatusStrip) -> str:
     """ "" while nothing trains; else who holds what, until when, and what that means for answers."""
-    engine: EngineStatus = strip["engine"]
-    lease, loaded = engine.yielded, engine.loaded
+    lease, loaded = strip.engine.yielded, strip.engine.loaded
     if lease is None:
         return ""
     trains = f"{lease.job} trains"
-    eta_s = next((job.progress.eta_s for job in strip["running"] if job.name == lease.job), None)
+    eta_s = next((job.progress.eta_s for job in strip.running if job.name == lease.job), None)
     if left := words.left(eta_s):
         trains += f" ({left})"
-    on_gpu = strip["device_kind"] != "cpu"
+    on_gpu = strip.device_kind != "cpu"
     if loaded and on_gpu and loaded.device == "cpu":
         where = trains.replace(" trains", " trains on the GPU", 1)
         return f"{where}, and what is left there is too little: answers come from the CPU, slower."

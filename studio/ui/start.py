@@ -1,10 +1,11 @@
-"""Start: what is this, and does it work here? The demo as five steps, each one button, ticked by what the rows say.
+"""Start: what is this, and does it work here? The demo as five steps, each one button.
 
-Knows nothing of a session: after a reload the same ticks are there, because they are read from datasets, jobs, chats, comparisons.
+What is done is read from datasets, jobs, chats and comparisons, so that it is the same after a reload.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -12,12 +13,34 @@ import gradio as gr
 from studio.records import ENDED, UNSUCCESSFUL, Job, JobStatus
 from studio.services import Studio
 from studio.ui import pieces, words
-from studio.ui.demo import Demo
+from studio.ui.demo import DemoState, DemoSteps
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Frame, go, stamp, stamp_box
 from studio.ui.storage import StoragePiece
 
 LIVE_S, IDLE_S = 2.0, 10.0
+STEPS = (  # act, title, button, text; an empty text is the training's progress
+    (
+        "add",
+        "Add the demo rows",
+        "Add the demo rows",
+        "288 support messages, each with the one word that says which queue should get it.",
+    ),
+    (
+        "train",
+        "Train an adapter",
+        "Train the adapter",
+        "The starter, a toy model that ships with the studio, learns from them with real 4-bit QLoRA. About a minute.",
+    ),
+    ("watch", "Watch it learn", "Watch it", ""),
+    ("chat", "Ask it", "Ask the adapter", "A message it has never seen. Change who answers to see the toy alone."),
+    (
+        "compare",
+        "Compare it with the base",
+        "Compare",
+        "Messages kept back from training, base and adapter side by side, with a score.",
+    ),
+)
 
 
 class StartTab:
@@ -26,7 +49,7 @@ class StartTab:
     def __init__(self, studio: Studio, page: Frame, tab: gr.Tab) -> None:
         self._studio = studio
         self._page = page
-        self._demo = Demo(studio)
+        self._demo = DemoSteps(studio)
         with tab as self.tab:
             self._shown = stamp_box("start")
             self._timer = gr.Timer(IDLE_S)
@@ -60,17 +83,24 @@ class StartTab:
         return pieces.piece("doctor", checks=troubles + fine, troubles=len(troubles))
 
     def tick(self, tab: str, shown: str) -> Any:
-        return self.look(shown) if tab in ("", "start") else gr.skip()
+        if tab not in ("", "start"):
+            return gr.skip()
+        return self.look(shown)
 
     def look(self, shown: str) -> Any:
         """The steps as the rows have them now; nothing is sent when nothing moved."""
         state = self._demo.state()
-        told = steps(state)
-        if stamp(told) == shown:
+        found = steps(state)
+        if stamp(found) == shown:
             return gr.skip()
-        job = state["job"]
-        live = job is not None and job.status not in ENDED
-        return {self.steps: pieces.piece("steps", steps=told), self._shown: stamp(told), self._timer: gr.Timer(LIVE_S if live else IDLE_S)}
+        pause = IDLE_S
+        if state.job is not None and state.job.status not in ENDED:
+            pause = LIVE_S
+        return {
+            self.steps: pieces.piece("steps", steps=found),
+            self._shown: stamp(found),
+            self._timer: gr.Timer(pause),
+        }
 
     def _acting(self, contestant: gr.Dropdown, message: gr.Textbox) -> Any:
         place, tabs = self._page.place, self._page.tabs
@@ -79,6 +109,7 @@ class StartTab:
             match event._data["act"]:
                 case "add":
                     self._demo.add()
+                    return dict(self.look(""))
                 case "train":
                     return {tabs: go("jobs"), place.job: self._demo.train().id}
                 case "watch":
@@ -89,49 +120,43 @@ class StartTab:
                     return {tabs: go("chat"), place.chat: "", contestant: filled, message: self._demo.question()}
                 case "compare":
                     return {tabs: go("compare"), place.comparison: self._demo.compare().id}
-            return dict(self.look("")) if event._data["act"] == "add" else {}
+            return {}
 
         return act
 
 
-def steps(state: dict[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class DemoStep:
+    """A step as it is shown; `button` is empty where there is nothing to do, `part` of 1 is drawn as a bar."""
+
+    act: str
+    title: str
+    text: str
+    button: str
+    state: str  # done, now or later
+    part: float | None = None
+
+
+def steps(state: DemoState) -> list[DemoStep]:
     """The five steps with what is done, what is next and what comes later; only the possible ones have a button."""
-    job, adapter = state["job"], state["adapter"]
-    done = [state["dataset"] is not None, job is not None, adapter is not None, state["chatted"], state["compared"]]
-    possible = [True, done[0], done[1], done[2], done[2]]
-    told = [
-        (
-            "add",
-            "Add the demo rows",
-            "Add the demo rows",
-            "288 support messages, each with the one word that says which queue should get it.",
-        ),
-        (
-            "train",
-            "Train an adapter",
-            "Train the adapter",
-            "The starter, a toy model that ships with the studio, learns from them with real 4-bit QLoRA. About a minute.",
-        ),
-        ("watch", "Watch it learn", "Watch it", _progress(job)),
-        ("chat", "Ask it", "Ask the adapter", "A message it has never seen. Change who answers to see the toy alone."),
-        (
-            "compare",
-            "Compare it with the base",
-            "Compare",
-            "Messages kept back from training, base and adapter side by side, with a score.",
-        ),
-    ]
-    return [
-        {
-            "act": act,
-            "title": title,
-            "text": text,
-            "button": "" if (act in ("add", "train") and done[n]) or not possible[n] else button,
-            "state": "done" if done[n] else "now" if all(done[:n]) else "later",
-            "part": words.part(job.progress) if act == "watch" and job and not done[n] else None,
-        }
-        for n, (act, title, button, text) in enumerate(told)
-    ]
+    has_rows, has_job, has_adapter = state.dataset is not None, state.job is not None, state.adapter is not None
+    done = [has_rows, has_job, has_adapter, state.chatted, state.compared]
+    offered = [not has_rows, has_rows and not has_job, has_job, has_adapter, has_adapter]
+    found = []
+    for number, (act, title, button, text) in enumerate(STEPS):
+        step = DemoStep(act, title, text or _progress(state.job), button * offered[number], _when(done, number))
+        if act == "watch" and state.job is not None and not has_adapter:
+            step = replace(step, part=words.part(state.job.progress))
+        found.append(step)
+    return found
+
+
+def _when(done: list[bool], number: int) -> str:
+    if done[number]:
+        return "done"
+    if all(done[:number]):
+        return "now"
+    return "later"
 
 
 def _progress(job: Job | None) -> str:
@@ -140,5 +165,7 @@ def _progress(job: Job | None) -> str:
     if job.status in UNSUCCESSFUL:
         return f"{words.STATUS_WORDS[job.status].capitalize()}: {job.reason or 'stopped by you'}. Train it again."
     part = words.part(job.progress)
-    share = words.STATUS_WORDS[job.status] if part is None else words.share(part)
-    return " · ".join(item for item in (share, words.left(job.progress.eta_s)) if item)
+    share = words.STATUS_WORDS[job.status]
+    if part is not None:
+        share = words.share(part)
+    return " · ".join(filter(None, (share, words.left(job.progress.eta_s))))

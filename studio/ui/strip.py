@@ -1,15 +1,16 @@
 """The status strip on every tab: device, memory, what runs and for how long, what waits, what the engine holds.
 
-Knows nothing of the tabs beyond their names: each chip is a link to its place.
+Each chip is a link to its place.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from studio.records import EngineStatus, Job
+from studio.records import EngineStatus, Job, StatusStrip
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady
@@ -38,10 +39,11 @@ class Strip:
         readings = chips(strip)
         if stamp(readings) == shown:
             return gr.skip()
+        pause = {True: BUSY_S, False: IDLE_S}[is_busy(strip)]
         return {
             self.panel: pieces.piece("strip", chips=readings),
             self.shown: stamp(readings),
-            self._timer: gr.Timer(BUSY_S if is_busy(strip) else IDLE_S),
+            self._timer: gr.Timer(pause),
         }
 
     def follow(self, event: gr.EventData) -> tuple[Any, Any]:
@@ -49,46 +51,53 @@ class Strip:
         return go(target["tab"]), target.get("job") or gr.skip()
 
 
-def is_busy(strip: dict[str, Any]) -> bool:
-    return bool(strip["running"] or strip["queued"] or strip["engine"].loading)
+@dataclass(frozen=True)
+class Chip:
+    """A reading as a link to its place: a tab, or a job there. `part` of 1 is drawn as a bar."""
+
+    icon: str
+    text: str
+    tab: str
+    tone: str = "plain"
+    job: str = ""
+    part: float | None = None
 
 
-def chips(strip: dict[str, Any]) -> list[dict[str, Any]]:
-    """The strip's readings as links: {icon, text, tone, tab, job, part}."""
-    found = [_chip("device", f"{strip['device']} · {strip['memory']}", "start")]
-    for job in strip["running"]:
-        found.append(_running(job))
-    if strip["queued"]:
-        found.append(_chip("clock", f"{strip['queued']} queued", "jobs"))
-    elif not strip["running"]:
-        found.append(_chip("pause", "nothing runs", "jobs"))
-    found.append(_engine(strip["engine"]))
-    return found
+def is_busy(strip: StatusStrip) -> bool:
+    return bool(strip.running or strip.queued or strip.engine.loading)
 
 
-def _chip(icon: str, text: str, tab: str, *, tone: str = "plain", job: str = "", part: float | None = None) -> dict[str, Any]:
-    return {"icon": icon, "text": text, "tab": tab, "tone": tone, "job": job, "part": part}
+def chips(strip: StatusStrip) -> list[Chip]:
+    found = [Chip("device", f"{strip.device} · {strip.memory}", "start"), *map(_running, strip.running)]
+    if strip.queued:
+        found.append(Chip("clock", f"{strip.queued} queued", "jobs"))
+    elif not strip.running:
+        found.append(Chip("pause", "nothing runs", "jobs"))
+    return [*found, _engine(strip.engine)]
 
 
-def _running(job: Job) -> dict[str, Any]:
+def _running(job: Job) -> Chip:
     part = words.part(job.progress)
-    text = " · ".join(item for item in (f"running {job.name}", words.share(part), words.left(job.progress.eta_s)) if item)
-    return _chip("run", text, "jobs", tone="running", job=job.id, part=part)
+    readings = (f"running {job.name}", words.share(part), words.left(job.progress.eta_s))
+    return Chip("run", " · ".join(filter(None, readings)), "jobs", tone="running", job=job.id, part=part)
 
 
-def _engine(engine: EngineStatus) -> dict[str, Any]:
-    if engine.loading:
-        loading = engine.loading
-        expected = f", about {words.duration(loading.expected_s)}" if loading.expected_s else ""
-        return _chip("engine", f"engine: loading {loading.name}{expected}", "chat", tone="running")
+def _engine(engine: EngineStatus) -> Chip:
     lease = engine.yielded
+    if engine.loading:
+        text = f"engine: loading {engine.loading.name}"
+        if engine.loading.expected_s:
+            text += f", about {words.duration(engine.loading.expected_s)}"
+        return Chip("engine", text, "chat", tone="running")
     if engine.loaded:
         text = f"engine: {engine.loaded.base}"
         if engine.loaded.adapters:
             text += f" + {words.count(len(engine.loaded.adapters), 'adapter')}"
         if lease:
             text += f", beside {lease.job}"
-        return _chip("engine", text, "chat")
+        return Chip("engine", text, "chat")
     if lease:
-        return _chip("engine", f"engine: leaves room for {lease.job}", "chat")
-    return _chip("engine", "engine: idle" if engine.ok else "engine: not answering", "chat")
+        return Chip("engine", f"engine: leaves room for {lease.job}", "chat")
+    if engine.ok:
+        return Chip("engine", "engine: idle", "chat")
+    return Chip("engine", "engine: not answering", "chat")

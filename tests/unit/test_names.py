@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # still two things each, for the time it takes to rename one; add none
-TWICE = {"Batch", "Demo", "Device", "Part", "Problems", "Prompt", "Question", "Reading", "Table"}
+TWICE = {"Batch", "Device", "Part", "Problems", "Prompt", "Question", "Reading", "Table"}
 FILES = [path for folder in ("studio", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

@@ -1,0 +1,63 @@
+"""The five steps of the Start tab on real services: what is done, what is next, and what has no button yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from studio.errors import StudioError
+from studio.records import EngineStatus, LoadedModel, MemoryLease
+from studio.services import Studio
+from studio.settings import Settings
+from studio.ui.demo import NAME, DemoSteps
+from studio.ui.start import steps
+from studio.ui.strip import chips, is_busy
+
+
+@pytest.fixture
+def studio(settings: Settings) -> Iterator[Studio]:
+    opened = Studio.open(settings)
+    yield opened
+    opened.db.dispose()
+
+
+def shown(demo: DemoSteps) -> list[tuple[str, str]]:
+    return [(step.state, step.button) for step in steps(demo.state())]
+
+
+def test_each_step_is_offered_once_the_one_before_is_done(studio: Studio) -> None:
+    demo = DemoSteps(studio)
+    later = [("later", "")] * 3
+    assert shown(demo) == [("now", "Add the demo rows"), ("later", ""), *later]
+    for too_early in (demo.train, demo.job, demo.contestant, demo.compare):
+        with pytest.raises(StudioError, match="comes later"):
+            too_early()
+    assert demo.add().name == NAME
+    assert shown(demo) == [("done", ""), ("now", "Train the adapter"), *later]
+    job = demo.train()
+    assert job.name == NAME and demo.job().id == job.id
+    assert shown(demo) == [("done", ""), ("done", ""), ("now", "Watch it"), ("later", ""), ("later", "")]
+    with pytest.raises(StudioError, match="comes later"):
+        demo.contestant()
+    assert demo.question()
+
+
+def test_the_strip_says_what_waits_and_what_the_engine_holds(studio: Studio) -> None:
+    strip = studio.system.strip()
+    assert not is_busy(strip) and [chip.text for chip in chips(strip)][1:] == ["nothing runs", "engine: not answering"]
+    demo = DemoSteps(studio)
+    demo.add()
+    demo.train()
+    strip = studio.system.strip()
+    assert is_busy(strip) and [chip.text for chip in chips(strip)][1:] == ["1 queued", "engine: not answering"]
+    loaded = LoadedModel(
+        base="starter", quantization="", device="cpu", adapters=["a", "b"], bytes=1, adapter_bytes=0, adapter_budget_bytes=0
+    )
+    lease = MemoryLease(job="night", room_bytes=1, keep_bytes=1, gave_way=False)
+    for engine, text in (
+        (EngineStatus(), "engine: idle"),
+        (EngineStatus(yielded=lease), "engine: leaves room for night"),
+        (EngineStatus(loaded=loaded, yielded=lease), "engine: starter + 2 adapters, beside night"),
+    ):
+        assert chips(strip.model_copy(update={"engine": engine}))[-1].text == text
