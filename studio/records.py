@@ -16,7 +16,7 @@ from studio.types import Message as Message  # what is asked; ChatMessage is one
 class Record(PydanticModel):
     """A frozen record that refuses unknown fields. Times are seconds since the epoch (UTC), durations seconds, sizes bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
 
 
 class Deleted(Record):
