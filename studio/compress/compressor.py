@@ -69,24 +69,27 @@ class Compressor:
         Raises StudioError for what can't be done.
         """
         started = time.monotonic()
+        if target_token == -1:  # the library's word for none
+            target_token = None
         usual = {True: "llmlingua2", False: "llmlingua"}[self.backend.use_llmlingua2]
         chosen = methods.method(method or usual)
         asked = Request(
             contexts=[contexts] if isinstance(contexts, str) else list(contexts),
             method=chosen,
             rate=rate,
-            target_token=None if target_token == -1 else target_token,  # the library's word for none
+            target_token=target_token,
             instruction=instruction,
             question=question,
             force_tokens=list(force_tokens),
             force_digits=force_digits or bool(options.pop("force_reserve_digit", False)),
             drop_consecutive=drop_consecutive,
-            must_keep=MustKeep([*must_keep, *(["numbers"] if force_digits else [])], force_tokens, keep_patterns),
+            must_keep=MustKeep([*must_keep, *["numbers"][: int(force_digits)]], force_tokens, keep_patterns),
             options=options,
             calibrate=calibrate,
         )
         asked.check(self.backend)
-        done = self._calibrated(asked) if calibrate else self._plain(asked)
+        run = self._calibrated if calibrate else self._plain
+        done = run(asked)
         seconds = round(time.monotonic() - started, 3)
         return done.model_copy(update={"compressor": self.name, "counter": str(self.counter), "seconds": seconds})
 

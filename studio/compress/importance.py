@@ -39,8 +39,12 @@ class ClassifierReading:
         mask = bytearray(self.length)
         places = iter(self.places)
         for probabilities, tokens in self.chunks:
-            threshold = numpy.percentile(numpy.repeat(probabilities, tokens), 100 * (1 - min(1.0, rate))) if tokens.sum() else 1.0
-            chosen = probabilities >= threshold if rate >= 1 else probabilities > threshold
+            threshold, is_reached = 1.0, numpy.greater
+            if tokens.sum():
+                threshold = numpy.percentile(numpy.repeat(probabilities, tokens), 100 * (1 - min(1.0, rate)))
+            if rate >= 1:
+                is_reached = numpy.greater_equal
+            chosen = is_reached(probabilities, threshold)
             for is_kept, place in zip(chosen.tolist(), places, strict=False):
                 if is_kept and place is not None:
                     spans.keep(mask, *place)
@@ -61,7 +65,9 @@ class Importance:
         """A reading of each text. `options`: token_to_word and chunk_end_tokens of the library."""
         keys = [(self.backend.oai_tokenizer, text, str(sorted(options.items()))) for text in texts]
         fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
-        found = dict(zip(fresh, self._read([key[1] for key in fresh], options), strict=True)) if fresh else {}
+        found = {}
+        if fresh:
+            found = dict(zip(fresh, self._read([key[1] for key in fresh], options), strict=True))
         readings = [found.get(key) or self._known[key] for key in keys]
         for key in dict.fromkeys(keys):
             if key in found:

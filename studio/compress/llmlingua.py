@@ -46,7 +46,7 @@ def sentences(text: str) -> list[str]:
     pieces = [text[start:end].strip() for start, end in itertools.pairwise((0, *cuts, len(text)))]
     pieces = [piece for piece in pieces if piece]
     if not pieces:
-        return [text] if text else []
+        return [white_space for white_space in (text,) if white_space]
     leading = text[: len(text) - len(text.lstrip())]  # the library asserts that the first piece begins the text
     return [leading + pieces[0], *pieces[1:]]
 
@@ -71,7 +71,8 @@ class Counter:
         self._short = lru_cache(maxsize=65536)(lambda text: self._ids(text))
 
     def encode(self, text: str) -> list[int]:
-        return self._short(text) if len(text) < 32 else self._ids(text)
+        read = self._short if len(text) < 32 else self._ids
+        return read(text)
 
     def count(self, text: str) -> int:
         return len(self.encode(text))
@@ -86,7 +87,9 @@ class CachedCausal:
 
     def last_logits(self, input_ids: Tensor, count: int) -> Tensor:
         """Logits of the last `count` tokens, [count, vocabulary], without a cache and without those that nobody asks for."""
-        asked = {"logits_to_keep": count} if self._can_keep else {}
+        asked = {"logits_to_keep": count}
+        if not self._can_keep:
+            asked = {}
         logits: Tensor = self.model(input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **asked).logits
         return logits[0, -count:].float()
 
@@ -151,17 +154,21 @@ class Backend(library.PromptCompressor):
         place, safe = str(self.folder), {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(place, **safe)
         self.tokenizer = AutoTokenizer.from_pretrained(place, **safe)
-        said = read_json(self.folder / "tokenizer_config.json") if (self.folder / "tokenizer_config.json").is_file() else {}
-        self._cleaned_up = bool(said.get("clean_up_tokenization_spaces", True))
+        self._cleaned_up = True
+        if (self.folder / "tokenizer_config.json").is_file():
+            said = read_json(self.folder / "tokenizer_config.json")
+            self._cleaned_up = bool(said.get("clean_up_tokenization_spaces", True))
         self.tokenizer.padding_side = "left"
         if (pad := config.pad_token_id or self.tokenizer.eos_token_id) is not None:
             self.tokenizer.pad_token_id = pad
-        family = AutoModelForTokenClassification if self.use_llmlingua2 else AutoModelForCausalLM
+        family = {True: AutoModelForTokenClassification, False: AutoModelForCausalLM}[self.use_llmlingua2]
         model = family.from_pretrained(place, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **safe)
         model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.raw_model = model
-        self.model = model if self.use_llmlingua2 else CachedCausal(model)
+        self.model = model
+        if not self.use_llmlingua2:
+            self.model = CachedCausal(model)
         self.context_idxs: list[list[int]] = []
         self.max_position_embeddings = config.max_position_embeddings
 
@@ -204,8 +211,9 @@ class Backend(library.PromptCompressor):
         """The old decoding: a tokenizer that did not say otherwise took spaces before marks away. Today's does so only when told twice."""
         names = ("clean_up_tokenization_spaces", "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
         before = {name: getattr(self.tokenizer, name, False) for name in names}
-        for name in names if as_published and self._cleaned_up else ():
-            setattr(self.tokenizer, name, True)
+        if as_published and self._cleaned_up:
+            for name in names:
+                setattr(self.tokenizer, name, True)
         try:
             yield
         finally:

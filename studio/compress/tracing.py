@@ -49,7 +49,9 @@ class Trace:
         if self.is_lost:
             return
         offsets = tokenizer(self._joined, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        kept = set(range(len(offsets)) if self.places is None else self._popped + self.places)
+        kept = set(range(len(offsets)))
+        if self.places is not None:
+            kept = {*self._popped, *self.places}
         mask = token_mask(self._joined, offsets, kept)
         self._tokens, begin = [], 0
         for length in self._lengths:
@@ -70,18 +72,22 @@ class Trace:
         """A mask per context that was given to the library, or None where it can't be known."""
         if self.is_lost:
             return None
-        chosen = list(range(len(contexts))) if self.contexts is None else self.contexts
+        chosen = self.contexts
+        if chosen is None:
+            chosen = list(range(len(contexts)))
         found = [bytearray(len(text)) for text in contexts]
         for n, index in enumerate(chosen):
             if self.words is not None:
                 found[index] = word_mask(contexts[index], self.words[n])[0]
                 continue
-            sentences = self._sentences[n] if self._sentences else bytearray(b"\1" * len(contexts[index]))
-            tokens = self._tokens[n] if self._tokens else None
-            if tokens is not None and len(tokens) != sum(sentences):
-                return None
-            rest = iter(tokens or b"")
-            found[index] = sentences if tokens is None else bytearray(next(rest) if bit else 0 for bit in sentences)
+            found[index] = bytearray(b"\1" * len(contexts[index]))
+            if self._sentences:
+                found[index] = self._sentences[n]
+            if self._tokens:
+                if len(self._tokens[n]) != sum(found[index]):
+                    return None
+                rest = iter(self._tokens[n])
+                found[index] = bytearray(bit and next(rest) for bit in found[index])
         return found
 
 
@@ -110,7 +116,7 @@ def sentence_mask(text: str, short: str, pieces: Sequence[str]) -> bytearray:
         cursor = text.index(piece, cursor)
         starts.append(cursor)
         cursor += len(piece)
-    spans = list(pairwise((*starts, len(text)))) if starts else []
+    spans = list(pairwise((*starts, len(text))))
     reached: list[dict[int, bool]] = [{0: False}]  # position in `short` -> whether the sentence before it was kept
     for begin, stop in spans:
         step: dict[int, bool] = {}
@@ -147,8 +153,8 @@ def word_places(text: str, words: Sequence[str]) -> list[tuple[int, int] | None]
     cursor = 0
     for word in words:
         wanted = _plain(word)[0]
-        at = letters.find(wanted, cursor, cursor + WINDOW) if wanted else -1
-        if at < 0:
+        at = letters.find(wanted, cursor, cursor + WINDOW)
+        if not wanted or at < 0:
             found.append(None)
             continue
         cursor = at + len(wanted)

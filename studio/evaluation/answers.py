@@ -38,7 +38,9 @@ def _id(row: Mapping[str, Any], prompts: Sequence[ComparisonPrompt], number: int
     given = next((row[name] for name in IDS if row.get(name) is not None), None)
     if given is not None:
         return str(given)
-    return str(prompts[number]["id"]) if number < len(prompts) else f"line {number + 1}"
+    if number < len(prompts):
+        return prompts[number]["id"]
+    return f"line {number + 1}"
 
 
 def _turns(row: Any) -> list[str] | None:

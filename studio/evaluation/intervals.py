@@ -42,7 +42,9 @@ def of_mean(scores: Sequence[float] | Floats, clusters: Sequence[int] | NDArray[
     `clusters` gives the prompt's number of each score; without it every score is a prompt of its own.
     """
     values = np.asarray(scores, dtype=np.float64)
-    numbers = np.arange(values.size) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    numbers = np.arange(values.size)
+    if clusters is not None:
+        numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums: Floats = np.bincount(numbers, weights=values).astype(np.float64)
     counts: Floats = np.bincount(numbers).astype(np.float64)
     if sums.size < 2 or np.ptp(sums / counts) == 0:
@@ -65,10 +67,12 @@ def wilson(share: float, n: int) -> list[float]:
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = math.sqrt(square * (share * (1 - share) / n + square / (4 * n * n))) / (1 + square / n)
     # exactly 0 or 1 at the ends, where rounding would leave the share itself outside
-    return [0.0 if share <= 0 else max(0.0, middle - half), 1.0 if share >= 1 else min(1.0, middle + half)]
+    return [max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))]
 
 
 def more_needed(interval: Sequence[float], prompts: int, half_width: float = HALF_WIDTH) -> int:
     """About how many prompts more would make the interval +- `half_width`; 0 when it is that narrow."""
     half = (interval[1] - interval[0]) / 2
-    return 0 if half <= half_width else max(1, math.ceil(prompts * (half / half_width) ** 2) - prompts)
+    if half <= half_width:
+        return 0
+    return max(1, math.ceil(prompts * (half / half_width) ** 2) - prompts)

@@ -28,12 +28,13 @@ BATCH_TOKENS = 4096
 def scores(options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Natural log-probabilities, summed over the tokens that training would learn: the answers and the ends of their turns."""
     base, adapter, template = read_folders(options["studio"])
-    own = adapter.path / "chat_template.jinja" if adapter else None
-    renderer = Renderer.load(base.path, template or (str(own) if own and own.is_file() else None))
+    if not template and adapter and (adapter.path / "chat_template.jinja").is_file():
+        template = str(adapter.path / "chat_template.jinja")
+    renderer = Renderer.load(base.path, template)
     rows = [renderer.example(Example(messages=[Message(**message) for message in messages])) for messages in options["conversations"]]
     if options.get("last_only"):
         rows = [_last_only(row) for row in rows]
-    model = _load(base.path, adapter.path if adapter else None)
+    model = _load(base.path, adapter and adapter.path)
     found: list[dict[str, Any]] = [{}] * len(rows)
     done = 0
     for batch in _batches(rows):
@@ -42,7 +43,9 @@ def scores(options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         done += len(batch)
         progress("reading", done / len(rows))
     tokens = sum(row["tokens"] for row in found)
-    perplexity = math.exp(-sum(row["logprob"] for row in found) / tokens) if tokens else None
+    perplexity = None
+    if tokens:
+        perplexity = math.exp(-sum(row["logprob"] for row in found) / tokens)
     return {"scores": found, "perplexity": perplexity, "tokens": tokens, "rows": len(rows)}
 
 

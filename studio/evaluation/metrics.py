@@ -64,10 +64,11 @@ def number_match(prediction: str, references: Sequence[str]) -> bool:
 def number(text: str) -> Decimal | None:
     """The number that `text` gives as its answer; None without one. Thousands separators and currency signs are dropped."""
     marks = list(_MARK.finditer(text))
-    found = list(_NUMBER.finditer(text, marks[-1].end() if marks else 0))
+    found = list(_NUMBER.finditer(text, *(mark.end() for mark in marks[-1:])))
     if not found:
         return None
-    before, inside, digits, exponent = (found[0] if marks else found[-1]).groups()
+    answer = found[0] if marks else found[-1]
+    before, inside, digits, exponent = answer.groups()
     text = digits.replace(",", "")
     if (before or inside or "+") in "-−":
         text = f"-{text}"
@@ -311,7 +312,9 @@ def _problem(row: Any) -> str:
     if not isinstance(row.get("prediction"), str):
         return "prediction is missing or no text"
     references = _references(row)
-    return "" if references and all(isinstance(text, str) for text in references) else "reference is missing or no text"
+    if references and all(isinstance(text, str) for text in references):
+        return ""
+    return "reference is missing or no text"
 
 
 def _references(row: Mapping[str, Any]) -> list[Any]:

@@ -172,9 +172,7 @@ def pairs(table: Table) -> list[dict[str, Any]]:
 
     found = []
     for one, other in combinations(range(len(table.names)), 2):
-        straight = (table.first == one) & (table.second == other)
-        crossed = (table.first == other) & (table.second == one)
-        scores = np.concatenate([table.score[straight], 1 - table.score[crossed]])
+        scores = table.score[(table.first == one) & (table.second == other)]  # games are told from who sorts first
         if scores.size:
             won, lost = int((scores > 0.5).sum()), int((scores < 0.5).sum())
             p = 1.0

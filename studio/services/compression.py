@@ -274,7 +274,10 @@ class CompressionService:
             raise StudioError("longllmlingua needs a question of its own for every row.", "Choose another method.")
         origin = self.datasets.show(data)
         known = {dataset.name for dataset in self.datasets.list()}
-        title = naming.claim(name, known.__contains__) if name else naming.unique(f"{origin.name}-compressed"[:60], known.__contains__)
+        if name:
+            title = naming.claim(name, known.__contains__)
+        else:
+            title = naming.unique(f"{origin.name}-compressed"[:60], known.__contains__)
         made = new_id()
         config = {
             **self._frozen(method, compressor, STARTER, options),
@@ -292,8 +295,9 @@ class CompressionService:
         """What a sweep or a compressed dataset came to; nothing before its end."""
         with self.db.read() as session:
             job = session.get(JobRow, job_id)
-            made = RESULTS.get(job.kind) if job and job.result else None
-            return made(**job.result) if job and made else NoResult()
+            if job is None or not job.result or job.kind not in RESULTS:
+                return NoResult()
+            return RESULTS[job.kind](**job.result)
 
     def latest_sweep(self) -> CompressionSweep | None:
         """The sweep that was queued last."""

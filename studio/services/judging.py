@@ -62,7 +62,7 @@ class JudgingService:
         wanted = judge or self._default(row)
         kind, config = self._resolved(wanted, row.base_model, criteria)
         self._check(row, kind)
-        chosen = self._template(template, config) if kind == JudgeKind.MODEL else ""
+        chosen = self._template(template, config, kind)
         with self.db.write() as session:
             judgement = JudgementRow(comparison_id=row.id, judge=wanted, kind=kind, template=chosen, criteria=criteria.strip())
             session.add(judgement)
@@ -97,7 +97,7 @@ class JudgingService:
         frame = longest_reply = 0  # of a likelihood judge, which is asked nothing and writes nothing
         kind, config = self._resolved(wanted, row.base_model, "")
         if kind == JudgeKind.MODEL:
-            chosen = judging.get(self._template(template, config))
+            chosen = judging.get(self._template(template, config, kind))
             frame, longest_reply = sum(map(len, chosen.templates["plain"].values())), chosen.max_new_tokens
         # each answer is read once against every other contestant, in both orders
         read = 2 * (contestants - 1) * characters + questions * (frame + _asked_length(row))
@@ -150,8 +150,7 @@ class JudgingService:
     def judge_config(self, judge: str) -> JudgeConfig:
         """A judge by name for whoever asks it without a comparison: `judge`, `kind`, `template`, `model`. Raises StudioError."""
         kind, config = self._resolved(judge, None, "")
-        template = self._template(None, config) if kind == JudgeKind.MODEL else ""
-        return {"judge": judge, "kind": kind, "template": template, **config}
+        return {"judge": judge, "kind": kind, "template": self._template(None, config, kind), **config}
 
     def _resolved(self, judge: str, base_model: str | None, criteria: str) -> tuple[JudgeKind, JudgeConfig]:
         if judge == REFERENCE:
@@ -173,8 +172,10 @@ class JudgingService:
                 f"{comparison.name} has no references for the reference judge.", "Name another judge, or compare prompts with references."
             )
 
-    def _template(self, wanted: str | None, config: JudgeConfig) -> str:
-        """The template that was named, else the one that fits the context of the judge's model."""
+    def _template(self, wanted: str | None, config: JudgeConfig, kind: JudgeKind) -> str:
+        """The template that was named, else the one that fits the context of the judge's model; "" for other kinds of judges."""
+        if kind != JudgeKind.MODEL:
+            return ""
         if wanted is not None:
             return judging.get(wanted).name
         model = Contestant.from_json(config["model"])

@@ -94,7 +94,9 @@ class BoardPart:
             raise StudioError("There is nothing to learn from yet.", "Compare first, then judge or vote.")
         made = self._studio.preferences.make([comparison], name=name.strip() or None, min_margin=float(margin), source=source)
         left_out = ", ".join(f"{count} {reason}" for reason, count in made.provenance["left_out"].items())
-        said = f"{made.name}: {words.count(made.rows, 'pair')}." + (f" Left out: {left_out}." if left_out else "")
+        said = f"{made.name}: {words.count(made.rows, 'pair')}."
+        if left_out:
+            said += f" Left out: {left_out}."
         return {self.made_notice: pieces.said(said), self.made: made.id, self.train: gr.Button(visible=True), self.name: ""}
 
 
@@ -137,5 +139,7 @@ def _pair(row: ContestantPair) -> str:
 
 
 def _raters(row: RaterPair) -> dict[str, Any]:
-    kappa = "–" if row.kappa is None else f"{row.kappa:.2f}"
+    kappa = "–"
+    if row.kappa is not None:
+        kappa = f"{row.kappa:.2f}"
     return {"one": row.a, "other": row.b, "kappa": kappa, "agreement": words.share(row.agreement) or "–", "n": row.n}

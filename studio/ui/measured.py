@@ -39,8 +39,12 @@ def measures(found: Mapping[str, AnswerFigures], names: Sequence[str] = ()) -> d
 
 def label(metric: Metric) -> str:
     """The title with what its numbers mean, where that is not a share of which more is better."""
-    scale = ", 0-100" if metric.scale == 100 else ""
-    return metric.title + scale + ("" if metric.higher_is_better else ", lower is better")
+    title = metric.title
+    if metric.scale == 100:
+        title += ", 0-100"
+    if not metric.higher_is_better:
+        title += ", lower is better"
+    return title
 
 
 def _value(metric: Metric, figures: AnswerFigures) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.compress import recommend
 from studio.compress import budget
-from studio.evaluation import agreement, intervals, judging, ratings, readings, verdicts
+from studio.evaluation import agreement, intervals, judging, metrics, ratings, readings, verdicts
 from studio.evaluation.__main__ import contestant
 from studio.evaluation.verdicts import VerdictLine
 from studio.services import savings
@@ -128,17 +128,34 @@ def test_kappa_and_shares_of_two_raters() -> None:
     assert pair["kappa"] == pytest.approx((share - chance) / (1 - chance))
 
 
+def test_the_majority_needs_more_than_half() -> None:
+    said = {"one": "aab", "two": "abb", "three": "abt"}
+    lines = [VerdictLine(str(n), "x", "y", "tie" if w == "t" else w, who) for who, text in said.items() for n, w in enumerate(text)]
+    two = agreement.agreement(lines, ["one", "two"])["majority"]  # a, split, b
+    assert two["three"]["accuracy"] == pytest.approx(1 / 3) and two["one"]["accuracy"] == pytest.approx(2 / 3)
+    three = agreement.agreement(lines, ["one", "two", "three"])["majority"]  # a, b, b
+    assert [three[who]["accuracy"] for who in said] == pytest.approx([2 / 3, 1.0, 2 / 3])
+    assert three["three"]["n"] == 3
+
+
+def test_words_in_common() -> None:
+    # 2 of 4 words are wanted, 2 of 2 wanted ones are there: 2 * 2 / (4 + 2)
+    assert metrics.token_f1("cat sat down today", ["cat sat"]) == pytest.approx(2 / 3)
+    assert metrics.token_f1("cat sat", ["dog", "the cat sat"]) == 1.0
+
+
 def test_figures_of_answers() -> None:
     found = contestant({"texts": ["a", " ", "b"], "pairs": [], "errors": 2, "seconds": [1.0, 2.0, 6.0], "tokens": [1, 0, 5]})
     assert (found["answers"], found["errors"], found["empty"], found["seconds"], found["tokens"], found["n"]) == (3, 2, 1, 3.0, 2.0, 0)
 
 
 def test_savings_follow_from_the_speeds() -> None:
-    # reading: 1 ms a token; 2000 tokens fewer save 2 s, compressing took 0.41 s, of which 0.01 s whatever the length
-    found = savings.predict((4000, 4.0), (2000, 2.0), 0.41)
-    assert found.saved_s == pytest.approx(1.59) and found.read_s_per_token == pytest.approx(0.001)
-    # per token of the original 0.5 ms are saved and 0.1 ms spent: 0.01 s are earned back after 25 tokens
-    assert found.break_even_tokens == 25 and found.compress_s == 0.41
+    # reading: 0.1 ms a token; 200 tokens fewer save 0.02 s, compressing took 0.02 s, of which 0.01 s whatever the length
+    found = savings.predict((400, 0.04), (200, 0.02), 0.02)
+    assert found.saved_s == pytest.approx(0.0) and found.read_s_per_token == pytest.approx(0.0001)
+    # per token of the original 0.05 ms are saved and 0.025 ms spent: 0.01 s are earned back after 400 tokens
+    assert found.break_even_tokens == 400 and found.compress_s == 0.02
+    assert savings.predict((4000, 4.0), (2000, 2.0), 0.41).saved_s == pytest.approx(1.59)
     assert savings.predict((100, 1.0), (100, 1.0), 0.1).saved_s is None
     assert savings.predict((100, 1.0), (0, 0.0), 0.1).saved_s is None
 
