@@ -39,12 +39,12 @@ class ClassifierReading:
         mask = bytearray(self.length)
         places = iter(self.places)
         for probabilities, tokens in self.chunks:
-            threshold, is_reached = 1.0, numpy.greater
+            threshold = 1.0
             if tokens.sum():
                 threshold = numpy.percentile(numpy.repeat(probabilities, tokens), 100 * (1 - min(1.0, rate)))
+            chosen = probabilities > threshold
             if rate >= 1:
-                is_reached = numpy.greater_equal
-            chosen = is_reached(probabilities, threshold)
+                chosen = probabilities >= threshold
             for is_kept, place in zip(chosen.tolist(), places, strict=False):
                 if is_kept and place is not None:
                     spans.keep(mask, *place)
