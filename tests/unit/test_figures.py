@@ -9,6 +9,7 @@ from studio.compress import budget
 from studio.evaluation import agreement, intervals, judging, metrics, ratings, readings, verdicts
 from studio.evaluation.__main__ import contestant
 from studio.evaluation.verdicts import VerdictLine
+from studio.records import JobProgress, JobStatus, Report, ReportCounts, ReportJudgement
 from studio.services import savings
 from studio.ui import measured, words
 
@@ -187,12 +188,25 @@ def test_scores_of_single_answers_and_the_rule_decide_for_the_better_one() -> No
 
 
 def test_a_report_counts_what_the_run_won_and_lost() -> None:
-    counts = {"wins": 3, "losses": 1, "ties": 2}
-    judged = {"judge": "reference", "win_rate": 0.75, "ci95": [0.5, 0.9], "warnings": []}
-    found = {
-        **{"status": "SUCCEEDED", "reason": "", "fix": "", "progress": {"step": 3, "max_steps": 4}, "metrics": {}, "rows": 6},
-        **{"counts": counts, "judge": judged, "adapter": "mine", "base": "base", "wins": [], "losses": []},
-    }
+    found = Report(
+        job="1",
+        training="2",
+        comparison="3",
+        status=JobStatus.SUCCEEDED,
+        reason="",
+        fix="",
+        progress=JobProgress(step=3, max_steps=4, eta_s=None),
+        created_at=0.0,
+        ended_at=1.0,
+        metrics={},
+        rows=6,
+        counts=ReportCounts(wins=3, losses=1, ties=2),
+        judge=ReportJudgement(judge="reference", win_rate=0.75, ci95=[0.5, 0.9]),
+        adapter="mine",
+        base="base",
+        wins=[],
+        losses=[],
+    )
     shown = measured.report(found)
     assert shown is not None and shown["part"] == 0.75
     assert "it won 3, lost 1, 2 were equal" in shown["sentence"]
