@@ -5,6 +5,7 @@ An attempt beats, takes over what is reported, acts on what a person asks, and r
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import threading
@@ -21,6 +22,7 @@ from jobs import executor, sharing
 from jobs.config import JobConfig
 from jobs.exporters.config import unfinished
 from jobs.frozen import StoppedTrainer
+from jobs.kinds import KINDS
 from jobs.light import LightContext, LightJobStopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
 from jobs.rundir import Attempt, RunDir
@@ -66,8 +68,8 @@ class ChildAttempt:
         """Take over what the child has reported since the last time."""
         ingest_events(session, self.held, self.files)
 
-    def _supervise(self, threads: int, warm: executor.WarmTrainers | None, module: str) -> Outcome:
-        child = executor.submit(self.run_dir, self.held.attempt, threads, warm, module)
+    def _supervise(self, threads: int, warm: executor.WarmTrainers | None) -> Outcome:
+        child = executor.submit(self.run_dir, self.held.attempt, threads, warm, KINDS[self.job.kind].program)
         try:
             with self.runner.db.write() as session:
                 lifecycle.record_child(session, self.held, child.pid, child.born)
@@ -130,7 +132,7 @@ class TrainingAttempt(ChildAttempt):
             if not self._make_room(config):
                 return Outcome("stopped")
             threads = config.num_threads or hardware.thread_budget("trainer")
-            return self._supervise(threads, self.runner.warm, executor.TRAINER)
+            return self._supervise(threads, self.runner.warm)
         finally:
             self._give_memory_back()
 
@@ -156,7 +158,7 @@ class ExportAttempt(ChildAttempt):
         try:
             if not self._ask_for_memory(needed, hardware.devices()[0].memory_bytes):
                 return Outcome("stopped")
-            return self._supervise(hardware.thread_budget("trainer"), None, executor.EXPORTER)
+            return self._supervise(hardware.thread_budget("trainer"), None)
         finally:
             self._give_memory_back()
             shutil.rmtree(unfinished(Path(self.job.config["to"]), self.run_dir), ignore_errors=True)
@@ -275,20 +277,9 @@ def ingest_events(session: Session, held: Claim, files: Attempt) -> None:
 
 
 def _light_job(kind: str) -> Callable[[LightContext], dict[str, Any]]:
-    if kind == JobKind.COMPARE:
-        from jobs import compare
-
-        return compare.run
-    if kind == JobKind.JUDGE:
-        from jobs import judge
-
-        return judge.run
-    if kind == JobKind.REPORT:
-        from jobs import report
-
-        return report.run
-    if kind in (JobKind.COMPRESS_SWEEP, JobKind.COMPRESS_DATA):
-        from jobs import compress
-
-        return compress.sweep if kind == JobKind.COMPRESS_SWEEP else compress.data
-    raise StudioError(f"This version knows no jobs of kind {kind!r}.", "Install the version that queued it.")
+    """The function that runs light jobs of this kind."""
+    if kind not in KINDS or not KINDS[kind].function:
+        raise StudioError(f"This version has no jobs of kind {kind!r}.", "Install the version that queued it.")
+    module, _, name = KINDS[kind].function.partition(":")
+    found: Callable[[LightContext], dict[str, Any]] = getattr(importlib.import_module(module), name)
+    return found

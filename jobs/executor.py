@@ -16,13 +16,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from jobs.kinds import KINDS
 from jobs.rundir import Attempt, RunDir, write_json
 from studio import processes
 from studio.catalogue import hardware
+from studio.records import JobKind
 from studio.settings import checkout
 
 ENVIRONMENT_PACKAGES = ("adapter-studio", "torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "safetensors", "numpy")
-TRAINER, EXPORTER = "jobs.train", "jobs.export"  # the programs that work on a run directory
+TRAINER, EXPORTER = (KINDS[kind].program for kind in (JobKind.TRAIN, JobKind.EXPORT))  # they work on a run directory
 OOM_SCORE = 800  # when memory runs out the kernel shall take the trainer, not the page or the worker
 
 

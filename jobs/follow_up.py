@@ -15,13 +15,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.config import JobConfig
+from jobs.kinds import queue_of
 from jobs.rundir import RunDir
 from studio.db import lifecycle
 from studio.db.models import AdapterRow, ComparisonRow, JobRow, JudgementRow
 from studio.engine.protocol import AdapterRef, Contestant, ModelFolder
 from studio.errors import DatasetError, StudioError
 from studio.evaluation import prompts
-from studio.records import ComparisonPrompt, JobKind, QueueName
+from studio.records import ComparisonPrompt, JobKind
 from studio.types import Example, GenerationParams
 
 BASE = "base"
@@ -75,7 +76,7 @@ def queue_report(session: Session, training: JobRow, adapter: AdapterRow, rows: 
         config["judgement"] = judgement.id
     job = JobRow(
         kind=JobKind.REPORT,
-        queue=QueueName.LIGHT,
+        queue=queue_of(JobKind.REPORT),
         name=f"report-{comparison.id}",
         config=config,
         base_model=training.base_model,

@@ -11,7 +11,7 @@ from contextlib import suppress
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from jobs import attempts, executor
+from jobs import attempts, executor, kinds
 from jobs.conclusion import conclude
 from jobs.outcome import Outcome
 from studio import processes
@@ -41,7 +41,9 @@ class Runner:
         self.lock = threading.Lock()  # held from claiming until the claim is in `active`
         self.active: set[Claim] = set()
         self.warm: executor.WarmTrainers | None = None  # set by a worker that keeps trainers ready
-        self.without = () if settings.engine_url else (JobKind.REPORT,)  # a report waits for an engine to ask
+        self.without: tuple[JobKind, ...] = ()
+        if not settings.engine_url:
+            self.without = tuple(entry.kind for entry in kinds.ENTRIES if entry.waits_for_engine)
 
     def run(self) -> None:
         """Run what may run, one job after the other. The rows say what is next."""

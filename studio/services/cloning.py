@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from sqlalchemy import select
 
 from jobs import config as job_config
-from jobs import queue
+from jobs import kinds, queue
 from jobs.config import JobConfig
 from jobs.rundir import RunDir
 from studio.catalogue.models import ModelRef, inspect_folder
@@ -21,7 +21,7 @@ from studio.db import job_rows
 from studio.db.models import DatasetRow, JobRow, new_id
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.records import JobKind, QueueName
+from studio.records import QueueName
 from studio.services import job_names
 from studio.services.launching import Launcher, LaunchProblems, training, write_run
 from studio.settings import Settings
@@ -41,8 +41,9 @@ class Cloner:
         """The data and options of a job, some of them changed. Raises StudioError with every reason at once."""
         with self.db.read() as session:
             original = job_names.find(session, job_id)
-        if original.kind != JobKind.TRAIN:
-            raise StudioError(f"{original.name} is a {original.kind} job; only a training can be cloned.", "Name a training.")
+        if original.kind not in kinds.KINDS or not kinds.KINDS[original.kind].is_clonable:
+            can = " or ".join(entry.title for entry in kinds.ENTRIES if entry.is_clonable)
+            raise StudioError(f"{original.name} is a job of kind {original.kind}; only a {can} can be cloned.", f"Name a {can}.")
         title = job_names.free_name(self.db, name, lambda: original.name)
         config = job_config.build(original.config, dict(options))
         if original.dataset_id is None:

@@ -11,6 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from jobs import follow_up, measures, queue
+from jobs.kinds import queue_of
 from jobs.rundir import RunDir
 from studio.db import lifecycle
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
@@ -101,7 +102,9 @@ class ComparisonService:
             for contestant, texts in made.items():
                 session.add_all(_ready(comparison.id, contestant, prompt_id, turns) for prompt_id, turns in texts.items())
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
-            job = JobRow(kind="compare", queue="light", name=f"compare-{comparison.id}", config=config, base_model=base_model)
+            job = JobRow(
+                kind=JobKind.COMPARE, queue=queue_of(JobKind.COMPARE), name=f"compare-{comparison.id}", config=config, base_model=base_model
+            )
             comparison.job_id = lifecycle.submit(session, job).id
         queue.notify(self.settings.queue_path, QueueName.LIGHT)
         return self.show(comparison.id)

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from sqlalchemy import select
 
 from jobs import panel, queue
+from jobs.kinds import queue_of
 from studio.compress import methods
 from studio.compress import models as kinds
 from studio.compress.process import CompressorProcess
@@ -330,7 +331,7 @@ class CompressionService:
     def _queue(self, kind: JobKind, config: Mapping[str, object], name: str) -> CompressionJob:
         with self.db.write() as session:
             title = naming.unique(name, lambda wanted: session.scalar(select(JobRow.id).where(JobRow.name == wanted)) is not None)
-            job = JobRow(kind=kind, queue="light", name=title, config=dict(config))
+            job = JobRow(kind=kind, queue=queue_of(kind), name=title, config=dict(config))
             job_id = lifecycle.submit(session, job).id
         queue.notify(self.settings.queue_path, QueueName.LIGHT)
         return CompressionJob(id=job_id, name=title, status=JobStatus.QUEUED, kind=kind)

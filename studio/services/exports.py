@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import queue
 from jobs.exporters import kinds
 from jobs.exporters.config import MAX_PROMPTS, PROMPTS, ExportConfig, ProofPrompt, check_space, expected_bytes
+from jobs.kinds import queue_of
 from jobs.rundir import RunDir
 from studio import processes
 from studio.catalogue import gguf
@@ -30,6 +31,7 @@ from studio.records import (
     Deleted,
     Export,
     ExportFormat,
+    JobKind,
     JobProgress,
     JobStatus,
     Outtype,
@@ -43,7 +45,7 @@ from studio.services.folders import delete_inside
 from studio.settings import PACKAGE_ROOT, Settings
 from studio.types import Message, Role
 
-KIND = "export"
+KIND = JobKind.EXPORT
 DEFAULT_PROMPTS = 8
 GENERAL = (  # asked where the adapter's own rows are not known or too few
     "What is the capital of Peru?", "Say hello.", "Write one sentence about the sea.", "Name three colours.",
@@ -192,7 +194,9 @@ class ExportService:
         return target
 
     def _queue(self, config: ExportConfig, name: str, row: AdapterRow) -> Export:
-        job = JobRow(id=new_id(), kind=KIND, queue="gpu", name=name, config=config.model_dump(mode="json"), base_model=row.base_model)
+        job = JobRow(
+            id=new_id(), kind=KIND, queue=queue_of(KIND), name=name, config=config.model_dump(mode="json"), base_model=row.base_model
+        )
         run = RunDir(self.settings.runs / job.id)
         job.run_dir = str(run.path)
         try:

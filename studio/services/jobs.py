@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import executor, queue
+from jobs import executor, kinds, queue
 from jobs.config import JobConfig
 from jobs.rundir import RunDir
 from studio.db import job_rows, lifecycle, queue_order
@@ -117,7 +117,7 @@ class JobService:
         parent = JobRow(
             id=new_id(),
             kind=JobKind.SWEEP,
-            queue="",
+            queue=kinds.queue_of(JobKind.SWEEP),
             recipe=first.recipe,
             config={"grid": {key: list(values) for key, values in grid.items()}, "options": dict(options or {})},
             dataset_id=first.dataset.id,
@@ -195,8 +195,8 @@ class JobService:
         """What runs, how many wait, whether the queue is paused, and when it will be empty. Reports do not count."""
         with self.db.read() as session:
             spans = forecast(session)
-            running = [job for job in job_rows.running(session) if job.kind != JobKind.REPORT]
-            counted = (JobRow.status == JobStatus.QUEUED, JobRow.kind.not_in((JobKind.SWEEP, JobKind.REPORT)))
+            running = [job for job in job_rows.running(session) if job.kind not in kinds.followers()]
+            counted = (JobRow.status == JobStatus.QUEUED, JobRow.queue != "", JobRow.kind.not_in(kinds.followers()))
             queued = session.scalar(select(func.count()).select_from(JobRow).where(*counted)) or 0
             is_paused = queue_order.queue_is_paused(session, PAUSABLE)
         running.sort(key=lambda job: job.started_at or 0.0)
@@ -217,7 +217,7 @@ class JobService:
         """
         with self.db.read() as session:
             query = select(JobRow, AdapterRow.id, DatasetRow.name).outerjoin(AdapterRow, AdapterRow.job_id == JobRow.id)
-            query = query.outerjoin(DatasetRow, DatasetRow.id == JobRow.dataset_id).where(JobRow.kind != JobKind.REPORT)
+            query = query.outerjoin(DatasetRow, DatasetRow.id == JobRow.dataset_id).where(JobRow.kind.not_in(kinds.followers()))
             if status:
                 query = query.where(JobRow.status == status.upper())
             rows = [(job, adapter, data) for job, adapter, data in session.execute(query)]

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs import queue
+from jobs.kinds import queue_of
 from studio.catalogue import models as folders
 from studio.db import lifecycle
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
@@ -17,7 +18,7 @@ from studio.db.session import Database
 from studio.engine.protocol import Contestant
 from studio.errors import NotFoundError, StudioError
 from studio.evaluation import judging
-from studio.records import JobStatus, JudgeEstimate, JudgeKind, Judgement, JudgeTemplate, QueueName, Verdict
+from studio.records import JobKind, JobStatus, JudgeEstimate, JudgeKind, Judgement, JudgeTemplate, QueueName, Verdict
 from studio.services.adapters import AdapterService
 from studio.services.comparisons import ComparisonService, job_of, state_of
 from studio.settings import Settings
@@ -74,7 +75,12 @@ class JudgingService:
             if answered and answered.status != JobStatus.SUCCEEDED:
                 after = answered.id
             job = JobRow(
-                kind="judge", queue="light", name=f"judge-{judgement.id}", config=config, base_model=row.base_model, after_id=after
+                kind=JobKind.JUDGE,
+                queue=queue_of(JobKind.JUDGE),
+                name=f"judge-{judgement.id}",
+                config=config,
+                base_model=row.base_model,
+                after_id=after,
             )
             judgement.job_id = lifecycle.submit(session, job).id
         queue.notify(self.settings.queue_path, QueueName.LIGHT)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from jobs import config as job_config
-from jobs import objectives, recipes
+from jobs import kinds, objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
 from studio.catalogue import compatibility, hardware, memory
@@ -25,7 +25,7 @@ from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
-from studio.records import Dataset, Refusal
+from studio.records import Dataset, JobKind, Refusal
 from studio.services import loggers
 from studio.services.datasets import DatasetService
 from studio.services.models import ModelService
@@ -278,8 +278,8 @@ def training(run: RunDir, recipe: str, config: JobConfig, dataset_id: str | None
     """The unsaved, unnamed row of a run; `dataset_id` None where its rows come with it."""
     return JobRow(
         id=run.path.name,
-        kind="train",
-        queue="gpu",
+        kind=JobKind.TRAIN,
+        queue=kinds.queue_of(JobKind.TRAIN),
         recipe=recipe,
         config=config.model_dump(mode="json"),
         run_dir=str(run.path),

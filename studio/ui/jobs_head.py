@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from jobs import kinds
 from studio.records import (
     UNSUCCESSFUL,
     CancelRequest,
@@ -77,9 +78,9 @@ def actions(job: JobDetail) -> dict[str, Any]:
 
 
 def _facts(job: JobDetail) -> str:
-    items = [str(job.kind), f"added {words.ago(job.created_at)}"]
+    items = [kinds.title(job.kind), f"added {words.ago(job.created_at)}"]
     if job.base_model:
-        items[0] = f"{job.kind} on {job.base_model}"
+        items[0] = f"{kinds.title(job.kind)} on {job.base_model}"
     if job.status == JobStatus.QUEUED and job.ends_at:
         items.append(f"ends about {words.clock(job.ends_at)}")
     if job.started_at:

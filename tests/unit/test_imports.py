@@ -32,6 +32,7 @@ LEVELS = {
     "jobs.config": 2,
     "jobs.sections": 2,
     "jobs.bottleneck": 2,
+    "jobs.kinds": 2,
     "jobs.objectives": 2,
     "jobs.recipes": 2,
     "jobs.rundir": 2,
