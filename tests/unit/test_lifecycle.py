@@ -186,6 +186,30 @@ def test_the_twenty_first_death_without_progress_fails_the_job(db: Database) -> 
     assert job.status == "FAILED" and "21 times" in job.reason and job.fix and job.slot is None
 
 
+def test_a_claim_by_id_waits_out_the_pause_after_a_lost_attempt(db: Database) -> None:
+    job_id = submit(db)
+    held = claim(db, job_id)
+    with db.write() as session:
+        lifecycle.requeue(session, held, "killed")
+        session.execute(update(JobRow).values(not_before=time.time() + 5))
+    with db.write() as session:
+        assert lifecycle.claim(session, job_id, "us", None) is None
+    assert (row(db, job_id).status, row(db, job_id).attempt) == ("QUEUED", 1)
+    make_due(db, job_id)
+    assert claim(db, job_id).attempt == 2
+
+
+def test_a_claim_by_id_respects_a_paused_queue_and_leaves_a_sweep_to_its_children(db: Database) -> None:
+    job_id, sweep = submit(db), submit(db, "sweep", queue="")
+    with db.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == sweep).values(kind="sweep"))
+        queue_order.pause_queue(session, "gpu")
+    with db.write() as session:
+        assert lifecycle.claim(session, job_id, "us", None) is None and lifecycle.claim(session, sweep, "us", None) is None
+        queue_order.resume_queue(session, "gpu")
+    assert claim(db, job_id).attempt == 1
+
+
 def test_a_worker_that_ends_in_good_order_costs_the_job_nothing(db: Database) -> None:
     job_id = submit(db)
     held = claim(db, job_id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
@@ -13,15 +14,17 @@ import pytest
 from sqlalchemy import select, text
 
 from jobs import conclusion, sharing
-from jobs.attempts import Pulse
+from jobs.attempts import LightAttempt, Pulse, grace_s
 from jobs.config import JobConfig
 from jobs.outcome import Outcome
+from jobs.reconcile import Reconciler
 from jobs.rundir import RunDir
 from jobs.runner import Runner
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
 from studio.db.models import JobEventRow, JobRow
 from studio.db.session import Database
+from studio.records import CancelRequest, JobKind
 from studio.settings import Settings
 from tests.runs import make_run, open_store, submit
 from tests.workers import row, wait_for, wait_for_status
@@ -202,4 +205,66 @@ def test_a_stale_worker_does_not_change_the_options_of_a_run(settings: Settings)
     with pytest.raises(LostClaimError), db.write() as session:
         conclusion.conclude(session, Claim(job_id, "somebody", 1), job, NO_MEMORY)
     assert run.config.read_bytes() == before
+    db.dispose()
+
+
+def test_only_a_pause_gets_the_time_for_a_whole_step() -> None:
+    asked = [grace_s(request, is_stopping=False) for request in (CancelRequest.CANCEL, CancelRequest.KEEP, CancelRequest.PAUSE, None)]
+    assert asked == [8.0, 8.0, 30.0, 30.0]  # None: it was resumed on its way to a pause
+    assert {grace_s(request, is_stopping=True) for request in (*CancelRequest, None)} == {5.0}
+
+
+class Watched(set[Claim]):
+    """The claims of a worker, whose reconciler looks in the moment in which one is added."""
+
+    def look_before_adding(self, look: Callable[[], None]) -> None:
+        self.looking = threading.Thread(target=look)
+
+    def add(self, claim: Claim) -> None:
+        self.looking.start()
+        self.looking.join(0.5)  # without the lock it has looked by now; with it, it waits
+        super().add(claim)
+
+
+def test_a_reconciler_does_not_take_a_claim_from_the_worker_that_is_making_it(settings: Settings) -> None:
+    db = open_store(settings)
+    job_id = submit(db, make_run(settings.runs / "run"))
+    worker = Runner(settings, db, "gpu")
+    worker.active = claims = Watched()
+    claims.look_before_adding(Reconciler(worker, notify=lambda: None, free_threads=lambda: 0).look)
+    held = worker._claim_next()
+    claims.looking.join()
+    job = row(db, job_id)
+    assert held == Claim(job_id, worker.owner, 1) and (job.status, job.lost) == ("RUNNING", 0)
+    db.dispose()
+
+
+def test_a_worker_takes_the_first_that_may_start_and_leaves_reports_without_an_engine(settings: Settings) -> None:
+    db = open_store(settings)
+    with db.write() as session:
+        report, other = (
+            lifecycle.submit(session, JobRow(kind=kind, queue="light", name=kind)).id for kind in (JobKind.REPORT, JobKind.JUDGE)
+        )
+    alone, served = Runner(settings, db, "light"), Runner(replace(settings, engine_url="http://127.0.0.1:9"), db, "light")
+    assert [claim and claim.job_id for claim in (alone._claim_next(), alone._claim_next())] == [other, None]
+    assert (claim := served._claim_next()) and claim.job_id == report
+    db.dispose()
+
+
+def test_a_light_job_tells_its_time_left_from_its_own_steps(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = open_store(settings)
+    with db.write() as session:
+        job_id = lifecycle.submit(session, JobRow(kind=JobKind.COMPARE, queue="light", name="job")).id
+        held = lifecycle.claim(session, job_id, "us", None)
+    assert held
+    attempt = LightAttempt(Runner(settings, db, "light"), held, row(db, job_id))
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    told = []
+    for step, seconds in ((6, 0.0), (7, 4.0), (8, 4.0)):  # 5 were there from an earlier attempt; then 4 s a step
+        now += seconds
+        attempt._progress(step, 10)
+        job = row(db, job_id)
+        told.append((job.step, job.max_steps, job.eta_s))
+    assert told == [(6, 10, None), (7, 10, 12.0), (8, 10, 8.0)]
     db.dispose()
