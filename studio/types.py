@@ -49,6 +49,11 @@ class Example(Value):
     rejected: list[Message] | None = None
     label: bool | None = None
 
+    def parts(self) -> tuple[str | list[Message] | None, str | list[Message] | None]:
+        """What is said, and the answer to it that is to be imitated where that stands apart."""
+        said, answer = self.messages, self.chosen
+        return (self.prompt if said is None else said), (self.completion if answer is None else answer)
+
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
 

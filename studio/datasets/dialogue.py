@@ -106,7 +106,9 @@ class Dialogue:
             return len(prompt)
         # a prompt that opens a thought, which the template leaves out of the written turn: as far as they agree
         shared = _agreement(prompt, text)
-        return shared if shared > _agreement(self.text(turns[:i], tools), prompt) else None
+        if shared > _agreement(self.text(turns[:i], tools), prompt):
+            return shared
+        return None
 
     def _end_of_answer(self, turns: list[Turn], tools: Tools, text: str, i: int) -> int | None:
         """Where the answer in turn `i` ends in `text`, its end of turn included."""
@@ -126,7 +128,9 @@ class Dialogue:
     def _without_tail(self, answer: str) -> str:
         # white space behind the end of turn belongs to the next turn: chat never asks the model for it
         bare = answer.rstrip()
-        return bare if any(bare.endswith(end) for end in self._added_texts) else answer
+        if any(bare.endswith(end) for end in self._added_texts):
+            return bare
+        return answer
 
     def _spans_by_content(self, turns: list[Turn], tools: Tools, text: str) -> list[Span] | None:
         """Render with stand-ins for the answers, then find the answers between the pieces; None unless all of `text` is accounted for."""
@@ -152,7 +156,9 @@ class Dialogue:
                 return None
             spans.append((start, start + len(variant) + self._end_length(following)))
             start += len(variant)
-        return spans if text[start:] == frame else None
+        if text[start:] != frame:
+            return None
+        return spans
 
     def _end_length(self, following: str) -> int:
         """How much of what follows an answer closes it."""
@@ -162,7 +168,9 @@ class Dialogue:
         end = max(ends, key=len, default=mark.group() if mark and mark.group() != self.next_header else "")
         if end and end not in self._added_texts:  # a written end may be followed by a token that ends it again
             end += max((token for token in self._added_texts if bare.startswith(token, len(end))), key=len, default="")
-        return len(following) - len(bare) + len(end) if end else 0
+        if not end:
+            return 0
+        return len(following) - len(bare) + len(end)
 
     # what the template does, found out by asking it
 
@@ -185,7 +193,9 @@ class Dialogue:
         """Texts by which a chat knows that the answer is over: the end of turn; a written one also with the white space before it."""
         end = self.end_of_turn
         space = self._closing[: len(self._closing) - len(self._closing.lstrip())]
-        return (space + end, end) if end and space and end not in self._added_texts else (end,)
+        if end and space and end not in self._added_texts:
+            return space + end, end
+        return (end,)
 
     @cached_property
     def _closing(self) -> str:
@@ -198,14 +208,18 @@ class Dialogue:
     @cached_property
     def next_header(self) -> str:
         """What opens the next question, such as `### Instruction:`; a base model writes it when it rambles on."""
-        rest = self._tail().lstrip().removeprefix(self.end_of_turn) if self.end_of_turn else self._tail()
+        rest = self._tail()
+        if self.end_of_turn:
+            rest = rest.lstrip().removeprefix(self.end_of_turn)
         for text in sorted(self._added_texts, key=len, reverse=True):
             rest = rest.removeprefix(text)
         line = rest.strip().partition("\n")[0].rstrip()
         newline = "\n" in rest[: len(rest) - len(rest.lstrip())]
         if not newline and line.isalnum():
             return ""  # a bare word would end honest answers
-        return "\n" * newline + line if line else ""
+        if not line:
+            return ""
+        return "\n" * newline + line
 
     def _probe(self, turns: list[Turn], tools: Tools = None) -> str:
         try:
@@ -254,8 +268,9 @@ def _calling(name: str) -> Turn:
 
 def _as_turn(message: Message | Mapping[str, Any]) -> Turn:
     """A plain dict without empty keys; arguments of calls as objects, which is what templates expect."""
-    raw = message.model_dump() if isinstance(message, Message) else dict(message)
-    turn = {key: value for key, value in raw.items() if value is not None}
+    if isinstance(message, Message):
+        message = message.model_dump()
+    turn = {key: value for key, value in message.items() if value is not None}
     if not isinstance(turn.get("role"), str):
         raise DatasetError("A message has no role.", "Use system, user, assistant or tool.")
     turn["role"] = str(turn["role"])  # a template gets plain values only

@@ -53,7 +53,7 @@ class Problems:
     def error(self, name: str, fix: str = "") -> DatasetError:
         """One error for all of them: names the first and the count."""
         first = self.first[0]
-        others = f" ({self.count:,} rows have problems.)" if self.count > 1 else ""
+        others = f" ({self.count:,} rows have problems.)" * (self.count > 1)
         message = f"{name}, line {first.line}: {first.problem}{others}"
         return DatasetError(message, f"{first.fix} {fix}".strip(), problems=[problem.as_json() for problem in self.first], count=self.count)
 
@@ -90,7 +90,10 @@ class Ingest:
         if not isinstance(self.source.records, JsonLines):
             for some in _grouped(self.source.records):
                 quick = mapper.examples([row for _, row in some])
-                yield from self._gathered(some) if quick is None else [ExampleBatch(quick, len(some))]
+                if quick is None:
+                    yield from self._gathered(some)
+                else:
+                    yield ExampleBatch(quick, len(some))
             return
         for first, block in self.source.records.blocks():
             if isinstance(block, Problem):
@@ -100,7 +103,9 @@ class Ingest:
 
     def _mapped(self, mapper: BlockMapper, first: int, block: bytes) -> Iterator[ExampleBatch]:
         """Quickly where that works; else by halves, so that one odd row costs its neighbours nothing."""
-        quick = mapper.lines(block) if len(block) < LARGE_BLOCK_BYTES else None
+        quick = None
+        if len(block) < LARGE_BLOCK_BYTES:
+            quick = mapper.lines(block)
         middle = block.rfind(b"\n", 0, len(block) // 2) + 1
         if quick is not None:
             yield ExampleBatch(*quick)

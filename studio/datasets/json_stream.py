@@ -38,7 +38,7 @@ def key_twice(written: str, value: Any) -> str:
 
     with suppress(RecursionError, ValueError):
         json.loads(written, object_pairs_hook=look)
-    return found[0] if found else ""
+    return next(iter(found), "")
 
 
 def _keys_in(value: Any) -> int:

@@ -75,16 +75,20 @@ def _optional(row: Row, mapping: dict[str, str], role: str) -> str:
     if column is None:
         return ""
     value = row.get(column)
-    return value if type(value) is str else _as_text(value, column) or ""
+    if type(value) is str:
+        return value
+    return _as_text(value, column) or ""
 
 
 def _as_text(value: Any, column: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return str(value).lower()
     if isinstance(value, float):
-        return None if math.isnan(value) else repr(value)
+        if math.isnan(value):
+            return None
+        return repr(value)
     if isinstance(value, bytes):
         raise RowError(f"The column {column!r} holds bytes where text is expected.", "Write it as text.")
     if isinstance(value, list):
@@ -113,19 +117,22 @@ def _message(turn: Any, number: int, column: str) -> Turn:
     if not isinstance(turn, dict):
         raise RowError(f"{where} is no object.", 'Write each message as {"role": "user", "content": "…"}.')
     given = turn.get("role", turn.get("from"))
-    role = ROLES.get(given.strip().lower()) if isinstance(given, str) else None
+    role = None
+    if isinstance(given, str):
+        role = ROLES.get(given.strip().lower())
     if role is None:
         raise RowError(f"{where} has the unknown role {given!r}."[:200], "Use system, user, assistant or tool.")
     content = _as_text(turn.get("content", turn.get("value")), column)
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None)
+    calls = turn.get("tool_calls") or turn.get("function_call")
     if role == "call":
         role, calls = "assistant", _parsed_calls(content)
-        content = "" if calls else content
+        if calls:
+            content = ""
     if content is None and not calls:
         raise RowError(f"{where} has no content.", "Fill it in, or leave the row out.")
     message: Turn = {"role": role, "content": content or ""}
     if calls:
-        message["tool_calls"] = [_call(call, where) for call in (calls if isinstance(calls, list) else [calls])]
+        message["tool_calls"] = [_call(call, where) for call in _as_list(calls)]
     if isinstance(turn.get("name"), str) and turn["name"]:
         message["name"] = turn["name"]
     return message
@@ -137,17 +144,29 @@ def _parsed_calls(content: str | None) -> list[Any] | None:
         value = parse_json(content or "")
     except (ValueError, RecursionError):
         return None
-    calls = value if isinstance(value, list) else [value]
-    return calls if calls and all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls) else None
+    calls = _as_list(value)
+    if calls and all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        return calls
+    return None
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
     """A tool call as in the OpenAI protocol, its arguments an object wherever they can be read as one."""
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = call
+    if isinstance(call, dict):
+        function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(f"{where} has a tool call without a name.", 'Write {"function": {"name": "…", "arguments": {…}}}.')
-    arguments = unpacked(function.get("arguments", {}))
-    return {"type": "function", "function": {"name": function["name"], "arguments": {} if arguments is None else arguments}}
+    arguments = unpacked(function.get("arguments"))
+    if arguments is None:
+        arguments = {}
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
 def _tools(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]] | None:
@@ -156,7 +175,7 @@ def _tools(row: Row, mapping: dict[str, str]) -> list[dict[str, Any]] | None:
     value = unpacked(row.get(column)) if column is not None else None
     if value is None or value == "" or value == []:
         return None
-    tools = value if isinstance(value, list) else [value]
+    tools = _as_list(value)
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError(f"The tools in {column!r} are no list of objects.", "Write them as JSON, or leave the column out.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
@@ -193,7 +212,9 @@ def _joined(*parts: str) -> str:
 
 def _exchange(row: Row, mapping: dict[str, str], user: str, answer: str) -> list[ExampleJson]:
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    return [{"messages": _with_system(row, mapping, turns) if "system" in mapping else turns}]
+    if "system" in mapping:
+        turns = _with_system(row, mapping, turns)
+    return [{"messages": turns}]
 
 
 def alpaca(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
@@ -252,7 +273,9 @@ def conversations(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
 
 def _with_tools(row: Row, mapping: dict[str, str], example: dict[str, Any]) -> dict[str, Any]:
     tools = _tools(row, mapping)
-    return {**example, "tools": tools} if tools else example
+    if tools:
+        return {**example, "tools": tools}
+    return example
 
 
 def prompt_completion(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
@@ -290,7 +313,9 @@ def preference(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
         if len(prompt) == 1 and "input" in mapping:
             prompt = [{**prompt[0], "content": _joined(prompt[0]["content"], _optional(row, mapping, "input"))}]
     # answers may repeat the conversation that leads to them
-    shared = prompt if prompt and chosen[: len(prompt)] == prompt == rejected[: len(prompt)] else []
+    shared: list[Turn] = []
+    if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
+        shared = prompt
     if not prompt:
         chosen, rejected = _spoken(chosen), _spoken(rejected)
         prompt = shared = _shared_turns(chosen, rejected)
@@ -309,7 +334,9 @@ def _spoken(answer: list[Turn]) -> list[Turn]:
         return answer
     before, *parts = SPEAKER.split(answer[0]["content"])
     turns = [{"role": ROLES[name.lower()], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)]
-    return turns if len(turns) > 1 and not before.strip() else answer
+    if len(turns) > 1 and not before.strip():
+        return turns
+    return answer
 
 
 def _shared_turns(chosen: list[Turn], rejected: list[Turn]) -> list[Turn]:
@@ -334,7 +361,9 @@ def sharegpt_kto(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
 
 def _label(row: Row, mapping: dict[str, str]) -> bool:
     value = row.get(mapping["label"])
-    word = value.strip().lower() if isinstance(value, str) else value
+    word = value
+    if isinstance(value, str):
+        word = value.strip().lower()
     if word in (True, 1, "true", "1", "yes", "good"):
         return True
     if word in (False, 0, "false", "0", "no", "bad"):

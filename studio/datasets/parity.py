@@ -72,16 +72,19 @@ def _sides(renderer: Renderer, example: Example, training: Rendered) -> Iterator
 
 def _conversation(example: Example) -> list[Message]:
     """The turns that training renders, as Renderer.example puts them together."""
-    before = example.messages if example.messages is not None else example.prompt
-    answer = example.chosen if example.chosen is not None else example.completion
-    return [turn for part in (before, answer) if part and not isinstance(part, str) for turn in part]
+    parts = example.parts()
+    return [turn for part in parts if part and not isinstance(part, str) for turn in part]
 
 
 def _document(renderer: Renderer, prompt: str, completion: str) -> Sent:
     """A text sent to /v1/completions, and what follows it up to the end token."""
     start = renderer.completion_prompt(prompt)
-    ids = start + _continuation(renderer, prompt, prompt + completion, True) if completion else start
-    end = [] if renderer.eos_token_id is None or (ids and ids[-1] == renderer.eos_token_id) else [renderer.eos_token_id]
+    ids = start
+    if completion:
+        ids = start + _continuation(renderer, prompt, prompt + completion, True)
+    end = [token for token in (renderer.eos_token_id,) if token is not None]
+    if ids[-1:] == end:
+        end = []
     reason = "The tokenizer writes the prompt alone differently from the prompt with its answer."
     return Sent(ids + end, prompt + completion, reason, True)
 
@@ -185,7 +188,7 @@ def _continuation(renderer: Renderer, prompt: str, text: str, special: bool) -> 
 def _first_difference(training: Rendered, sides: list[Sent]) -> tuple[int, Sent] | None:
     """The earliest position at which any of `sides` leaves what training sees."""
     found = [(position, sent) for sent in sides if (position := _difference(training, sent)) is not None]
-    return min(found, key=lambda pair: pair[0]) if found else None
+    return min(found, key=lambda pair: pair[0], default=None)
 
 
 def _difference(training: Rendered, sent: Sent) -> int | None:
@@ -194,7 +197,9 @@ def _difference(training: Rendered, sent: Sent) -> int | None:
     )
     is_through = shared == len(training.ids) and (training.truncated or shared == len(sent.ids))
     is_part = 0 < shared == len(sent.ids) and not sent.is_whole
-    return None if is_through or is_part else shared
+    if is_through or is_part:
+        return None
+    return shared
 
 
 def _shown(renderer: Renderer, row: int, training: Rendered, position: int, sent: Sent) -> ParityDifference:

@@ -109,8 +109,7 @@ class Renderer:
             return self._document("", example.text, max_length)
         if isinstance(example.prompt, str) and isinstance(example.completion, str):
             return self._document(example.prompt, example.completion, max_length)
-        answer = example.chosen if example.chosen is not None else example.completion
-        before = example.messages if example.messages is not None else example.prompt
+        before, answer = example.parts()
         if isinstance(before, str) or isinstance(answer, str) or not (before or answer):
             raise DatasetError("The row holds neither messages, nor prompt and completion, nor text.", "Map its columns first.")
         return self._conversation([*(before or []), *(answer or [])], example.tools, max_length)
@@ -125,9 +124,11 @@ class Renderer:
 
     def completion_prompt(self, text: str) -> list[int]:
         """Plain text for the model to go on, with the tokenizer's own special tokens; nothing starts from BOS."""
-        ids: list[int] = self._encode(text, True).ids if text else []
-        start = self.bos_token_id if self.bos_token_id is not None else self.eos_token_id
-        return ids if ids or start is None else [start]
+        ids: list[int] = []
+        if text:
+            ids = self._encode(text, True).ids
+        starts = [start for start in (self.bos_token_id, self.eos_token_id) if start is not None]
+        return ids or starts[:1]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -170,7 +171,9 @@ class Renderer:
 def _template_source(choice: str | None, vocabulary: ModelTokens) -> tuple[str, str]:
     """Template text and a name for people."""
     if choice is None or not choice.strip():
-        return (vocabulary.chat_template, "model") if vocabulary.chat_template else (_read_template(TEMPLATES / "alpaca.jinja"), "alpaca")
+        if vocabulary.chat_template:
+            return vocabulary.chat_template, "model"
+        return _read_template(TEMPLATES / "alpaca.jinja"), "alpaca"
     if choice in TEMPLATE_NAMES:
         return _read_template(TEMPLATES / f"{choice}.jinja"), choice
     if "{{" in choice or "{%" in choice:
@@ -193,7 +196,7 @@ def _read_template(path: Path) -> str:
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """For each token whether it shares a character with a span; a token without characters goes with the one it precedes."""
     starts = [start for start, _ in offsets]
-    ends = [end if end > start else start + 1 for start, end in offsets]
+    ends = [max(end, start + 1) for start, end in offsets]
     inside = [False] * len(starts)
     for start, end in spans:
         first, last = bisect_right(ends, start), bisect_left(starts, end)

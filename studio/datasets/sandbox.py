@@ -115,7 +115,9 @@ class _Measure(jinja2.visitor.NodeTransformer):
 
     def visit_List(self, node: jinja2.nodes.List) -> jinja2.nodes.Expr:
         self.generic_visit(node)
-        return node if _is_constant(node) else jinja2.nodes.Filter(node, "_literal", [], [], None, None, lineno=node.lineno)
+        if _is_constant(node):
+            return node
+        return jinja2.nodes.Filter(node, "_literal", [], [], None, None, lineno=node.lineno)
 
     def visit_Tuple(self, node: jinja2.nodes.Tuple) -> jinja2.nodes.Expr:
         self.generic_visit(node)
@@ -147,8 +149,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "+" and isinstance(left, sized):
             limits.budget.charge(len(left) + (len(right) if isinstance(right, sized) else 0))
         elif operator == "*" and (isinstance(left, sized) or isinstance(right, sized)):
-            sequence, times = (left, right) if isinstance(left, sized) else (right, left)
-            limits.budget.charge(len(sequence) * max(0, times) if isinstance(times, int) else 0)
+            sequence, times = right, left
+            if isinstance(left, sized):
+                sequence, times = left, right
+            if isinstance(times, int):
+                limits.budget.charge(len(sequence) * max(0, times))
         elif operator == "**":
             limits.check_arguments([left])
             if abs(right) > 1000:
@@ -188,7 +193,9 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Callable[[], str]) -> str:
-        return f"{_OPEN}{caller()}{_CLOSE}" if limits.budget.marking else caller()
+        if limits.budget.marking:
+            return f"{_OPEN}{caller()}{_CLOSE}"
+        return caller()
 
 
 class _TemplateDict:

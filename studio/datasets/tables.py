@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def csv_records(file: Any, name: str, sample: bytes) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as exc:
-            swallowed = f", lines {start} to {reader.line_num}" if reader.line_num > start else ""
+            swallowed = f", lines {start} to {reader.line_num}" * (reader.line_num > start)
             fix = 'Put fields with quotes or line ends in "…", inner quotes doubled.'
             yield start, Problem(start, f"The quoting is broken ({exc}){swallowed}.", fix)
             start = reader.line_num + 1
@@ -94,8 +95,8 @@ def _header(reader: Any, name: str) -> list[str]:
     if len(header) > MAX_COLUMNS:
         raise _too_many_columns(name, len(header))
     header = [column.strip() or f"column {number}" for number, column in enumerate(header, start=1)]
-    twice = sorted({column for column in header if header.count(column) > 1}) if len(set(header)) < len(header) else []
-    if twice:
+    if len(set(header)) < len(header):
+        twice = sorted(column for column, count in Counter(header).items() if count > 1)
         raise DatasetError(f"{name}, line 1: the column {twice[0]!r} is named twice.", "Give each column a name of its own.")
     return header
 
@@ -127,5 +128,5 @@ def parquet_records(file: Any, name: str) -> Iterator[Record]:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, OSError) as exc:
-        reason = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+        reason = str(exc).partition("\n")[0][:200] or type(exc).__name__
         raise DatasetError(f"{name} is no readable Parquet file ({reason}).", "Write or download it again.") from None

@@ -82,7 +82,7 @@ class CurationService:
             report = self._reports.made(record, wanted, progress)
         faults = _faults(report, sought)
         if not faults:
-            what = "anything" if ALL in checks else " or ".join(sought)
+            what = "anything" * (ALL in checks) or " or ".join(sought)
             raise StudioError(f"There is nothing to fix: the report on {record.name} does not find {what}.", "Choose another check.")
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
             path, report, total = self._fixed(Path(folder), report, sought, wanted, progress)

@@ -161,7 +161,9 @@ class DataTab:
     # what is kept
 
     def tick(self, mode: str, dataset_id: str, tab: str, *rest: Any) -> Any:
-        return self.look(dataset_id, tab, *rest) if tab == "data" and mode != "new" else gr.skip()
+        if tab != "data" or mode == "new":
+            return gr.skip()
+        return self.look(dataset_id, tab, *rest)
 
     def open(self, event: gr.EventData) -> str:
         return str(event._data["id"])
@@ -202,7 +204,9 @@ class DataTab:
             stamp(chosen.id, options, learned_first) if part == "learned" else stamps[2],
         ]
         # never sent back where it is right: an answer that was overtaken would take the reader back
-        changed: dict[Any, Any] = {} if chosen.id == dataset_id else {self._page.place.dataset: chosen.id}
+        changed: dict[Any, Any] = {}
+        if chosen.id != dataset_id:
+            changed[self._page.place.dataset] = chosen.id
         if told[0] != stamps[0]:
             changed |= self._show_rows(datasets, chosen, first, marked, models, base_model)
         if told[1] != stamps[1]:
@@ -291,7 +295,9 @@ class DataTab:
         return {self.notice: pieces.said(said), self._page.place.dataset: made.id}
 
     def go_to(self, dataset_id: str, number: Any) -> dict[Any, Any]:
-        row = int(number) if isinstance(number, (int, float)) and number >= 1 else 1
+        row = 1
+        if isinstance(number, (int, float)) and number >= 1:
+            row = int(number)
         return {self.kept.first: self.kept.page_of(dataset_id, row), self.kept.marked: row}
 
     def change_row(self, dataset_id: str, event: gr.EventData) -> dict[Any, Any]:
