@@ -42,7 +42,9 @@ def judge(ended: Exit, attempt: Attempt, we_asked: bool, config: JobConfig | Non
     if code < 0:
         return _killed(-code, ended.ran_out_of_memory, we_asked, config)
     if code == STOPPED:
-        return Outcome("stopped") if we_asked else Outcome("lost", "it was asked to stop from outside (SIGTERM)")
+        if we_asked:
+            return Outcome("stopped")
+        return Outcome("lost", "it was asked to stop from outside (SIGTERM)")
     if result.get("status") == "failed":
         remedy = result.get("remedy")
         return Outcome(
@@ -55,8 +57,10 @@ def judge(ended: Exit, attempt: Attempt, we_asked: bool, config: JobConfig | Non
         )
     if code == 0:
         return Outcome("failed", "The trainer ended without a result.", LOOK_AT_LOG)
-    said = last_lines(attempt.log, 1).strip()[:300]
-    return Outcome("failed", f"The trainer ended with exit code {code}" + (f": {said}" if said else "."), LOOK_AT_LOG)
+    reason = f"The trainer ended with exit code {code}."
+    if last := last_lines(attempt.log, 1).strip()[:300]:
+        reason = f"The trainer ended with exit code {code}: {last}"
+    return Outcome("failed", reason, LOOK_AT_LOG)
 
 
 def _killed(number: int, ran_out_of_memory: bool, we_asked: bool, config: JobConfig | None) -> Outcome:

@@ -128,7 +128,7 @@ def _examples(comparison: ComparisonRow, answers: Sequence[AnswerRow], lines: Se
         score = scores.get(prompt["id"])
         if score is None:
             continue
-        kind = "ties" if score == 0.5 else "wins" if score > 0.5 else "losses"
+        kind = _kind(score)
         counts[kind] += 1
         if kind in shown and len(shown[kind]) < EXAMPLES:
             shown[kind].append({
@@ -139,3 +139,10 @@ def _examples(comparison: ComparisonRow, answers: Sequence[AnswerRow], lines: Se
                 "tuned": texts.get((prompt["id"], tuned), "")[:SHOWN],
             })  # fmt: skip
     return {"counts": counts, **shown}
+
+
+def _kind(score: float) -> str:
+    """Of the adapter's score against its base."""
+    if score == 0.5:
+        return "ties"
+    return "wins" if score > 0.5 else "losses"

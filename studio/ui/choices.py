@@ -43,14 +43,14 @@ def adapters(studio: Studio, base_model: str | None) -> list[Choice]:
 
 def contestants(studio: Studio) -> list[Choice]:
     """Everything that can answer here: `BASE` and `BASE:ADAPTER`."""
-    return [(f"{name} (toy)" if is_toy(name) else name, name) for name in studio.chat.available()]
+    return [(name + toy_mark(name), name) for name in studio.chat.available()]
 
 
 def judges(studio: Studio) -> list[Choice]:
     """Who can say which of two answers is better, where there are no references."""
     models = studio.chat.available()
     own = [(f"What {name} itself would say", f"likelihood:{name}") for name in models]
-    return [*own, *((f"{name} answers A, B or tie" + (" (toy)" if is_toy(name) else ""), name) for name in models)]
+    return [*own, *((f"{name} answers A, B or tie{toy_mark(name)}", name) for name in models)]
 
 
 def update(offered: list[Choice], chosen: str | None) -> Any:
@@ -64,6 +64,11 @@ def is_toy(contestant: str) -> bool:
     return contestant == STARTER or contestant.startswith(STARTER + ":")
 
 
+def toy_mark(contestant: str) -> str:
+    """What stands behind the name of a toy."""
+    return " (toy)" if is_toy(contestant) else ""
+
+
 def _base_model(model: BaseModel) -> str:
     said = f"{model.name} · {words.parameters(model.parameters)} parameters"
     return f"{said} · toy" if is_toy(model.name) else said
@@ -71,13 +76,18 @@ def _base_model(model: BaseModel) -> str:
 
 def example_for(studio: Studio, adapter: str) -> str:
     """A question that `adapter` should know: the first of the rows it learned from; a general one for the base ("")."""
+    job_id = data = None
     try:
-        job_id = studio.adapters.show(adapter).job if adapter else None
-        data = studio.jobs.show(job_id).data if job_id else None
-        rows = studio.datasets.rows(data, offset=0, limit=1) if data else []
+        if adapter:
+            job_id = studio.adapters.show(adapter).job
+        if job_id:
+            data = studio.jobs.show(job_id).data
+        if data:
+            rows = studio.datasets.rows(data, offset=0, limit=1)
+            return next((question(row) for row in rows), "") or EXAMPLE
     except StudioError:  # the job or its data was deleted since
-        rows = []
-    return (question(rows[0]) if rows else "") or EXAMPLE
+        pass
+    return EXAMPLE
 
 
 def question(row: Example) -> str:

@@ -160,13 +160,15 @@ class JobsTab:
     # what is shown
 
     def tick(self, tab: str, *seen: Any) -> Any:
-        return self.look(*seen) if tab == "jobs" else gr.skip()
+        if tab != "jobs":
+            return gr.skip()
+        return self.look(*seen)
 
     def look(self, job_id: str, picked: str, search: str, smooth: bool, shown: str, written: str) -> Any:
         """Show the rows as they are now; nothing is sent when nothing moved."""
         every = [job for job in self._studio.jobs.list() if job.kind not in HIDDEN_KINDS]
         overview = self._studio.jobs.overview()
-        chosen = next((job for job in every if job_id in (job.id, job.name)), every[0] if every else None)
+        chosen = next((job for job in every if job_id in (job.id, job.name)), next(iter(every), None))
         minutes = [int((job.ends_at or 0) // 60) for job in every if job.status == JobStatus.QUEUED]
         report = None
         if chosen and chosen.kind == JobKind.TRAIN:
@@ -255,11 +257,11 @@ class JobsTab:
         update |= {
             self.head: pieces.piece("job", **jobs_head.head(job)),
             self.actions: pieces.piece("job_actions", **jobs_head.actions(job)),
-            self.curve: pieces.piece("chart", **drawing) if drawing else "",
+            self.curve: _drawn("chart", drawing),
             self.smooth: gr.Checkbox(visible=bool(drawing)),
-            self.watched: pieces.piece("watched", **answered) if answered else "",
+            self.watched: _drawn("watched", answered),
             self.watched_place: gr.Accordion(visible=bool(answered)),
-            self.report: pieces.piece("report", **report) if report else "",
+            self.report: _drawn("report", report),
             self.report_place: gr.Accordion(visible=bool(report)),
             self.open_report: gr.Button(visible=bool(report and report["state"] == JobStatus.SUCCEEDED)),
             self.more: pieces.piece("small_charts", charts=small),
@@ -271,3 +273,8 @@ class JobsTab:
         }
         if written != job.id:  # what is being typed stays
             update |= {self.tags: ", ".join(job.tags), self.note: job.notes, self._written: job.id}
+
+
+def _drawn(template: str, data: dict[str, Any] | None) -> str:
+    """Nothing where there is nothing to show yet."""
+    return pieces.piece(template, **data) if data else ""

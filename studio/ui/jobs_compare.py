@@ -51,8 +51,10 @@ def toggled(picked: str, job_id: str) -> str:
 
 def look(place: int) -> str:
     """The class of the colour of a place; the ninth run has the first colour again, dashed."""
-    dashed = " dashed" if place >= COLOURS else ""
-    return f"run-{place % COLOURS + 1}{dashed}"
+    colour = f"run-{place % COLOURS + 1}"
+    if place >= COLOURS:
+        colour += " dashed"
+    return colour
 
 
 def looks(picked: str, jobs: Sequence[Job]) -> dict[str, str]:
@@ -83,7 +85,7 @@ def beside(compared: JobComparison, colours: Mapping[str, str]) -> dict[str, Any
             ("What came out", [*_results(jobs, compared.results), *_judged([compared.judged[job.id] for job in jobs])]),
             ("What differs", _differences(compared.differences)),
         ],
-        "same": "" if compared.differences else "Every option is the same in these runs.",
+        "same": not compared.differences and "Every option is the same in these runs.",
         "sentence": "",
     }
 
@@ -118,7 +120,9 @@ def _rate(verdict: RunVerdict | None) -> str:
 
 
 def _whose(verdict: RunVerdict | None) -> str:
-    return "-" if verdict is None else f"{verdict.judge}, {verdict.comparison}"
+    if verdict is None:
+        return "-"
+    return f"{verdict.judge}, {verdict.comparison}"
 
 
 def _differences(differences: Mapping[str, Sequence[JsonValue]]) -> list[tuple[str, list[str]]]:
@@ -128,7 +132,9 @@ def _differences(differences: Mapping[str, Sequence[JsonValue]]) -> list[tuple[s
 def _number(value: JsonValue) -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}" if isinstance(value, float) else "-"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-"
 
 
 def _option(value: JsonValue) -> str:

@@ -130,7 +130,9 @@ class TrainTab:
 
     def take_other(self, name: str | None) -> Any:
         """A method's or a paper's recipe joins the goals, chosen."""
-        return gr.Radio(choices=_offered(name), value=name) if name else gr.skip()
+        if not name:
+            return gr.skip()
+        return gr.Radio(choices=_offered(name), value=name)
 
     def explain(self, data: str | None, base_model: str | None, recipe: str, *fields: Any) -> str:
         """Why these choices would be refused, with what would mend each; nothing where they go together."""
@@ -152,7 +154,9 @@ class TrainTab:
         """The rows as the model sees them; a refusal is shown in their place."""
         if not data or not base_model:
             return ""
-        length = int(max_length) if isinstance(max_length, (int, float)) and max_length >= 1 else 1024
+        length = 1024
+        if isinstance(max_length, (int, float)) and max_length >= 1:
+            length = int(max_length)
         try:
             rendered = self._studio.datasets.render(
                 data, base_model=base_model, rows=PREVIEW_ROWS, max_length=length, chat_template=chat_template.strip() or None
@@ -178,7 +182,10 @@ class TrainTab:
         asked: dict[str, Any] = {"data": data, "base_model": base_model, "recipe": recipe, "name": name.strip() or None, "after": awaited}
         asked["options"] = {key: value for key, value in self.form.changed(recipe, fields).items() if key not in values}
         jobs, place = self._studio.jobs, self._page.place
-        job = jobs.sweep(**asked, grid=values) if values else jobs.submit(**asked)
+        if values:
+            job = jobs.sweep(**asked, grid=values)
+        else:
+            job = jobs.submit(**asked)
         return {
             self._page.tabs: go("jobs"),
             place.job: job.id,
