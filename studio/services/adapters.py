@@ -22,7 +22,7 @@ from studio.db.session import Database
 from studio.engine.kinds import UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, Contestant
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.records import Adapter, Deleted, JobKind
+from studio.records import UNENDED, Adapter, Deleted, JobKind, JobStatus
 from studio.services import naming
 from studio.services.folders import delete_inside, size_of
 from studio.services.models import ModelService
@@ -107,9 +107,9 @@ class AdapterService:
         """Delete an adapter and its files. Refused while a job that has not ended needs it."""
         with self.db.write() as session:
             row = self.find(session, adapter_id)
-            active = session.scalars(select(JobRow).where(JobRow.status.in_(("QUEUED", "RUNNING", "PAUSED")))).all()
+            active = session.scalars(select(JobRow).where(JobRow.status.in_(UNENDED))).all()
             using = [job for job in active if row.path in json.dumps(job.config)]
-            for report in [job for job in using if job.kind == JobKind.REPORT and job.status != "RUNNING"]:
+            for report in [job for job in using if job.kind == JobKind.REPORT and job.status != JobStatus.RUNNING]:
                 lifecycle.cancel(session, report.id)  # nobody asked for it
                 using.remove(report)
             needing = [job.name for job in using]

@@ -138,7 +138,7 @@ class ComparisonService:
     def _held_out(self, training: str) -> tuple[list[ComparisonPrompt], str | None]:
         with self.db.read() as session:
             job = session.get(JobRow, training) or session.scalar(select(JobRow).where(JobRow.name == training))
-            known = session.scalars(select(JobRow.name).where(JobRow.kind == "train")).all()
+            known = session.scalars(select(JobRow.name).where(JobRow.kind == JobKind.TRAIN)).all()
         if job is None or job.kind != "train":
             raise NotFoundError(f"There is no training {training!r}.", naming.suggest(training, known))
         return follow_up.held_out_prompts(RunDir(Path(job.run_dir)).eval, MOST_HELD_OUT)[0], job.dataset_id

@@ -26,7 +26,7 @@ from studio.catalogue.models import read_json
 from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
-from studio.records import ChatMemory, Fit, MeasuredMemory, MemoryAdvice, MemoryBreakdown, MemoryCorrection
+from studio.records import ChatMemory, Fit, JobKind, JobStatus, MeasuredMemory, MemoryAdvice, MemoryBreakdown, MemoryCorrection
 from studio.services.models import ModelService
 from studio.settings import Settings
 
@@ -146,7 +146,8 @@ class FitService:
     def _correction(self, config: Mapping[str, Any], job: JobConfig, device: str) -> tuple[float, int]:
         """Measured / predicted of past runs like this one on this machine (their median), and how many they were."""
         wanted = memory.predict(dict(config), job, device=device).total
-        query = select(JobRow).where(JobRow.kind == "train", JobRow.status == "SUCCEEDED").order_by(JobRow.ended_at.desc()).limit(200)
+        succeeded = (JobRow.kind == JobKind.TRAIN, JobRow.status == JobStatus.SUCCEEDED)
+        query = select(JobRow).where(*succeeded).order_by(JobRow.ended_at.desc()).limit(200)
         ratios = []
         with self.db.read() as session:
             for past in session.scalars(query):

@@ -16,7 +16,7 @@ from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, TakenError
-from studio.records import BaseModel, RemovedModel
+from studio.records import UNENDED, BaseModel, RemovedModel
 from studio.services import naming
 from studio.services.folders import delete_inside
 from studio.settings import STATIC, Settings
@@ -83,7 +83,7 @@ class ModelService:
             adapters = session.scalars(select(AdapterRow.name).where(AdapterRow.base_model == row.name)).all()
             if adapters:
                 raise StudioError(f"Model {row.name} is the base of {', '.join(adapters)}.", "Delete these adapters first.")
-            active = select(JobRow.name).where(JobRow.base_model == row.name, JobRow.status.in_(("QUEUED", "RUNNING", "PAUSED")))
+            active = select(JobRow.name).where(JobRow.base_model == row.name, JobRow.status.in_(UNENDED))
             jobs = session.scalars(active).all()
             if jobs:
                 raise StudioError(f"Model {row.name} is needed by {', '.join(jobs)}.", "Cancel these jobs first, or wait for their end.")

@@ -18,7 +18,7 @@ from studio.db.models import AdapterRow, AnswerRow, ComparisonRow, JobRow, Judge
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.evaluation.verdicts import PERSON, SCORES
-from studio.records import Agreement, Ballot, BallotChoice, ContestantFacts, Leaderboard, Position, Vote, Winner
+from studio.records import Agreement, Ballot, BallotChoice, ContestantFacts, JobStatus, Leaderboard, Position, Vote, Winner
 from studio.services import naming
 from studio.services.comparisons import ComparisonService
 from studio.settings import Settings
@@ -230,7 +230,7 @@ def newest_judgement(session: Session, row: ComparisonRow) -> str | None:
     ended = (
         select(JudgementRow)
         .join(JobRow, JudgementRow.job_id == JobRow.id)
-        .where(JudgementRow.comparison_id == row.id, JobRow.status == "SUCCEEDED")
+        .where(JudgementRow.comparison_id == row.id, JobRow.status == JobStatus.SUCCEEDED)
     )
     found = session.scalars(ended.order_by(JudgementRow.created_at.desc())).all()
     able = [judgement for judgement in found if judgement.readings.get("able") is not False]

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from studio.db.models import AdapterRow, BaseModelRow, DatasetRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
-from studio.records import CleanedStorage, DiskUse, KeptFile, StorageUse, UnusedFile
+from studio.records import CleanedStorage, DiskUse, JobStatus, KeptFile, StorageUse, UnusedFile
 from studio.settings import Settings
 
 NOUNS = ("datasets", "runs", "adapters", "exports", "models", "cache")
@@ -123,7 +123,7 @@ class StorageService:
                     config.get("base_path"),
                 ]
                 used |= {Path(path) for path in named if isinstance(path, str) and path}
-                if run_dir and status == "SUCCEEDED":
+                if run_dir and status == JobStatus.SUCCEEDED:
                     finished.add(Path(run_dir) / "checkpoints")
         return used, {path for path in finished if path.is_relative_to(self.settings.runs)}
 
