@@ -1,7 +1,7 @@
-"""Kinds of jobs: one entry each, read by the services that queue them, the worker that runs them and the page. Data only.
+"""Kinds of jobs: one entry each, read by the services that queue them, the worker and the page. Data only.
 
-To add one: its name in studio.records.JobKind, its entry here, and what runs it: a function of a LightContext, or for work on a run
-directory a program with a class in jobs/attempts.py.
+To add one: its name in studio.records.JobKind, its entry here, and what runs it: a function of a LightContext, or for
+work on a run directory a program with a class in jobs/attempts.py.
 """
 
 from __future__ import annotations
@@ -32,8 +32,26 @@ ENTRIES = (
     KindOfJob(JobKind.COMPARE, "comparison", QueueName.LIGHT, "", "jobs.compare:run", False, True, False),
     KindOfJob(JobKind.JUDGE, "judgement", QueueName.LIGHT, "", "jobs.judge:run", False, True, False),
     KindOfJob(JobKind.REPORT, "report", QueueName.LIGHT, "", "jobs.report:run", False, False, True),
-    KindOfJob(JobKind.COMPRESS_SWEEP, "compression curve", QueueName.LIGHT, "", "jobs.compress:sweep", False, True, False),
-    KindOfJob(JobKind.COMPRESS_DATA, "compression of a dataset", QueueName.LIGHT, "", "jobs.compress:data", False, True, False),
+    KindOfJob(
+        JobKind.COMPRESS_SWEEP,
+        "compression curve",
+        QueueName.LIGHT,
+        "",
+        "jobs.compress:sweep",
+        False,
+        True,
+        False,
+    ),
+    KindOfJob(
+        JobKind.COMPRESS_DATA,
+        "compression of a dataset",
+        QueueName.LIGHT,
+        "",
+        "jobs.compress:data",
+        False,
+        True,
+        False,
+    ),
 )
 KINDS: dict[str, KindOfJob] = {entry.kind: entry for entry in ENTRIES}
 

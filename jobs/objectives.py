@@ -1,8 +1,8 @@
-"""Training objectives: one entry each, read by the form, the command line, the launch, the memory prediction, the compatibility
-table, the trainer and the bare script. Data only.
+"""Training objectives: one entry each, read by the form, the command line, the launch, the memory prediction, the
+compatibility table, the trainer and the script. Data only.
 
-To add one of trl's objectives: its name, its section and its entry here, and a recipe in jobs/recipes.py. A trainer that needs more
-than the classes of jobs/trainers/objectives.py gets one there.
+To add one of trl's objectives: its name, its section and its entry here, and a recipe in jobs/recipes.py. A trainer
+that needs more than the classes of jobs/trainers/objectives.py gets one there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ class DpoSection(Config):
     """Direct preference optimisation; names and meanings follow trl.DPOConfig."""
 
     beta: float = Field(
-        default=0.1, title="Hold on the base", gt=0, le=100, description="How firmly answers stay near the base's: higher changes less."
+        default=0.1,
+        title="Hold on the base",
+        gt=0,
+        le=100,
+        description="How firmly answers stay near the base's: higher changes less.",
     )
     loss_type: list[DpoLoss] = Field(
         default=["sigmoid"],
@@ -39,7 +43,9 @@ class DpoSection(Config):
         "win; ipo and others are variants from papers.",
     )
     loss_weights: list[float] | None = Field(
-        default=None, title="Weights of the losses", description="One weight for each loss, such as [1.0, 0.5]; empty weighs them alike."
+        default=None,
+        title="Weights of the losses",
+        description="One weight for each loss, such as [1.0, 0.5]; empty weighs them alike.",
     )
     label_smoothing: float = Field(
         default=0.0,
@@ -56,7 +62,9 @@ class DpoSection(Config):
         description="How much the part counts by which one answer is longer (LD-DPO); empty counts it fully.",
     )
     use_weighting: bool = Field(
-        default=False, title="Weigh by likelihood (WPO)", description="Weigh pairs by how likely the model itself would write them (WPO)."
+        default=False,
+        title="Weigh by likelihood (WPO)",
+        description="Weigh pairs by how likely the model itself would write them (WPO).",
     )
     precompute_ref_log_probs: bool = Field(
         default=False,
@@ -74,16 +82,30 @@ class KtoSection(Config):
     """Learning from answers marked good or bad; names and meanings follow trl.KTOConfig."""
 
     beta: float = Field(
-        default=0.1, title="Hold on the base", gt=0, le=100, description="How firmly answers stay near the base's: higher changes less."
+        default=0.1,
+        title="Hold on the base",
+        gt=0,
+        le=100,
+        description="How firmly answers stay near the base's: higher changes less.",
     )
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
-        default="kto", title="Loss", description="Loss: kto as in its paper, apo_zero_unpaired without the comparison with other rows."
+        default="kto",
+        title="Loss",
+        description="Loss: kto as in its paper, apo_zero_unpaired without the comparison with other rows.",
     )
     desirable_weight: float = Field(
-        default=1.0, title="Weight of good answers", ge=0, le=100, description="Weight of good answers; raise it where they are rare."
+        default=1.0,
+        title="Weight of good answers",
+        ge=0,
+        le=100,
+        description="Weight of good answers; raise it where they are rare.",
     )
     undesirable_weight: float = Field(
-        default=1.0, title="Weight of bad answers", ge=0, le=100, description="Weight of bad answers; raise it where they are rare."
+        default=1.0,
+        title="Weight of bad answers",
+        ge=0,
+        le=100,
+        description="Weight of bad answers; raise it where they are rare.",
     )
 
 
@@ -91,7 +113,11 @@ class OrpoSection(Config):
     """Imitating and preferring at once; names and meanings follow trl's ORPOConfig."""
 
     beta: float = Field(
-        default=0.1, title="Weight of the preference", gt=0, le=100, description="How much preferring counts beside imitating (lambda)."
+        default=0.1,
+        title="Weight of the preference",
+        gt=0,
+        le=100,
+        description="How much preferring counts beside imitating (lambda).",
     )
 
 
@@ -116,7 +142,7 @@ class TrainerFamily(StrEnum):
 
     SFT = "sft"  # skips its own preparation when asked to
     PREPARED = "prepared"  # prepares rows in `_prepare_dataset`
-    WHOLE = "whole"  # an older trainer: rows as whole sequences, prepared in `tokenize_row`; recasts a quantised base
+    WHOLE = "whole"  # an older one: whole sequences, prepared in `tokenize_row`; recasts a quantised base
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""trl's older trainers (ORPO's) take rows as whole sequences and recast a quantised base; here they keep it as chat will have it.
+"""For trl's older trainers (ORPO's), which take whole sequences and would recast a quantised base.
 
 The job and its bare script both put `OnTheBase` before trl's trainer.
 """
@@ -12,7 +12,7 @@ from transformers import set_seed
 
 
 class OnTheBase:
-    """Put before such a trainer: trains and evaluates on the base as chat will have it, on rows that are tokens already."""
+    """Put before such a trainer: the base stays as chat has it, and the rows are tokens already."""
 
     _total_train_tokens = 0
 

@@ -29,8 +29,14 @@ def fit(
     base_model: Annotated[str | None, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")] = None,
     model_config: Annotated[Path | None, typer.Option(metavar="FILE", help="A model's config.json, instead of a model.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Named starting point of the options.")] = None,
-    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it.")] = None,
-    device: Annotated[Literal["cuda", "cpu"] | None, typer.Option(help="Where it would train; this machine's when left out.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One option; lists as JSON. Repeat it."),
+    ] = None,
+    device: Annotated[
+        Literal["cuda", "cpu"] | None,
+        typer.Option(help="Where it would train; this machine's when left out."),
+    ] = None,
     gpu_gib: Annotated[float | None, typer.Option(metavar="G", help="Memory of the GPU to plan for, in GiB.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -58,7 +64,10 @@ def _text(found: Fit) -> str:
     if found.paged_bytes:
         lines.append(_line("in main memory where the GPU is full", found.paged_bytes))
     if found.advice:
-        lines += ["What would save memory:", *(f"  {_gib(one.saves_bytes):>8} GiB  {one.change}" for one in found.advice)]
+        lines += [
+            "What would save memory:",
+            *(f"  {_gib(one.saves_bytes):>8} GiB  {one.change}" for one in found.advice),
+        ]
     if found.room_bytes is not None:
         lines.append(f"Fits up to max_length {found.longest_max_length:,}, or up to {found.largest_batch:,} rows at once.")
     return "\n".join([*lines, *(f"Note: {warning}" for warning in found.warnings)])

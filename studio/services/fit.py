@@ -115,7 +115,11 @@ class FitService:
         room = _room(where, None)
         found: dict[str, bool | None] = {}
         layers = {name: recipes.get(name).options for name in ("qlora-sft", "lora-sft")} | {"full": {"method": "full"}}
-        small = {"per_device_train_batch_size": 1, "gradient_checkpointing": True, "per_device_eval_batch_size": 1}
+        small = {
+            "per_device_train_batch_size": 1,
+            "gradient_checkpointing": True,
+            "per_device_eval_batch_size": 1,
+        }
         for name, layer in layers.items():
             found[name] = None
             with contextlib.suppress(StudioError):
@@ -279,7 +283,10 @@ def _changes(job: JobConfig) -> list[tuple[str, Change]]:
     """What a person could change, in words and as options; only what is not so already."""
     batch, rows, length = job.per_device_train_batch_size, job.per_device_eval_batch_size, job.max_length
     four: Change = {"quantization.load_in_4bit": True, "quantization.load_in_8bit": False}
-    smaller: Change = {"per_device_train_batch_size": batch // 2, "gradient_accumulation_steps": job.gradient_accumulation_steps * 2}
+    smaller: Change = {
+        "per_device_train_batch_size": batch // 2,
+        "gradient_accumulation_steps": job.gradient_accumulation_steps * 2,
+    }
     candidates: list[tuple[bool, str, Change]] = [
         (not job.gradient_checkpointing, "Recompute activations", {"gradient_checkpointing": True}),
         (batch > 1, "Half the batch, the same rows per step", smaller),

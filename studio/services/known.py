@@ -25,7 +25,12 @@ def _output_of(command: Sequence[str]) -> str:
     """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it says that we have ended."""
     environment = processes.child_environment(for_hub=True)
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
     ) as child:
         timer = threading.Timer(SEARCH_S, child.kill)
         timer.start()
@@ -54,7 +59,10 @@ class KnownService:
         if not (wanted := query.strip()[:100]):
             return []
         if self.settings.hub_offline:
-            raise ModelError("This studio is set to stay offline.", "Unset HF_HUB_OFFLINE to search the hub, or add a folder.")
+            raise ModelError(
+                "This studio is set to stay offline.",
+                "Unset HF_HUB_OFFLINE to search the hub, or add a folder.",
+            )
         command = processes.module_command("studio.catalogue.hub", "--search", wanted)
         try:
             answer = json.loads(_output_of(command))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from pydantic import JsonValue
+
 from jobs import config as job_config
 from jobs import kinds, objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
@@ -93,7 +95,12 @@ class Launcher:
         self.models = models
 
     def plan(
-        self, problems: LaunchProblems, data: str, base_model: str | ModelRef, recipe: str | None, layers: Sequence[Mapping[str, Any]]
+        self,
+        problems: LaunchProblems,
+        data: str,
+        base_model: str | ModelRef,
+        recipe: str | None,
+        layers: Sequence[Mapping[str, Any]],
     ) -> list[Plan]:
         """One plan per layer of options; what can't work is in `problems`. Raises NotFoundError for an unknown recipe."""
         chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
@@ -201,7 +208,16 @@ class Launcher:
                     rows = written.train_rows
                     splits[plan.split] = (run, rows)
                 write_run(run, plan.config, plan.renderer)
-                made.append(training(run, plan.recipe, plan.config, plan.dataset.id, rows, created_at=time.time() + number * 1e-4))
+                made.append(
+                    training(
+                        run,
+                        plan.recipe,
+                        plan.config,
+                        plan.dataset.id,
+                        rows,
+                        created_at=time.time() + number * 1e-4,
+                    )
+                )
             yield made
         except BaseException:
             for run in runs:
@@ -296,11 +312,14 @@ def planned_steps(config: JobConfig, rows: int) -> int | None:
         return config.max_steps
     if config.packing or not rows:
         return None
-    per_epoch = max(math.ceil(math.ceil(rows / config.per_device_train_batch_size) / config.gradient_accumulation_steps), 1)
+    per_epoch = max(
+        math.ceil(math.ceil(rows / config.per_device_train_batch_size) / config.gradient_accumulation_steps),
+        1,
+    )
     return math.ceil(config.num_train_epochs * per_epoch)
 
 
-def combinations(grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> list[dict[str, Any]]:
+def combinations(grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> list[dict[str, JsonValue]]:
     """Every choice of one value per key, the last key changing fastest. Raises ConfigError naming every problem of the grid."""
     known = {option.key for option in job_config.options()} - {"base_model"}
     problems = [f"{key} is set and varied at once" for key in grid if key in fixed]
@@ -313,7 +332,10 @@ def combinations(grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) ->
         raise ConfigError("; ".join(problems) + ".", "Write each as key=[value, value].", problems=problems)
     count = math.prod(len(values) for values in grid.values())
     if count > MAX_CHILDREN:
-        raise ConfigError(f"This grid has {count} combinations; a sweep holds at most {MAX_CHILDREN}.", "Leave out some values.")
+        raise ConfigError(
+            f"This grid has {count} combinations; a sweep holds at most {MAX_CHILDREN}.",
+            "Leave out some values.",
+        )
     found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if any(one == other for one, other in itertools.combinations(found, 2)):
         raise ConfigError("The grid names a value twice.", "Leave out the second.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from jobs.config import JobConfig
 from jobs.objectives import RowForm, TrainerFamily
 from jobs.trainers import objectives
@@ -26,12 +28,12 @@ BARE = "Needs transformers, trl, peft and datasets; nothing of the studio."
 
 @dataclass(frozen=True)
 class Script:
-    """What a script is about. `config`: with the order of rows that the job takes; `padding`: the token behind shorter rows."""
+    """What a script is about. `config` has the order of rows that the job takes."""
 
     name: str
     stem: str  # of the files beside it
     config: JobConfig
-    padding: str
+    padding: str  # the token behind shorter rows
 
     @property
     def is_quantised(self) -> bool:
@@ -60,7 +62,15 @@ class Script:
 
 def text(script: Script) -> str:
     """The whole script."""
-    parts = [_head(script), _imports(script), _constants(script), *_classes(script), _functions(script), _main(script), blocks.MAIN]
+    parts = [
+        _head(script),
+        _imports(script),
+        _constants(script),
+        *_classes(script),
+        _functions(script),
+        _main(script),
+        blocks.MAIN,
+    ]
     stripped = [part.strip("\n") for part in parts]
     return "\n\n\n".join(["\n\n".join(stripped[:3]), *stripped[3:]]) + "\n"
 
@@ -158,7 +168,10 @@ def _ready(config: JobConfig) -> str:
         return "def ready(rows):\n    return rows.map(whole.columns, remove_columns=rows.column_names)"
     if config.objective_entry.rows is not RowForm.MARKED:
         return ""
-    lines = ["def ready(rows):", '    """Mixed once, since trl keeps the order in which each row has its neighbour."""']
+    lines = [
+        "def ready(rows):",
+        '    """Mixed once, since trl keeps the order in which each row has its neighbour."""',
+    ]
     if config.train_sampling_strategy != "sequential":
         lines.append('    rows = rows.shuffle(seed=OPTIONS["seed"]).flatten_indices()')
     if config.kto.loss_type != "kto":
@@ -220,7 +233,7 @@ def _adapter(config: JobConfig) -> MethodText:
     return _METHODS[config.method](config)
 
 
-def _peft(name: str, values: dict[str, Any], *first: str) -> MethodText:
+def _peft(name: str, values: dict[str, JsonValue], *first: str) -> MethodText:
     """One class of peft with plain values; `first`: arguments as they are written."""
     return MethodText((("peft", name),), f"    return {_call(name, CAUSAL, *first, **values)}")
 
@@ -245,7 +258,10 @@ def _ia3(config: JobConfig) -> MethodText:
 
 
 def _prompt_tuning(config: JobConfig) -> MethodText:
-    values: dict[str, Any] = {"num_virtual_tokens": config.prompt.num_virtual_tokens, "prompt_tuning_init": "SAMPLE_VOCAB"}
+    values: dict[str, JsonValue] = {
+        "num_virtual_tokens": config.prompt.num_virtual_tokens,
+        "prompt_tuning_init": "SAMPLE_VOCAB",
+    }
     if not config.prompt.prompt_tuning_init_text:
         return _peft("PromptTuningConfig", values)
     values |= {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": config.prompt.prompt_tuning_init_text}
@@ -266,7 +282,8 @@ def _bottleneck(config: JobConfig) -> MethodText:
     return MethodText(
         (),
         blocks.BOTTLENECK.format(
-            mh_adapter=config.bottleneck.mh_adapter, made=_call("bottleneck.register()", CAUSAL, "target_modules=names", **values)
+            mh_adapter=config.bottleneck.mh_adapter,
+            made=_call("bottleneck.register()", CAUSAL, "target_modules=names", **values),
         ).strip("\n"),
     )
 
@@ -286,7 +303,7 @@ _METHODS: dict[str, Callable[[JobConfig], MethodText]] = {
 }
 
 
-def _dictionary(values: dict[str, Any]) -> str:
+def _dictionary(values: dict[str, JsonValue]) -> str:
     """One entry per line."""
     lines = [f"    {_value(key)}: {_value(value)}," for key, value in values.items()]
     return "\n".join(["{", *lines, "}"])

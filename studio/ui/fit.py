@@ -41,7 +41,14 @@ class FitBar:
         """Draw it when the tab opens and at every change of the model, the recipe or a field that memory depends on."""
         inputs = [base_model, recipe, *self._form.fields]
         changes = [base_model.change, *(field.change for field in self._form.fields)]
-        gr.on([opened, *changes], self.draw, inputs=inputs, outputs=[self.panel], trigger_mode="always_last", **QUIET)
+        gr.on(
+            [opened, *changes],
+            self.draw,
+            inputs=inputs,
+            outputs=[self.panel],
+            trigger_mode="always_last",
+            **QUIET,
+        )
         self.panel.select(self.apply, inputs=inputs, outputs=self._form.fields, **QUIET)
 
     def draw(self, base_model: str | None, recipe: str, *shown: Any) -> str:

@@ -28,7 +28,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "QLoRA": {"quantization.load_in_4bit": True},
 }
 RECIPES = {"sft": "lora-sft", "dpo": "dpo", "kto": "kto"}
-SHORT = {"max_steps": 4, "eval_steps": 2, "save_steps": 3, "sample_answers": 0, "measure_drift": False, "quantization.load_in_4bit": False}
+SHORT = {
+    "max_steps": 4,
+    "eval_steps": 2,
+    "save_steps": 3,
+    "sample_answers": 0,
+    "measure_drift": False,
+    "quantization.load_in_4bit": False,
+}
 ALWAYS = ("sft LoRA", "sft QLoRA", "sft full", "dpo DoRA", "kto LoRA")  # the others where all cells are tried
 CELLS = {
     f"{objective} {method}": {"recipe": recipe, "options": {**SHORT, **options}}
@@ -37,9 +44,18 @@ CELLS = {
 }
 # what only the studio has, by the words of the script's first lines
 OF_THE_STUDIO: dict[str, tuple[dict[str, Any], str]] = {
-    "balanced": ({"recipe": "lora-sft", "options": {**SHORT, "train_sampling_strategy": "batch_rebalance"}}, "balanced steps"),
-    "packed": ({"recipe": "lora-sft", "options": {**SHORT, "packing": True, "max_length": 128}}, "packed rows"),
-    "orpo": ({"recipe": "orpo", "options": {**SHORT, "quantization.load_in_4bit": True}}, "the start of orpo"),
+    "balanced": (
+        {"recipe": "lora-sft", "options": {**SHORT, "train_sampling_strategy": "batch_rebalance"}},
+        "balanced steps",
+    ),
+    "packed": (
+        {"recipe": "lora-sft", "options": {**SHORT, "packing": True, "max_length": 128}},
+        "packed rows",
+    ),
+    "orpo": (
+        {"recipe": "orpo", "options": {**SHORT, "quantization.load_in_4bit": True}},
+        "the start of orpo",
+    ),
     "bottleneck": ({"recipe": "bottleneck-sft", "options": SHORT}, "bottleneck adapters"),
 }
 
@@ -133,7 +149,11 @@ def test_what_only_the_studio_has_is_named_in_the_first_lines_and_imported(with_
 def test_rows_are_written_as_they_are_learned(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows=3, recipe="lora-sft", max_length=16)
     file = tmp_path / 'mine".py'
-    assert writer("first", run).write(file) == ["mine-.train.jsonl", "mine-.eval.jsonl", "mine-.chat_template.jinja"]
+    assert writer("first", run).write(file) == [
+        "mine-.train.jsonl",
+        "mine-.eval.jsonl",
+        "mine-.chat_template.jinja",
+    ]
     rows = [json.loads(line) for line in (tmp_path / "mine-.train.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(len(row["input_ids"]) == len(row["labels"]) == 16 for row in rows)
     assert all(label in (-100, token) for row in rows for token, label in zip(row["input_ids"], row["labels"], strict=True))
