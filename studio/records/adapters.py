@@ -1,0 +1,119 @@
+"""Adapters, merges and exports."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import ConfigDict
+
+from studio.records.base import Record
+from studio.records.jobs import JobProgress, JobStatus
+
+
+class Adapter(Record):
+    """An adapter that can answer on its base model: trained here, merged, or brought from elsewhere."""
+
+    id: str
+    name: str
+    base_model: str
+    method: str  # lora, dora, ia3, prompt-tuning, ...
+    job: str | None  # the job that trained it
+    path: str  # absolute folder
+    bytes: int  # of all its files
+    created_at: float
+
+
+class MergeMethod(StrEnum):
+    """How adapters are added up."""
+
+    LINEAR = "linear"  # the sum of the updates, each times its weight
+    TIES = "ties"  # the largest values of each, where their signs agree
+    DARE = "dare"  # a random part of each, scaled up to make up for the rest
+
+
+class ExportFormat(StrEnum):
+    """What others can load an export with."""
+
+    ADAPTER = "adapter"  # safetensors as peft writes them; needs the base model
+    MERGED = "merged"  # the whole model in 16 bit, as transformers writes it
+    GGUF = "gguf"  # the whole model for llama.cpp and ollama
+    GGUF_LORA = "gguf-lora"  # the adapter for llama.cpp; needs the base model as GGUF
+
+
+class Outtype(StrEnum):
+    """How a GGUF file stores the weights of a whole model."""
+
+    F16 = "f16"  # 16 bits per weight
+    Q8_0 = "q8_0"  # 8.5 bits per weight
+
+
+class ReaderProof(Record):
+    """What another program makes of the same file."""
+
+    model_config = ConfigDict(extra="ignore")  # kept in files, which a later version may have written
+
+    identical: int
+    max_logit_diff: float
+    worst_share: float
+    clear_tokens: int
+    wrong_tokens: int
+    same_template_ids: bool
+    passed: bool
+    reason: str
+
+
+class ExportProof(Record):
+    """Whether the written files, read back, behave like the base model with the adapter. Both answer the same prompts."""
+
+    model_config = ConfigDict(extra="ignore")  # as ReaderProof
+
+    prompts: int
+    identical: int  # prompts whose greedy answers are the same
+    max_logit_diff: float  # the largest difference of a logit, over every position of the answers
+    effect: float  # by how much the adapter changes the logits: the median of the largest change at each position
+    worst_share: float  # the largest difference as a share of what the adapter changes; 0.05 would fail
+    clear_tokens: int  # positions where the adapter prefers its token by more than the difference
+    wrong_tokens: int  # of these, where the files prefer another one
+    same_template_ids: bool  # tokenizer and template make the same ids of a conversation
+    passed: bool
+    reason: str  # why it did not pass; "" where it did
+    readers: dict[str, ReaderProof] | None = None  # other programs that read the file, such as llama.cpp
+
+
+class WrittenExport(Record):
+    """What the process of an export has written and proved."""
+
+    model_config = ConfigDict(extra="ignore")  # as ReaderProof
+
+    path: str
+    bytes: int
+    format: ExportFormat
+    files: list[str]
+    verified: ExportProof
+
+
+class Export(Record):
+    """An adapter in a form that others can load, with its proof. Its ID is that of its job."""
+
+    id: str
+    name: str
+    adapter: str
+    base_model: str
+    format: ExportFormat
+    outtype: Outtype | None  # of format gguf only
+    status: JobStatus
+    reason: str
+    fix: str
+    path: str  # absolute folder
+    bytes: int  # of all its files; 0 while it is written, and after it was deleted
+    files: list[str]  # names in `path` that are still there
+    verified: ExportProof | None  # null before the files were read back
+    progress: JobProgress
+    created_at: float
+
+
+class PushedExport(Record):
+    """An export that was uploaded to the Hugging Face hub."""
+
+    repository: str
+    url: str

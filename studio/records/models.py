@@ -1,0 +1,129 @@
+"""Base models, and what a training on one would take."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from studio.records.base import Record
+
+
+class BaseModel(Record):
+    """A base model that is known by name. The starter is always there; its ID is its name."""
+
+    id: str
+    name: str
+    path: str  # absolute folder
+    architecture: str  # as config.json names it
+    parameters: int  # a tied output layer counts once
+    context: int  # tokens; 0 where config.json does not say
+    loadable: bool  # it can answer and be trained
+    reason: str  # why it is not loadable; "" where it is
+
+
+class RemovedModel(Record):
+    """A base model that is no longer known. Its files are deleted only where the studio had fetched them."""
+
+    name: str
+    removed: bool = True
+
+
+class HubModel(Record):
+    """A text generation model of the Hugging Face hub, as a search finds it."""
+
+    repository: str  # OWNER/NAME
+    downloads: int
+    gated: bool  # its terms must be accepted on its page first
+
+
+class KnownBaseModel(Record):
+    """A base model that people use, whether or not it is here."""
+
+    repository: str  # OWNER/NAME on the hub
+    parameters: int
+    context: int  # tokens
+    licence: str
+    template: str  # the form of its conversations
+    gated: bool  # its terms must be accepted on its page first
+    weights: str  # how they are stored
+    good_for: str
+    refusal: str  # why it can't be used here; "" where it can
+    fits: dict[str, bool | None]  # recipe or "full" -> whether it fits this machine's memory; null where that is not known
+    here: bool  # a base model of this name was added
+    checked: bool  # against the hub, by this studio
+    note: str
+
+
+# before a training: its memory, and what stands against it
+
+
+class MemoryBreakdown(Record):
+    """Predicted bytes on the device at the peak, by what they hold."""
+
+    base_weights: int  # layers that can be quantised
+    full_precision_weights: int  # embeddings, head, norms
+    adapter: int  # what is trained, with its gradients
+    optimizer: int
+    activations: int
+    logits: int  # the output layer
+    overhead: int
+
+
+class MemoryAdvice(Record):
+    """One change that would save memory."""
+
+    change: str  # in words, with the options
+    saves_bytes: int
+    options: dict[str, JsonValue]  # dotted keys
+
+
+class MemoryCorrection(Record):
+    """What past runs like this one on this machine say: measured / predicted."""
+
+    factor: float
+    runs: int
+
+
+class ChatMemory(Record):
+    """The same base model in the chat."""
+
+    bytes: int
+    stays_loaded: bool | None  # beside this training; null where the device is not known
+
+
+class Fit(Record):
+    """Predicted peak memory of one training. On a processor `process_bytes` come on top of it."""
+
+    predicted_bytes: int
+    breakdown: MemoryBreakdown  # adds up to predicted_bytes
+    margin_bytes: int | None  # negative: so much is missing; null where the device is not known
+    fits: bool | None
+    advice: list[MemoryAdvice]  # the greatest saving first
+    device: str  # cuda, cpu
+    room_bytes: int | None  # what a training may take there
+    process_bytes: int  # the imported trainer itself, on a processor
+    paged_bytes: int  # optimizer states that may move to main memory
+    error_bytes: int  # by which the prediction may be off, as measured
+    peak_at: str  # the moment of the peak
+    parameters: int
+    trainable_parameters: int
+    longest_max_length: int | None
+    largest_batch: int | None
+    chat: ChatMemory
+    warnings: list[str]
+    correction: MemoryCorrection
+
+
+class MeasuredMemory(Record):
+    """What a run really took, beside its prediction."""
+
+    measured_bytes: int
+    predicted_bytes: int
+    device: str
+
+
+class Refusal(Record):
+    """One reason why a launch would be refused."""
+
+    message: str
+    fix: str
+    change: dict[str, JsonValue]  # options that remove the reason; empty where a person has to decide
