@@ -238,3 +238,10 @@ def test_a_second_reader_must_pass_too_and_its_figures_stay_apart() -> None:
     assert not both.passed and both.reason == "Read by llama.cpp: It differs." and both.identical == 2
     assert both.readers is not None and both.readers["llama.cpp"].identical == 1
     assert proof.with_second_reader(good, "llama.cpp", good).passed
+
+
+def test_a_share_without_end_is_a_number_that_json_has() -> None:
+    """Not a number anywhere, from an adapter that changes little: the largest number there is by a half has no end."""
+    known = proof.Reference([[5]], proof.Behaviour([[0]], [torch.tensor([[4.0, 0.0]])]), torch.tensor([0.5]))
+    verdict = proof.judge(known, proof.Behaviour([[0]], [torch.tensor([[torch.nan, 0.0]])]), same_ids=True)
+    assert not verdict.passed and verdict.worst_share == torch.finfo(torch.float32).max
