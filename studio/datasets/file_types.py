@@ -18,6 +18,7 @@ from studio.datasets.json_records import JsonLines, json_records
 from studio.datasets.plain_text import text_records
 from studio.datasets.records import SAMPLE_BYTES, Record
 from studio.datasets.tables import csv_records, looks_like_table, parquet_records
+from studio.datasets.yaml_records import yaml_records
 
 OPENINGS = (b"{", b"[")
 
@@ -86,6 +87,7 @@ def _is_table(file: Beginning) -> bool:
 
 JSON_LINES = FileType("jsonl", (".jsonl", ".ndjson"), JsonLines, _is_json_lines)
 JSON = FileType("json", (".json",), json_records, _is_json)
+YAML = FileType("yaml", (".yaml", ".yml"), yaml_records, lambda file: file.suffix in (".yaml", ".yml"))
 TABLE = FileType("csv", (".csv", ".tsv"), csv_records, _is_table)
 PARQUET = FileType(
     "parquet",
@@ -99,7 +101,7 @@ TEXT = FileType(
 )
 
 # in the order in which they are tried: by content first, so that a JSON file called .csv is JSON
-FILE_TYPES = (JSON_LINES, JSON, TABLE, PARQUET, TEXT)
+FILE_TYPES = (JSON_LINES, JSON, YAML, TABLE, PARQUET, TEXT)
 UNRECOGNISED = JSON_LINES  # its problems say what is wrong with a line
 PACKED = (".gz", ".zip")
 SUFFIXES = tuple(suffix for entry in FILE_TYPES for suffix in entry.suffixes)

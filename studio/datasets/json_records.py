@@ -70,7 +70,7 @@ def json_line(number: int, line: bytes) -> Row | Problem | None:
         return _json_problem(number, line.strip(b" \t\r\n"))
     if len(line) <= MAX_SEARCHED and (twice := key_twice(line.decode(), value)):
         return _twice(number, twice)
-    return value if type(value) is dict else _as_row(number, value)
+    return value if type(value) is dict else as_row(number, value)
 
 
 def _twice(number: int, key: str) -> Problem:
@@ -100,7 +100,7 @@ def _json_complaint(line: bytes, exc: orjson.JSONDecodeError) -> str:
     return f"Not valid JSON: {exc.msg} (column {exc.colno})."
 
 
-def _as_row(number: int, value: Any) -> Row | Problem:
+def as_row(number: int, value: Any) -> Row | Problem:
     """A row of a list or a bare text: a conversation, or a document."""
     if isinstance(value, dict):
         return value
@@ -122,7 +122,7 @@ def json_records(file: Any, name: str, _sample: bytes) -> Iterator[Record]:
                 yield from _object_records(stream, name)
             else:
                 line = stream.line
-                yield line, _as_row(line, stream.value())
+                yield line, as_row(line, stream.value())
     except JsonStreamError as exc:
         fix = "Correct it there, or save the rows as JSON lines (.jsonl)."
         yield exc.line, Problem(exc.line, f"{exc}, so the rest of {name} can't be read.", fix)
@@ -139,7 +139,7 @@ def _list_records(stream: JsonStream) -> Iterator[Record]:
         elif type(value) is dict and "row_idx" in value and isinstance(value.get("row"), dict):
             yield line, value["row"]  # as the hub's dataset viewer writes rows
         else:
-            yield line, value if type(value) is dict else _as_row(line, value)
+            yield line, value if type(value) is dict else as_row(line, value)
 
 
 def _object_records(stream: JsonStream, name: str) -> Iterator[Record]:

@@ -39,6 +39,7 @@ def parquet() -> bytes:
 WRITTEN = {
     "jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
     "json": json.dumps(ROWS, indent=1).encode(),
+    "yaml": "".join(f"- prompt: {row['prompt']}\n  completion: '{row['completion']}'\n" for row in ROWS).encode(),
     "csv": b"prompt,completion\n" + "".join(f'"{row["prompt"]}","{row["completion"]}"\n' for row in ROWS).encode(),
     "parquet": parquet(),
     "text": b"A river.\n\nA lake.\n",
@@ -115,3 +116,23 @@ def test_the_quick_way_knows_formats_and_their_roles_alone() -> None:
     assert FIELDS.keys() == WRITERS.keys() <= BY_NAME.keys() and MESSAGE_KEYS.keys() <= FIELDS.keys()
     for name, fields in FIELDS.items():
         assert {field[0] for field in fields} <= set(BY_NAME[name].role_names()), name
+
+
+def test_yaml_takes_words_as_they_are_written_and_refuses_what_stands_for_something_else(tmp_path: Path) -> None:
+    (tmp_path / "rows.yml").write_bytes(
+        b"data:\n- {prompt: no, completion: 1.10, n: 007}\n- {prompt: &a x, completion: *a}\n"
+        b"- {prompt: !!python/name:os.system , completion: b}\n- {prompt: null, completion: 3, prompt: c}\n- {prompt: 2020-01-01, completion: true}\n"
+    )
+    with open_source(tmp_path / "rows.yml") as source:
+        (_, first), (three, alias), (_, tag), (_, twice), (_, last) = source.records
+    assert first == {"prompt": "no", "completion": "1.10", "n": "007"} and last == {"prompt": "2020-01-01", "completion": True}
+    assert three == 3 and isinstance(alias, Problem) and "alias *a" in alias.problem
+    assert isinstance(tag, Problem) and "tag" in tag.problem and isinstance(twice, Problem) and "twice" in twice.problem
+    (tmp_path / "two.yaml").write_bytes(b"prompt: a\ncompletion: b\n---\nprompt: c\ncompletion: [\n")
+    with open_source(tmp_path / "two.yaml") as source:
+        found = list(source.records)
+    assert found[0] == (1, {"prompt": "a", "completion": "b"})
+    assert isinstance(found[-1][1], Problem) and "rest of two.yaml" in found[-1][1].problem
+    (tmp_path / "deep.yaml").write_bytes(b"- " + b"[" * 5000 + b"]" * 5000)
+    with open_source(tmp_path / "deep.yaml") as source:
+        assert [type(row) for _, row in source.records] == [Problem]
