@@ -173,10 +173,16 @@ def _scores(rows: int, tokens: Mapping[int, str], added: Mapping[int, Any], merg
     rank: dict[str, int] = {}
     for number, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", "", 1), number)
-    return [
-        -float(rank[text]) - 1 if (text := tokens.get(row, "")) in rank else 0.0 if row in added or _is_byte(text) else LEAST
-        for row in range(rows)
-    ]
+
+    def score(row: int) -> float:
+        text = tokens.get(row, "")
+        if text in rank:
+            return -float(rank[text]) - 1
+        if row in added or _is_byte(text):
+            return 0.0
+        return LEAST
+
+    return [score(row) for row in range(rows)]
 
 
 def without_generation_tags(template: str) -> str:

@@ -145,14 +145,20 @@ class Ingest:
             return [(line, Problem(line, *_unwritable(row)))]
 
 
+def _length(row: object) -> int:
+    """About how many characters a row holds; counted for every row, so without looking into its values."""
+    if type(row) is not dict:
+        return ODD_VALUE
+    return sum([len(value) if type(value) is str else ODD_VALUE for value in row.values()])
+
+
 def _grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
     """So many at once as are small together."""
     some: list[Record] = []
     size = 0
     for record in records:
         some.append(record)
-        row = record[1]
-        size += sum([len(value) if type(value) is str else ODD_VALUE for value in row.values()]) if type(row) is dict else ODD_VALUE
+        size += _length(record[1])
         if size > BLOCK_BYTES:
             yield some
             some, size = [], 0

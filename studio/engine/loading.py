@@ -70,8 +70,9 @@ def check_memory(folder: ModelFolder, facts: ModelFacts, dtype: torch.dtype, dev
     if facts.parameters * each <= free:
         return
     smaller = [name for name, size in BYTES.items() if size < each and facts.parameters * size <= free]
-    largest = f"a model of at most {free / 2e9:.1f} billion parameters in 16 bit would fit"
-    would = f"in {'4-bit (NF4)' if 'nf4' in smaller else '8-bit'} it would fit" if smaller else largest
+    would = f"a model of at most {free / 2e9:.1f} billion parameters in 16 bit would fit"
+    if smaller:
+        would = f"in {'4-bit (NF4)' if 'nf4' in smaller else '8-bit'} it would fit"
     raise MemoryError(
         f"{folder.name} needs {facts.parameters * each / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on the "
         f"{device.type.upper()}; {would}"
