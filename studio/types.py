@@ -24,12 +24,18 @@ class Value(BaseModel):
 
 
 class Message(Value):
-    """One turn of a conversation, as in the OpenAI protocol."""
+    """One turn of a conversation, as in the OpenAI protocol.
+
+    `train` decides the loss where a job's `learned_turns` is `marked`: False keeps a turn of the assistant from being learned, True
+    makes a turn of anybody learned, None leaves it to the role. `reasoning` is what the assistant thought before `content`.
+    """
 
     role: Role
     content: str
     tool_calls: list[dict[str, Any]] | None = None
     name: str | None = None
+    train: bool | None = None
+    reasoning: str | None = None
 
 
 class Example(Value):

@@ -273,6 +273,7 @@ def _as_turn(message: Message | Mapping[str, Any]) -> Turn:
     turn = {key: value for key, value in message.items() if value is not None}
     if not isinstance(turn.get("role"), str):
         raise DatasetError("A message has no role.", "Use system, user, assistant or tool.")
+    turn.pop("train", None)  # decides the loss, and is no template's business
     turn["role"] = str(turn["role"])  # a template gets plain values only
     turn.setdefault("content", "")
     if turn.get("tool_calls"):

@@ -207,7 +207,8 @@ def _message(number: int, value: Mapping[str, Any]) -> Message:
             raise bad_request(f"{place}.content has a part that is no text. Only text can be read here.", param=f"{place}.content")
         content = "".join(str(part.get("text", "")) for part in content)
     role = "system" if value.get("role") == "developer" else value.get("role")
-    fields = {"role": role, "content": content or "", "tool_calls": value.get("tool_calls"), "name": value.get("name")}
+    fields = {name: value.get(name) for name in ("tool_calls", "name")}
+    fields |= {"role": role, "content": content or "", "reasoning": value.get("reasoning_content") or value.get("reasoning")}
     try:
         return Message.model_validate(fields)
     except ValidationError as exc:

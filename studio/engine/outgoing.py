@@ -75,4 +75,12 @@ def common(contestant: Contestant, params: GenerationParams, grammar: Grammar | 
 
 
 def plain(messages: Messages) -> list[dict[str, Any]]:
-    return [m.model_dump(exclude_none=True) if isinstance(m, Message) else {k: v for k, v in m.items() if v is not None} for m in messages]
+    return [_plain(m.model_dump(exclude={"train"}) if isinstance(m, Message) else m) for m in messages]
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Without empty keys; reasoning under the name that servers know."""
+    found = {key: value for key, value in message.items() if value is not None}
+    if "reasoning" in found:
+        found["reasoning_content"] = found.pop("reasoning")
+    return found

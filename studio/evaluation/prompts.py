@@ -107,7 +107,7 @@ def _asked(text: str) -> PromptMessage:
 
 
 def _messages(messages: Iterable[Message]) -> list[PromptMessage]:
-    return [cast(PromptMessage, message.model_dump(exclude_none=True)) for message in messages]
+    return [cast(PromptMessage, message.model_dump(exclude_none=True, exclude={"train"})) for message in messages]
 
 
 def _references(row: dict[str, Any]) -> list[str]:
