@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("studio/evaluation", "studio/db", "studio/services", "studio/catalogue", "studio/engine", "studio/compress", "jobs")
 SUITES = ("tests/unit", "tests/integration")
 Change = Callable[[Any], object]
-LIMIT_S = 240
-MAX_FILES = 8  # test files per mutant, the closest first
+LIMIT_S = 180
+MAX_FILES = 5  # test files per mutant, the closest first
 
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 COMPARISONS |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
