@@ -293,7 +293,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         except (json.JSONDecodeError, RecursionError):
             values[key.strip()] = text
     if problems:
-        raise ConfigError("; ".join(problems) + ".", problems=problems)
+        raise ConfigError("; ".join(problems) + ".", "An option is set as KEY=VALUE, such as lora.r=8.", problems=problems)
     return values
 
 
@@ -304,6 +304,9 @@ def build(*layers: Mapping[str, Any]) -> JobConfig:
         raise problem
     assert config is not None
     return config
+
+
+OPTIONS_FIX = "Correct these options; `studio train --help` lists all of them with what they take."
 
 
 def read(*layers: Mapping[str, Any]) -> tuple[JobConfig | None, ConfigError | None]:
@@ -331,7 +334,7 @@ def read(*layers: Mapping[str, Any]) -> tuple[JobConfig | None, ConfigError | No
         config = None
     if first.keys() & DECISIVE:
         config = None
-    return config, ConfigError("; ".join(problems) + ".", problems=problems)
+    return config, ConfigError("; ".join(problems) + ".", OPTIONS_FIX, problems=problems)
 
 
 def _drop(tree: dict[str, Any], key: str) -> None:
@@ -375,7 +378,7 @@ def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         if near := difflib.get_close_matches(key, _names(), n=2):
             return f"{key} is no option, did you mean {' or '.join(near)}"
-        return f"{key} is no option; `studio train --help` lists them all"
+        return f"{key} is no option"
     message = error["msg"][0].lower() + error["msg"][1:]
     usual = next((option.default for option in options() if option.key == key), None)
     text = f"{key}={error['input']!r}: {message}"

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+SHOWN_NAMES = 20  # of a list in a message
+
+
+def listed(names: Iterable[str], most: int = SHOWN_NAMES) -> str:
+    """Names for a message, separated by commas; where they are many, the first and how many more there are."""
+    found = list(names)
+    if len(found) <= most + 1:  # "and 1 more" would be no shorter than the name
+        return ", ".join(found)
+    return f"{', '.join(found[:most])} and {len(found) - most:,} more"
 
 
 class StudioError(Exception):

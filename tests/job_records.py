@@ -32,6 +32,7 @@ QUEUED: dict[str, Any] = {
     "created_at": 0.0,
     "started_at": None,
     "ended_at": None,
+    "seconds_of_work": None,
 }
 WHOLE: dict[str, Any] = {"config": {}, "result": {}, "events": [], "watched": None, "report": None}
 

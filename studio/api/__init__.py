@@ -83,7 +83,9 @@ def _invalid(request: Request, exc: Exception) -> Response:
 
 def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    return _answer(request, exc.status_code, StudioError(str(exc.detail)))
+    return _answer(
+        request, exc.status_code, StudioError(f"{str(exc.detail).rstrip('.')}.", "/api/docs lists what there is and how to ask for it.")
+    )
 
 
 def _unforeseen(request: Request, exc: Exception) -> Response:

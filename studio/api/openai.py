@@ -85,7 +85,7 @@ async def _forward(request: Request, path: str) -> Response:
     body = await _json(request)
     name = body.get("model")
     if not isinstance(name, str) or not name:
-        raise protocol.bad_request("model is missing. GET /v1/models lists what there is.", param="model")
+        raise protocol.bad_request("model is missing.", "GET /v1/models lists what there is.", param="model")
     studio: Studio = request.app.state.studio
     contestant = await run_in_threadpool(_resolve, studio, name)
     await run_in_threadpool(_add_folders, studio, contestant, body)
@@ -100,14 +100,18 @@ def _add_folders(studio: Studio, contestant: Contestant, body: dict[str, Any]) -
     """Folders for names: the model's, and with `assistant_model` the one that drafts. Paths of a client's own never get through."""
     quantization = body.get("quantization") or ""
     if quantization not in protocol.QUANTIZATIONS:
-        raise protocol.bad_request(f"quantization is one of {', '.join(protocol.QUANTIZATIONS[1:])}.", param="quantization")
+        raise protocol.bad_request(
+            "quantization is unknown.", f"Choose one of {', '.join(protocol.QUANTIZATIONS[1:])}.", param="quantization"
+        )
     field = replace(contestant, quantization=quantization).studio_field()
     assert field is not None, "a model of this studio"
     assistant = body.get("assistant_model")
     if isinstance(assistant, str) and assistant:
         drafting = _resolve(studio, assistant)
         if drafting.base is None or drafting.adapter is not None:
-            raise protocol.bad_request("assistant_model names a base model, without an adapter.", param="assistant_model")
+            raise protocol.bad_request(
+                f"assistant_model {assistant!r} is no base model.", "Name one, without an adapter.", param="assistant_model"
+            )
         field["assistant"] = {"name": drafting.base.name, "path": str(drafting.base.path)}
         body.setdefault("speculation", "assistant")
     body["studio"] = field
@@ -117,9 +121,9 @@ async def _json(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise protocol.bad_request("The body is not valid JSON.", code="invalid_json") from None
+        raise protocol.bad_request("The body is not valid JSON.", "Send a JSON object.", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise protocol.bad_request("The body must be a JSON object.", code="invalid_json")
+        raise protocol.bad_request("The body is no JSON object.", "Send an object in braces.", code="invalid_json")
     return body
 
 

@@ -214,9 +214,31 @@ def _against_model(config: JobConfig, model: Mapping[str, Any]) -> Iterator[Conf
         yield Conflict(
             f"{tokens} virtual tokens leave too little of the {context} that this model reads", {"prompt.num_virtual_tokens": context // 8}
         )
-    narrowest = min(_learning(config, shape), key=lambda layer: min(layer.rows, layer.columns), default=None)
-    if narrowest and config.lora.r > (width := min(narrowest.rows, narrowest.columns)):
-        yield Conflict(f"a rank of {config.lora.r} is more than the {width} that its layer {narrowest.name} is wide", {"lora.r": width})
+    narrowest = _narrowest(config, shape)
+    if narrowest and config.lora.r > narrowest.width:
+        because = f"a rank of {config.lora.r} is more than the {narrowest.width} that its layer {narrowest.name} is wide"
+        yield Conflict(because, {"lora.r": narrowest.width})
+
+
+@dataclass(frozen=True)
+class NarrowestLayer:
+    """The layer that bounds the rank of a LoRA: a matrix of rank r is at least r wide."""
+
+    name: str
+    width: int
+
+
+def narrowest_layer(config: JobConfig, model: Mapping[str, Any]) -> NarrowestLayer | None:
+    """Of the layers that a LoRA of this configuration goes to; None for other methods and for models of unknown shape."""
+    try:
+        return _narrowest(config, decoder(model))
+    except ModelError:
+        return None
+
+
+def _narrowest(config: JobConfig, shape: Decoder) -> NarrowestLayer | None:
+    widths = [NarrowestLayer(layer.name, min(layer.rows, layer.columns)) for layer in _learning(config, shape)]
+    return min(widths, key=lambda layer: layer.width, default=None)
 
 
 def _learning(config: JobConfig, shape: Decoder) -> list[Linear]:

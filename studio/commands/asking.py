@@ -31,15 +31,17 @@ def chat(
     base_model: BaseModel,
     adapter: Annotated[list[str] | None, typer.Option(metavar="A", help="Who answers; repeat it. base stands for the base model.")] = None,
     system: Annotated[str | None, typer.Option(help="Instruction before the conversation.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the likeliest token; the default 0.7 samples, so that answers differ.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer; without one each is drawn afresh.")] = None,
     quantization: Annotated[str, typer.Option(metavar="nf4|int8", help="Hold the base in 4 or 8 bit; else as it is.")] = "",
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar that the answer must follow.")] = None,
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON schema that the answer must follow.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Ask once; one answer per contestant."""
+    """Ask once; one answer per contestant, sampled unless --temperature is 0."""
     from studio import supervisor
 
     if grammar and json_schema:

@@ -108,7 +108,9 @@ def _launched(studio: Studio, job: JobDetail, wait: bool, json: bool) -> None:
 
 
 def _queued(job: JobDetail) -> str:
-    return f"{job.name}: {job.status}. ID {job.id}"
+    lines = [f"{job.name}: {job.status}. ID {job.id}"]
+    lines += [f"Note: {text}" for event in job.events if event.kind == "notice" and (text := (event.model_extra or {}).get("text"))]
+    return "\n".join(lines)
 
 
 @app.command("list")

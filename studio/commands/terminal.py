@@ -34,7 +34,7 @@ def load_settings() -> Settings:
     try:
         return studio_settings.load()
     except ValueError as exc:
-        raise StudioError(str(exc)) from None
+        raise StudioError(str(exc), "Correct or unset that variable of the environment.") from None
 
 
 def open_studio(settings: Settings | None = None) -> Studio:
@@ -97,7 +97,9 @@ def sampling(**given: Any) -> GenerationParams:
     except ValidationError as exc:
         problem = exc.errors()[0]
         option = f"--{str(problem['loc'][0]).replace('_', '-')}"
-        raise StudioError(f"{option} {problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}.") from None
+        raise StudioError(
+            f"{option} {problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}.", "`--help` says what it takes."
+        ) from None
 
 
 def read_text(path: Path) -> str:

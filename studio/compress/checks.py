@@ -15,13 +15,25 @@ import regex
 from studio.errors import StudioError
 
 NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*%?")
+# capital at the beginning of a sentence only, wherever that begins
+PLAIN_WORDS = (
+    "A An The This That These Those I He She It We You They His Her Hers Its Our Ours Your Yours Their Theirs My Mine Him Them Us Me "
+    "Who Whom Whose Which What When Where Why How And But Or Nor So Yet If Then Else Because Since While Although Though Unless Until "
+    "After Before During In On At By For From To Of With Without Within About Above Below Under Over Between Through As Is Are Was "
+    "Were Be Been Am Do Does Did Has Have Had Can Could Will Would Shall Should May Might Must Not No Yes There Here Now Also Both "
+    "Each Every Either Neither Some Any All Many Most Much Few More Less One However Therefore Thus Please Let"
+)
+NAME = rf"(?!(?:{'|'.join(PLAIN_WORDS.split())})\b)[A-Z][a-z]+(?:\s[A-Z][a-z]+)*"
 KINDS: dict[str, re.Pattern[str]] = {
     "numbers": NUMBER,
     "negations": re.compile(r"\b(?:no|not|never|none|nor|nothing|nobody|neither|without|cannot|\w+n['’]t)\b|[不没無无非未別别勿]", re.I),
     "quotes": re.compile(r"“[^”\n]{1,300}”|\"[^\"\n]{1,300}\"|「[^」\n]{1,300}」"),
     "code": re.compile(r"```.*?```|`[^`\n]+`", re.S),
     "urls": re.compile(r"https?://\S+|www\.\S+|[\w.+-]+@[\w-]+(?:\.\w+)+"),
-    "names": re.compile(r"(?<![.!?:\n]\s)(?<![.!?:\n])(?<!^)\b[A-Z][a-z]+(?:\s[A-Z][a-z]+)*\b"),
+    "names": re.compile(
+        rf"(?<![.!?:\n]\s)(?<![.!?:\n\"“])(?<!^)\b{NAME}\b"
+        rf"|(?<=[\"“]){NAME}(?=[\"”,])"  # a text of its own, such as a value in JSON; else a quote begins a sentence
+    ),
 }
 SHOWN = 5  # of what was lost, in one warning
 LONGEST_PATTERN = 500

@@ -54,7 +54,8 @@ def answer(shelf: Shelf, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": StudioError("There is not enough memory to compress this.", "Use a smaller compressor.").as_json()}
     except Exception as exc:
         log.exception("compressing failed")
-        defect = StudioError(f"This could not be compressed because of a defect in the studio ({type(exc).__name__}: {exc}).")
+        what = f"This could not be compressed because of a defect in the studio ({type(exc).__name__}: {exc})."
+        defect = StudioError(what, "The log of the studio has the details; another method or compressor may work.")
         return {"error": (of_this_machine(exc) or defect).as_json()}
 
 

@@ -355,7 +355,7 @@ def _to_children(session: Session, sweep: JobRow, act: Callable[[str], object]) 
         except StudioError as exc:
             refused.append(exc)
     if len(refused) == len(members):
-        raise next(iter(refused), StudioError(f"Sweep {sweep.name} has no jobs."))
+        raise next(iter(refused), StudioError(f"Sweep {sweep.name} has no jobs.", "Start it once more with `studio sweep`."))
     return _status(session, sweep.id)
 
 

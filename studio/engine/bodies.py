@@ -15,6 +15,7 @@ from studio.engine.protocol import GenerationRequest, Grammar, Speculation, bad_
 from studio.types import GenerationParams, Message
 
 COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's default of /v1/completions
+CORRECT = "Correct that field."
 MAX_ANSWERS = 64  # answers of one request: prompts x n
 MAX_TOP_LOGPROBS = 20
 
@@ -75,9 +76,13 @@ def parse_chat(body: Any) -> GenerationRequest:
     """Check a body of /v1/chat/completions. Raises EngineError 400 naming the field."""
     checked = _validate(_ChatBody, body)
     if not checked.logprobs and checked.top_logprobs:
-        raise bad_request("top_logprobs needs logprobs to be true.", param="top_logprobs")
+        raise bad_request("top_logprobs needs logprobs to be true.", "Set logprobs to true.", param="top_logprobs")
     if checked.continue_final_message and checked.messages[-1].get("role") != "assistant":
-        raise bad_request("continue_final_message needs an assistant's message at the end.", param="continue_final_message")
+        raise bad_request(
+            "continue_final_message needs an assistant's message at the end.",
+            "Add the beginning of the answer as the last message.",
+            param="continue_final_message",
+        )
     return GenerationRequest(
         goes_on=bool(checked.continue_final_message),
         **_shared(checked, checked.max_completion_tokens or checked.max_tokens, None),
@@ -97,22 +102,22 @@ def parse_completion(body: Any) -> GenerationRequest:
         top_logprobs=checked.logprobs,
     )
     if len(prompts) * request.n > MAX_ANSWERS:
-        raise bad_request(f"{len(prompts)} prompts x n={request.n} are more than {MAX_ANSWERS} answers. Send them in parts.", param="n")
+        raise bad_request(f"{len(prompts)} prompts x n={request.n} are more than {MAX_ANSWERS} answers.", "Send them in parts.", param="n")
     return request
 
 
 def _validate(kind: type[BodyT], body: Any) -> BodyT:
     if not isinstance(body, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_json")
+        raise bad_request("The body is no JSON object.", "Send an object in braces.", code="invalid_json")
     for name, harmless in _UNSUPPORTED.items():
         if body.get(name) is not None and body[name] not in harmless:
-            raise bad_request(f"{name} is not supported here. Leave it out.", param=name, code="unsupported_parameter")
+            raise bad_request(f"{name} is not supported here.", "Leave it out.", param=name, code="unsupported_parameter")
     try:
         return kind.model_validate(body)
     except ValidationError as exc:
         error = exc.errors()[0]
         place = ".".join(str(part) for part in error["loc"])
-        raise bad_request(f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}.", param=place) from None
+        raise bad_request(f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}.", CORRECT, param=place) from None
 
 
 def _shared(body: _Body, limit: int | None, default_limit: int | None) -> dict[str, Any]:
@@ -153,12 +158,14 @@ def _speculation(body: _Body, params: GenerationParams) -> Speculation | None:
     bends = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if params.temperature != 0 or bends or body.grammar or body.regex or (body.response_format or {}).get("type", "text") != "text":
         said = "speculation keeps the answer only at temperature 0 without penalties, grammar or schema."
-        raise bad_request(f"{said} Leave it out, or set temperature to 0.", param="speculation")
+        raise bad_request(said, "Leave it out, or set temperature to 0.", param="speculation")
     if body.speculation == "prompt_lookup":
         return Speculation()
     assistant = (body.studio or {}).get("assistant")
     if not isinstance(assistant, Mapping):
-        raise bad_request("speculation by an assistant needs assistant_model, a smaller model.", param="assistant_model")
+        raise bad_request(
+            "speculation by an assistant needs assistant_model.", "Name a smaller model of the same family.", param="assistant_model"
+        )
     return Speculation(folder_of(assistant))
 
 
@@ -166,7 +173,7 @@ def _grammar(body: _Body) -> Grammar | None:
     """`response_format`, `grammar` or `regex`, at most one of them."""
     found = _response_format(body.response_format) if body.response_format else None
     if len([form for form in (found, body.grammar, body.regex) if form]) > 1:
-        raise bad_request("Give only one of response_format, grammar and regex.", param="grammar")
+        raise bad_request("response_format, grammar and regex exclude each other.", "Give only one of them.", param="grammar")
     if body.regex:
         return Grammar("regex", body.regex)
     return Grammar("gbnf", body.grammar) if body.grammar else found
@@ -182,9 +189,11 @@ def _response_format(value: Mapping[str, Any]) -> Grammar | None:
         holder = value.get("json_schema")
         schema = holder.get("schema") if isinstance(holder, Mapping) else None
     else:
-        raise bad_request(f"response_format.type is {kind!r}; it must be text, json_object or json_schema.", param="response_format")
+        raise bad_request(f"response_format.type is {kind!r}.", "It must be text, json_object or json_schema.", param="response_format")
     if not isinstance(schema, Mapping):
-        raise bad_request("response_format.json_schema.schema must be a JSON schema (an object).", param="response_format")
+        raise bad_request(
+            "response_format.json_schema.schema is no JSON schema.", "It must be an object in braces.", param="response_format"
+        )
     return Grammar("json_schema", json.dumps(schema))
 
 
@@ -204,7 +213,7 @@ def _message(number: int, value: Mapping[str, Any]) -> Message:
     content = value.get("content")
     if isinstance(content, list):
         if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
-            raise bad_request(f"{place}.content has a part that is no text. Only text can be read here.", param=f"{place}.content")
+            raise bad_request(f"{place}.content has a part that is no text.", "Only text can be read here.", param=f"{place}.content")
         content = "".join(str(part.get("text", "")) for part in content)
     role = "system" if value.get("role") == "developer" else value.get("role")
     fields = {name: value.get(name) for name in ("tool_calls", "name")}
@@ -214,4 +223,4 @@ def _message(number: int, value: Mapping[str, Any]) -> Message:
     except ValidationError as exc:
         error = exc.errors()[0]
         where = f"{place}.{'.'.join(str(part) for part in error['loc'])}"
-        raise bad_request(f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}.", param=where) from None
+        raise bad_request(f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}.", CORRECT, param=where) from None

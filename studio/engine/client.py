@@ -323,6 +323,18 @@ def _error(response: httpx.Response) -> EngineError:
     return error
 
 
+# what helps when another server says no more than its status
+SERVER_FIXES = {
+    300: "Check the address of the server.",
+    400: "Change the request as the server says.",
+    401: "Check the key of that server.",
+    403: "Check the key of that server, and what it may do.",
+    404: "Check the address and the model's name.",
+    429: "Wait a little, then ask again.",
+}
+ASK_AGAIN = "Ask again; the log of that server has the details."
+
+
 def _from_body(body: Any, status: int) -> EngineError:
     """Servers differ: OpenAI nests the error, others say `detail` or `message`."""
     body = body if isinstance(body, dict) else {}
@@ -330,8 +342,11 @@ def _from_body(body: Any, status: int) -> EngineError:
     holder: Mapping[str, Any] = error if isinstance(error, dict) else body
     message = holder.get("message") or holder.get("detail") or (isinstance(error, str) and error)
     code = holder.get("code")
+    fix = str(holder.get("fix") or "")
+    said = str(message or f"The server answered with status {status}.")
     return EngineError(
-        str(message or f"The server answered with status {status}."),
+        said.removesuffix(fix).rstrip(),  # our own messages end with their fix
+        fix or SERVER_FIXES.get(status) or SERVER_FIXES.get(status // 100 * 100, ASK_AGAIN),
         status=status,
         code=str(code) if code else "engine_error",
         param=holder.get("param"),

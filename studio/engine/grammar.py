@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studio.engine.protocol import Grammar, bad_request
+from studio.errors import listed
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -25,6 +27,12 @@ NAMES = {
     "regex": ("regex", "The regular expression"),
     "json_schema": ("response_format", "The JSON schema"),
 }
+
+
+# what a JSON value of each type begins and ends with
+BRACKETS = {"object": "{}", "array": "[]", "string": '"'}
+FORCED = re.compile(r"forced bytes: got '(.)'")
+LITERAL = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
 
 
 class GrammarVocabulary:
@@ -43,15 +51,26 @@ class GrammarVocabulary:
         """Bytes that the token stands for."""
         return bytes(self._tokens.decode_bytes([token_id])) if token_id < self.size else b""
 
+    @cached_property
+    def _bytes(self) -> frozenset[int]:
+        """Every byte that some token holds."""
+        return frozenset(byte for token_id in range(self.size) for byte in self.token_bytes(token_id))
+
+    def lacking(self, text: str) -> list[str]:
+        """The characters of `text` that no answer of this model can hold, in their order."""
+        return [sign for sign in dict.fromkeys(text) if not self._bytes.issuperset(sign.encode("utf-8", "replace"))]
+
     def matcher(self, grammar: Grammar) -> Matcher:
         """A fresh matcher. Raises EngineError 400 with the library's line and reason when the grammar can't be used."""
         from llguidance import LLMatcher
 
         source = _compile(grammar)
+        if missing := self.lacking(_certain(grammar)):
+            raise _unwritable(grammar, missing)
         problem = LLMatcher.validate_grammar(source, self._tokens)
         if problem and not problem.startswith("WARNING"):
             raise _refusal(grammar, problem)
-        matcher = Matcher(LLMatcher(self._tokens, source, log_level=0), grammar)
+        matcher = Matcher(LLMatcher(self._tokens, source, log_level=0), grammar, self)
         matcher.allowed(self.size)  # a grammar that nothing can fit passes the check above
         return matcher
 
@@ -59,29 +78,36 @@ class GrammarVocabulary:
 class Matcher:
     """Follows one answer and says which tokens may come next."""
 
-    def __init__(self, matcher: LLMatcher, grammar: Grammar) -> None:
+    def __init__(self, matcher: LLMatcher, grammar: Grammar, vocabulary: GrammarVocabulary) -> None:
         self._matcher = matcher
         self._grammar = grammar
+        self._vocabulary = vocabulary
 
     def copy(self) -> Matcher:
         """A matcher in the same state, for another answer."""
-        return Matcher(self._matcher.deep_copy(), self._grammar)
+        return Matcher(self._matcher.deep_copy(), self._grammar, self._vocabulary)
 
     def allowed(self, size: int) -> NDArray[np.bool_]:
         """Shape [size]: may this token come next?"""
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         if self._matcher.is_error():
-            raise _refusal(self._grammar, self._matcher.get_error())
+            raise self._stuck(self._matcher.get_error())
         mask = np.zeros(size, dtype=bool)
         mask[: min(size, bits.size)] = bits[:size]
         if not mask.any():
-            raise _refusal(self._grammar, "no token of this model fits what must come next")
+            raise self._stuck("no token of this model fits what must come next")
         return mask
 
     def take(self, token_id: int) -> None:
         """The token was chosen."""
         if not self._matcher.consume_token(token_id):
-            raise _refusal(self._grammar, self._matcher.get_error())
+            raise self._stuck(self._matcher.get_error())
+
+    def _stuck(self, reason: str) -> Exception:
+        """Why the answer can't go on: in plain words where the model can't write what the grammar asks for."""
+        forced = FORCED.search(reason)
+        missing = self._vocabulary.lacking(forced[1] if forced else _possible(self._grammar))
+        return _unwritable(self._grammar, missing) if missing else _refusal(self._grammar, reason)
 
     @property
     def is_complete(self) -> bool:
@@ -104,14 +130,46 @@ def _compile(grammar: Grammar) -> str:
         raise _refusal(grammar, str(exc)) from None
 
 
+def _certain(grammar: Grammar) -> str:
+    """Characters that every answer has, as far as that is plain: of a JSON schema its outermost value."""
+    if grammar.kind != "json_schema":
+        return ""
+    schema = json.loads(grammar.source)
+    signs = BRACKETS.get(str(schema.get("type")), "")
+    if schema.get("type") == "object":
+        names = [name for name in schema.get("required") or [] if isinstance(name, str)]
+        signs += "".join(json.dumps(name, ensure_ascii=False) + ":" for name in names)
+    return signs
+
+
+def _possible(grammar: Grammar) -> str:
+    """Characters that an answer may have to hold."""
+    if grammar.kind == "gbnf":
+        return "".join(LITERAL.findall(grammar.source))
+    signs = "".join(grammar.source.split())
+    return "".join(BRACKETS.values()) + signs if grammar.kind == "json_schema" else signs
+
+
+def _unwritable(grammar: Grammar, missing: Sequence[str]) -> Exception:
+    param, name = NAMES[grammar.kind]
+    signs = listed(missing)
+    return bad_request(
+        f"{name} can't be used with this model: its vocabulary has no {signs}, so it can't write what is asked for.",
+        "Choose a model whose vocabulary has it, or ask without a grammar.",
+        param=param,
+        code="invalid_grammar",
+    )
+
+
 def _refusal(grammar: Grammar, reason: str) -> Exception:
     """One line: which rule, which line, why."""
     param, name = NAMES[grammar.kind]
     text = " ".join(reason.split("<state>")[0].split())
     text = re.sub(r"^at (\d+)\((\d+)\): ", r"line \1, column \2: ", text).replace("NoExtensionBias", "nothing can fit it")
+    fix = "Correct it at that place."
     unknown = re.fullmatch(r"Rule '([^']+)' not found", text)
     if unknown:  # the library names the rule but not the place
         lines = grammar.source.splitlines()
         line = next((n for n, content in enumerate(lines, 1) if re.search(rf"(?<![\w-]){re.escape(unknown[1])}(?![\w-])", content)), 1)
         text = f"line {line}: {text}"
-    return bad_request(f"{name} can't be used: {text.rstrip('.')}.", param=param, code="invalid_grammar")
+    return bad_request(f"{name} can't be used: {text.rstrip('.')}.", fix, param=param, code="invalid_grammar")

@@ -61,7 +61,7 @@ def _as_refusals(request: GenerationRequest) -> Iterator[None]:
         status = 400 if request.base.path.is_dir() else 404
         raise EngineError(exc.message, exc.fix, status=status, code="model_not_loadable") from None
     except DatasetError as exc:  # the template refuses these messages
-        raise bad_request(str(exc), param="messages") from None
+        raise bad_request(exc.message, exc.fix, param="messages") from None
 
 
 def _answer(
@@ -110,7 +110,7 @@ def _check_assistant(request: GenerationRequest, renderer: Renderer) -> None:
     theirs = _load_renderer(assistant.path, None, _stamp(assistant.path, None)).tokenizer
     if theirs.get_vocab(with_added_tokens=True) != renderer.tokenizer.get_vocab(with_added_tokens=True):
         raise bad_request(
-            f"{assistant.name} has another vocabulary than {request.base.name}, so it can't draft for it. "
+            f"{assistant.name} has another vocabulary than {request.base.name}, so it can't draft for it.",
             "Choose a smaller model of the same family, or prompt_lookup.",
             param="assistant_model",
         )
@@ -123,10 +123,14 @@ def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int
     for prompt in request.prompts:
         ids = renderer.completion_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
-            raise bad_request("The prompt is empty and this model has no token to start from.", param="prompt")
+            raise bad_request("The prompt is empty and this model has no token to start from.", "Write one.", param="prompt")
         size = renderer.tokenizer.get_vocab_size(with_added_tokens=True)
         if any(not 0 <= token_id < size for token_id in ids):
-            raise bad_request(f"The prompt has a token id that is not between 0 and {size - 1}.", param="prompt")
+            raise bad_request(
+                f"The prompt has a token id that is not between 0 and {size - 1}.",
+                "Tokenise it with this model's tokenizer.",
+                param="prompt",
+            )
         found.append(ids)
     return found
 
@@ -146,7 +150,7 @@ def _room(request: GenerationRequest, renderer: Renderer, ids: list[int], facts:
     if len(ids) >= context:
         excess = len(ids) - context + 1
         raise bad_request(
-            f"This model's context is {context} tokens and the prompt has {len(ids)} tokens. "
+            f"This model's context is {context} tokens and the prompt has {len(ids)} tokens.",
             f"Shorten {_what_to_cut(request, renderer, excess)} by at least {excess} tokens.",
             param="messages" if request.is_chat else "prompt",
             code="context_length_exceeded",

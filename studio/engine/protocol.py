@@ -162,9 +162,9 @@ class Event:
     facts: Mapping[str, Any] | None = None
 
 
-def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400) -> EngineError:
+def bad_request(message: str, fix: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400) -> EngineError:
     """An error the caller can mend, in OpenAI's terms."""
-    return EngineError(message, status=status, code=code, param=param)
+    return EngineError(message, fix, status=status, code=code, param=param)
 
 
 def error_body(error: EngineError) -> ErrorBody:
@@ -172,6 +172,8 @@ def error_body(error: EngineError) -> ErrorBody:
     usual = "server_error" if error.status >= 500 else "invalid_request_error"
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status, usual)
     body: ErrorDetailBody = {"message": str(error), "type": kind, "param": error.details.get("param"), "code": error.code}
+    if error.fix:
+        body["fix"] = error.fix
     if "job" in error.details:
         body["job"] = error.details["job"]
     return {"error": body}
@@ -188,16 +190,19 @@ def read_folders(field: Mapping[str, Any] | None) -> tuple[ModelFolder, AdapterR
         template = field.get("chat_template")
     except (KeyError, TypeError, AttributeError) as exc:
         raise bad_request(
-            f"The request does not say which model folder answers (studio field: {exc}). Send it to the studio's own /v1, which adds it.",
+            f"The request does not say which model folder answers (studio field: {exc}).",
+            "Send it to the studio's own /v1, which adds it.",
             param="studio",
         ) from None
     if template is not None and not isinstance(template, str):
-        raise bad_request("studio.chat_template must be a text.", param="studio.chat_template")
+        raise bad_request("studio.chat_template is no text.", "Send the template's text.", param="studio.chat_template")
     return base, ref or None, template
 
 
 def folder_of(value: Mapping[str, Any]) -> ModelFolder:
     quantization = str(value.get("quantization") or "")
     if quantization not in QUANTIZATIONS:
-        raise bad_request(f"studio.base.quantization is {quantization!r}, not one of {', '.join(QUANTIZATIONS[1:])}.", param="studio.base")
+        raise bad_request(
+            f"studio.base.quantization is {quantization!r}.", f"Choose one of {', '.join(QUANTIZATIONS[1:])}.", param="studio.base"
+        )
     return ModelFolder(str(value["name"]), Path(str(value["path"])), quantization)

@@ -158,14 +158,14 @@ def _job(asked: Any) -> tuple[str, int]:
     try:
         return str(asked["job"]), int(asked["keep_bytes"])
     except (KeyError, TypeError, ValueError):
-        raise bad_request('Say which job needs how much: {"job": name, "keep_bytes": bytes}.') from None
+        raise bad_request("The body does not say which job needs how much.", 'Send {"job": name, "keep_bytes": bytes}.') from None
 
 
 async def _read_json(request: Request) -> Any:
     try:
         return json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise bad_request("The body is no JSON.", code="invalid_json") from None
+        raise bad_request("The body is no JSON.", "Send a JSON object.", code="invalid_json") from None
 
 
 async def _disconnect(request: Request) -> None:
@@ -181,7 +181,7 @@ async def _unless(disconnected: asyncio.Task[None], event: Awaitable[Event]) -> 
     if waiting.done():
         return waiting.result()
     waiting.cancel()
-    raise EngineError("The client has gone.", status=499, code="client_closed_request")
+    raise EngineError("The client has gone.", "Nobody reads this answer.", status=499, code="client_closed_request")
 
 
 async def _stream(exchange: Exchange, first: Event) -> AsyncIterator[bytes]:

@@ -125,6 +125,7 @@ class ErrorDetailBody(TypedDict):
     type: str
     param: str | None
     code: str
+    fix: NotRequired[str]  # also the end of the message
     job: NotRequired[str]  # the training that the engine has left its memory to
 
 

@@ -20,6 +20,7 @@ LOOKUP_TOKENS = 10
 ASSISTANT_TOKENS = 5
 PLAIN_STEPS = 3  # measured before drafts begin, so that the gain is measured and not claimed
 TRIAL_PASSES = 12  # drafts that have not paid by then stop
+FEWEST_TOKENS = 30  # of an answer for which a gain is said
 
 
 class Drafter(Protocol):
@@ -101,6 +102,14 @@ class Gain:
         """What the same tokens would have taken in plain steps."""
         return self.tokens * self.plain_s / self.plain_steps if self.plain_steps else 0.0
 
+    @property
+    def _speedup(self) -> float | None:
+        """None below FEWEST_TOKENS, where a few steps' noise decides. Drafts of which no token was right have brought nothing."""
+        if not (self.drafts_s and self.plain_steps) or self.tokens < FEWEST_TOKENS:
+            return None
+        gain = round(self._would_s / self.drafts_s, 2)
+        return gain if self.tokens > self.passes else min(gain, 1.0)
+
     def plain(self, started: float) -> None:
         self.plain_steps += 1
         self.plain_s += time.monotonic() - started
@@ -112,11 +121,12 @@ class Gain:
         self.drafts_s += time.monotonic() - started
 
     def as_json(self) -> dict[str, Any]:
-        """`speedup`: seconds that the same tokens would have taken in plain steps, by the seconds they took."""
+        """`speedup`: seconds that the same tokens would have taken in plain steps, by the seconds they took; at most 1 where no drafted
+        token was right, None where that is not known."""
         return {
             "drafted_tokens": self.drafted,
             "accepted_tokens": self.tokens - self.passes,
             "tokens_per_pass": round(self.tokens / self.passes, 2) if self.passes else None,
-            "speedup": round(self._would_s / self.drafts_s, 2) if self.drafts_s and self.plain_steps else None,
+            "speedup": self._speedup,
             "stopped": self.is_losing,
         }

@@ -116,7 +116,7 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[str], bool]:
     try:
         kind.check_schema(schema)
     except SchemaError as exc:
-        raise StudioError(f"The JSON schema can't be used: {exc.message}.") from None
+        raise StudioError(f"The JSON schema can't be used: {exc.message}.", "Correct the schema at that place.") from None
     validator = kind(schema)
     return lambda text: is_json(text) and bool(validator.is_valid(orjson.loads(text)))
 
@@ -128,7 +128,7 @@ def pattern_check(pattern: str) -> Callable[[str], bool]:
     try:
         compiled = regex.compile(pattern)
     except regex.error as exc:
-        raise StudioError(f"The pattern {pattern!r} can't be used: {exc}.") from None
+        raise StudioError(f"The pattern {pattern!r} can't be used: {exc}.", "Correct the pattern at that place.") from None
     return lambda text: compiled.search(text, timeout=2.0) is not None
 
 

@@ -97,6 +97,7 @@ class Job(Record):
     created_at: float
     started_at: float | None  # of the first attempt
     ended_at: float | None
+    seconds_of_work: float | None = None  # of all attempts; waiting and pauses don't count; null before the first start
 
 
 class SweepChild(Job):

@@ -100,7 +100,7 @@ class Agreement(Record):
 
 
 class LostPrompt(Record):
-    """A prompt on which a contestant lost, with a proposal for a better answer."""
+    """A prompt on which a contestant lost or everybody was wrong, with a proposal for a better answer."""
 
     prompt_id: str
     question: str

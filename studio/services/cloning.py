@@ -57,6 +57,7 @@ class Cloner:
         problems.raise_all()
         with self.launcher.jobs(plans) as (job,), self.db.write() as session:
             job_names.submit(session, job, title, is_given=bool(name))
+            plans[0].note(session, job)
             job_rows.note(session, job.id, 0, "cloned", {"from": original.id, "name": original.name, "changes": dict(options)})
         queue.notify(self.settings.queue_path, QueueName.GPU)
         return job.id

@@ -182,7 +182,7 @@ class CompressionService:
     def vote(self, prompt: str, contestant: str, first: str, second: str, winner: str) -> CompressionVote:
         """Keep a blind vote: `first` was shown first, `winner` is a, b or tie. Lines that `studio leaderboard --verdicts` reads."""
         if winner not in SCORES:
-            raise StudioError(f"A vote is a, b or tie, not {winner!r}.")
+            raise StudioError(f"A vote is a, b or tie, not {winner!r}.", "Send one of the three as winner.")
         vote = CompressionVote(
             prompt_id=hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()[:12],
             a=first,

@@ -27,6 +27,7 @@ from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
 from studio.records import ChatMemory, Fit, JobKind, JobStatus, MeasuredMemory, MemoryAdvice, MemoryBreakdown, MemoryCorrection
+from studio.services.chosen_options import fitted
 from studio.services.models import ModelService
 from studio.settings import Settings
 
@@ -89,8 +90,8 @@ class FitService:
         """
         config = self._config(base_model, model_config)
         job = job_config.build(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options or {})
-        if "max_length" not in (options or {}) and (context := decoder(config).context):  # as a launch cuts rows that nobody asked for
-            job = job.model_copy(update={"max_length": min(job.max_length, context)})
+        chosen = fitted(job, options or {}, config, decoder(config).context, base_model or "the model")  # as a launch does
+        job = chosen.config
         if gpu_gib is None:
             where = device or memory.device_of(job)
             factor, runs = self._correction(config, job, where)
@@ -99,7 +100,8 @@ class FitService:
         else:
             raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
         asked = FitQuestion(config, job, where, _room(where, gpu_gib), factor)
-        return _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
+        found = _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
+        return found.model_copy(update={"warnings": [*chosen.notices, *found.warnings]})
 
     def measured(self, job_id: str) -> MeasuredMemory | None:
         """What a run took that has reported its peak; None for others."""

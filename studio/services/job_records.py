@@ -26,13 +26,14 @@ from studio.records import (
 from studio.services import curves, reports
 from studio.services.forecast import Span, forecast
 from studio.services.job_options import flat
+from studio.services.work_time import seconds_of_work
 
 UNKNOWN = Span()
 
 
-def record(job: JobRow, adapter: str | None, span: Span | None = None) -> Job:
-    """`adapter`: the ID of the one that the job has made; `span`: its forecast."""
-    return Job.model_validate(_fields(job, adapter, span or UNKNOWN))
+def record(job: JobRow, adapter: str | None, span: Span | None = None, worked_s: float | None = None) -> Job:
+    """`adapter`: the ID of the one that the job has made; `span`: its forecast; `worked_s`: how long it has worked."""
+    return Job.model_validate(_fields(job, adapter, span or UNKNOWN, worked_s))
 
 
 def detail(session: Session, job: JobRow) -> JobDetail:
@@ -49,7 +50,7 @@ def detail(session: Session, job: JobRow) -> JobDetail:
     elif job.kind == JobKind.SWEEP:
         more["children"] = _children(session, job)
     return JobDetail.model_validate({
-        **_fields(job, adapter, spans.get(job.id, UNKNOWN)),
+        **_fields(job, adapter, spans.get(job.id, UNKNOWN), seconds_of_work(session, [job])[job.id]),
         "config": job.config,
         "result": job.result,
         "events": [JobEvent.model_validate({"at": one.at, "attempt": one.attempt, "kind": one.kind, **one.data}) for one in events],
@@ -57,7 +58,7 @@ def detail(session: Session, job: JobRow) -> JobDetail:
     })  # fmt: skip
 
 
-def _fields(job: JobRow, adapter: str | None, span: Span) -> dict[str, object]:
+def _fields(job: JobRow, adapter: str | None, span: Span, worked_s: float | None) -> dict[str, object]:
     ends_at = None
     if span.ends_in_s is not None:
         ends_at = time.time() + span.ends_in_s
@@ -88,19 +89,22 @@ def _fields(job: JobRow, adapter: str | None, span: Span) -> dict[str, object]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "ended_at": job.ended_at,
+        "seconds_of_work": worked_s,
     }
 
 
 def _children(session: Session, sweep: JobRow) -> list[SweepChild]:
     """Each with the values of the grid that are its own."""
     keys = list(sweep.config["grid"])
-    return [_child(child, keys) for child in job_rows.children(session, sweep)]
+    children = job_rows.children(session, sweep)
+    worked = seconds_of_work(session, children)
+    return [_child(child, keys, worked[child.id]) for child in children]
 
 
-def _child(job: JobRow, keys: Sequence[str]) -> SweepChild:
+def _child(job: JobRow, keys: Sequence[str], worked_s: float | None) -> SweepChild:
     options = flat(job.config)
     own = {key: options.get(key) for key in keys}
-    return SweepChild.model_validate({**_fields(job, None, UNKNOWN), "options": own, "result": job.result})
+    return SweepChild.model_validate({**_fields(job, None, UNKNOWN, worked_s), "options": own, "result": job.result})
 
 
 def order(job: JobRow) -> tuple[int, float, float]:

@@ -42,6 +42,7 @@ from studio.services.judged import judged
 from studio.services.launching import Launcher, LaunchProblems, combinations
 from studio.services.models import ModelService
 from studio.services.scripts import ScriptWriter
+from studio.services.work_time import seconds_of_work
 from studio.settings import Settings
 
 MAX_TAGS, MAX_TAG_LENGTH, MAX_NOTE_LENGTH, MAX_COMPARED = 20, 40, 10_000, 20
@@ -88,6 +89,7 @@ class JobService:
             job.after_id = awaited
             with self.db.write() as session:
                 job_names.submit(session, job, title, is_given=bool(name))
+                plans[0].note(session, job)
         queue.notify(self.settings.queue_path, QueueName.GPU)
         return self.show(job.id)
 
@@ -128,6 +130,7 @@ class JobService:
             for number, child in enumerate(children, 1):
                 child.parent_id, child.after_id = parent.id, awaited
                 job_names.submit(session, child, f"{parent.name[:60]}-{number}", is_given=False)
+                plans[number - 1].note(session, child)
         queue.notify(self.settings.queue_path, QueueName.GPU)
         return self.show(parent.id)
 
@@ -199,9 +202,10 @@ class JobService:
             counted = (JobRow.status == JobStatus.QUEUED, JobRow.queue != "", JobRow.kind.not_in(kinds.followers()))
             queued = session.scalar(select(func.count()).select_from(JobRow).where(*counted)) or 0
             is_paused = queue_order.queue_is_paused(session, PAUSABLE)
+            worked = seconds_of_work(session, running)
         running.sort(key=lambda job: job.started_at or 0.0)
         return QueueOverview(
-            running=[job_records.record(job, None, spans.get(job.id)) for job in running],
+            running=[job_records.record(job, None, spans.get(job.id), worked[job.id]) for job in running],
             queued=queued,
             paused=is_paused,
             queue_eta_s=_last_end([*spans.values()], len(running) + queued),
@@ -224,10 +228,11 @@ class JobService:
             spans: Mapping[str, Span] = {}
             if any(job.status in PENDING for job, _, _ in rows):
                 spans = forecast(session)
+            worked = seconds_of_work(session, [job for job, _, _ in rows])
         words = (search or "").casefold().split()
         rows = [row for row in rows if job_records.is_found(row[0], row[2], words)]
         rows.sort(key=lambda row: job_records.order(row[0]))
-        return [job_records.record(job, adapter, spans.get(job.id)) for job, adapter, _ in rows]
+        return [job_records.record(job, adapter, spans.get(job.id), worked[job.id]) for job, adapter, _ in rows]
 
     def show(self, job_id: str) -> JobDetail:
         """One job with its configuration and what happened to it; a sweep with its children."""
@@ -246,9 +251,10 @@ class JobService:
             if any(job.kind != JobKind.TRAIN for job in jobs) or not 2 <= len(jobs) <= most:
                 raise StudioError("Only trainings can be compared, two to twenty of them.", "Name two or more trainings, or a sweep.")
             drawn = {job.id: curves.curves(session, job.id) for job in jobs}
+            worked = seconds_of_work(session, jobs)
         options = [{"data": data.get(job.dataset_id or "", ""), "recipe": job.recipe, **job_options.flat(job.config)} for job in jobs]
         return JobComparison(
-            jobs=[job_records.record(job, adapters.get(job.id)) for job in jobs],
+            jobs=[job_records.record(job, adapters.get(job.id), None, worked[job.id]) for job in jobs],
             differences=job_options.differences(options),
             curves=drawn,
             results={job.id: job.result for job in jobs},

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pydantic import JsonValue
+from sqlalchemy.orm import Session
 
 from jobs import config as job_config
 from jobs import kinds, objectives, recipes
@@ -25,16 +26,19 @@ from jobs.rundir import RunDir, write_json
 from studio.catalogue import compatibility, hardware, memory
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
+from studio.db import job_rows
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
 from studio.records import Dataset, JobKind, Refusal
 from studio.services import loggers
+from studio.services.chosen_options import ChosenOptions, fitted
 from studio.services.datasets import DatasetService
 from studio.services.models import ModelService
 from studio.settings import Settings
 
 CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 MAX_CHILDREN = 64  # of a sweep
+SEVERAL = "Change each of these, then launch again."
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -59,7 +63,7 @@ class LaunchProblems:
             raise self.found[0]
         if self.found:
             texts = list(dict.fromkeys(str(problem) for problem in self.found))
-            raise ConfigError(" ".join(texts), problems=texts)
+            raise ConfigError(" ".join(texts), SEVERAL, problems=texts)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class LaunchRequest:
 
     dataset: Dataset | None
     model: ModelRef | None
-    configs: list[JobConfig]
+    chosen: list[ChosenOptions]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class Plan:
     recipe: str
     config: JobConfig
     renderer: Renderer
+    notices: tuple[str, ...] = ()  # what a person must know of it, although it may be launched
+
+    def note(self, session: Session, job: JobRow) -> None:
+        """Keep the notices with the job, where the trainer's own are kept too."""
+        for text in self.notices:
+            job_rows.note(session, job.id, 0, "notice", {"text": text})
 
     @property
     def split(self) -> tuple[float, int]:
@@ -111,15 +121,15 @@ class Launcher:
         decides_recomputing = not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers))
         renderers: dict[tuple[int, str | None], Renderer | None] = {}
         plans = []
-        for config in asked.configs:
-            config = config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path)})
+        for chosen_options in asked.chosen:
+            config = chosen_options.config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path)})
             if decides_recomputing:
                 config = recomputing_where_needed(config, model)
             key = (config.max_length, config.chat_template)
             if key not in renderers:
                 renderers[key] = problems.gather(self._check_rows, dataset, model, config)
             if (renderer := renderers[key]) is not None:
-                plans.append(Plan(dataset, chosen.name, config, renderer))
+                plans.append(Plan(dataset, chosen.name, config, renderer, chosen_options.notices))
         if plans:
             problems.gather(self.check_disk, [plan.config for plan in plans])
         return plans
@@ -145,24 +155,22 @@ class Launcher:
         layers: Sequence[Mapping[str, Any]],
     ) -> LaunchRequest:
         """Everything that shows without looking at rows; what stands against it is in `problems`."""
-        dataset = model = context = None
+        dataset = model = None
         if data is not None:
             dataset = problems.gather(self.datasets.show, data)
         if isinstance(base_model, ModelRef):
             model = base_model
         elif base_model is not None:
             model = problems.gather(self.models.resolve, base_model, loadable=True)
-        if model:
-            context = inspect_folder(model.path).context
-        built = [_built(problems, chosen.options, layer, context) for layer in layers]
-        configs = [config for config in built if config is not None]
-        for config in configs:
+        built = [_built(problems, chosen.options, layer, model) for layer in layers]
+        found = [one for one in built if one is not None]
+        for config in (one.config for one in found):
             if dataset:
                 problems.gather(check_kind, dataset, config)
                 problems.gather(check_held_out, dataset, config)
             problems.gather(loggers.check, config)
             problems.found += standing_against(config, model)
-        return LaunchRequest(dataset, model, configs)
+        return LaunchRequest(dataset, model, found)
 
     def _check_rows(self, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
         """The renderer of this run; refuses rows that would teach nothing."""
@@ -225,17 +233,16 @@ class Launcher:
             raise
 
 
-def _built(problems: LaunchProblems, recipe: Mapping[str, Any], layer: Mapping[str, Any], context: int | None) -> JobConfig | None:
-    """One configuration, as far as it can be read: what is wrong is in `problems`, and the rest can still be judged.
-
-    A row longer than the model's context can't be learned: where `layer` sets no max_length, it is at most the context.
-    """
+def _built(problems: LaunchProblems, recipe: Mapping[str, Any], layer: Mapping[str, Any], model: ModelRef | None) -> ChosenOptions | None:
+    """One configuration, as far as it can be read: what is wrong is in `problems`, and the rest can still be judged."""
     config, problem = job_config.read(recipe, layer)
     if problem is not None:
         problems.found.append(problem)
-    if config is None or "max_length" in layer or not context:
-        return config
-    return config.model_copy(update={"max_length": min(config.max_length, context)})
+    if config is None:
+        return None
+    if model is None:
+        return ChosenOptions(config)
+    return fitted(config, layer, memory.model_config(model.path), inspect_folder(model.path).context, model.name)
 
 
 def standing_against(config: JobConfig, model: ModelRef | None) -> list[ConfigError]:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from studio.db.models import AdapterRow, BaseModelRow, ComparisonRow, DatasetRow, JobRow
-from studio.errors import NotFoundError, StudioError, TakenError
+from studio.errors import NotFoundError, StudioError, TakenError, listed
 
 NamedRow = TypeVar("NamedRow", AdapterRow, BaseModelRow, ComparisonRow, DatasetRow, JobRow)
 
@@ -95,4 +95,4 @@ def suggest(wanted: str, known: Iterable[str]) -> str:
         return f"Did you mean {' or '.join(near)}?"
     if not names:
         return "There are none yet."
-    return f"There are: {', '.join(sorted(names)[:8])}."
+    return f"There are: {listed(sorted(names))}."

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from studio.db.models import AnswerRow, ComparisonRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
+from studio.evaluation.metrics import contains, exact_match_normalized, number_match
 from studio.evaluation.verdicts import SCORES
 from studio.records import ComparisonPrompt, Dataset, DatasetKind, LostPrompt, PreferenceSource, Winner
 from studio.services import naming
@@ -24,6 +25,7 @@ from studio.settings import Settings
 from studio.types import Example, Message, Role
 
 MIN_MARGIN = 0.5
+EVERYBODY_WRONG = 1.0  # stands behind what was lost, whose score is below a half
 Texts = dict[tuple[str, str], str]  # (prompt, contestant) -> the answer
 
 
@@ -84,7 +86,7 @@ class PreferenceService:
         return self._keep(found, pairs, name, {"min_margin": min_margin, "source": source, "left_out": dict(left_out)})
 
     def worst(self, comparison: str, contestant: str, limit: int = 10) -> list[LostPrompt]:
-        """Prompts of one turn where `contestant` lost, the clearest first.
+        """Prompts of one turn that `contestant` got wrong: those it lost, the clearest first, then those that every answer got wrong.
 
         The proposal is the reference where there is one, else the answer that won.
         """
@@ -97,6 +99,8 @@ class PreferenceService:
                 if own.get(contestant, 0.5) < 0.5:
                     winner = max(own, key=own.__getitem__)
                     lost[prompt_id] = min(lost.get(prompt_id, (1.0, "")), (own[contestant], winner))
+        for prompt_id in _unanswered(row, texts):
+            lost.setdefault(prompt_id, (EVERYBODY_WRONG, ""))
         prompts = {prompt["id"]: prompt for prompt in row.prompts if len(prompt["turns"]) == 1}
         ordered = sorted((score, prompt_id, winner) for prompt_id, (score, winner) in lost.items() if prompt_id in prompts)
         return [
@@ -167,6 +171,23 @@ def _pairs(
             },
         }
         yield DecidedPair(_example(prompts[prompt_id], texts[prompt_id, chosen], texts[prompt_id, rejected]), provenance)
+
+
+def _unanswered(row: ComparisonRow, texts: Texts) -> list[str]:
+    """Prompts with a reference that no contestant's answer holds."""
+    references = {prompt["id"]: prompt["reference"] for prompt in row.prompts if prompt.get("reference")}
+    return [
+        prompt_id
+        for prompt_id, reference in references.items()
+        if not any(_is_right(texts.get((prompt_id, name), ""), reference) for name in row.contestants)
+    ]
+
+
+def _is_right(answer: str, reference: str) -> bool:
+    """Numbers are compared where the reference is one, or marks one as its answer."""
+    is_number = "####" in reference or not any(letter.isalpha() for letter in reference)
+    measures = (exact_match_normalized, contains, *(number_match,) * is_number)
+    return any(measure(answer, [reference]) for measure in measures)
 
 
 def _score(said: Mapping[str, RaterScore]) -> float:

@@ -21,6 +21,7 @@ from studio.evaluation.verdicts import PERSON, SCORES
 from studio.records import Agreement, Ballot, BallotChoice, ContestantFacts, JobStatus, Leaderboard, Position, Vote, Winner
 from studio.services import naming
 from studio.services.comparisons import ComparisonService
+from studio.services.work_time import seconds_of_work
 from studio.settings import Settings
 
 CHOICES = {
@@ -167,7 +168,7 @@ def _of_adapter(session: Session, name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"bytes": adapter.bytes}
     training = adapter.job_id and session.get(JobRow, adapter.job_id)
     if training:
-        facts |= {"job": training.id, "training": training.name, "training_seconds": _seconds(training)}
+        facts |= {"job": training.id, "training": training.name, "training_seconds": seconds_of_work(session, [training])[training.id]}
         facts["eval_loss"] = _eval_loss(session, training.id)
     return facts
 
@@ -262,12 +263,6 @@ def _winner(score: float) -> Winner:
     if score == 0.5:
         return Winner.TIE
     return Winner.A if score > 0.5 else Winner.B
-
-
-def _seconds(job: JobRow) -> float | None:
-    if not job.ended_at or not job.started_at:
-        return None
-    return job.ended_at - job.started_at
 
 
 def _eval_loss(session: Session, job_id: str) -> float | None:

@@ -22,7 +22,11 @@ class WorstPart:
         self._studio = studio
         self._page = page
         with gr.Accordion("Worst prompts, into training data", open=False, elem_id="compare-worst"):
-            self.who = gr.Dropdown(label="Who lost", info="Prompts on which this contestant did worst come first.", elem_id="worst-who")
+            self.who = gr.Dropdown(
+                label="Who lost",
+                info="Prompts on which this contestant did worst come first, then those that everybody got wrong.",
+                elem_id="worst-who",
+            )
             self.show = gr.Button("Show the worst prompts", elem_id="worst-show")
             self.table = gr.Dataframe(
                 headers=HEADERS,
@@ -57,7 +61,7 @@ class WorstPart:
             raise StudioError("There is no comparison yet.", "Compare and judge first.")
         found = self._studio.preferences.worst(comparison, who)
         if not found:
-            raise StudioError(f"{who} lost nowhere, as far as judged or voted.", "Judge or vote more.")
+            raise StudioError(f"{who} lost nowhere, as far as judged or voted, and no reference was missed by all.", "Judge or vote more.")
         rows = [[row.prompt_id, row.question, row.answer, row.better] for row in found]
         return {self.table: gr.Dataframe(value=rows, visible=True)}
 

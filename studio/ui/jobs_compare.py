@@ -92,7 +92,7 @@ def beside(compared: JobComparison, colours: Mapping[str, str]) -> dict[str, Any
 
 def _results(jobs: Sequence[Job], results: Mapping[str, Mapping[str, JsonValue]]) -> list[tuple[str, list[str]]]:
     rows = [("state", [words.STATUS_WORDS[job.status] for job in jobs])]
-    rows.append(("took", [words.elapsed(job.started_at, job.ended_at) or "-" for job in jobs]))
+    rows.append(("took", [words.duration(job.seconds_of_work) or "-" for job in jobs]))
     for key, label in RESULTS:
         found = [results[job.id].get(key) for job in jobs]
         if any(isinstance(value, (int, float)) for value in found):

@@ -85,7 +85,7 @@ def _facts(job: JobDetail) -> str:
         items.append(f"ends about {words.clock(job.ends_at)}")
     if job.started_at:
         so_far = "took" if job.ended_at else "running for"
-        items.append(f"{so_far} {words.elapsed(job.started_at, job.ended_at)}")
+        items.append(f"{so_far} {words.duration(job.seconds_of_work)}")
     if job.attempt > 1:
         items.append(f"attempt {job.attempt}")
     if job.children:

@@ -52,7 +52,7 @@ def facts(job: Job, names: Mapping[str, str]) -> str:
     elif job.status in ENDED:
         items = [words.ago(job.ended_at), "never started"]
         if job.started_at:
-            items[-1] = f"took {words.elapsed(job.started_at, job.ended_at)}"
+            items[-1] = f"took {words.duration(job.seconds_of_work)}"
     else:
         items = [_begins(job)]
         if job.ends_at:

@@ -16,6 +16,7 @@ import pytest
 
 from jobs import panel
 from jobs.runner import Runner
+from studio.db.models import AnswerRow
 from studio.errors import StudioError
 from studio.records import Comparison, Judgement
 from studio.services import Studio
@@ -109,6 +110,19 @@ def test_the_worst_prompts_become_rows_to_learn_from(studio: Studio, comparison:
     made = studio.preferences.correct("c", {lost[0].prompt_id: "my own answer", "nobody": "x"})
     (row,) = studio.datasets.examples(made.id)
     assert made.kind == "sft" and row.messages and row.messages[-1].content == "my own answer"
+
+
+def test_prompts_that_everybody_got_wrong_are_among_the_worst(studio: Studio) -> None:
+    prompts = [{"id": f"p{n}", "prompt": f"{n} and {n}?", "reference": f"{2 * n}"} for n in range(1, 5)]
+    made = studio.comparisons.create(prompts=prompts, base_model="starter", contestants=["base"], name="sums")
+    answers = {"p1": "2", "p2": "It is 4.", "p3": "seven", "p4": "80"}
+    with studio.db.write() as session:
+        for prompt_id, text in answers.items():
+            session.add(AnswerRow(comparison_id=made.id, prompt_id=prompt_id, contestant="base", text=text, seconds=1.0))
+    assert [(row.prompt_id, row.answer, row.better) for row in studio.preferences.worst("sums", "base")] == [
+        ("p3", "seven", "6"),
+        ("p4", "80", "8"),
+    ]
 
 
 def test_a_judge_that_always_says_a_is_seen_through_and_cached(studio: Studio, comparison: Comparison) -> None:

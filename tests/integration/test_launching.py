@@ -42,10 +42,11 @@ def studio(settings: Settings, tmp_path: Path) -> Iterator[Studio]:
     opened.db.dispose()
 
 
-def refused(studio: Studio, data: str, recipe: str, **options: Any) -> str:
+def refused(studio: Studio, data: str, recipe: str, base: str = "starter", **options: Any) -> str:
+    before = list(studio.settings.runs.iterdir())
     with pytest.raises(ConfigError) as caught:
-        studio.jobs.submit(data=data, base_model="starter", recipe=recipe, options=options)
-    assert not list(studio.settings.runs.iterdir())
+        studio.jobs.submit(data=data, base_model=base, recipe=recipe, options=options)
+    assert list(studio.settings.runs.iterdir()) == before
     return str(caught.value)
 
 
@@ -84,6 +85,20 @@ def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(s
 def test_a_length_nobody_asked_for_is_that_of_the_model(studio: Studio) -> None:
     job = studio.jobs.submit(data="plain", base_model="starter")
     assert studio.jobs.show(job.id).config["max_length"] == 512
+
+
+def test_a_recipe_made_to_fit_a_small_model_says_so_with_the_job(studio: Studio, shared_data: Path) -> None:
+    studio.models.add(shared_data / "models" / "stories260K", name="small")
+    job = studio.jobs.submit(data="plain", base_model="small", recipe="lora-sft")  # whose r is 16, and its layers 32 wide
+    assert job.config["lora"]["r"] == 16 and not any(event.kind == "notice" and "lora.r" in str(event) for event in job.events)
+    wide = [each for each in recipes.RECIPES.values() if each.options.get("lora.r", 0) >= 64 and "objective" not in each.options]
+    recipe = wide[0].name
+    job = studio.jobs.submit(data="plain", base_model="small", recipe=recipe)
+    (notice,) = [event for event in job.events if event.kind == "notice" and "lora.r" in str(event)]
+    assert job.config["lora"]["r"] == 32 and "lora.r is 32 instead of" in str(notice)
+    assert "Set lora.r=32" in refused(studio, "plain", recipe, base="small", **{"lora.r": 128})
+    fit = studio.fit.fit(base_model="small", recipe=recipe)
+    assert any("lora.r is 32" in warning for warning in fit.warnings)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -79,12 +79,25 @@ def test_the_gain_of_drafts_is_the_time_of_the_same_tokens_without_them(clock: S
         clock.at += 2.0
         gain.plain(started)
     assert not gain.is_measuring
-    for drafted, tokens in ((5, 4), (5, 2)):
+    for _ in range(6):
+        for drafted, tokens in ((5, 4), (5, 2)):
+            started = clock.at
+            clock.at += 3.0
+            gain.leap(started, drafted, tokens)
+    # 36 tokens at 2 s each would have taken 72 s, and took 36 s
+    assert gain.as_json() == {"drafted_tokens": 60, "accepted_tokens": 24, "tokens_per_pass": 3.0, "speedup": 2.0, "stopped": False}
+
+
+@pytest.mark.parametrize(("passes", "tokens", "speedup"), [(10, 2, None), (14, 2, None), (15, 2, 10.0), (29, 1, None), (40, 1, 1.0)])
+def test_no_gain_is_said_of_few_tokens_and_none_where_no_draft_was_right(
+    clock: SimpleNamespace, passes: int, tokens: int, speedup: float | None
+) -> None:
+    gain = Gain(plain_steps=3, plain_s=3 * 5.0)
+    for _ in range(passes):
         started = clock.at
-        clock.at += 3.0
-        gain.leap(started, drafted, tokens)
-    # 6 tokens at 2 s each would have taken 12 s, and took 6 s
-    assert gain.as_json() == {"drafted_tokens": 10, "accepted_tokens": 4, "tokens_per_pass": 3.0, "speedup": 2.0, "stopped": False}
+        clock.at += 1.0  # noise: drafts that are all wrong seem to be five times as fast
+        gain.leap(started, 5, tokens)
+    assert gain.as_json()["speedup"] == speedup
 
 
 def test_drafts_that_cost_more_than_they_bring_are_stopped_after_the_trial(clock: SimpleNamespace) -> None:

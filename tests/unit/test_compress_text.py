@@ -179,3 +179,16 @@ def test_the_page_shows_the_original_with_its_spaces() -> None:
     segments = compress_shown.segments(original, [("pay", False), ("80,000", True), ("now", True), (",", False), ("John", True)])
     assert "".join(text for text, _ in segments) == original
     assert [is_kept for _, is_kept in segments] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('{"a": "She went with Anna.", "b": "The end, She said"}', ["Anna"]),
+        ('{"author": "Anna Berg", "note": "Quickly he met Karl."}', ["Anna Berg", "Karl"]),
+        ("it was She who saw The Hague", ["Hague"]),
+        ('He said "Nobody knows" to Lena', ["Lena"]),
+    ],
+)
+def test_a_word_that_begins_a_sentence_is_no_name(text: str, names: list[str]) -> None:
+    assert checks.lost(text, "", ["names"]).get("names", []) == names

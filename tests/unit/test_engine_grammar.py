@@ -76,3 +76,26 @@ def test_a_bad_grammar_gets_its_reason_in_one_line(vocabulary: GrammarVocabulary
         vocabulary.matcher(grammar)
     assert (refused.value.status, refused.value.code) == (400, "invalid_grammar")
     assert "\n" not in str(refused.value) and "<state>" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "missing"),
+    [
+        ("json_schema", '{"type": "object", "properties": {}}', "no {, }"),
+        ("json_schema", '{"type": "array", "minItems": 1, "items": {"type": "object"}}', "no {"),
+        ("json_schema", '{"type": "object", "properties": {"x": {}}, "required": ["ключ"]}', "no {, }, к, л, ю, ч"),
+        ("gbnf", 'root ::= "{" "a"', "no {"),
+        ("regex", "a[{}]", "no {, }"),
+    ],
+)
+def test_a_character_that_the_model_can_not_write_is_named(shared_data: Path, kind: str, source: str, missing: str) -> None:
+    vocabulary = GrammarVocabulary(Tokenizer.from_file(str(shared_data / "models" / "babyllama105" / "tokenizer.json")), [2])
+    with pytest.raises(EngineError, match="its vocabulary has") as caught:
+        write(vocabulary, Grammar(kind, source), 1)
+    assert caught.value.status == 400 and f"{missing}, so it can't" in caught.value.message and caught.value.fix
+
+
+def test_what_the_model_can_write_is_not_blamed_on_its_vocabulary(vocabulary: GrammarVocabulary) -> None:
+    with pytest.raises(EngineError) as caught:
+        vocabulary.matcher(Grammar("gbnf", 'root ::= "a" missing'))
+    assert "vocabulary" not in caught.value.message and "missing" in caught.value.message

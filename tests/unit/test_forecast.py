@@ -130,7 +130,7 @@ def test_the_queue_counts_what_runs_and_what_waits(running: int, queued: int, pa
 def test_a_row_of_the_list_says_its_step_its_start_and_its_neighbours() -> None:
     waiting = [job_records.job(id=name, name=name, starts_in_s=starts) for name, starts in (("a", 5.0), ("b", 60.0 * 20), ("c", None))]
     running = job_records.job(id="r", status="RUNNING", started_at=1.0, progress=job_records.progress(3, 12, 90.0))
-    ended = job_records.job(id="e", status="SUCCEEDED", started_at=100.0, ended_at=160.0)
+    ended = job_records.job(id="e", status="SUCCEEDED", started_at=100.0, ended_at=9000.0, seconds_of_work=60.0)
     groups = jobs_queue.groups([running, *waiting, ended], {})
     assert [(group["title"], len(group["jobs"])) for group in groups] == [("Running", 1), ("Waiting, in this order", 3), ("Ended", 1)]
     assert [(row["up"], row["down"]) for row in groups[1]["jobs"]] == [("", "b"), ("a", "c"), ("b", "")]

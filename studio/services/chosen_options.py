@@ -1,0 +1,38 @@
+"""What nobody has set is made to fit the model, and every change is named: max_length its context, lora.r its narrowest layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config import JobConfig
+from studio.catalogue.compatibility import narrowest_layer
+
+
+@dataclass(frozen=True)
+class ChosenOptions:
+    """One configuration, and what differs in it from what its recipe says, a sentence each."""
+
+    config: JobConfig
+    notices: tuple[str, ...] = ()
+
+
+def fitted(config: JobConfig, layer: Mapping[str, Any], model: Mapping[str, Any], context: int | None, model_name: str) -> ChosenOptions:
+    """`config`, made to fit where `layer`, what a person has set, says nothing. `model`: its config.json."""
+    notices = []
+    if context and config.max_length > context and not _sets(layer, "max_length"):
+        notices.append(f"max_length is {context} instead of {config.max_length}: {model_name} reads no more tokens at once.")
+        config = config.model_copy(update={"max_length": context})
+    narrowest = narrowest_layer(config, model)
+    if narrowest and config.lora.r > narrowest.width and not _sets(layer, "lora.r"):
+        notices.append(f"lora.r is {narrowest.width} instead of {config.lora.r}: layer {narrowest.name} of {model_name} is no wider.")
+        config = config.model_copy(update={"lora": config.lora.model_copy(update={"r": narrowest.width})})
+    return ChosenOptions(config, tuple(notices))
+
+
+def _sets(layer: Mapping[str, Any], key: str) -> bool:
+    """Whether a layer sets a dotted key, written dotted or in sections."""
+    section, _, name = key.partition(".")
+    inner = layer.get(section)
+    return key in layer or (isinstance(inner, Mapping) and name in inner)
