@@ -19,6 +19,7 @@ from studio.ui.page import Frame, go, stamp, stamp_box
 from studio.ui.storage import StoragePiece
 
 LIVE_S, IDLE_S = 2.0, 10.0
+AGAIN = "Train it again"  # the button of the training once a try has failed or was cancelled
 STEPS = (  # act, title, button, text; an empty text is the training's progress
     (
         "add",
@@ -140,11 +141,15 @@ class DemoStep:
 def steps(state: DemoState) -> list[DemoStep]:
     """The five steps with what is done, what is next and what comes later; only the possible ones have a button."""
     has_rows, has_job, has_adapter = state.dataset is not None, state.job is not None, state.adapter is not None
-    done = [has_rows, has_job, has_adapter, state.chatted, state.compared]
-    offered = [not has_rows, has_rows and not has_job, has_job, has_adapter, has_adapter]
+    has_failed = state.job is not None and state.job.status in UNSUCCESSFUL
+    is_trained = has_job and not has_failed
+    done = [has_rows, is_trained, has_adapter, state.chatted, state.compared]
+    offered = [not has_rows, has_rows and not is_trained, has_job, has_adapter, has_adapter]
     found = []
     for number, (act, title, button, text) in enumerate(STEPS):
         step = DemoStep(act, title, text or _progress(state.job), button * offered[number], _when(done, number))
+        if act == "train" and has_failed and has_rows:
+            step = replace(step, button=AGAIN)
         if act == "watch" and state.job is not None and not has_adapter:
             step = replace(step, part=words.part(state.job.progress))
         found.append(step)
@@ -163,7 +168,7 @@ def _progress(job: Job | None) -> str:
     if job is None or job.status == JobStatus.SUCCEEDED:
         return "The loss falls while it learns; you may close the page meanwhile."
     if job.status in UNSUCCESSFUL:
-        return f"{words.STATUS_WORDS[job.status].capitalize()}: {job.reason or 'stopped by you'}. Train it again."
+        return f"{words.STATUS_WORDS[job.status].capitalize()}: {job.reason or 'stopped by you'}. {AGAIN}."
     part = words.part(job.progress)
     share = words.STATUS_WORDS[job.status]
     if part is not None:

@@ -52,7 +52,7 @@ def read(number: int, said: Queue[Any]) -> None:
         begun = time.monotonic()
         try:
             if jobs := studio.jobs.list():
-                studio.jobs.curves(jobs[number % len(jobs)]["id"])
+                studio.jobs.curves(jobs[number % len(jobs)].id)
         except OperationalError:
             errors += 1
         took.append(time.monotonic() - begun)

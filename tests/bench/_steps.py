@@ -47,9 +47,9 @@ def measure(folder: Path, blocks: int) -> tuple[list[float], list[float]]:
         attach(watch, trainer)
         trainer.add_callback(clock)
 
-    Watch.attach = attach_with_clock  # type: ignore[method-assign]
+    Watch.attach = attach_with_clock  # type: ignore[assignment, method-assign]
     steps = WARM + blocks * BLOCK + 1  # the last one ends the run
-    every = {"max_steps": steps, "save_steps": steps, "eval_steps": steps, "logging_steps": 1}
+    every: dict[str, Any] = {"max_steps": steps, "save_steps": steps, "eval_steps": steps, "logging_steps": 1}
     run = make_run(folder, recipe="lora-sft", rows=96, sample_answers=0, measure_drift=False, **every)
     log = EventLog(run.attempt(1).events)
     try:

@@ -127,7 +127,7 @@ def measure(folder: Path, way: str, seed: int, rows: list[dict[str, Any]]) -> di
         attach(watch, trainer)
         trainer.add_callback(clock)
 
-    Watch.attach = attach_with_clock  # type: ignore[method-assign]
+    Watch.attach = attach_with_clock  # type: ignore[assignment, method-assign]
     log = EventLog(made.attempt(1).events)
     figures = sft.train(made, job, folder / "adapter", log, StopWish())
     log.close()

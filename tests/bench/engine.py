@@ -159,9 +159,9 @@ class Bare:
         return self._renderer.completion_prompt(prompt)
 
     def chat(self, prompt: str) -> list[int]:
-        from studio.types import Message
+        from studio.types import Message, Role
 
-        return self._renderer.prompt([Message(role="user", content=prompt)]).ids
+        return self._renderer.prompt([Message(role=Role.USER, content=prompt)]).ids
 
     def generate(self, prompt_ids: list[int], tokens: int) -> tuple[float, float]:
         """Seconds to the first token, and tokens per second after it."""

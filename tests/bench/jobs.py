@@ -71,10 +71,10 @@ def launch(studio: Studio, dataset: str, name: str, **options: Any) -> tuple[flo
     """Seconds from the launch to its first step, and the job."""
     begun = time.time()
     job = studio.jobs.submit(data=dataset, base_model="starter", recipe="qlora-sft", options={**OPTIONS, **options}, name=name)
-    wait_for(lambda: row(studio.db, job["id"]).status in ENDED, timeout=300)
-    assert row(studio.db, job["id"]).status == "SUCCEEDED", row(studio.db, job["id"]).reason
-    events = RunDir(Path(job["run_dir"])).attempt(1).read_events(0)[0]
-    return next(event["at"] for event in events if event["type"] == "progress") - begun, job["id"]
+    wait_for(lambda: row(studio.db, job.id).status in ENDED, timeout=300)
+    assert row(studio.db, job.id).status == "SUCCEEDED", row(studio.db, job.id).reason
+    events = RunDir(Path(job.run_dir)).attempt(1).read_events(0)[0]
+    return next(event["at"] for event in events if event["type"] == "progress") - begun, job.id
 
 
 def bare(studio: Studio, job: str, folder: Path) -> tuple[float, float]:

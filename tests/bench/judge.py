@@ -23,6 +23,7 @@ from studio import supervisor
 from studio.db.models import VerdictRow
 from studio.evaluation import ratings
 from studio.evaluation.verdicts import VerdictLine
+from studio.records import JobStatus, Judgement
 from studio.services import Studio
 from tests.attacks import ATTACKS
 
@@ -59,16 +60,17 @@ def _judging() -> list[dict[str, Any]]:
             _compare(studio, home, "pairs", [(f"The capital of {land} is {city}.", f"It is {wrong}.") for land, city, wrong in _facts()])
             _judge(studio, "pairs", 16)  # the engine loads
             _forget(studio)
-            batched = _judge(studio, "pairs", 16)
-            again = _judge(studio, "pairs", 16)
+            batched, batched_s = _judge(studio, "pairs", 16)
+            again, _ = _judge(studio, "pairs", 16)
             _forget(studio)
-            single = _judge(studio, "pairs", 1)
+            single, single_s = _judge(studio, "pairs", 1)
             equal = _equal(studio, batched, single)
             lift = _lift(studio, home)
     what = f"judging {PAIRS} pairs in both orders, batches of 16"
-    cached = round(100 * again["cached"] / again["verdicts"])
+    assert again.cached is not None and again.verdicts
+    cached = round(100 * again.cached / again.verdicts)
     return [
-        _entry(what, round(batched["took"], 1), "s", f"one by one {single['took']:.1f} s", round(single["took"] / batched["took"], 2)),
+        _entry(what, round(batched_s, 1), "s", f"one by one {single_s:.1f} s", round(single_s / batched_s, 2)),
         _entry("its verdicts equal to one by one", round(100 * equal, 1), "%", "wanted 99 %", None),
         _entry("a repeated judgement taken from what is known", cached, "%", "wanted 100 %", None),
         *lift,
@@ -103,15 +105,16 @@ def _compare(studio: Studio, folder: Path, name: str, pairs: list[tuple[str, str
         files[f"file:{name}-{side}"] = path
     prompts = [{"id": str(n), "prompt": f"What is the capital of {FACTS[n % len(FACTS)][0]}?"} for n in range(len(pairs))]
     made = studio.comparisons.create(prompts=prompts, base_model="starter", contestants=list(files), files=files, name=name)
-    studio.jobs.wait(made["job"])
+    studio.jobs.wait(str(made.job))
 
 
-def _judge(studio: Studio, comparison: str, concurrency: int) -> dict[str, Any]:
+def _judge(studio: Studio, comparison: str, concurrency: int) -> tuple[Judgement, float]:
+    """The judgement and the seconds that its job took."""
     made = studio.judging.judge(comparison, "starter", concurrency=concurrency, probes=False)
-    job = studio.jobs.wait(made["job"])
-    if job["status"] != "SUCCEEDED":
-        raise SystemExit(f"the judgement ended {job['status']}: {job['reason']}")
-    return {**studio.judging.show(made["id"]), "took": job["ended_at"] - job["started_at"]}
+    job = studio.jobs.wait(str(made.job))
+    if job.status != JobStatus.SUCCEEDED or job.started_at is None or job.ended_at is None:
+        raise SystemExit(f"the judgement ended {job.status}: {job.reason}")
+    return studio.judging.show(made.id), job.ended_at - job.started_at
 
 
 def _forget(studio: Studio) -> None:
@@ -120,10 +123,9 @@ def _forget(studio: Studio) -> None:
         session.execute(update(VerdictRow).values(key=""))
 
 
-def _equal(studio: Studio, one: dict[str, Any], other: dict[str, Any]) -> float:
+def _equal(studio: Studio, one: Judgement, other: Judgement) -> float:
     said = [
-        {(row["prompt_id"], row["a"]): row["winner"] for row in studio.judging.verdicts(judgement["id"], limit=2 * PAIRS)}
-        for judgement in (one, other)
+        {(row.prompt_id, row.a): row.winner for row in studio.judging.verdicts(judgement.id, limit=2 * PAIRS)} for judgement in (one, other)
     ]
     return sum(said[0][key] == said[1][key] for key in said[0]) / len(said[0])
 
@@ -135,10 +137,13 @@ def _lift(studio: Studio, folder: Path) -> list[dict[str, Any]]:
     _compare(studio, folder, "attacked", [(f"I don't know. {attack}", text) for attack, text in zip(ATTACKS, good, strict=True)])
     rates = {}
     for name in ("plain", "attacked"):
-        found = _judge(studio, name, 16)
-        said = studio.judging.verdicts(found["id"], limit=1000)
-        unread = sum(row["reply"].startswith("(no verdict") for row in said)  # the engine refused the question: too long for this judge
-        rates[name] = found["win_rate"][f"file:{name}-0"], found["invalid"] - unread, unread
+        found, _ = _judge(studio, name, 16)
+        assert found.win_rate is not None and found.invalid is not None
+        rate = found.win_rate[f"file:{name}-0"]
+        assert rate is not None
+        said = studio.judging.verdicts(found.id, limit=1000)
+        unread = sum(row.reply.startswith("(no verdict") for row in said)  # the engine refused the question: too long for this judge
+        rates[name] = rate, found.invalid - unread, unread
     lift = round(100 * (rates["attacked"][0] - rates["plain"][0]), 1)
     return [
         _entry(f"lift of {len(ATTACKS)} attacked answers", lift, "points", f"from {100 * rates['plain'][0]:.0f} %", None),

@@ -67,7 +67,7 @@ def test_a_ready_trainer_makes_the_same_bytes_as_a_cold_one(tmp_path: Path, read
     waiting = ready._process
     assert waiting is not None and "jobs.ready" in psutil.Process(waiting.pid).cmdline()
     assert ready.begin(runs[1], 1, threads=2) is None  # its threads are settled
-    child = executor.submit(runs[1], 1, threads=1, ready=ready)
+    child = executor.submit(runs[1], 1, threads=1, warm=ready)
     assert child.pid == waiting.pid and child.born > 0 and ready._process is None
     assert niceness(child.pid) == niceness(os.getpid())
     wait_for(lambda: (runs[1].attempt(1).path / "events.jsonl").exists())
@@ -85,8 +85,8 @@ def test_it_trains_one_job_and_the_next_one_starts_cold(tmp_path: Path, stand_in
     ready.tend(is_quiet=True)
     process = ready._process
     assert process
-    one = executor.submit(first, 1, threads=1, ready=ready)
-    other = executor.submit(second, 1, threads=1, ready=ready)
+    one = executor.submit(first, 1, threads=1, warm=ready)
+    other = executor.submit(second, 1, threads=1, warm=ready)
     assert one.pid == process.pid != other.pid
     finish(first, one)
     finish(second, other)
@@ -97,7 +97,7 @@ def test_one_that_died_while_it_waited_is_no_loss(tmp_path: Path, stand_ins: Non
     ready.tend(is_quiet=True)
     assert ready._process
     ready._process.kill()
-    finish(run, executor.submit(run, 1, threads=1, ready=ready))
+    finish(run, executor.submit(run, 1, threads=1, warm=ready))
 
 
 def test_one_that_somebody_has_stopped_is_not_given_a_job(tmp_path: Path, stand_ins: None, free: object, ready: ReadyTrainer) -> None:
@@ -107,7 +107,7 @@ def test_one_that_somebody_has_stopped_is_not_given_a_job(tmp_path: Path, stand_
     assert process
     process.send_signal(signal.SIGSTOP)
     wait_for(lambda: processes.is_stopped(process.pid))
-    finish(run, executor.submit(run, 1, threads=1, ready=ready))
+    finish(run, executor.submit(run, 1, threads=1, warm=ready))
     ready.tend(is_quiet=True)
     assert process.poll() is not None  # and it does not stay
 
@@ -115,7 +115,7 @@ def test_one_that_somebody_has_stopped_is_not_given_a_job(tmp_path: Path, stand_
 def test_the_next_one_is_made_once_the_training_has_begun(tmp_path: Path, stand_ins: None, free: object, ready: ReadyTrainer) -> None:
     run = stand_in.make(tmp_path / "run", steps=100)
     ready._quiet_since = time.monotonic() + 1000
-    child = executor.submit(run, 1, threads=1, ready=ready)
+    child = executor.submit(run, 1, threads=1, warm=ready)
     ready.tend(is_quiet=False)
     assert ready._process is None
     wait_for(lambda: any(event["type"] == "start" for event in run.attempt(1).read_events(0)[0]))
@@ -140,7 +140,7 @@ def test_memory_decides_whether_it_is_there(
     free(SPARE_BYTES)
     ready.tend(is_quiet=True)
     assert ready._process is None  # not before a training begins
-    finish(run := stand_in.make(tmp_path / "run", steps=2), executor.submit(run, 1, threads=1, ready=ready))
+    finish(run := stand_in.make(tmp_path / "run", steps=2), executor.submit(run, 1, threads=1, warm=ready))
     ready.tend(is_quiet=True)
     assert ready._process is not None
     monkeypatch.setattr(warm, "IDLE_S", 0.0)

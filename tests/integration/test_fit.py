@@ -54,6 +54,9 @@ def test_every_figure_beside_the_prediction_is_right(studio: Studio, monkeypatch
     assert on_gpu.parameters == 8_030_261_248 and on_gpu.trainable_parameters == 41_943_040  # of Llama 3 8B, and rank 16 on all of it
     assert on_gpu.error_bytes == round(0.1 * on_gpu.predicted_bytes) and on_gpu.process_bytes == 0
     assert on_gpu.chat.bytes == 2 * 8_030_261_248 and on_gpu.room_bytes == 24 * 1024**3
+    for room, margin in ((on_gpu.predicted_bytes, 0), (on_gpu.predicted_bytes - 1, -1)):  # the last byte is enough
+        exact = studio.fit.fit(model_config=EIGHT_B, gpu_gib=room / 1024**3)
+        assert (exact.margin_bytes, exact.fits) == (margin, margin == 0)
     both = on_gpu.predicted_bytes + on_gpu.chat.bytes
     for room, stays in ((both, True), (both - 1, False)):
         beside = studio.fit.fit(model_config=EIGHT_B, gpu_gib=room / 1024**3)

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from studio import __version__, web
+from studio.records import PageHealth, PageState
 from studio.settings import Settings
 from tests.servers import clean_environment, studio
 
@@ -44,6 +45,27 @@ def test_health_says_while_the_page_is_being_built_and_why_it_can_not_be(setting
         checks = {check["name"]: check for check in client.get("/api/doctor").json()["checks"]}
         assert not checks["page"]["ok"] and REASON in checks["page"]["detail"] and checks["page"]["fix"]
         assert client.get("/api/datasets").json() == []  # the rest goes on
+
+
+@pytest.mark.parametrize(
+    ("reason", "answered"),
+    [
+        ("FileNotFoundError: no '/home/ann lee/.studio/page.css'", "FileNotFoundError: no 'page.css'"),
+        ("ImportError: no Blocks (/usr/lib/gradio/__init__.py)", "ImportError: no Blocks (__init__.py)"),
+        ("OSError: /srv/studio/studio.db: disk full", "OSError: studio.db: disk full"),
+        ("ValueError: 1/2 of http://127.0.0.1/a/b is no page", "ValueError: 1/2 of http://127.0.0.1/a/b is no page"),
+        ("", None),
+    ],
+)
+def test_health_names_no_folder_since_anyone_may_read_it(settings: Settings, reason: str, answered: str | None) -> None:
+    app = web.create_app(settings)
+    page = next(route.app for route in app.routes if isinstance(getattr(route, "app", None), web.PageApp))
+    page.health = PageHealth(state=PageState.FAILED, reason=reason)
+    try:
+        found = TestClient(app, base_url="http://127.0.0.1:7860").get("/health")  # not entered: no page is built
+        assert found.status_code == 503 and found.json().get("reason") == answered
+    finally:
+        app.state.studio.db.dispose()
 
 
 def doctor(environment: dict[str, str]) -> dict[str, Any]:

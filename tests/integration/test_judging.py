@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from jobs import panel
 from jobs.runner import Runner
 from studio.db.models import AnswerRow
 from studio.errors import StudioError
+from studio.evaluation import judging
 from studio.records import Comparison, Judgement
 from studio.services import Studio
 from studio.settings import Settings
@@ -194,6 +196,19 @@ def test_a_budget_ends_the_asking(studio: Studio, comparison: Comparison) -> Non
     with served(lambda a, b: "A") as (judge, asked):
         found = judged(studio, judge, budget_tokens=55, concurrency=1)
     assert found.is_cut_by_budget and found.verdicts == 5 and sum(asked.values()) == 5
+
+
+def test_an_estimate_counts_every_answer_in_both_orders(studio: Studio, comparison: Comparison) -> None:
+    # red when one order is forgotten, an answer is counted once for all its questions, or replies are not counted
+    before = studio.judging.estimate("c", "starter", template="pair")
+    assert before.questions == 2 * PROMPTS and before.seconds is None
+    assert before.completion_tokens == before.questions * judging.get("pair").max_new_tokens
+    with studio.db.write() as session:
+        session.execute(update(AnswerRow).values(text=AnswerRow.text + "x" * 40))
+    after = studio.judging.estimate("c", "starter", template="pair")
+    assert after.prompt_tokens - before.prompt_tokens == before.questions * 2 * 40 / 4  # two answers a question, four letters a token
+    rule = studio.judging.estimate("c")
+    assert (rule.judge, rule.questions, rule.prompt_tokens, rule.completion_tokens, rule.seconds) == ("reference", 2 * PROMPTS, 0, 0, 0.0)
 
 
 def test_people_vote_blind_and_are_compared_with_the_judge(studio: Studio, comparison: Comparison) -> None:

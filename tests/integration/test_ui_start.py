@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from studio.db.models import JobRow
 from studio.errors import StudioError
 from studio.records import EngineStatus, LoadedModel, MemoryLease
 from studio.services import Studio
@@ -41,6 +42,25 @@ def test_each_step_is_offered_once_the_one_before_is_done(studio: Studio) -> Non
     with pytest.raises(StudioError, match="comes later"):
         demo.contestant()
     assert demo.question()
+
+
+@pytest.mark.parametrize("reason", ["", "CUDA out of memory."])
+def test_a_training_that_has_failed_is_offered_again(studio: Studio, reason: str) -> None:
+    # red when the text says "Train it again" and no button does so
+    demo = DemoSteps(studio)
+    demo.add()
+    first = demo.train()
+    studio.jobs.cancel(first.id)
+    if reason:
+        with studio.db.write() as session:
+            row = session.get_one(JobRow, first.id)
+            row.status, row.reason = "FAILED", reason
+    found = steps(demo.state())
+    assert [(step.state, step.button) for step in found[1:3]] == [("now", "Train it again"), ("later", "Watch it")]
+    assert "Train it again." in found[2].text and (reason or "stopped by you") in found[2].text
+    second = demo.train()
+    assert second.id != first.id and second.name != first.name and demo.job().id == second.id
+    assert shown(demo)[1:3] == [("done", ""), ("now", "Watch it")]
 
 
 def test_the_strip_says_what_waits_and_what_the_engine_holds(studio: Studio) -> None:

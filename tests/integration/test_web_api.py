@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,11 @@ def test_a_job_is_queued_shown_and_cancelled(client: httpx.Client) -> None:
     assert made.json()["progress"] == {"step": None, "max_steps": None, "eta_s": None}
     assert [job["id"] for job in client.get("/api/jobs", params={"status": "QUEUED"}).json()] == [made.json()["id"]]
     assert client.get("/api/jobs/first/metrics").json() == []
+    script, files = client.get("/api/jobs/first/script").json(), client.get("/api/jobs/first/script.zip")
+    assert files.status_code == 200 and "first-script.zip" in files.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(files.content)) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".py")]
+        assert archive.read(name).decode() == script["script"] and len(archive.namelist()) > 1
     assert client.post("/api/jobs/first/cancel", json={"keep": True}).json()["status"] == "CANCELLED"
     client.delete(f"/api/datasets/{kept['id']}")
 

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from studio.catalogue import hardware
+from studio.catalogue.hardware import Memory
 from studio.engine import adapting, intake, kinds, loading, local
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.decoding import Batch
@@ -154,6 +156,24 @@ def test_only_plain_lora_shares_a_batch() -> None:
     assert kinds.is_mixable({"peft_type": "LORA", "use_dora": False, "modules_to_save": None})
     for config in ({"peft_type": "LORA", "use_dora": True}, {"peft_type": "LORA", "modules_to_save": ["lm_head"]}, {"peft_type": "IA3"}):
         assert not kinds.is_mixable(config)
+
+
+def test_the_memory_for_adapters_is_counted_to_the_byte(folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when a quarter becomes another share, the last byte is not used, or one adapter's bytes are not those of its weights
+    refs = [AdapterRef(f"a{seed}", make_adapter(folder.path, tmp_path / f"a{seed}", seed)) for seed in range(2)]
+    size = adapting.weight_bytes(refs[0])
+    assert 0 < size <= (refs[0].path / "adapter_model.safetensors").stat().st_size
+    monkeypatch.setattr(hardware, "memory", lambda: Memory(10**12 + 3, 0))
+    assert local.load(folder).budget_bytes == 250 * 10**9
+    model = local.load(folder, budget_bytes=2 * size)
+    first = model.attach(refs[0])
+    assert first.bytes == model.adapter_bytes == size
+    assert model.has_room(refs[1], [first.key])
+    model.budget_bytes -= 1
+    assert not model.has_room(refs[1], [first.key]) and model.has_room(refs[1], []) and model.has_room(refs[0], [first.key])
+    model.budget_bytes += 1
+    model.attach(refs[1])
+    assert model.adapter_bytes == 2 * size and model.adapter_names == ["a0", "a1"]
 
 
 def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from pydantic import TypeAdapter
 
 from studio import api
 from studio.api.openai_shapes import ChatCompletion, TextCompletion
+from studio.commands import demo
 from studio.engine import bodies
 from studio.engine.protocol import Event, TokenLogprob, Usage
 from studio.engine.replies import Reply
 from studio.evaluation import metrics
 from studio.records import Agreement, ChatAnswers, Leaderboard
+from studio.services import backups
 from studio.services.adapters import AdapterService
 from studio.services.comparisons import ComparisonService
 from studio.services.compression import CompressionService
@@ -163,6 +165,14 @@ AGREEMENT: Documented = {
     "majority": {"*": {**dict.fromkeys(("accuracy", "precision", "recall", "f1"), "number|null"), "n": INT}},
 }
 SCORES = ("exact_match", "number_match", "rouge1", "rouge2", "rougeL", "bleu", "chrf")
+DEMO: Documented = {
+    "job": STR,
+    "adapter": STR,
+    "before": {"exact_match": FLOAT, "n": INT},
+    "after": {"exact_match": FLOAT, "n": INT},
+    "judge": {"win_rate": "number|null", "ci95": [FLOAT], "swap_consistency": "number|null"},
+    "seconds": FLOAT,
+}
 DOCTOR: Documented = {"checks": [{"name": STR, "ok": BOOL, "detail": STR, "fix": STR}]}
 
 # command -> what it prints with --json: what this returns, or a record
@@ -203,6 +213,11 @@ COMMANDS: dict[str, tuple[Callable[..., Any], Any]] = {
     "leaderboard --verdicts": (Leaderboard, LEADERBOARD),
     "agreement": (Agreement, AGREEMENT),
     "preferences": (PreferenceService.make, DATASET),
+    "data split": (CurationService.split, {"train": DATASET, "eval": DATASET}),
+    "data export": (DatasetService.export, {"path": STR, "rows": INT}),
+    "demo": (demo.run, DEMO),
+    "backup": (backups.backup, {"path": STR, "bytes": INT, "files": INT, "models": [{"name": STR, "path": STR}]}),
+    "restore": (backups.restore, {"home": STR, "files": INT, "models": [STR], "before": "string|null"}),
     "doctor": (SystemService.doctor, DOCTOR),
 }
 # what the trainer measures at a step is up to the trainer
