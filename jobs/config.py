@@ -13,8 +13,10 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.objectives import DESCRIPTION, OBJECTIVES, Objective, ObjectiveName, ObjectiveSections
+from jobs.row_fields import LearnedTurnsOption, ReasoningOption, SystemMessageOption, TemplateDateOption, TemplateLossesOption
 from jobs.sections import BottleneckSection, Config, Ia3Section, LoraSection, PromptSection, QuantizationSection
 from studio.errors import ConfigError
+from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 MAX_ROWS_WITHOUT_LEARNED_TOKEN = 0.2  # a launch above this share is refused
 
@@ -65,6 +67,11 @@ class _Options(Config):
     completion_only_loss: bool = Field(
         default=True, title="Learn completions only", description="Learn only the completion of a prompt; off learns the prompt too."
     )
+    learned_turns: LearnedTurnsOption = "marked"
+    reasoning: ReasoningOption = "learn"
+    system_message: SystemMessageOption = "keep"
+    template_losses: TemplateLossesOption = "refuse"
+    template_date: TemplateDateOption = None
     packing: bool = Field(
         default=False,
         description="Put several short rows into one sequence (best fit): faster when rows are much shorter than max_length; a batch then "
@@ -194,6 +201,12 @@ class JobConfig(ObjectiveSections, _Options):
     def objective_entry(self) -> Objective:
         """What the registry says about the objective."""
         return OBJECTIVES[self.objective]
+
+    def row_options(self) -> RowOptions:
+        """How the rows are read."""
+        return RowOptions(
+            LearnedTurns(self.learned_turns), Reasoning(self.reasoning), SystemMessage(self.system_message), self.template_date
+        )
 
     def own_options(self) -> dict[str, Any]:
         """The options of the objective's own section, under the names that trl gives them."""

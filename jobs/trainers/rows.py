@@ -6,6 +6,7 @@ and whether it is good.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from jobs.config import JobConfig
 from jobs.objectives import RowForm
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import Example, Message
+from studio.types import Example, LearnedTurns, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +79,7 @@ def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens
         only_answers = config.assistant_only_loss
     learned = row.learned
     if not only_answers:
-        learned = [True] * len(row.ids)
+        learned = [not barred for barred in row.barred]
     if not any(learned[1:]):  # the first token is never predicted
         return Tokens(None, row.truncated)
     ids = np.asarray(row.ids, np.int32)
@@ -111,6 +112,8 @@ def _marked(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
 def _split(example: Example, answers: Sequence[list[Message]], renderer: Renderer) -> tuple[list[int], list[list[int]]]:
     """Ids of the prompt, and of each answer behind it, up to the last one that is learned."""
     before = _turns(example.prompt, "user")
+    # marks are of rows that are imitated; here the places of whole answers are wanted
+    renderer = renderer.with_options(dataclasses.replace(renderer.options, learned_turns=LearnedTurns.ALL))
     prompt = renderer.prompt(before, example.tools).ids
     rows = [renderer.example(Example(messages=[*before, *answer], tools=example.tools)) for answer in answers]
     # a template may render the prompt alone in another way than before an answer

@@ -32,7 +32,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     """
     model_folder = base.folder_of(config)
     config = config.model_copy(update={"max_length": base.max_length(config, model_folder)})
-    renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template)
+    renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template, config.row_options())
     rows = _training_rows(run.train, renderer, config, log)
     held_out = _held_out(run, renderer, config)
     base.import_bitsandbytes()

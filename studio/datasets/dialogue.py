@@ -9,35 +9,101 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from studio.datasets.reasoning import Writer, writers
 from studio.datasets.sandbox import Span, compiled
+from studio.datasets.turns import Tools, Turn, as_turn, calling, calls_as_text, probe_tool, turn_of
 from studio.errors import DatasetError
-from studio.types import Message
+from studio.types import LeftOut, Message
 
 # stand in for contents when a template is asked how it would write them
 PROBE_ANSWER = "\ue100answer\ue101"
 PROBE_QUESTION = "\ue100question\ue101"
+PROBE_THOUGHT = "\ue100thought\ue101"
 
+LONGEST_MARK = 60  # between reasoning and the answer
+OPENING = re.compile(r"(?:<[^<>\s/]{1,40}>|\[[A-Z_]{1,40}\])\s*\Z")
 MARK = re.compile(r"<[^<>\s]{1,40}>")  # markup such as <|end|> that the tokenizer knows no token for
-
-Turn = dict[str, Any]
-Tools = list[dict[str, Any]] | None
 
 
 class Dialogue:
-    """`added_texts`: texts that the tokenizer has tokens of their own for, such as <|im_end|>."""
+    """`added_texts`: texts that the tokenizer has tokens of their own for, such as <|im_end|>. `date`: what templates print; None: today."""
 
-    def __init__(self, template: str, special_tokens: dict[str, str], added_texts: frozenset[str]) -> None:
+    def __init__(self, template: str, special_tokens: dict[str, str], added_texts: frozenset[str], date: str | None = None) -> None:
         self._template = compiled(template)
+        self._date = date
         self._special_tokens = special_tokens
         self._added_texts = added_texts
         self._tails: dict[str, str] = {}
 
     def _values(self, turns: list[Turn], tools: Tools, add_generation_prompt: bool = False) -> dict[str, Any]:
-        asked = {"messages": turns, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
-        return {**self._special_tokens, **asked}
+        messages = [self._written(turn) for turn in turns]
+        asked = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+        return {**self._special_tokens, **self._day(), **asked}
+
+    def _day(self) -> dict[str, Any]:
+        """What a template that prints a date is given, in the way that it asks for it."""
+        if not self._template.prints_date:
+            return {}
+        day = datetime.fromisoformat(self._date) if self._date else datetime.now()
+        found: dict[str, Any] = {"strftime_now": day.strftime}
+        if self._template.wants_date_string:
+            found["date_string"] = day.strftime("%d %b %Y")
+        return found
+
+    @property
+    def prints_date(self) -> bool:
+        return self._template.prints_date
+
+    def _written(self, turn: Turn) -> Turn:
+        """A message with its reasoning where this template reads it; what it does not write at all is left out, see `left_out`."""
+        if "reasoning" not in turn:
+            return turn
+        rest = {key: value for key, value in turn.items() if key != "reasoning"}
+        if self._writer is None:
+            return rest
+        return {**rest, **self._writer(turn["reasoning"], turn["content"])}
+
+    @cached_property
+    def _writer(self) -> Writer | None:
+        """How this template wants reasoning, found out by asking; None where it writes none."""
+        for writer in writers(self._template.names):
+            turns = [turn_of("user", "Hi"), {"role": "assistant", **writer(PROBE_THOUGHT, PROBE_ANSWER)}]
+            before, found, after = self._probe(turns).partition(PROBE_THOUGHT)
+            if found and PROBE_ANSWER in after and PROBE_ANSWER not in before:
+                return writer
+        return None
+
+    def left_out(self, turns: list[Turn], tools: Tools, text: str) -> list[LeftOut]:
+        """What `text` does not say of system messages and reasoning."""
+        found = []
+        systems = [i for i, turn in enumerate(turns) if turn["role"] == "system" and turn["content"].strip()]
+        if any(not self._is_said(turns, tools, text, i, "content") for i in systems):
+            found.append(LeftOut.SYSTEM)
+        thoughts = [i for i, turn in enumerate(turns) if turn.get("reasoning")]
+        silent = [i for i in thoughts if not self._is_said(turns, tools, text, i, "reasoning")]
+        if silent:
+            found.append(LeftOut.REASONING if silent == thoughts else LeftOut.EARLIER_REASONING)
+        return found
+
+    def _is_said(self, turns: list[Turn], tools: Tools, text: str, i: int, key: str) -> bool:
+        return turns[i][key].strip() in text or self.shows(turns, tools, i, key)
+
+    def shows(self, turns: list[Turn], tools: Tools, i: int, key: str) -> bool:
+        """Whether the template writes this part of turn `i`, in whatever form."""
+        probe = PROBE_ANSWER if key == "content" else PROBE_THOUGHT
+        return probe in self._probe([*turns[:i], {**turns[i], key: probe}, *turns[i + 1 :]], tools)
+
+    def content_span(self, turns: list[Turn], tools: Tools, text: str, i: int, key: str = "content") -> Span | None:
+        """Where in `text` this part of turn `i` stands; None where the template does not show it, or writes what is around it anew."""
+        swapped = self._probe([*turns[:i], {**turns[i], key: PROBE_ANSWER}, *turns[i + 1 :]], tools)
+        before, found, after = swapped.partition(PROBE_ANSWER)
+        if not found or len(before) + len(after) > len(text) or not (text.startswith(before) and text.endswith(after)):
+            return None
+        return len(before), len(text) - len(after)
 
     def text(self, turns: list[Turn], tools: Tools = None, add_generation_prompt: bool = False) -> str:
         """Raises DatasetError with the template's own complaint."""
@@ -46,9 +112,9 @@ class Dialogue:
     def adapted(self, messages: Sequence[Message | Mapping[str, Any]], tools: Tools) -> tuple[list[Turn], Tools]:
         """Messages as the template gets them; tools and calls that it would silently drop become text."""
         self._refuse_unless_shown(PROBE_QUESTION)
-        turns = [_as_turn(message) for message in messages]
+        turns = [as_turn(message) for message in messages]
         if any(turn.get("tool_calls") for turn in turns) and not self._shows_calls:
-            turns = [_calls_as_text(turn) for turn in turns]
+            turns = [calls_as_text(turn) for turn in turns]
         if any(turn["role"] == "tool" for turn in turns) and not self._shows_results:
             turns = [{"role": "user", "content": turn["content"]} if turn["role"] == "tool" else turn for turn in turns]
         if tools and not self._shows_tools:
@@ -61,7 +127,7 @@ class Dialogue:
         if first["role"] == "system":
             return [{**first, "content": f"{first['content']}\n\n{note}"}, *rest]
         if self._shows_system:
-            return [_turn("system", note), *turns]
+            return [turn_of("system", note), *turns]
         return [{**first, "content": f"{note}\n\n{first['content']}"}, *rest]
 
     def learned_spans(self, turns: list[Turn], tools: Tools, text: str) -> list[Span]:
@@ -73,6 +139,23 @@ class Dialogue:
             marked, spans = self._template.render_marked(**self._values(turns, tools))
             if marked == text and spans:
                 return spans
+        return self._unmarked_spans(turns, tools, text)
+
+    def answer_spans(self, turns: list[Turn], tools: Tools, text: str) -> dict[int, list[Span]]:
+        """The same, for each turn of the assistant by its place."""
+        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        spans = self.learned_spans(turns, tools, text)
+        if len(spans) == len(answers):
+            return {i: [span] for i, span in zip(answers, spans, strict=True)}
+        # a template that marks several parts of an answer, or leaves some answers unmarked: by where the answers' words stand
+        found: dict[int, list[Span]] = {i: [] for i in answers}
+        bounds = [span[0] for span in self._unmarked_spans(turns, tools, text)]
+        for span in spans:
+            owner = max((n for n, bound in enumerate(bounds) if bound <= max(span[0], span[1] - 1)), default=0)
+            found[answers[owner]].append(span)
+        return found
+
+    def _unmarked_spans(self, turns: list[Turn], tools: Tools, text: str) -> list[Span]:
         found = self._spans_by_prefix(turns, tools, text)
         if found is None:
             found = self._spans_by_content(turns, tools, text)
@@ -119,7 +202,7 @@ class Dialogue:
             return len(after)
         # templates that think write the last turn in another way: ask again with a question behind it
         role = turns[i + 1]["role"]
-        until, found, _ = self.text([*turns[: i + 1], _turn(role, PROBE_QUESTION)], tools).partition(PROBE_QUESTION)
+        until, found, _ = self.text([*turns[: i + 1], turn_of(role, PROBE_QUESTION)], tools).partition(PROBE_QUESTION)
         tail = self._tail(role)
         if not (found and tail and text.startswith(until) and until.endswith(tail)):
             return None
@@ -136,7 +219,8 @@ class Dialogue:
         """Render with stand-ins for the answers, then find the answers between the pieces; None unless all of `text` is accounted for."""
         if any(turn.get("tool_calls") for turn in turns):
             return None
-        answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+        places = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        answers = [turns[i]["content"] for i in places]
         marks = iter(f"{PROBE_ANSWER}{i}\ue102" for i in range(len(answers)))
         swapped = [{**turn, "content": next(marks)} if turn["role"] == "assistant" else turn for turn in turns]
         try:
@@ -154,11 +238,21 @@ class Dialogue:
             variant = next((v for v in _variants(answer) if text.startswith(v + following, start)), None)
             if variant is None:
                 return None
-            spans.append((start, start + len(variant) + self._end_length(following)))
+            begin = start - self._length_of_reasoning(turns[places[i]], text[:start])
+            spans.append((begin, start + len(variant) + self._end_length(following)))
             start += len(variant)
         if text[start:] != frame:
             return None
         return spans
+
+    def _length_of_reasoning(self, turn: Turn, before: str) -> int:
+        """How much of the end of `before`, which leads to an answer, is its reasoning with the marks around it."""
+        reasoning = turn.get("reasoning", "").strip()
+        start = before.rfind(reasoning) if reasoning else -1
+        if start < 0 or len(before) - start - len(reasoning) > LONGEST_MARK:
+            return 0
+        opening = OPENING.search(before[:start])
+        return len(before) - (opening.start() if opening else start)
 
     def _end_length(self, following: str) -> int:
         """How much of what follows an answer closes it."""
@@ -177,7 +271,7 @@ class Dialogue:
     def _tail(self, role: str = "user") -> str:
         """What stands between an answer and the next turn's content; "" where the template can't be asked."""
         if role not in self._tails:
-            text = self._probe([_turn("user", "Hi"), _turn("assistant", PROBE_ANSWER), _turn(role, PROBE_QUESTION)])
+            text = self._probe([turn_of("user", "Hi"), turn_of("assistant", PROBE_ANSWER), turn_of(role, PROBE_QUESTION)])
             self._tails[role] = text.partition(PROBE_ANSWER)[2].partition(PROBE_QUESTION)[0]
         return self._tails[role]
 
@@ -199,7 +293,7 @@ class Dialogue:
 
     @cached_property
     def _closing(self) -> str:
-        return self._probe([_turn("user", "Hi"), _turn("assistant", PROBE_ANSWER)]).partition(PROBE_ANSWER)[2]
+        return self._probe([turn_of("user", "Hi"), turn_of("assistant", PROBE_ANSWER)]).partition(PROBE_ANSWER)[2]
 
     def _before_tokens(self, text: str) -> str:
         """`text` up to the first added token in it, as in `### End</s>`."""
@@ -229,7 +323,7 @@ class Dialogue:
 
     @cached_property
     def _exchange(self) -> str:
-        return self._probe([_turn("user", PROBE_QUESTION), _turn("assistant", PROBE_ANSWER)]).lower()
+        return self._probe([turn_of("user", PROBE_QUESTION), turn_of("assistant", PROBE_ANSWER)]).lower()
 
     def _refuse_unless_shown(self, content: str) -> None:
         """Templates for images want contents in parts and leave out plain text without a word."""
@@ -238,66 +332,20 @@ class Dialogue:
 
     @cached_property
     def _shows_system(self) -> bool:
-        return PROBE_QUESTION in self._probe([_turn("system", PROBE_QUESTION), _turn("user", "Hi")])
+        return PROBE_QUESTION in self._probe([turn_of("system", PROBE_QUESTION), turn_of("user", "Hi")])
 
     @cached_property
     def _shows_tools(self) -> bool:
-        return "probe_tool" in self._probe([_turn("user", "Hi")], [_tool("probe_tool")])
+        return "probe_tool" in self._probe([turn_of("user", "Hi")], [probe_tool("probe_tool")])
 
     @cached_property
     def _shows_calls(self) -> bool:
-        return "probe_tool" in self._probe([_turn("user", "Hi"), _calling("probe_tool")])
+        return "probe_tool" in self._probe([turn_of("user", "Hi"), calling("probe_tool")])
 
     @cached_property
     def _shows_results(self) -> bool:
-        turns = [_turn("user", "Hi"), _calling("probe_tool"), _turn("tool", PROBE_QUESTION), _turn("assistant", "Yes")]
+        turns = [turn_of("user", "Hi"), calling("probe_tool"), turn_of("tool", PROBE_QUESTION), turn_of("assistant", "Yes")]
         return PROBE_QUESTION in self._probe(turns)
-
-
-def _turn(role: str, content: str) -> Turn:
-    return {"role": role, "content": content}
-
-
-def _tool(name: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}}}
-
-
-def _calling(name: str) -> Turn:
-    return {**_turn("assistant", ""), "tool_calls": [{"type": "function", "function": {"name": name, "arguments": {}}}]}
-
-
-def _as_turn(message: Message | Mapping[str, Any]) -> Turn:
-    """A plain dict without empty keys; arguments of calls as objects, which is what templates expect."""
-    if isinstance(message, Message):
-        message = message.model_dump()
-    turn = {key: value for key, value in message.items() if value is not None}
-    if not isinstance(turn.get("role"), str):
-        raise DatasetError("A message has no role.", "Use system, user, assistant or tool.")
-    turn.pop("train", None)  # decides the loss, and is no template's business
-    turn["role"] = str(turn["role"])  # a template gets plain values only
-    turn.setdefault("content", "")
-    if turn.get("tool_calls"):
-        turn["tool_calls"] = [_as_call(call) for call in turn["tool_calls"]]
-    return turn
-
-
-def _as_call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-        try:
-            return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-        except (ValueError, RecursionError):
-            return call
-    return call
-
-
-def _calls_as_text(turn: Turn) -> Turn:
-    calls = turn.get("tool_calls")
-    if not calls:
-        return turn
-    lines = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
-    rest = {key: value for key, value in turn.items() if key != "tool_calls"}
-    return {**rest, "content": "\n".join(([turn["content"]] if turn["content"] else []) + lines)}
 
 
 def _agreement(one: str, other: str) -> int:

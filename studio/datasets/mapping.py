@@ -279,7 +279,9 @@ def _with_tools(row: Row, mapping: dict[str, str], example: dict[str, Any]) -> d
 
 
 def prompt_completion(row: Row, mapping: dict[str, str]) -> list[ExampleJson]:
-    messages = [*_with_system(row, mapping, _question(row, mapping)), *_answer(row, mapping, "completion")]
+    # the completion alone is learned, as TRL documents for such rows
+    question = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in _question(row, mapping)]
+    messages = [*_with_system(row, mapping, question), *_answer(row, mapping, "completion")]
     return [_with_tools(row, mapping, {"messages": messages})]
 
 

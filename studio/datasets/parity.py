@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from studio.datasets.dialogue import PROBE_ANSWER, Tools, Turn
+from studio.datasets.dialogue import PROBE_ANSWER
 from studio.datasets.rendering import Rendered, Renderer
+from studio.datasets.turns import Tools, Turn
 from studio.errors import DatasetError
 from studio.records import Parity, ParityDifference
 from studio.types import Example, Message
@@ -109,7 +110,7 @@ class _Answer:
 
     def __init__(self, renderer: Renderer, messages: list[Message], tools: Tools, i: int, training: Rendered, prompt: str) -> None:
         self._renderer, self._training, self._prompt = renderer, training, prompt
-        turns, tools = renderer.dialogue.adapted(messages, tools)
+        turns, tools = renderer.turns(messages, tools)
         self._is_last = i + 1 == len(messages)
         # adapting may put a system turn in front
         place = i + len(turns) - len(messages)

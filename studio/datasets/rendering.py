@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from studio.datasets.dialogue import Dialogue, Tools
+from studio.datasets.dialogue import Dialogue
+from studio.datasets.folding import folding
+from studio.datasets.masks import mask
+from studio.datasets.reasoning import split_reasoning
 from studio.datasets.sandbox import Span
 from studio.datasets.tokenization import ModelTokens, load_vocabulary
+from studio.datasets.turns import Tools, Turn
 from studio.errors import DatasetError
-from studio.types import Example, Message
+from studio.types import Example, LeftOut, Message, Reasoning, RowOptions, SystemMessage
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE_NAMES = ("chatml", "alpaca", "alpaca-end", "plain")
@@ -27,7 +31,10 @@ MAX_TEMPLATE_BYTES = 1024**2
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row as training sees it. `learned` and `offsets` have one entry per id; `length` counts tokens before cutting."""
+    """One row as training sees it. `learned`, `barred` and `offsets` have one entry per id; `length` counts tokens before cutting.
+
+    `barred`: tokens of turns that are marked not to be learned. `left_out`: what the template does not write of the row.
+    """
 
     text: str
     ids: list[int]
@@ -35,6 +42,8 @@ class Rendered:
     offsets: list[Span]
     truncated: bool
     length: int
+    barred: Sequence[bool] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def tokens(self) -> list[str]:
         """The part of `text` that each id stands for; together they are the text, up to where it was cut."""
@@ -56,8 +65,11 @@ class RenderedPrompt:
 class Renderer:
     """A model folder's tokenizer with one chat template."""
 
-    def __init__(self, vocabulary: ModelTokens, template: str, template_name: str) -> None:
+    def __init__(self, vocabulary: ModelTokens, template: str, template_name: str, options: RowOptions | None = None) -> None:
         self._vocabulary = vocabulary
+        self.options = options or RowOptions()
+        if self.options.system_message is SystemMessage.FOLD:
+            template = folding(template)
         self.tokenizer = vocabulary.tokenizer
         self.template = template
         self.template_name = template_name  # of TEMPLATE_NAMES, `model` for the model's own, `custom`, or a file's
@@ -68,17 +80,21 @@ class Renderer:
         self.special_tokens = vocabulary.special_tokens
         texts = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
         self._added_texts = frozenset(texts | {text for text in self.special_tokens.values() if text})
-        self.dialogue = Dialogue(template, self.special_tokens, self._added_texts)
+        self.dialogue = Dialogue(template, self.special_tokens, self._added_texts, self.options.date)
 
     @classmethod
-    def load(cls, model_folder: Path, chat_template: str | None = None) -> Renderer:
+    def load(cls, model_folder: Path, chat_template: str | None = None, options: RowOptions | None = None) -> Renderer:
         """`chat_template`: None takes the model's own, else alpaca; a name of TEMPLATE_NAMES; a `.jinja` file; or Jinja text.
 
         Raises ModelError when the folder has no readable tokenizer, DatasetError when the template can't be used.
         """
         vocabulary = load_vocabulary(Path(model_folder))
         source, name = _template_source(chat_template, vocabulary)
-        return cls(vocabulary, source, name)
+        return cls(vocabulary, source, name, options)
+
+    def with_options(self, options: RowOptions) -> Renderer:
+        """The same tokenizer and template for rows that are read in another way."""
+        return Renderer(self._vocabulary, self.template, self.template_name, options)
 
     @cached_property
     def stop_strings(self) -> tuple[str, ...]:
@@ -104,7 +120,7 @@ class Renderer:
         }
 
     def example(self, example: Example, max_length: int | None = None) -> Rendered:
-        """One training row. Conversations learn the assistant's turns, prompt + completion the completion, text everything."""
+        """One training row. Conversations learn the turns that `options` choose, prompt + completion the completion, text everything."""
         if example.text is not None:
             return self._document("", example.text, max_length)
         if isinstance(example.prompt, str) and isinstance(example.completion, str):
@@ -112,21 +128,39 @@ class Renderer:
         before, answer = example.parts()
         if isinstance(before, str) or isinstance(answer, str) or not (before or answer):
             raise DatasetError("The row holds neither messages, nor prompt and completion, nor text.", "Map its columns first.")
+        if example.messages is None and example.completion is not None and example.label is None:
+            before = [_unlearned(message) for message in before or []]
         return self._conversation([*(before or []), *(answer or [])], example.tools, max_length)
 
     def prompt(self, messages: Sequence[Message | Mapping[str, Any]], tools: Tools = None) -> RenderedPrompt:
         """A conversation for the assistant to go on. Raises DatasetError when the template refuses it."""
         if not messages:
             raise DatasetError("There is no message to answer.", "Write one.")
-        turns, tools = self.dialogue.adapted(messages, tools)
+        turns, tools = self.turns(messages, tools)
         text = self.dialogue.text(turns, tools, add_generation_prompt=True)
         return RenderedPrompt(text, self._encode(text, False).ids)
+
+    def turns(self, messages: Sequence[Message | Mapping[str, Any]], tools: Tools) -> tuple[list[Turn], Tools]:
+        """Messages as the template gets them, with their reasoning as `options` say."""
+        turns, tools = self.dialogue.adapted(messages, tools)
+        return [self._thinking(turn) for turn in turns], tools
+
+    def _thinking(self, turn: Turn) -> Turn:
+        wish = self.options.reasoning
+        if wish is Reasoning.LEARN or turn["role"] != "assistant":
+            return turn
+        thought, answer = split_reasoning(turn["content"])
+        found = {"reasoning": thought, **turn, "content": answer}
+        if wish is Reasoning.DROP or found["reasoning"] is None:
+            found.pop("reasoning")
+        return found
 
     def completion_prompt(self, text: str) -> list[int]:
         """Plain text for the model to go on, with the tokenizer's own special tokens; nothing starts from BOS."""
         ids: list[int] = []
         if text:
-            ids = self._encode(text, True).ids
+            encoding = self._encode(text, True)
+            ids = encoding.ids[_doubled(encoding) :]
         starts = [start for start in (self.bos_token_id, self.eos_token_id) if start is not None]
         return ids or starts[:1]
 
@@ -139,9 +173,10 @@ class Renderer:
     def _document(self, prompt: str, completion: str, max_length: int | None) -> Rendered:
         text = prompt + completion
         encoding = self._encode(text, True)
-        ids, offsets = list(encoding.ids), list(encoding.offsets)
+        begin = _doubled(encoding)
+        ids, offsets = list(encoding.ids[begin:]), list(encoding.offsets[begin:])
         own = _overlapping(offsets, [(len(prompt), len(text))])
-        learned = [inside and not special for inside, special in zip(own, encoding.special_tokens_mask, strict=True)]
+        learned = [inside and not special for inside, special in zip(own, encoding.special_tokens_mask[begin:], strict=True)]
         if self.eos_token_id is not None:
             if not ids or ids[-1] != self.eos_token_id:
                 end = text + self.special_tokens.get("eos_token", "")
@@ -155,11 +190,17 @@ class Renderer:
     # conversations
 
     def _conversation(self, messages: Sequence[Message], tools: Tools, max_length: int | None) -> Rendered:
-        turns, tools = self.dialogue.adapted(messages, tools)
+        turns, tools = self.turns(messages, tools)
         text = self.dialogue.text(turns, tools)
         encoding = self._encode(text, False)
-        learned = _overlapping(encoding.offsets, self.dialogue.learned_spans(turns, tools, text))
-        return _cut(text, list(encoding.ids), learned, list(encoding.offsets), max_length)
+        # adapting may put a system turn in front, which nobody has marked
+        marks = [*[None] * (len(turns) - len(messages)), *(message.train for message in messages)]
+        found = mask(self.dialogue, turns, tools, text, marks, self.options)
+        barred = _overlapping(encoding.offsets, found.barred)
+        learned = _overlapping(encoding.offsets, found.learned)
+        learned = [inside and not never for inside, never in zip(learned, barred, strict=True)]
+        row = _cut(text, list(encoding.ids), learned, list(encoding.offsets), max_length, barred)
+        return replace(row, left_out=tuple(self.dialogue.left_out(turns, tools, text)))
 
     def _encode(self, text: str, add_special_tokens: bool) -> Any:
         try:
@@ -204,7 +245,28 @@ def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     return inside
 
 
-def _cut(text: str, ids: list[int], learned: list[bool], offsets: list[Span], max_length: int | None) -> Rendered:
+def _unlearned(message: Message) -> Message:
+    """A turn of the prompt to a completion: the completion alone is learned."""
+    if message.role != "assistant":
+        return message
+    return message.model_copy(update={"train": False})
+
+
+def _doubled(encoding: Any) -> int:
+    """1 where the tokenizer has put its first token before a text that begins with that token already."""
+    ids, special = encoding.ids, encoding.special_tokens_mask
+    return int(len(ids) > 1 and ids[0] == ids[1] and bool(special[0]) and encoding.offsets[0] == (0, 0))
+
+
+def _cut(
+    text: str,
+    ids: list[int],
+    learned: list[bool],
+    offsets: list[Span],
+    max_length: int | None,
+    barred: list[bool] | None = None,
+) -> Rendered:
     length = len(ids)
+    barred = (barred or [False] * length)[:max_length]
     truncated = max_length is not None and length > max_length
-    return Rendered(text, ids[:max_length], learned[:max_length], offsets[:max_length], truncated, length)
+    return Rendered(text, ids[:max_length], learned[:max_length], offsets[:max_length], truncated, length, barred)

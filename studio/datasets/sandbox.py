@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Callable
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -52,6 +52,30 @@ class ChatTemplate:
             raise DatasetError(f"The chat template is no valid Jinja, line {exc.lineno}: {exc.message}.", ANOTHER) from None
         except (RecursionError, MemoryError, OverflowError, ValueError, SyntaxError) as exc:
             raise DatasetError(f"The chat template can't be compiled ({type(exc).__name__}).", ANOTHER) from None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Keys and texts that the template names, the fields of messages that it reads among them."""
+        found = {node.attr for node in self._tree.find_all(jinja2.nodes.Getattr)}
+        texts = (node.value for node in self._tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
+        return frozenset(found.union(texts))
+
+    @cached_property
+    def prints_date(self) -> bool:
+        """Whether it asks for the day that it is."""
+        return self.wants_date_string or "strftime_now" in self._variables("load")
+
+    @cached_property
+    def wants_date_string(self) -> bool:
+        """Whether it prints a date that it does not set itself."""
+        return "date_string" in self._variables("load") - self._variables("store")
+
+    def _variables(self, use: str) -> set[str]:
+        return {node.name for node in self._tree.find_all(jinja2.nodes.Name) if node.ctx == use}
+
+    @cached_property
+    def _tree(self) -> jinja2.nodes.Template:
+        return _environment().parse(self.source)
 
     def render(self, **values: Any) -> str:
         """The text of one conversation. Raises DatasetError with the template's own complaint."""

@@ -40,7 +40,7 @@ class ScriptWriter:
             raise NotFoundError(f"The rows of {name} are gone from {run.path}.", "Restore them, or train on the data again.")
         folder = base.folder_of(config)
         config = config.model_copy(update={"max_length": base.max_length(config, folder)})
-        return cls(name, run, config, Renderer.load(folder, run.kept_template() or config.chat_template))
+        return cls(name, run, config, Renderer.load(folder, run.kept_template() or config.chat_template, config.row_options()))
 
     def text(self, stem: str) -> str:
         """The script; `stem` begins the names of the files beside it."""

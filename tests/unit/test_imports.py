@@ -35,6 +35,7 @@ LEVELS = {
     "jobs.kinds": 2,
     "jobs.objectives": 2,
     "jobs.recipes": 2,
+    "jobs.row_fields": 2,
     "jobs.rundir": 2,
     "studio.errors": 1,
     "studio.settings": 1,
