@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from jobs.config import JobConfig
 from jobs.objectives import RowForm
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import Example, LearnedTurns, Message
+from studio.types import Example, LearnedTurns, LeftOut, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +41,8 @@ class TokenRows:
     without_learned_tokens: int
     truncated: int
     refusal: str
+    left_out: Mapping[LeftOut, int]  # rows of which the chat template does not write something
+    empty_reasoning: int  # rows that teach an empty block of reasoning
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Tokens:
     columns: Row | None
     truncated: bool = False
     refusal: str = ""
+    left_out: Collection[LeftOut] = ()
+    empty_reasoning: bool = False
 
 
 def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
@@ -56,7 +61,9 @@ def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
     rows = list(token_rows(path, renderer, config))
     found = [row.columns for row in rows if row.columns is not None]
     refusal = next((row.refusal for row in rows if row.refusal), "")
-    return TokenRows(_table(found), len(rows), len(rows) - len(found), sum(row.truncated for row in rows), refusal)
+    left_out = Counter(what for row in rows for what in row.left_out)
+    empty = sum(row.empty_reasoning for row in rows)
+    return TokenRows(_table(found), len(rows), len(rows) - len(found), sum(row.truncated for row in rows), refusal, left_out, empty)
 
 
 def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[Tokens]:
@@ -83,34 +90,38 @@ def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens
     if not any(learned[1:]):  # the first token is never predicted
         return Tokens(None, row.truncated)
     ids = np.asarray(row.ids, np.int32)
-    return Tokens({"input_ids": ids, "labels": np.where(learned, ids, IGNORED).astype(np.int32)}, row.truncated)
+    columns = {"input_ids": ids, "labels": np.where(learned, ids, IGNORED).astype(np.int32)}
+    return Tokens(columns, row.truncated, left_out=row.left_out, empty_reasoning=row.teaches_empty_reasoning)
 
 
 def _paired(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
     """`prompt_ids`, `chosen_ids`, `rejected_ids`: both answers go on from the same prompt."""
     if not example.chosen or not example.rejected:
         raise DatasetError("The row holds no pair of a chosen and a rejected answer.", "Map its columns first.")
-    prompt, (chosen, rejected) = _split(example, (example.chosen, example.rejected), renderer)
+    prompt, (chosen, rejected), left_out = _split(example, (example.chosen, example.rejected), renderer)
     room = config.max_length - len(prompt)
     truncated = max(len(chosen), len(rejected)) > room
     if room < 1 or not chosen or not rejected or chosen[:room] == rejected[:room]:
         return Tokens(None, truncated)
-    return Tokens({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}, truncated)
+    return Tokens({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}, truncated, left_out=left_out)
 
 
 def _marked(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
     """`prompt_ids`, `completion_ids`, `label`."""
     if example.label is None or not example.completion:
         raise DatasetError("The row holds no answer marked good or bad.", "Map its columns first.")
-    prompt, (answer,) = _split(example, (_turns(example.completion, "assistant"),), renderer)
+    prompt, (answer,), left_out = _split(example, (_turns(example.completion, "assistant"),), renderer)
     room = config.max_length - len(prompt)
     if room < 1 or not answer:
         return Tokens(None, len(answer) > room)
-    return Tokens({"prompt_ids": prompt, "completion_ids": answer[:room], "label": example.label}, len(answer) > room)
+    columns = {"prompt_ids": prompt, "completion_ids": answer[:room], "label": example.label}
+    return Tokens(columns, len(answer) > room, left_out=left_out)
 
 
-def _split(example: Example, answers: Sequence[list[Message]], renderer: Renderer) -> tuple[list[int], list[list[int]]]:
-    """Ids of the prompt, and of each answer behind it, up to the last one that is learned."""
+def _split(
+    example: Example, answers: Sequence[list[Message]], renderer: Renderer
+) -> tuple[list[int], list[list[int]], Collection[LeftOut]]:
+    """Ids of the prompt, and of each answer behind it, up to the last one that is learned; and what the template leaves out."""
     before = _turns(example.prompt, "user")
     # marks are of rows that are imitated; here the places of whole answers are wanted
     renderer = renderer.with_options(dataclasses.replace(renderer.options, learned_turns=LearnedTurns.ALL))
@@ -119,7 +130,8 @@ def _split(example: Example, answers: Sequence[list[Message]], renderer: Rendere
     # a template may render the prompt alone in another way than before an answer
     shared = min(_common(prompt, row.ids) for row in rows)
     ends = [max((place for place, learned in enumerate(row.learned) if learned), default=-1) + 1 for row in rows]
-    return prompt[:shared], [row.ids[shared:end] for row, end in zip(rows, ends, strict=True)]
+    left_out = {what for row in rows for what in row.left_out}
+    return prompt[:shared], [row.ids[shared:end] for row, end in zip(rows, ends, strict=True)], left_out
 
 
 def _turns(text: str | list[Message] | None, role: Any) -> list[Message]:

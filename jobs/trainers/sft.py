@@ -23,6 +23,13 @@ from jobs.trainers.rows import TokenRows, tokenize
 from jobs.trainers.stopping import Stopped, StopWish
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
+from studio.types import LeftOut
+
+LEFT_OUT = {
+    LeftOut.SYSTEM: "the system message",
+    LeftOut.REASONING: "the reasoning",
+    LeftOut.EARLIER_REASONING: "the reasoning of earlier answers that are learned",
+}
 
 
 def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: StopWish) -> dict[str, Any]:
@@ -33,6 +40,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     model_folder = base.folder_of(config)
     config = config.model_copy(update={"max_length": base.max_length(config, model_folder)})
     renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template, config.row_options())
+    _say_parity(run, log)
     rows = _training_rows(run.train, renderer, config, log)
     held_out = _held_out(run, renderer, config)
     base.import_bitsandbytes()
@@ -73,6 +81,20 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     with full_disk_named(folder, "the adapter"):
         adapters.save(folder, trainer.model, card, figures, trainer.start)
     return {**figures, **peak.figures(), "longest_row": _longest(rows)}
+
+
+def _say_parity(run: RunDir, log: EventLog) -> None:
+    """What the launch found when it compared a few rows with what chat sends."""
+    if not run.parity.is_file():
+        return
+    found = json.loads(run.parity.read_text(encoding="utf-8"))
+    if (first := found["first_difference"]) is not None:
+        log.notice(
+            f"Training and chat see the same in {found['identical']} of {found['rows']} rows looked at. "
+            f"First difference: row {first['row']}. {first['reason']}"
+        )
+    if found["training_date"]:
+        log.notice(f"The chat template prints a date: {found['training_date']} in every row; chat prints the day's own.")
 
 
 def _held_out(run: RunDir, renderer: Renderer, config: JobConfig) -> Any:
@@ -172,14 +194,26 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
         raise DatasetError("There are no rows to train on.", "Choose a dataset with rows, or a smaller test_size.")
     share = rows.without_learned_tokens / rows.read
     if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN or len(rows.dataset) == 0:
-        why = rows.refusal or "the answer is missing or cut off"
+        why, way_on = (
+            "the answer is missing, marked not to be trained, or cut off",
+            "Correct the rows, set learned_turns, or raise max_length",
+        )
+        if rows.refusal:
+            why, way_on = rows.refusal, "Correct these rows, or choose another chat template"
         raise DatasetError(
             f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn ({why}).",
-            "Raise max_length, shorten the prompts, or fix the rows; the Data tab shows what is learned.",
+            f"{way_on}; the Data tab shows what is learned.",
         )
     if rows.without_learned_tokens:
         why = f" ({rows.refusal})" * bool(rows.refusal)
         log.notice(f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn and were left out{why}.")
+    for what, count in rows.left_out.items():
+        log.notice(f"The chat template leaves out {LEFT_OUT[what]} of {count} of {rows.read} rows.")
+    if rows.empty_reasoning:
+        log.notice(
+            f"{rows.empty_reasoning} of {rows.read} rows teach an empty block of reasoning, and so not to think; "
+            "reasoning=context writes the block without teaching it."
+        )
     if rows.truncated:
         log.notice(f"{rows.truncated} of {rows.read} rows are longer than {config.max_length} tokens and were cut at the end.")
     return rows

@@ -16,7 +16,7 @@ from studio.api.rest import Body, Here, file_name, kept_upload, no_file
 from studio.errors import StudioError
 from studio.records import Dataset, Parity, Rendering, TemplateInfo
 from studio.services.models import HUB
-from studio.types import Example
+from studio.types import Example, LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 router = APIRouter(prefix="/api")
 
@@ -84,10 +84,16 @@ def render_dataset(
     offset: Annotated[int, Query(ge=0)] = 0,
     max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
     chat_template: str | None = None,
+    learned_turns: LearnedTurns = LearnedTurns.MARKED,
+    reasoning: Reasoning = Reasoning.LEARN,
+    system_message: SystemMessage = SystemMessage.KEEP,
 ) -> Rendering:
     """What the model will see and learn, as text and tokens."""
     template = no_file(chat_template)
-    return studio.datasets.render(dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=template)
+    options = RowOptions(learned_turns, reasoning, system_message)
+    return studio.datasets.render(
+        dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=template, options=options
+    )
 
 
 @router.get("/datasets/{dataset}/parity")
@@ -98,10 +104,14 @@ def dataset_parity(
     rows: Annotated[int, Query(ge=1, le=1000)] = 20,
     max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
     chat_template: str | None = None,
+    learned_turns: LearnedTurns = LearnedTurns.MARKED,
+    reasoning: Reasoning = Reasoning.LEARN,
+    system_message: SystemMessage = SystemMessage.KEEP,
 ) -> Parity:
     """Whether training sees the tokens that a chat would send, with the answer behind them; else the first difference."""
     template = no_file(chat_template)
-    return studio.datasets.parity(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=template)
+    options = RowOptions(learned_turns, reasoning, system_message)
+    return studio.datasets.parity(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=template, options=options)
 
 
 @router.get("/models/{model}/templates")

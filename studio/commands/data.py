@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import JsonValue
 
 from studio.commands import curation
 from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
 from studio.datasets.file_types import PACKED, SUFFIXES
 from studio.errors import StudioError
+from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 if TYPE_CHECKING:
     from studio.records import Parity, RenderedRow, Rendering
 
 app = group("Datasets: add, look, render, report, fix, split, export.")
 
+MAX_PROBLEMS = 5
 COLUMNS = ("id", "name", "kind", "format", "rows")
+LearnedTurnsFlag = Annotated[LearnedTurns, typer.Option(help="Which turns are learned, as a job's option of this name.")]
+ReasoningFlag = Annotated[Reasoning, typer.Option(help="What becomes of reasoning, as a job's option of this name.")]
+SystemMessageFlag = Annotated[SystemMessage, typer.Option(help="What becomes of system messages, as a job's option of this name.")]
 TEMPLATE_HELP = "chatml, alpaca, alpaca-end, plain or a .jinja file; the model's own when left out."
 
 
@@ -85,11 +91,21 @@ def render(
     offset: Annotated[int, typer.Option(min=0, help="How many rows to leave out before the first one shown.")] = 0,
     max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
     chat_template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
+    learned_turns: LearnedTurnsFlag = LearnedTurns.MARKED,
+    reasoning: ReasoningFlag = Reasoning.LEARN,
+    system_message: SystemMessageFlag = SystemMessage.KEEP,
     json: JsonFlag = False,
 ) -> None:
     """Show what the model will see and learn."""
     rendered = open_studio().datasets.render(
-        dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=chat_template, allow_path=True
+        dataset,
+        base_model=base_model,
+        rows=rows,
+        offset=offset,
+        max_length=max_length,
+        chat_template=chat_template,
+        options=RowOptions(learned_turns, reasoning, system_message),
+        allow_path=True,
     )
     show(rendered, json, _rendered_text(rendered))
     if not json:
@@ -103,11 +119,20 @@ def parity(
     rows: Annotated[int, typer.Option(min=1, help="How many rows to compare, spread evenly.")] = 20,
     max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
     chat_template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
+    learned_turns: LearnedTurnsFlag = LearnedTurns.MARKED,
+    reasoning: ReasoningFlag = Reasoning.LEARN,
+    system_message: SystemMessageFlag = SystemMessage.KEEP,
     json: JsonFlag = False,
 ) -> None:
     """Check that training sees the tokens that a chat would send, with the answer behind them."""
     found = open_studio().datasets.parity(
-        dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template, allow_path=True
+        dataset,
+        base_model=base_model,
+        rows=rows,
+        max_length=max_length,
+        chat_template=chat_template,
+        options=RowOptions(learned_turns, reasoning, system_message),
+        allow_path=True,
     )
     show(found, json, _parity_text(found))
 
@@ -120,10 +145,35 @@ def _rendered_text(rendered: Rendering) -> str:
     lines = [f"[{len(row.ids)} tokens, {sum(row.learned)} learned{', cut' * row.truncated}]\n{_marked(row)}" for row in rendered.rows]
     shares = f"cut {rendered.share_truncated:.1%}, without learned tokens {rendered.share_without_learned_tokens:.1%}"
     lengths = f"p50 {rendered.p50}, p95 {rendered.p95}, p99 {rendered.p99}"
-    return "\n\n".join([*lines, f"All rows: {shares}; tokens {lengths}."])
+    said = [f"{count} rows: the chat template leaves out {what.replace('_', ' ')}." for what, count in rendered.left_out.items()]
+    if rendered.empty_reasoning:
+        said.append(f"{rendered.empty_reasoning} rows teach an empty block of reasoning (reasoning=context does not).")
+    refused = [f"Row {problem.line}: {problem.problem} {problem.fix}" for problem in rendered.problems[:MAX_PROBLEMS]]
+    return "\n\n".join([*lines, "\n".join([f"All rows: {shares}; tokens {lengths}.", *said, *refused])])
 
 
 def _parity_text(found: Parity) -> str:
+    return "\n".join([_compared(found), *_losses(found)])
+
+
+def _losses(found: Parity) -> list[str]:
+    """What the template leaves out, with the ways on, and the date that it prints."""
+    lines = []
+    for loss in found.losses:
+        lines.append(loss.sentence)
+        lines += [f"  {_assigned(way.change)}: {way.title}." for way in loss.alternatives]
+    if found.training_date:
+        lines.append(
+            f"The template prints a date: training {found.training_date}, chat the day's own ({found.chat_date}). That is no difference."
+        )
+    return lines
+
+
+def _assigned(change: dict[str, JsonValue]) -> str:
+    return " ".join(f"--set {key}={value}" for key, value in change.items())
+
+
+def _compared(found: Parity) -> str:
     skipped = ""
     if found.skipped:
         skipped = f" {found.skipped} rows without an answer, or refused by the template, were left out."

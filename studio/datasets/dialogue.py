@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -77,13 +77,13 @@ class Dialogue:
                 return writer
         return None
 
-    def left_out(self, turns: list[Turn], tools: Tools, text: str) -> list[LeftOut]:
-        """What `text` does not say of system messages and reasoning."""
+    def left_out(self, turns: list[Turn], tools: Tools, text: str, learned: Collection[int]) -> list[LeftOut]:
+        """What `text` does not say of system messages, and of the reasoning of the turns `learned`: chat leaves out that of others too."""
         found = []
         systems = [i for i, turn in enumerate(turns) if turn["role"] == "system" and turn["content"].strip()]
         if any(not self._is_said(turns, tools, text, i, "content") for i in systems):
             found.append(LeftOut.SYSTEM)
-        thoughts = [i for i, turn in enumerate(turns) if turn.get("reasoning")]
+        thoughts = [i for i in learned if turns[i].get("reasoning")]
         silent = [i for i in thoughts if not self._is_said(turns, tools, text, i, "reasoning")]
         if silent:
             found.append(LeftOut.REASONING if silent == thoughts else LeftOut.EARLIER_REASONING)

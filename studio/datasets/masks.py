@@ -23,8 +23,9 @@ Marks = Sequence[bool | None]
 
 @dataclass(frozen=True)
 class Mask:
-    """`learned` is what a job learns; `barred` is never learned, also by a job that learns every word."""
+    """`learned` is what a job learns, of `turns`; `barred` is never learned, also by a job that learns every word."""
 
+    turns: list[int]
     learned: list[Span]
     barred: list[Span]
 
@@ -40,10 +41,10 @@ def mask(dialogue: Dialogue, turns: list[Turn], tools: Tools, text: str, marks: 
     elif options.learned_turns is LearnedTurns.ALL:
         barred = []
     if is_plain and not barred:
-        return Mask(dialogue.learned_spans(turns, tools, text), [])
+        return Mask(chosen, dialogue.learned_spans(turns, tools, text), [])
     finder = _Finder(dialogue, turns, tools, text)
     learned = [span for i in chosen for span in finder.spans(i, options.reasoning)]
-    return Mask(learned, [span for i in barred for span in finder.spans(i, Reasoning.LEARN)])
+    return Mask(chosen, learned, [span for i in barred for span in finder.spans(i, Reasoning.LEARN)])
 
 
 def chosen_turns(roles: Sequence[str], marks: Marks, which: LearnedTurns) -> list[int]:

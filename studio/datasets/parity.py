@@ -7,15 +7,18 @@ model is asked something else than it was taught. Knows no files and no database
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 
 from studio.datasets.dialogue import PROBE_ANSWER
 from studio.datasets.rendering import Rendered, Renderer
+from studio.datasets.template_losses import losses
 from studio.datasets.turns import Tools, Turn
 from studio.errors import DatasetError
 from studio.records import Parity, ParityDifference
-from studio.types import Example, Message
+from studio.types import Example, LeftOut, Message
 
 SHOWN_IDS = 24  # of each side in the excerpts, from the first difference on
 SHARED_IDS = 16  # before it
@@ -35,6 +38,7 @@ def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length:
     """Compare numbered rows; `first_difference` is the first row's that differs."""
     compared = identical = skipped = 0
     first = None
+    left_out: Counter[LeftOut] = Counter()
     for number, example in rows:
         try:
             training = renderer.example(example, max_length)
@@ -46,6 +50,7 @@ def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length:
             skipped += 1
             continue
         compared += 1
+        left_out.update(training.left_out)
         found = _first_difference(training, sides)
         identical += found is None
         if found is not None and first is None:
@@ -58,7 +63,17 @@ def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length:
         template_name=renderer.template_name,
         template_sha256=renderer.template_sha256,
         first_difference=first,
+        losses=losses(renderer, left_out, compared),
+        **_dates(renderer),
     )
+
+
+def _dates(renderer: Renderer) -> dict[str, str]:
+    """What a template that prints a date prints here and there; both sides are compared with the training's."""
+    today = date.today().isoformat()
+    if not renderer.dialogue.prints_date:
+        return {}
+    return {"training_date": renderer.options.date or today, "chat_date": today}
 
 
 def _sides(renderer: Renderer, example: Example, training: Rendered) -> Iterator[Sent]:

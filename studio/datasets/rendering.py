@@ -17,7 +17,7 @@ from typing import Any
 from studio.datasets.dialogue import Dialogue
 from studio.datasets.folding import folding
 from studio.datasets.masks import mask
-from studio.datasets.reasoning import split_reasoning
+from studio.datasets.reasoning import EMPTY, split_reasoning
 from studio.datasets.sandbox import Span
 from studio.datasets.tokenization import ModelTokens, load_vocabulary
 from studio.datasets.turns import Tools, Turn
@@ -44,6 +44,15 @@ class Rendered:
     length: int
     barred: Sequence[bool] = ()
     left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def teaches_empty_reasoning(self) -> bool:
+        """Whether an empty block of reasoning is learned, which teaches not to think."""
+        blocks = [found.span() for found in EMPTY.finditer(self.text)]
+        if not blocks:
+            return False
+        inside = _overlapping(self.offsets, blocks)
+        return any(own and learned for own, learned in zip(inside, self.learned, strict=True))
 
     def tokens(self) -> list[str]:
         """The part of `text` that each id stands for; together they are the text, up to where it was cut."""
@@ -200,7 +209,7 @@ class Renderer:
         learned = _overlapping(encoding.offsets, found.learned)
         learned = [inside and not never for inside, never in zip(learned, barred, strict=True)]
         row = _cut(text, list(encoding.ids), learned, list(encoding.offsets), max_length, barred)
-        return replace(row, left_out=tuple(self.dialogue.left_out(turns, tools, text)))
+        return replace(row, left_out=tuple(self.dialogue.left_out(turns, tools, text, found.turns)))
 
     def _encode(self, text: str, add_special_tokens: bool) -> Any:
         try:

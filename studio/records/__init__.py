@@ -45,6 +45,7 @@ from studio.records.compression import PromptAnswer as PromptAnswer
 from studio.records.compression import SweepPoint as SweepPoint
 from studio.records.compression import SweepPrompt as SweepPrompt
 from studio.records.compression import SweepResult as SweepResult
+from studio.records.datasets import Alternative as Alternative
 from studio.records.datasets import Dataset as Dataset
 from studio.records.datasets import DatasetHalves as DatasetHalves
 from studio.records.datasets import DatasetKind as DatasetKind
@@ -68,6 +69,7 @@ from studio.records.datasets import RowProblem as RowProblem
 from studio.records.datasets import RunRows as RunRows
 from studio.records.datasets import Severity as Severity
 from studio.records.datasets import TemplateInfo as TemplateInfo
+from studio.records.datasets import TemplateLoss as TemplateLoss
 from studio.records.datasets import TokenFigures as TokenFigures
 from studio.records.datasets import TrainingCheck as TrainingCheck
 from studio.records.datasets import WrittenRows as WrittenRows

@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 
 from studio.records.base import Record
-from studio.types import Example
+from studio.types import Example, LeftOut
 
 
 class DatasetKind(StrEnum):
@@ -214,6 +214,7 @@ class RenderedRow(Record):
     truncated: bool
     length: int  # in tokens, before it is cut
     problem: str | None = None  # why it could not be rendered; then all else is empty
+    left_out: list[LeftOut] = []  # what the chat template does not write of the row
 
 
 class TokenFigures(LengthFigures):
@@ -224,6 +225,10 @@ class TokenFigures(LengthFigures):
     share_without_learned_tokens: float  # also of rows that can't be rendered
     problems: list[RowProblem]  # of rows that can't be rendered, the first 100
     problem_count: int
+    cut_before_learned: int = 0  # rows whose learned tokens all lie behind max_length
+    nothing_learned: int = 0  # rows without a token to learn at any length
+    left_out: dict[LeftOut, int] = {}  # rows of which the chat template leaves something out
+    empty_reasoning: int = 0  # rows that teach an empty block of reasoning
 
 
 class TrainingCheck(TokenFigures):
@@ -268,6 +273,22 @@ class ParityDifference(Record):
     chat_next: str
 
 
+class Alternative(Record):
+    """A way on where a chat template leaves something out."""
+
+    title: str
+    change: dict[str, JsonValue]  # options of the job
+
+
+class TemplateLoss(Record):
+    """What a chat template leaves out of the rows that were looked at."""
+
+    what: LeftOut
+    rows: int
+    sentence: str
+    alternatives: list[Alternative]
+
+
 class Parity(Record):
     """Whether training sees the ids that a chat sends, with the answer behind them."""
 
@@ -278,3 +299,6 @@ class Parity(Record):
     template_name: str
     template_sha256: str
     first_difference: ParityDifference | None
+    losses: list[TemplateLoss] = []
+    training_date: str | None = None  # printed in every row of the training; None where the template prints no date
+    chat_date: str | None = None  # of today, which chat prints; no difference that counts

@@ -97,7 +97,7 @@ class Cloner:
             template = config.chat_template
             if source.chat_template.exists():
                 template = str(source.chat_template)
-            renderer = Renderer.load(Path(config.model_name_or_path), template)
+            renderer = Renderer.load(Path(config.model_name_or_path), template, config.row_options())
             write_run(run, config, renderer)
             with run.train.open("rb") as file:
                 rows = sum(1 for _ in file)

@@ -18,12 +18,12 @@ from studio.datasets.report.child import Progress
 from studio.datasets.report.wanted import Wanted
 from studio.errors import StudioError
 from studio.records import Dataset, DatasetReport
-from studio.services.datasets import DatasetService
+from studio.services.datasets import DatasetService, day_of
 from studio.services.models import ModelService
 from studio.services.versions import VersionShelf
 from studio.settings import Settings
 
-REPORT_VERSION = 2  # a report made by other rules is made again
+REPORT_VERSION = 3  # a report made by other rules is made again
 MAX_LENGTH = 1024
 
 
@@ -77,7 +77,7 @@ class Reports:
             raise StudioError(f"max_length can't be {max_length}.", "Give a number of tokens, such as 1024.")
         folder = self._models.resolve(base_model, allow_path=options.get("allow_path", False)).path
         template = options.get("chat_template") or None
-        return replace(asked, model_folder=str(folder), max_length=max_length, chat_template=template)
+        return replace(asked, model_folder=str(folder), max_length=max_length, chat_template=template, date=day_of(dataset.created_at))
 
     def made(self, dataset: Dataset, wanted: Wanted, progress: Progress | None) -> FullReport:
         """The report that is kept, else a new one, which is kept from now on."""

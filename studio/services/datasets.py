@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,9 +42,10 @@ from studio.services import rendered_rows
 from studio.services.dataset_files import DatasetFiles, as_record, disk_errors, look_up
 from studio.services.hub_rows import HubRows, file_name, is_hub
 from studio.settings import Settings
-from studio.types import Example
+from studio.types import Example, RowOptions
 
 RENDER_SAMPLE = 500  # rows that the shares of `render` are counted on
+PARITY_ROWS = 20  # that a launch compares
 MAX_PAGE = 1000
 
 Datasets = list[Dataset]  # `list` itself names a method below
@@ -230,6 +233,7 @@ class DatasetService:
         offset: int = 0,
         max_length: int = 1024,
         chat_template: str | None = None,
+        options: RowOptions | None = None,
         allow_path: bool = False,
     ) -> Rendering:
         """What a model will see and learn of some rows from `offset` on (0 is the first).
@@ -237,7 +241,8 @@ class DatasetService:
         Shares, percentiles and the histogram are over all rows, or an even sample of many. In each row `ids`, `tokens` and `learned`
         end at max_length; `cut` and `cut_learned` are the tokens behind it that training never sees.
         """
-        renderer = Renderer.load(self._models.resolve(base_model, allow_path=allow_path).path, chat_template)
+        folder = self._models.resolve(base_model, allow_path=allow_path).path
+        renderer = self.renderer(self.show(dataset), folder, chat_template, options)
         checked = self.check_for_training(dataset, renderer, max_length, sample=RENDER_SAMPLE)
         examples = enumerate(self.rows(dataset, offset=offset, limit=rows), start=offset + 1)
         figures = {name: getattr(checked, name) for name in TrainingCheck.model_fields if name != "rows"}
@@ -264,16 +269,27 @@ class DatasetService:
         rows: int = 20,
         max_length: int = 1024,
         chat_template: str | None = None,
+        options: RowOptions | None = None,
         allow_path: bool = False,
     ) -> Parity:
         """Whether training sees the ids that chat sends with the answer behind them, for `rows` rows spread evenly; see parity.compare."""
-        renderer = Renderer.load(self._models.resolve(base_model, allow_path=allow_path).path, chat_template)
+        folder = self._models.resolve(base_model, allow_path=allow_path).path
+        renderer = self.renderer(self.show(dataset), folder, chat_template, options)
         return parity.compare(renderer, self._spread(self.show(dataset), rows), max_length)
+
+    def renderer(self, dataset: Dataset, folder: Path, chat_template: str | None, options: RowOptions | None) -> Renderer:
+        """As a training on the dataset reads its rows; a template that prints a date gets the day on which the dataset was made."""
+        options = options or RowOptions()
+        return Renderer.load(folder, chat_template, replace(options, date=options.date or day_of(dataset.created_at)))
 
     def check_for_training(self, dataset: str, renderer: Renderer, max_length: int, sample: int | None = None) -> TrainingCheck:
         """Lengths and learned tokens of all rows, or of `sample` rows spread evenly; a row that can't be rendered learns nothing."""
         record = self.show(dataset)
         return rendered_rows.check(renderer, self._spread(record, sample or record.rows), max_length, record.rows)
+
+    def sample_parity(self, record: Dataset, renderer: Renderer, max_length: int) -> Parity:
+        """Parity of PARITY_ROWS rows, as a launch looks at it."""
+        return parity.compare(renderer, self._spread(record, PARITY_ROWS), max_length)
 
     def _spread(self, record: Dataset, rows: int) -> Iterator[tuple[int, Example]]:
         """At most `rows` rows with their numbers from 1, spread evenly, the first among them."""
@@ -307,3 +323,8 @@ class DatasetService:
 
 def _template(choice: str, renderer: Renderer) -> TemplateInfo:
     return TemplateInfo(choice=choice, default=not choice, preview=rendered_rows.preview(renderer), **renderer.card())
+
+
+def day_of(seconds: float) -> str:
+    """The day of a moment, in UTC, so that it is the same on every machine: 2026-11-30."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

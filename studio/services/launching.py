@@ -29,18 +29,24 @@ from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
-from studio.records import Dataset, JobKind, Refusal
+from studio.records import Dataset, JobKind, Parity, Refusal
 from studio.services import loggers
 from studio.services.chosen_options import ChosenOptions, fitted
-from studio.services.datasets import DatasetService
+from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
+from studio.services.launch_rows import nothing_to_learn, refusals_of, template_refusals
 from studio.services.models import ModelService
 from studio.settings import Settings
+from studio.types import RowOptions
 
+_IDS = {"training", "chat", "training_text", "chat_text"}  # of the first difference: whole rows, which the run has
 CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 MAX_CHILDREN = 64  # of a sweep
 SEVERAL = "Change each of these, then launch again."
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+RowReading = tuple[int, str | None, RowOptions, str]  # what decides how a launch reads its rows
 
 
 class LaunchProblems:
@@ -119,15 +125,18 @@ class Launcher:
         if problems.found or dataset is None or model is None:
             return []
         decides_recomputing = not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers))
-        renderers: dict[tuple[int, str | None], Renderer | None] = {}
+        renderers: dict[RowReading, Renderer | None] = {}
         plans = []
         for chosen_options in asked.chosen:
-            config = chosen_options.config.model_copy(update={"base_model": model.name, "model_name_or_path": str(model.path)})
+            config = chosen_options.config
+            filled = {"base_model": model.name, "model_name_or_path": str(model.path)}
+            filled["template_date"] = config.template_date or day_of(dataset.created_at)
+            config = config.model_copy(update=filled)
             if decides_recomputing:
                 config = recomputing_where_needed(config, model)
-            key = (config.max_length, config.chat_template)
+            key = (config.max_length, config.chat_template, config.row_options(), config.template_losses)
             if key not in renderers:
-                renderers[key] = problems.gather(self._check_rows, dataset, model, config)
+                renderers[key] = problems.gather(self._check_rows, problems, dataset, model, config)
             if (renderer := renderers[key]) is not None:
                 plans.append(Plan(dataset, chosen.name, config, renderer, chosen_options.notices))
         if plans:
@@ -135,16 +144,22 @@ class Launcher:
         return plans
 
     def refusals(self, data: str | None, base_model: str | None, recipe: str | None, options: Mapping[str, Any]) -> list[Refusal]:
-        """What stands against a launch, as far as it shows without looking at rows; what is not chosen yet is not missed."""
+        """What stands against a launch, as far as it shows in a few rows; what is not chosen yet is not missed."""
         problems = LaunchProblems()
         chosen = problems.gather(recipes.get, recipe or recipes.DEFAULT_RECIPE)
         if chosen:
-            self._check(problems, data or None, base_model or None, chosen, [options])
-        return [
-            Refusal(message=one, fix=problem.fix, change=problem.details.get("change", {}))
-            for problem in problems.found
-            for one in problem.details.get("problems") or [problem.message]
-        ]
+            asked = self._check(problems, data or None, base_model or None, chosen, [options])
+            if asked.dataset and asked.model and asked.chosen and not problems.found:
+                problems.gather(self._check_template, problems, asked.dataset, asked.model, asked.chosen[0].config)
+        return [one for problem in problems.found for one in refusals_of(problem)]
+
+    def _check_template(self, problems: LaunchProblems, dataset: Dataset, model: ModelRef, config: JobConfig) -> None:
+        """What the template leaves out of a few rows, or why it refuses them."""
+        renderer = Renderer.load(model.path, config.chat_template, config.row_options())
+        found = self.datasets.check_for_training(dataset.id, renderer, config.max_length, sample=PARITY_ROWS)
+        problems.found += template_refusals(renderer, found, config)
+        if found.problem_count > MAX_ROWS_WITHOUT_LEARNED_TOKEN * found.checked:
+            raise nothing_to_learn(self.datasets, dataset, renderer, found, config)
 
     def _check(
         self,
@@ -172,19 +187,15 @@ class Launcher:
             problems.found += standing_against(config, model)
         return LaunchRequest(dataset, model, found)
 
-    def _check_rows(self, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
-        """The renderer of this run; refuses rows that would teach nothing."""
-        renderer = Renderer.load(model.path, config.chat_template)
+    def _check_rows(self, problems: LaunchProblems, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
+        """The renderer of this run; refuses rows that would teach nothing, and a template that leaves out what they say."""
+        renderer = Renderer.load(model.path, config.chat_template, config.row_options())
         found = self.datasets.check_for_training(dataset.id, renderer, config.max_length, sample=CHECKED_ROWS)
-        share = found.share_without_learned_tokens
         if not found.rows:
             raise ConfigError(f"Dataset {dataset.name} has no rows to train on.", "Choose another.")
-        if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
-            raise ConfigError(
-                f"{share:.0%} of the rows of {dataset.name} hold no token to learn with max_length={config.max_length} "
-                f"(more than {MAX_ROWS_WITHOUT_LEARNED_TOKEN:.0%} is refused).",
-                f"Set max_length to {max(int(found.p99), config.max_length)} or more, or correct rows without an answer.",
-            )
+        problems.found += template_refusals(renderer, found, config)
+        if found.share_without_learned_tokens > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
+            raise nothing_to_learn(self.datasets, dataset, renderer, found, config)
         return renderer
 
     def check_disk(self, configs: Sequence[JobConfig]) -> None:
@@ -215,7 +226,8 @@ class Launcher:
                         raise _nothing_held_out(plan.dataset, plan.config)
                     rows = written.train_rows
                     splits[plan.split] = (run, rows)
-                write_run(run, plan.config, plan.renderer)
+                compared = self.datasets.sample_parity(plan.dataset, plan.renderer, plan.config.max_length)
+                write_run(run, plan.config, plan.renderer, compared)
                 made.append(
                     training(
                         run,
@@ -290,8 +302,10 @@ def _nothing_held_out(dataset: Dataset, config: JobConfig) -> ConfigError:
     )
 
 
-def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:
-    """Template and options; the rows are there already."""
+def write_run(run: RunDir, config: JobConfig, renderer: Renderer, compared: Parity | None = None) -> None:
+    """Template and options, and how training and chat compare; the rows are there already."""
+    if compared is not None:
+        write_json(run.parity, compared.model_dump(mode="json", exclude={"first_difference": _IDS}))
     run.chat_template.write_text(renderer.template, encoding="utf-8")
     write_json(run.template_card, renderer.card())
     run.write_config(config.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from studio.datasets import lengths
@@ -10,7 +11,7 @@ from studio.datasets.records import Problem
 from studio.datasets.rendering import Rendered, Renderer
 from studio.errors import DatasetError
 from studio.records import RenderedRow, TrainingCheck
-from studio.types import Example, Message, Role
+from studio.types import Example, LeftOut, Message, Role
 
 UNCUT = 2**31
 SAMPLE = [
@@ -37,6 +38,7 @@ def rendered_row(renderer: Renderer, example: Example, number: int, max_length: 
         cut_learned=rendered.learned[max_length:],
         truncated=rendered.length > max_length,
         length=rendered.length,
+        left_out=list(rendered.left_out),
     )
 
 
@@ -50,25 +52,35 @@ def preview(renderer: Renderer) -> RenderedRow:
 
 def check(renderer: Renderer, examples: Iterable[tuple[int, Example]], max_length: int, rows: int) -> TrainingCheck:
     """Lengths and learned tokens of numbered rows, out of `rows`; a row that can't be rendered learns nothing."""
-    problems, found, truncated, unlearned, checked = Problems(), [], 0, 0, 0
+    problems, found, truncated, checked = Problems(), [], 0, 0
+    cut = nothing = empty = 0
+    left_out: Counter[LeftOut] = Counter()
     for number, example in examples:
         checked += 1
         rendered = _rendered(renderer, example, max_length)
         if isinstance(rendered, DatasetError):
             problems.add(Problem(number, rendered.message, rendered.fix))
-            unlearned += 1
             continue
         found.append(rendered.length)
         truncated += rendered.truncated
-        unlearned += not any(rendered.learned[1:])  # the first token is never predicted
+        left_out.update(rendered.left_out)
+        empty += rendered.teaches_empty_reasoning
+        if not any(rendered.learned[1:]):  # the first token is never predicted
+            behind = rendered.truncated and any(renderer.example(example).learned)
+            cut += behind
+            nothing += not behind
     return TrainingCheck(
         rows=rows,
         checked=checked,
         share_truncated=truncated / max(1, checked),
-        share_without_learned_tokens=unlearned / max(1, checked),
+        share_without_learned_tokens=(problems.count + cut + nothing) / max(1, checked),
         **dict(lengths.summary(found)),
         problems=problems.records(),
         problem_count=problems.count,
+        cut_before_learned=cut,
+        nothing_learned=nothing,
+        left_out=dict(left_out),
+        empty_reasoning=empty,
     )
 
 

@@ -11,6 +11,7 @@ from studio.datasets.rendering import TEMPLATE_NAMES
 from studio.errors import StudioError
 from studio.records import Dataset, Rendering, TemplateInfo
 from studio.services import Studio
+from studio.types import LeftOut
 from studio.ui import choices, histogram, pieces, tokens, words
 from studio.ui.checks import Options
 
@@ -18,6 +19,11 @@ PAGE_ROWS = 4
 MAX_LENGTH = 1024
 MAX_WARNINGS = 3
 PARITY_ROWS = 20
+LEFT_OUT = {
+    LeftOut.SYSTEM: "the system message",
+    LeftOut.REASONING: "the reasoning",
+    LeftOut.EARLIER_REASONING: "the reasoning of earlier answers",
+}
 TITLES = {
     "model": "the model's own",
     "chatml": "ChatML",
@@ -111,10 +117,21 @@ def warnings(rendered: Rendering) -> list[str]:
     found = [f"Row {problem.line}: {problem.problem}" for problem in rendered.problems[:MAX_WARNINGS]]
     if rendered.share_without_learned_tokens > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
         allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
-        found.append(
-            f"More than {allowed} of the rows would teach nothing, so training will not start. Raise max length, or shorten the rows."
-        )
+        found.append(f"More than {allowed} of the rows would teach nothing, so training will not start. {_way_on(rendered)}")
+    for what, count in rendered.left_out.items():
+        found.append(f"The chat template leaves out {LEFT_OUT[what]} of {words.count(count, 'row')}.")
+    if rendered.empty_reasoning:
+        count = words.count(rendered.empty_reasoning, "row")
+        found.append(f"An empty block of reasoning is learned in {count}, which teaches not to think. Set reasoning=context.")
     return found
+
+
+def _way_on(rendered: Rendering) -> str:
+    if rendered.cut_before_learned > max(rendered.nothing_learned, rendered.problem_count):
+        return "Raise max length, or shorten the rows."
+    if rendered.nothing_learned > rendered.problem_count:
+        return "They have no answer, or all their answers are marked not to be trained."
+    return "The chat template refuses them: correct them, or choose another template."
 
 
 def _asked(options: Options) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jobs import recipes
 from studio.errors import StudioError
 from studio.records import Refusal
 from studio.services import Studio
+from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 from studio.ui import choices, pieces, tokens
 from studio.ui.data_learned import warnings
 from studio.ui.fit import FitBar
@@ -96,9 +97,10 @@ class TrainTab:
         )
         self.refusals.select(self.mend, inputs=choices_made, outputs=self.form.fields, **QUIET)
         max_length, template = self.form.field("max_length"), self.form.field("chat_template")
-        seen = [self.data, self.base_model, max_length, template]
+        reading = [self.form.field(key) for key in ("learned_turns", "reasoning", "system_message")]
+        seen = [self.data, self.base_model, max_length, template, *reading]
         gr.on(
-            [self.data.change, self.base_model.change, max_length.blur, template.change],
+            [self.data.change, self.base_model.change, max_length.blur, template.change, *(field.change for field in reading)],
             self.show_rows,
             inputs=seen,
             outputs=[self.preview],
@@ -150,7 +152,7 @@ class TrainTab:
     def _refusals(self, data: str | None, base_model: str | None, recipe: str, fields: Sequence[Any]) -> list[Refusal]:
         return self._studio.jobs.launcher.refusals(data, base_model, recipe, self.form.changed(recipe, fields))
 
-    def show_rows(self, data: str | None, base_model: str | None, max_length: Any, chat_template: str) -> str:
+    def show_rows(self, data: str | None, base_model: str | None, max_length: Any, chat_template: str, *reading: str) -> str:
         """The rows as the model sees them; a refusal is shown in their place."""
         if not data or not base_model:
             return ""
@@ -159,7 +161,12 @@ class TrainTab:
             length = int(max_length)
         try:
             rendered = self._studio.datasets.render(
-                data, base_model=base_model, rows=PREVIEW_ROWS, max_length=length, chat_template=chat_template.strip() or None
+                data,
+                base_model=base_model,
+                rows=PREVIEW_ROWS,
+                max_length=length,
+                chat_template=chat_template.strip() or None,
+                options=_row_options(*reading),
             )
         except StudioError as exc:
             return pieces.notice(exc)
@@ -202,3 +209,7 @@ def _offered(other: str | None = None) -> list[tuple[str, str]]:
     """The goals, and one more recipe where that was chosen."""
     more = [recipes.get(other)] if other else []
     return [(recipe.goal, recipe.name) for recipe in (*recipes.GOALS, *more)]
+
+
+def _row_options(learned_turns: str = "marked", reasoning: str = "learn", system_message: str = "keep") -> RowOptions:
+    return RowOptions(LearnedTurns(learned_turns), Reasoning(reasoning), SystemMessage(system_message))

@@ -93,10 +93,27 @@ CHECKS = (
     Check(
         "no_learned_tokens",
         "Nothing to learn",
-        "No token of the row is learned: its answer begins behind max_length, or the chat template leaves it out.",
-        "Raise max_length, or drop these rows.",
+        "No token of the row is learned: its answer begins behind max_length or is marked not to be trained, or the chat template refuses "
+        "the row or leaves the answer out.",
+        "Raise max_length or choose another chat template, or drop these rows.",
         FixAction.DROP,
         Severity.BAD,
+    ),
+    Check(
+        "left_out",
+        "Left out by the chat template",
+        "The chat template does not write a system message or reasoning of these rows: they are trained without it.",
+        "Set system_message=fold, learned_turns=last or another chat_template, or drop these rows.",
+        FixAction.DROP,
+        Severity.BAD,
+    ),
+    Check(
+        "empty_reasoning",
+        "Empty reasoning that is learned",
+        "The chat template writes an empty block of reasoning before the answer, and learning it teaches the model not to think.",
+        "Set reasoning=context, which writes the block without teaching it, or drop these rows.",
+        FixAction.DROP,
+        Severity.CHECK,
     ),
     Check(
         "language_mix",

@@ -60,7 +60,7 @@ def make(wanted: Wanted, progress: Progress) -> dict[str, Any]:
 
 def _seen(table: RowTable, wanted: Wanted, every: int, progress: Progress) -> ScannedPart:
     """What is in each row, and what only shows when rows are looked at beside each other."""
-    reading = ScanOptions(wanted.kind, wanted.model_folder, wanted.chat_template, wanted.max_length, every)
+    reading = ScanOptions(wanted.kind, wanted.model_folder, wanted.chat_template, wanted.max_length, every, wanted.date)
     common = common_of(table)
     part = scanned(table, reading, common, lambda share: progress("Reading rows", 0.8 * share))
     progress("Comparing rows", 0.8)

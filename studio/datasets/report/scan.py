@@ -54,6 +54,7 @@ class ScanOptions:
     chat_template: str | None = None
     max_length: int = 1024
     languages_every: int = 1
+    date: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _measure(reading: ScanOptions) -> Callable[[ScannedPart, Item], None]:
         return _words
     from studio.datasets.report import tokens  # a report without a model needs no tokenizer
 
-    renderer = tokens.renderer(reading.model_folder, reading.chat_template)
+    renderer = tokens.renderer(reading.model_folder, reading.chat_template, reading.date)
     learns = reading.kind != "prompts"
     return lambda part, item: _tokens(part, item, tokens.counted(renderer, item.row, reading.max_length), learns)
 
@@ -139,6 +140,10 @@ def _tokens(part: ScannedPart, item: Item, counted: Counted, learns: bool) -> No
     part.answer_lengths.append(counted.learned)
     if learns and not counted.learns:
         part.add("no_learned_tokens", item.number, counted.text)
+    if counted.left_out:
+        part.add("left_out", item.number, f"{', '.join(counted.left_out).replace('_', ' ')}: {counted.text}")
+    if learns and counted.empty_reasoning:
+        part.add("empty_reasoning", item.number, counted.text)
     if learns and counted.is_cut:
         part.add("truncation", item.number, f"{counted.length:,} tokens: {counted.text}")
 

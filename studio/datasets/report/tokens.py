@@ -9,7 +9,7 @@ from typing import Any
 
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import Example
+from studio.types import Example, LeftOut, RowOptions
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Counted:
     learns: bool
     is_cut: bool
     text: str
+    empty_reasoning: bool = False  # an empty block of reasoning is learned
+    left_out: tuple[LeftOut, ...] = ()  # what the template does not write of the row
 
 
 @lru_cache(maxsize=1)
-def renderer(folder: str, chat_template: str | None) -> Renderer:
-    return Renderer.load(Path(folder), chat_template)
+def renderer(folder: str, chat_template: str | None, date: str | None) -> Renderer:
+    return Renderer.load(Path(folder), chat_template, RowOptions(date=date))
 
 
 def counted(renderer: Renderer, row: dict[str, Any], max_length: int) -> Counted:
@@ -35,4 +37,6 @@ def counted(renderer: Renderer, row: dict[str, Any], max_length: int) -> Counted
     except DatasetError as exc:
         return Counted(0, 0, False, False, exc.message)
     learned = rendered.learned
-    return Counted(rendered.length, sum(learned), any(learned[:max_length]), any(learned[max_length:]), rendered.text)
+    return Counted(
+        rendered.length, sum(learned), any(learned[:max_length]), any(learned[max_length:]), rendered.text, rendered.teaches_empty_reasoning
+    )

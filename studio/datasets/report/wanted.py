@@ -15,4 +15,5 @@ class Wanted:
     chat_template: str | None = None
     max_length: int = 1024
     against: list[str] = field(default_factory=list)
+    date: str | None = None  # of the dataset, for templates that print one
     every_language: bool = False  # ask every row for its language, however many there are

@@ -1,0 +1,46 @@
+"""What a chat template leaves out of rows, in sentences with the ways on. Knows no files and no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from studio.datasets.rendering import Renderer
+from studio.records import Alternative, TemplateLoss
+from studio.types import LeftOut
+
+WHAT = {
+    LeftOut.SYSTEM: "the system message",
+    LeftOut.REASONING: "the reasoning",
+    LeftOut.EARLIER_REASONING: "the reasoning of earlier answers that are learned",
+}
+FOLD = Alternative(
+    title="Put the system message before the first question (the changed template goes with the adapter)", change={"system_message": "fold"}
+)
+LAST = Alternative(title="Learn the last answer only", change={"learned_turns": "last"})
+DROP = Alternative(title="Train without reasoning", change={"reasoning": "drop"})
+ACCEPT = Alternative(title="Go on without what is left out", change={"template_losses": "accept"})
+OWN = {LeftOut.SYSTEM: [FOLD], LeftOut.REASONING: [DROP], LeftOut.EARLIER_REASONING: [LAST]}
+
+
+def losses(renderer: Renderer, left_out: Mapping[LeftOut, int], rows: int) -> list[TemplateLoss]:
+    """`left_out` counts rows, out of `rows` that were looked at."""
+    keeping = Alternative(
+        title="Train with a template that writes it, which goes with the adapter", change={"chat_template": _keeping(renderer)}
+    )
+    return [
+        TemplateLoss(
+            what=what,
+            rows=left_out[what],
+            sentence=f"The chat template ({renderer.template_name}) leaves out {WHAT[what]} of {left_out[what]} of {rows} rows looked at.",
+            alternatives=[*OWN[what], keeping, ACCEPT],
+        )
+        for what in LeftOut
+        if left_out.get(what)
+    ]
+
+
+def _keeping(renderer: Renderer) -> str:
+    """A template of the studio that writes system messages and reasoning: with marks that the base knows, or in plain words."""
+    if renderer.tokenizer.token_to_id("<|im_start|>") is not None and renderer.template_name != "chatml":
+        return "chatml"
+    return "alpaca"
