@@ -121,8 +121,8 @@ def warnings(rendered: Rendering) -> list[str]:
     for what, count in rendered.left_out.items():
         found.append(f"The chat template leaves out {LEFT_OUT[what]} of {words.count(count, 'row')}.")
     if rendered.empty_reasoning:
-        count = words.count(rendered.empty_reasoning, "row")
-        found.append(f"An empty block of reasoning is learned in {count}, which teaches not to think. Set reasoning=context.")
+        rows = words.count(rendered.empty_reasoning, "row")
+        found.append(f"An empty block of reasoning is learned in {rows}, which teaches not to think. Set reasoning=context.")
     return found
 
 

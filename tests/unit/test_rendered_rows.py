@@ -97,6 +97,7 @@ def test_the_terminal_counts_what_is_learned_and_cut() -> None:
         "ab",
         "",
         "All rows: cut 40.0%, without learned tokens 60.0%; tokens p50 3, p95 5, p99 5.",
+        "Row 3: The chat template refuses this conversation: too loud. Speak lower.",
     ]
 
 

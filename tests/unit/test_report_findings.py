@@ -225,6 +225,6 @@ def test_repeats_of_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[
 
 
 def test_checks_say_what_they_are() -> None:
-    assert len(BY_NAME) == len(CHECKS) == 15
+    assert len(BY_NAME) == len(CHECKS) == 17
     for check in CHECKS:
         assert check.title and check.explanation.endswith(".") and check.fix.endswith(".")

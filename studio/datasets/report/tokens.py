@@ -26,7 +26,7 @@ class Counted:
 
 
 @lru_cache(maxsize=1)
-def renderer(folder: str, chat_template: str | None, date: str | None) -> Renderer:
+def renderer(folder: str, chat_template: str | None, date: str | None = None) -> Renderer:
     return Renderer.load(Path(folder), chat_template, RowOptions(date=date))
 
 
