@@ -92,11 +92,6 @@ class RunDir:
         return self.path / "chat_template.jinja"
 
     @property
-    def parity(self) -> Path:
-        """Whether training and chat saw the same in a few rows, as the launch found it."""
-        return self.path / "parity.json"
-
-    @property
     def template_card(self) -> Path:
         """Name, hash, special tokens and stop strings of that template, for people; nothing reads it back."""
         return self.path / "chat_template.json"

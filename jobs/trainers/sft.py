@@ -40,7 +40,6 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     model_folder = base.folder_of(config)
     config = config.model_copy(update={"max_length": base.max_length(config, model_folder)})
     renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template, config.row_options())
-    _say_parity(run, log)
     rows = _training_rows(run.train, renderer, config, log)
     held_out = _held_out(run, renderer, config)
     base.import_bitsandbytes()
@@ -81,20 +80,6 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     with full_disk_named(folder, "the adapter"):
         adapters.save(folder, trainer.model, card, figures, trainer.start)
     return {**figures, **peak.figures(), "longest_row": _longest(rows)}
-
-
-def _say_parity(run: RunDir, log: EventLog) -> None:
-    """What the launch found when it compared a few rows with what chat sends."""
-    if not run.parity.is_file():
-        return
-    found = json.loads(run.parity.read_text(encoding="utf-8"))
-    if (first := found["first_difference"]) is not None:
-        log.notice(
-            f"Training and chat see the same in {found['identical']} of {found['rows']} rows looked at. "
-            f"First difference: row {first['row']}. {first['reason']}"
-        )
-    if found["training_date"]:
-        log.notice(f"The chat template prints a date: {found['training_date']} in every row; chat prints the day's own.")
 
 
 def _held_out(run: RunDir, renderer: Renderer, config: JobConfig) -> Any:

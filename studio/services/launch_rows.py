@@ -10,7 +10,7 @@ from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from studio.datasets.rendering import Renderer
 from studio.datasets.template_losses import losses
 from studio.errors import ConfigError, StudioError
-from studio.records import Dataset, Refusal, TrainingCheck
+from studio.records import Dataset, Parity, Refusal, TrainingCheck
 from studio.services.datasets import DatasetService
 from studio.types import SystemMessage
 
@@ -52,6 +52,19 @@ def _folding_helps(datasets: DatasetService, dataset: Dataset, renderer: Rendere
     except StudioError:
         return False
     return renderer.options.system_message is not SystemMessage.FOLD
+
+
+def parity_notices(found: Parity) -> list[str]:
+    """What a person must know of a few rows that were compared with what chat sends."""
+    notices = [loss.sentence for loss in found.losses]
+    if first := found.first_difference:
+        notices.append(
+            f"Training and chat see the same tokens in {found.identical} of {found.rows} rows looked at. "
+            f"First difference: row {first.row}. {first.reason}"
+        )
+    if found.training_date:
+        notices.append(f"The chat template prints a date: {found.training_date} in every row; chat prints the day's own.")
+    return notices
 
 
 def refusals_of(problem: StudioError) -> list[Refusal]:

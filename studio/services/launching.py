@@ -29,16 +29,15 @@ from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, StudioError
-from studio.records import Dataset, JobKind, Parity, Refusal
+from studio.records import Dataset, JobKind, Refusal
 from studio.services import loggers
 from studio.services.chosen_options import ChosenOptions, fitted
 from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
-from studio.services.launch_rows import nothing_to_learn, refusals_of, template_refusals
+from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, template_refusals
 from studio.services.models import ModelService
 from studio.settings import Settings
 from studio.types import RowOptions
 
-_IDS = {"training", "chat", "training_text", "chat_text"}  # of the first difference: whole rows, which the run has
 CHECKED_ROWS = 2000  # of a launch; the trainer checks every row again
 MAX_CHILDREN = 64  # of a sweep
 SEVERAL = "Change each of these, then launch again."
@@ -126,6 +125,7 @@ class Launcher:
             return []
         decides_recomputing = not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers))
         renderers: dict[RowReading, Renderer | None] = {}
+        compared: dict[RowReading, list[str]] = {}
         plans = []
         for chosen_options in asked.chosen:
             config = chosen_options.config
@@ -137,8 +137,11 @@ class Launcher:
             key = (config.max_length, config.chat_template, config.row_options(), config.template_losses)
             if key not in renderers:
                 renderers[key] = problems.gather(self._check_rows, problems, dataset, model, config)
-            if (renderer := renderers[key]) is not None:
-                plans.append(Plan(dataset, chosen.name, config, renderer, chosen_options.notices))
+            if (renderer := renderers[key]) is None:
+                continue
+            if key not in compared:
+                compared[key] = parity_notices(self.datasets.sample_parity(dataset, renderer, config.max_length))
+            plans.append(Plan(dataset, chosen.name, config, renderer, (*chosen_options.notices, *compared[key])))
         if plans:
             problems.gather(self.check_disk, [plan.config for plan in plans])
         return plans
@@ -226,8 +229,7 @@ class Launcher:
                         raise _nothing_held_out(plan.dataset, plan.config)
                     rows = written.train_rows
                     splits[plan.split] = (run, rows)
-                compared = self.datasets.sample_parity(plan.dataset, plan.renderer, plan.config.max_length)
-                write_run(run, plan.config, plan.renderer, compared)
+                write_run(run, plan.config, plan.renderer)
                 made.append(
                     training(
                         run,
@@ -302,10 +304,8 @@ def _nothing_held_out(dataset: Dataset, config: JobConfig) -> ConfigError:
     )
 
 
-def write_run(run: RunDir, config: JobConfig, renderer: Renderer, compared: Parity | None = None) -> None:
-    """Template and options, and how training and chat compare; the rows are there already."""
-    if compared is not None:
-        write_json(run.parity, compared.model_dump(mode="json", exclude={"first_difference": _IDS}))
+def write_run(run: RunDir, config: JobConfig, renderer: Renderer) -> None:
+    """Template and options; the rows are there already."""
     run.chat_template.write_text(renderer.template, encoding="utf-8")
     write_json(run.template_card, renderer.card())
     run.write_config(config.model_dump(mode="json"))
