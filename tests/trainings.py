@@ -2,7 +2,7 @@
 
 `python -m tests.trainings FOLDER < CASES`: one import of torch for all cases. A case is `{"name", "recipe", "stops", "options"}`;
 `stops` are the steps after which an attempt is asked to stop, `damage` a file that the newest checkpoint then loses,
-`poisoned` gives the base a weight that is no number.
+`poisoned` gives the base a weight that is no number, `lacks` takes one of its tensors away, `leftover` leaves it an adapter's config.
 """
 
 from __future__ import annotations
@@ -49,8 +49,31 @@ def poison(folder: Path) -> Path:
     return folder
 
 
+def without(folder: Path, tensor: str) -> Path:
+    """A copy of the starter that lacks one tensor."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(STARTER, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights[tensor]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def base_of(folder: Path, case: dict[str, Any]) -> Path:
+    if case.get("poisoned"):
+        return poison(folder / "poisoned")
+    if case.get("lacks"):
+        return without(folder / f"base of {case['name']}", case["lacks"])
+    if case.get("leftover"):
+        shutil.copytree(STARTER, folder / "leftover")
+        (folder / "leftover" / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+        return folder / "leftover"
+    return STARTER
+
+
 def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
-    model = poison(folder / "poisoned") if case.get("poisoned") else STARTER
+    model = base_of(folder, case)
     run = make_run(folder / case["name"], recipe=case.get("recipe", "qlora-sft"), model=model, **case.get("options", {}))
     curve: dict[str, Any] = {}
     for number, step in enumerate([*case.get("stops", []), None], 1):

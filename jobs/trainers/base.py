@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.trainers.events import EventLog
+from studio.catalogue import keys, models
 from studio.catalogue.architecture import sees_whole_rows
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
@@ -36,7 +37,16 @@ def folder_of(config: JobConfig) -> Path:
         raise ModelError(f"The base model {config.base_model} is not in {folder}.", "Add it again under Models, or restore its folder.")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"The base model {config.base_model} has no safetensors file in {folder}.", "Add a model in safetensors form.")
+    models.check_no_adapter(folder)
     return folder
+
+
+def check_weights(config: JobConfig, folder: Path, log: EventLog) -> None:
+    """Every weight that the model needs is stored, whatever the precision. Raises ModelError naming the first that is not."""
+    found = keys.compare(folder)
+    found.check(f"The base model {config.base_model}")
+    if note := found.note():
+        log.notice(note)
 
 
 def max_length(config: JobConfig, folder: Path) -> int:
@@ -113,7 +123,7 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a log file can't show it
-    model = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         str(folder_of(config)),
         dtype=getattr(torch, device.dtype),
         quantization_config=_quantization(config, device),
@@ -122,7 +132,9 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
+    keys.reported(report).check(f"The base model {config.base_model}")
     for module in model.modules():
         # else the first forward in eval mode repacks 4-bit weights in place: widths that are no multiple of 64 fail,
         # and models with biases can't be evaluated during training

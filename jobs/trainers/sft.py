@@ -57,6 +57,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     reporter = Reporter(log, stop, resumed, best, keeps_best=evaluates and config.load_best_model_at_end)
     _check_best(run, reporter, log)
     config = config.model_copy(update={"train_sampling_strategy": _sampling(config, rows, log)})
+    base.check_weights(config, model_folder, log)
     model = base.load(config, device)
     trainer = objectives.trainer_class(config.objective)(
         model=model,

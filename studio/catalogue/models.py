@@ -25,6 +25,14 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number of leading underscores
 MAX_JSON_BYTES = 100_000_000  # safetensors' own limit on a header
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+IN_16_BIT = "Use the model's 16-bit version: the studio quantises it to 4 bits itself."
+# ends of tensors' names that only quantised checkpoints hold
+QUANTISED = {
+    ".qweight": "GPTQ or AWQ", ".qzeros": "GPTQ or AWQ", ".g_idx": "GPTQ", ".SCB": "bitsandbytes, 8 bit", ".absmax": "bitsandbytes, 4 bit",
+    ".quant_map": "bitsandbytes, 4 bit", ".weight_packed": "compressed-tensors", ".weight_scale": "compressed-tensors or FP8",
+    ".weight_scale_inv": "FP8", ".weight_shape": "compressed-tensors",
+}  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
 # tensors that old checkpoints store but no parameter: causal masks, rotary tables
 BUFFER = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq|\.position_ids)$")
@@ -63,8 +71,10 @@ def inspect_folder(folder: Path) -> ModelFacts:
         config = read_json(folder / "config.json")
         check_no_remote_code(folder, config)
         _check_architecture(config)
+        _check_one_checkpoint(folder, config)
+        check_no_adapter(folder)
         parameters = count_parameters(folder, tied=config.get("tie_word_embeddings") is True)
-        _check_full_precision(config)
+        _check_full_precision(folder, config)
         _check_tokenizer(folder)
     except ModelError as refusal:
         return ModelFacts(_architecture(config), parameters, _context(config), False, refusal.message, refusal.fix)
@@ -89,14 +99,14 @@ def count_parameters(folder: Path, *, tied: bool = False) -> int:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model; all of them are there."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    index = folder / INDEX
+    if index.is_file() and not (folder / SINGLE).is_file():  # as transformers chooses
         weight_map = read_json(index).get("weight_map")
         names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, Mapping) else []
         if not names or any(Path(name).name != name for name in names):
             raise ModelError(f"{index} names no weight files of this folder.", "Download the model again.")
     else:
-        names = ["model.safetensors"]
+        names = [SINGLE]
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return [folder / name for name in names]
@@ -210,13 +220,41 @@ def _check_architecture(config: dict[str, Any]) -> None:
         )
 
 
-def _check_full_precision(config: dict[str, Any]) -> None:
+def check_no_adapter(folder: Path) -> None:
+    """transformers would attach an adapter that lies beside a model, unasked. Raises ModelError."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds a model and adapter_config.json, so transformers would attach that adapter to it.",
+            "Remove adapter_config.json where the adapter was merged into the model; otherwise move it, with adapter_model.safetensors, "
+            "to a folder of its own and add it with `studio adapters add`.",
+        )
+
+
+def _check_one_checkpoint(folder: Path, config: dict[str, Any]) -> None:
+    other = config.get("transformers_weights")
+    if other not in (None, "", SINGLE, INDEX):
+        raise ModelError(
+            f"config.json of {folder} names another weights file ({str(other)[:80]}).", f"Rename it to {SINGLE} and remove that key."
+        )
+
+
+def unused_weights(folder: Path) -> list[str]:
+    """Safetensors files that lie in the folder and are no part of the model."""
+    used = {file.name for file in weight_files(folder)}
+    return sorted(file.name for file in folder.glob("*.safetensors") if file.name not in used)
+
+
+def _check_full_precision(folder: Path, config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict) and quantization:
         method = quantization.get("quant_method", "an unnamed method")
-        raise ModelError(
-            f"The weights are stored quantised ({method}).", "Use the model's 16-bit version: the studio quantises it to 4 bits itself."
-        )
+        raise ModelError(f"The weights are stored quantised ({method}).", IN_16_BIT)
+    for name, dtype, shape in (tensor for file in weight_files(folder) for tensor in tensors(file)):
+        how = next((form for ending, form in QUANTISED.items() if name.endswith(ending)), "")
+        if not how and name.endswith(".weight") and len(shape) > 1 and dtype not in FLOATS:
+            how = dtype
+        if how:
+            raise ModelError(f"The weights are stored quantised ({how}), which config.json does not say: {name}.", IN_16_BIT)
 
 
 def _check_tokenizer(folder: Path) -> None:

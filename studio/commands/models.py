@@ -27,7 +27,8 @@ def list_models(json: JsonFlag = False) -> None:
 def add_model(source: Annotated[str, typer.Argument(metavar="PATH|hub:NAME")], name: Name = None, json: JsonFlag = False) -> None:
     """Make a folder, or a model of the hub, usable by name."""
     added = open_studio().models.add(source, name)
-    show(added, json, f"{added.name}: {added.architecture or added.reason}, {added.parameters:,} parameters.")
+    said = f"{added.name}: {added.architecture or added.reason}, {added.parameters:,} parameters."
+    show(added, json, "\n".join((said, *added.warnings)))
 
 
 @models.command("show")

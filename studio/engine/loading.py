@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from studio.catalogue import hardware
-from studio.catalogue.models import ModelFacts, inspect_folder, read_json, tensors, weight_files
+from studio.catalogue import hardware, keys
+from studio.catalogue.models import ModelFacts, inspect_folder, tensors, weight_files
 from studio.engine.protocol import ModelFolder
 from studio.errors import ModelError
 
@@ -39,7 +39,7 @@ def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) 
     if not facts.loadable:
         raise ModelError(f"{folder.name} can't be loaded: {facts.reason}", facts.fix)
     device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
-    config = _config(folder.path)
+    config = keys.config_of(folder.path)
     dtype = choose_dtype(_stored_dtype(folder.path), facts.parameters, device)
     if folder.quantization:
         dtype = torch.bfloat16
@@ -55,9 +55,7 @@ def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) 
         output_loading_info=True,
         **_quantized(folder, device),
     )
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would make them up
-        raise ModelError(f"{folder.name} lacks weights: {missing[0]} and {len(missing) - 1} more.", "Download the model again.")
+    keys.reported(report, model.state_dict()).check(folder.name)  # transformers would make up what is missing
     model = model.eval().requires_grad_(False)
     return _unpacked(model) if folder.quantization else model.to(device)
 
@@ -144,24 +142,6 @@ def _unpacked(model: nn.Module) -> nn.Module:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
-
-
-def _config(folder: Path) -> PreTrainedConfig:
-    """config.json without anything that chooses code."""
-    values = _without_code(read_json(folder / "config.json"))
-    kind = values.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{folder} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
-    return CONFIG_MAPPING[kind].from_dict(values)
-
-
-def _without_code(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_code(inner) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    code = ("attn_implementation", "experts_implementation")
-    return {k: _without_code(v) for k, v in value.items() if k != "auto_map" and not k.lstrip("_").startswith(code)}
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

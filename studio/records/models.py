@@ -18,6 +18,7 @@ class BaseModel(Record):
     context: int  # tokens; 0 where config.json does not say
     loadable: bool  # it can answer and be trained
     reason: str  # why it is not loadable; "" where it is
+    warnings: list[str] = []  # only where it is added: what of its folder is stored and not used
 
 
 class RemovedModel(Record):

@@ -12,7 +12,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from studio import processes
-from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder
+from studio.catalogue import keys
+from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, unused_weights
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, TakenError
@@ -57,10 +58,12 @@ class ModelService:
         if is_hub:
             folder = self._download(text.removeprefix(HUB), chosen)
         facts = inspect_folder(folder)
-        if not (facts.loadable or facts.is_tokenizer_only):
+        try:
+            warnings = _checked(folder, facts)
+        except ModelError:
             if is_hub:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise ModelError(facts.reason, facts.fix)
+            raise
         with self.db.write() as session:
             row = BaseModelRow(
                 name=self._name(session, name, chosen),
@@ -72,7 +75,7 @@ class ModelService:
                 reason=facts.reason,
             )
             session.add(row)
-        return _record(row)
+        return _record(row).model_copy(update={"warnings": warnings})
 
     def remove(self, name: str) -> RemovedModel:
         """Forget a model; files are deleted only where the studio fetched them. Refused while something needs it."""
@@ -150,6 +153,21 @@ class ModelService:
         if error:
             raise ModelError(error["message"], error["fix"])
         return folder
+
+
+def _checked(folder: Path, facts: ModelFacts) -> list[str]:
+    """What a person should know about a folder that can be used. Raises ModelError for one that can't."""
+    if facts.is_tokenizer_only:
+        return []
+    if not facts.loadable:
+        raise ModelError(facts.reason, facts.fix)
+    found = keys.compare_in_child(folder)
+    found.check(str(folder))
+    unused = unused_weights(folder)
+    notes = [found.note()]
+    if unused:
+        notes.append(f"{len(unused):,} safetensors files are no part of the model and are ignored: {', '.join(unused[:5])}.")
+    return [note for note in notes if note]
 
 
 @lru_cache(maxsize=1)

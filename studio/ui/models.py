@@ -114,7 +114,12 @@ class ModelsTab:
             raise StudioError("No model is named.", "Write OWNER/NAME, or take one of the list below.")
         added = self._studio.models.add(f"hub:{wanted}")
         now = f"{BASE}/{added.name}"
-        return {self.notice: pieces.said(f"{added.name} is here."), self.source: "", self._page.place.model: now, **self.look(now)}
+        return {
+            self.notice: pieces.said(" ".join((f"{added.name} is here.", *added.warnings))),
+            self.source: "",
+            self._page.place.model: now,
+            **self.look(now),
+        }
 
     def take(self, event: gr.EventData) -> str:
         return str(event._data["repository"])

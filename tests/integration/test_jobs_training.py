@@ -32,6 +32,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     "orpo": {"objective": "orpo", "quantization.load_in_4bit": True, **SHORT},
 }
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "16 bit": {"quantization.load_in_4bit": False},
+    "8 bit": {"quantization.load_in_4bit": False, "quantization.load_in_8bit": True},
+    "NF4": {"quantization.load_in_4bit": True},
+    "full": {"method": "full", "quantization.load_in_4bit": False},
+}
 CASES: list[dict[str, Any]] = [
     *({"name": name, "recipe": "lora-sft", "options": own} for name, own in OTHERS.items()),
     *({"name": f"{name} stopped", "recipe": "lora-sft", "options": own, "stops": [2]} for name, own in OTHERS.items()),
@@ -48,6 +54,8 @@ CASES: list[dict[str, Any]] = [
     {"name": "wild over", "recipe": "lora-sft", "options": WILD, "stops": [5]},
     {"name": "wild to the last", "recipe": "lora-sft", "options": {**WILD, "num_train_epochs": 1, "load_best_model_at_end": False}},
     {"name": "no model", "options": {"model_name_or_path": "/nowhere"}},
+    *({"name": f"no norm, {how}", "lacks": "model.norm.weight", "options": options} for how, options in PRECISIONS.items()),
+    {"name": "leftover adapter", "leftover": True},
     {"name": "no such layer", "options": {"lora.target_modules": ["q_proj", "zz_proj"]}},
     {"name": "too short", "options": {"max_length": 8}},
     {"name": "no rows", "options": {"rows": 0}},
@@ -205,3 +213,14 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_taken(trained: dict[str,
     assert "Checkpoint checkpoint-7 is damaged (optimizer.pt is missing) and was left out." in notices
     assert "Going on from checkpoint-6." in notices
     assert resumed["sha256"] == trained["lora-sft"]["sha256"]
+
+
+@pytest.mark.parametrize("how", PRECISIONS)
+def test_a_base_that_lacks_a_weight_is_not_trained_in_any_precision(trained: dict[str, dict[str, Any]], how: str) -> None:
+    reason, fix = trained[f"no norm, {how}"]["failure"]
+    assert "lacks 1 of its" in reason and "model.norm.weight" in reason and "Download" in fix
+
+
+def test_a_base_with_a_leftover_adapter_is_not_trained(trained: dict[str, dict[str, Any]]) -> None:
+    reason, fix = trained["leftover adapter"]["failure"]
+    assert "adapter_config.json" in reason and "Remove adapter_config.json" in fix

@@ -58,6 +58,8 @@ TRAINER_MAY_IMPORT = (
     "studio",
     "studio.catalogue",
     "studio.catalogue.architecture",  # what a config.json says, without torch
+    "studio.catalogue.keys",  # whether a base holds all its weights
+    "studio.catalogue.models",  # headers of safetensors files
     "studio.datasets",
     "studio.datasets.rendering",
     "studio.errors",

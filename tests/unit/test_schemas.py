@@ -75,6 +75,7 @@ MODEL: Documented = {
     "context": INT,
     "loadable": BOOL,
     "reason": STR,
+    "warnings?": [STR],  # only where it is added
 }
 ADAPTER: Documented = {
     "id": STR,
