@@ -93,11 +93,13 @@ def _answer(
         if exc.status >= 500 or exc.status in (401, 404, 429):
             raise  # the engine's trouble, not this prompt's: the job ends with the reason and can go on later
         error = str(exc)
+        if len(prompt["turns"]) > 1:
+            error = f"Turn {len(turns) + 1} of {len(prompt['turns'])} failed: {exc}"
     return AnswerRow(
         comparison_id=comparison_id,
         prompt_id=prompt["id"],
         contestant=contestant.name,
-        text=turns[-1] if turns else "",
+        text="" if error else turns[-1],
         turns=turns,
         seconds=time.monotonic() - started,
         prompt_tokens=prompt_tokens,

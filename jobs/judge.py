@@ -1,218 +1,82 @@
-"""The light job `judge`: one judge looks at every pair of answers in both orders; verdicts are kept as they land.
-
-A restart goes on where it ended, and a question that this judge has answered before is taken from the rows. Knows the tables and the
-engine's client; what is asked and how replies are read is studio.evaluation's.
-"""
+"""The light job `judge`: one judge, or a panel of judges one after the other, whose majority is kept as a judgement of its own."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import delete
 
-from jobs.light import LightContext, LightJobStopped
-from jobs.panel import AnswerPair, JudgeQuestion, identity_of, open_judge
-from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
-from studio.errors import StudioError
-from studio.evaluation import judging, readings
-from studio.evaluation.verdicts import VerdictLine
-from studio.records import JudgeKind
+from jobs.judgement import JudgementRun, Progress, as_verdict
+from jobs.light import LightContext
+from jobs.panel import AnswerPair, PanelJudge, said_together
+from studio.db.models import VerdictRow
+from studio.evaluation import agreement
+from studio.records import Verdict, Winner
 
-CONCURRENCY = 16  # questions that wait together; the engine batches them and reads what they share once
-PROBES = 10  # prompts on which a constant answer plays against a contestant
-CONSTANT_TEXT = "I am sorry, I can't say anything about that."
-
-log = logging.getLogger(__name__)
+Look = tuple[str, str, str]  # prompt, shown first, shown second
 
 
 def run(context: LightContext) -> dict[str, Any]:
-    """Judge what has no verdict yet, then read the verdicts. Raises EngineError when the judge can't be reached, LightJobStopped when asked."""
-    judgement_id = str(context.config["judgement"])
-    attempt = JudgementRun(context, judgement_id, context.config)
+    """Judge what has no verdict yet, then read the verdicts. Raises EngineError when a judge can't be reached, LightJobStopped when asked."""
+    attempt = JudgementRun(context, context.config)
     try:
-        is_cut = attempt.ask()
+        if isinstance(attempt.judge, PanelJudge):
+            found = _run_panel(attempt, attempt.judge)
+        else:
+            found = attempt.finish()
     finally:
         attempt.judge.close()
-    found = {**attempt.read(), "is_cut_by_budget": is_cut}
-    with context.db.write() as session:
-        session.get_one(JudgementRow, judgement_id).readings = found
-    return {"judgement": judgement_id, "verdicts": found["verdicts"], "cached": found["cached"]}
+    return {"judgement": attempt.judgement.id, "verdicts": found["verdicts"], "cached": found["cached"]}
 
 
-class JudgementRun:
-    """What one judgement needs: the comparison, its answers, the judge, and what was said already."""
-
-    def __init__(self, context: LightContext, judgement_id: str, config: dict[str, Any]) -> None:
-        self.context = context
-        self.config = config
-        with context.db.read() as session:
-            self.judgement = session.get_one(JudgementRow, judgement_id)
-            self.comparison = session.get_one(ComparisonRow, self.judgement.comparison_id)
-            answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == self.comparison.id, AnswerRow.error == "")).all()
-            self.contestants = _resolved(session, self.comparison)
-        self.prompts = {prompt["id"]: prompt for prompt in self.comparison.prompts}
-        self.answers = {(answer.prompt_id, answer.contestant): answer.turns or [answer.text] for answer in answers}
-        self.kind = JudgeKind(self.judgement.kind)
-        how = {"kind": self.kind, "template": self.judgement.template, "criteria": self.judgement.criteria}
-        self.judge = open_judge({**config, **how}, context.settings, context.stop_requested)
-
-    # what to look at
-
-    def pairs(self) -> Iterator[AnswerPair]:
-        """Both orders of every pair of answers to one prompt, prompt by prompt; then those against a constant answer."""
-        for prompt_id, prompt in self.prompts.items():
-            present = [name for name in self.comparison.contestants if (prompt_id, name) in self.answers]
-            for a, b in itertools.permutations(present, 2):
-                yield AnswerPair(prompt, a, b, self.answers[prompt_id, a], self.answers[prompt_id, b])
-        if self.config.get("probes", True) and self.kind == JudgeKind.MODEL:
-            yield from self._probes()
-
-    def _probes(self) -> Iterator[AnswerPair]:
-        name = next((name for name in reversed(self.comparison.contestants)), "")
-        for prompt_id in [key for key in self.prompts if (key, name) in self.answers][:PROBES]:
-            prompt, own = self.prompts[prompt_id], self.answers[prompt_id, name]
-            constant = [CONSTANT_TEXT] * len(own)
-            yield AnswerPair(prompt, name, readings.CONSTANT, own, constant, is_probe=True)
-            yield AnswerPair(prompt, readings.CONSTANT, name, constant, own, is_probe=True)
-
-    def ask(self) -> bool:
-        """Ask about what has no verdict yet; whether the budget ended it. Raises StudioError, LightJobStopped."""
-        done = self._done()
-        pairs = list(self.pairs())
-        if not pairs:
-            raise StudioError("There is no pair of answers to judge.", "Compare at least two contestants that answered.")
-        still_open = [pair for pair in pairs if (pair.prompt["id"], pair.a, pair.b) not in done]
-        self.context.progress(len(pairs) - len(still_open), len(pairs))
-        questions = self.judge.questions(still_open)
-        known = self._known({question.key for question in questions})
-        return self._ask_all(questions, known, len(pairs))
-
-    def _done(self) -> set[tuple[str, str, str]]:
-        query = select(VerdictRow.prompt_id, VerdictRow.a, VerdictRow.b).where(VerdictRow.judgement_id == self.judgement.id)
-        with self.context.db.read() as session:
-            return {(prompt_id, a, b) for prompt_id, a, b in session.execute(query)}
-
-    def _spent(self) -> int:
-        """Tokens that this judgement took before a restart: a budget is for the whole of it."""
-        tokens = func.coalesce(func.sum(VerdictRow.prompt_tokens + VerdictRow.completion_tokens), 0)
-        with self.context.db.read() as session:
-            return int(session.scalar(select(tokens).where(VerdictRow.judgement_id == self.judgement.id)) or 0)
-
-    def _known(self, keys: Iterable[str]) -> dict[str, VerdictRow]:
-        """Earlier verdicts of equal judges on equal questions."""
-        wanted = sorted(keys)
-        found: dict[str, VerdictRow] = {}
-        with self.context.db.read() as session:
-            for begin in range(0, len(wanted), 500):
-                part = wanted[begin : begin + 500]
-                rows = session.scalars(select(VerdictRow).where(VerdictRow.key.in_(part), VerdictRow.winner != "invalid"))
-                found |= {row.key: row for row in rows}
-        return found
-
-    def _ask_all(self, questions: Sequence[JudgeQuestion], known: dict[str, VerdictRow], total: int) -> bool:
-        budget = int(self.config.get("budget_tokens") or 0)
-        concurrency = int(self.config.get("concurrency") or CONCURRENCY)
-        count, spent = total - len(questions), self._spent()
-        remaining = iter(questions)
-        with ThreadPoolExecutor(concurrency) as pool:
-            waiting: set[Future[VerdictRow | None]] = set()
-            try:
-                while True:
-                    is_cut = bool(budget) and spent >= budget
-                    room = 0 if is_cut else concurrency - len(waiting)
-                    for question in itertools.islice(remaining, room):
-                        waiting.add(pool.submit(self._verdict, question, known))
-                    if not waiting:
-                        return is_cut and next(remaining, None) is not None
-                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                    rows = [row for future in finished if (row := future.result()) is not None]
-                    count += len(finished)
-                    spent += sum(row.prompt_tokens + row.completion_tokens for row in rows)
-                    self._keep(rows, count, total)
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _keep(self, rows: Sequence[VerdictRow], count: int, total: int) -> None:
-        if rows:
-            with self.context.db.write() as session:
-                session.add_all(rows)
-            self.context.progress(count, total)
-        if self.context.stop_requested():
-            raise LightJobStopped
-
-    def _verdict(self, question: JudgeQuestion, known: dict[str, VerdictRow]) -> VerdictRow | None:
-        earlier = known.get(question.key)
-        try:
-            verdict = question.pair.verdict(earlier.winner, question.asked, earlier.reply) if earlier else question.ask()
-        except StudioError as exc:
-            if question.pair.is_probe:
-                log.info("A probe of the judge was left out: %s", exc)
-                return None
-            raise
-        return VerdictRow(
-            comparison_id=self.comparison.id,
-            judgement_id=self.judgement.id,
-            rater=self.judgement.judge,
-            key=question.key,
-            is_probe=verdict.probe,
-            is_cached=earlier is not None,
-            **verdict.model_dump(mode="json", exclude={"rater", "probe", "cached"}),
-        )
-
-    # what it says
-
-    def read(self) -> dict[str, Any]:
-        """The readings of all verdicts so far, and what they took."""
-        with self.context.db.read() as session:
-            rows = session.scalars(select(VerdictRow).where(VerdictRow.judgement_id == self.judgement.id).order_by(VerdictRow.id)).all()
-        own = [as_verdict(row) for row in rows if not row.is_probe]
-        given = readings.ReadingsInput(
-            verdicts=own,
-            lengths={key: len("".join(turns)) for key, turns in self.answers.items()},
-            contestants=self.comparison.contestants,
-            categories={key: prompt["category"] for key, prompt in self.prompts.items() if prompt.get("category")},
-            references=list(self._by_reference()),
-            probes=[as_verdict(row) for row in rows if row.is_probe],
-            is_rule=self.kind == JudgeKind.REFERENCE,
-            is_contestant=self._own_name(),
-            attacks={key for key, turns in self.answers.items() if any(map(judging.talks_to_the_judge, turns))},
-        )
-        taken = {
-            "verdicts": len(rows),
-            "cached": sum(row.is_cached for row in rows),
-            "prompt_tokens": sum(row.prompt_tokens for row in rows),
-            "completion_tokens": sum(row.completion_tokens for row in rows),
-            "seconds": round(sum(row.seconds for row in rows), 2),
-        }
-        return {**readings.read(given), **taken}
-
-    def _by_reference(self) -> Iterator[VerdictLine]:
-        """What the rule says of the same pairs, where there are references."""
-        for prompt_id, prompt in self.prompts.items():
-            if prompt.get("reference"):
-                present = [name for name in self.comparison.contestants if (prompt_id, name) in self.answers]
-                for a, b in itertools.combinations(present, 2):
-                    texts = self.answers[prompt_id, a][-1], self.answers[prompt_id, b][-1]
-                    yield VerdictLine(prompt_id, a, b, judging.by_reference(*texts, prompt["reference"]))
-
-    def _own_name(self) -> str:
-        """The contestant that the judge is, if any."""
-        identity = self.judge.identity
-        return next((name for name, value in self.contestants.items() if identity and identity_of(value) == identity), "")
+def _run_panel(panel: JudgementRun, judge: PanelJudge) -> dict[str, Any]:
+    """Each judge by itself, then what most of them say of each look, and how far they agree."""
+    config = panel.config
+    budget = config.get("budget_tokens")
+    if budget:  # an equal part for each
+        budget = max(1, int(budget) // len(config["members"]))
+    runs, found = [], {}
+    for number, member in enumerate(config["members"]):
+        run = JudgementRun(panel.context, {**config, **member, "budget_tokens": budget}, judge.judges[member["judge"]])
+        found[member["judge"]] = run.finish(_part(panel.context, number, len(config["members"])))
+        runs.append(run)
+    _keep_majority(panel, runs)
+    lines = [as_verdict(row) for run in runs for row in run.rows() if not row.is_probe]
+    readings = panel.read()
+    readings |= {name: sum(own[name] for own in found.values()) for name in ("cached", "prompt_tokens", "completion_tokens", "seconds")}
+    warnings = [*readings["warnings"], *(f"{name}: {said}" for name, own in found.items() for said in _against(own))]
+    readings |= {"warnings": warnings, "is_cut_by_budget": any(own["is_cut_by_budget"] for own in found.values())}
+    return panel.keep_readings({**readings, "panel": found, "agreement": agreement.agreement(lines, list(found), invalid="skip")})
 
 
-def as_verdict(row: VerdictRow) -> VerdictLine:
-    return VerdictLine(row.prompt_id, row.a, row.b, row.winner, row.rater)
+def _part(context: LightContext, number: int, count: int) -> Progress:
+    """Progress of one of `count` judges as progress of the whole."""
+    return lambda step, steps: context.progress(number * steps + step, count * steps)
 
 
-def _resolved(session: Session, comparison: ComparisonRow) -> dict[str, dict[str, Any]]:
-    job = comparison.job_id and session.get(JobRow, comparison.job_id)
-    if not job:
-        return {}
-    return {value["name"]: value for value in job.config.get("contestants", [])}
+def _against(own: dict[str, Any]) -> list[str]:
+    """What speaks against one judge of a panel whatever the others say."""
+    said = []
+    if own["able"] is False:
+        said.append(f"agrees with the references in {own['reference_agreement']['agreement']:.0%} only.")
+    if own["invalid"]:
+        said.append(f"{own['invalid']} replies held no verdict.")
+    return said
+
+
+def _keep_majority(panel: JudgementRun, runs: Sequence[JudgementRun]) -> None:
+    """One verdict for each look that a judge has taken. Made afresh: a restart may know more."""
+    said: dict[Look, dict[str, Verdict]] = {}
+    for run in runs:
+        for row in run.rows():
+            own = said.setdefault((row.prompt_id, row.a, row.b), {})
+            own[row.rater] = Verdict(prompt_id=row.prompt_id, a=row.a, b=row.b, winner=Winner(row.winner), probe=row.is_probe)
+    rows = []
+    for (prompt_id, a, b), verdicts in said.items():
+        is_probe = any(verdict.probe for verdict in verdicts.values())
+        pair = AnswerPair(panel.prompts[prompt_id], a, b, (), (), is_probe)
+        rows.append(panel.row(said_together(pair, verdicts)))
+    with panel.context.db.write() as session:
+        session.execute(delete(VerdictRow).where(VerdictRow.judgement_id == panel.judgement.id))
+        session.add_all(rows)

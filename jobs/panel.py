@@ -21,8 +21,8 @@ from studio.datasets.children import run_child
 from studio.engine.client import EngineClient, FinishedAnswer
 from studio.engine.protocol import Contestant, Grammar
 from studio.errors import EngineError, StudioError
-from studio.evaluation import judging
-from studio.evaluation.verdicts import SCORES, SWAPPED
+from studio.evaluation import judging, replies
+from studio.evaluation.verdicts import SCORES, SWAPPED, majority
 from studio.records import ComparisonPrompt, JudgeKind, PromptMessage, TemplateKind, Verdict, Winner
 from studio.settings import Settings
 from studio.types import GenerationParams
@@ -31,7 +31,8 @@ ATTEMPTS = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 PATIENCE_S = 900.0  # for one question: a judge that hangs must not hold the job for hours
 HOPELESS = (401, 403, 404)  # the next question would get the same answer
-SCHEMA_TOKENS = 24  # of a verdict as a JSON object
+READER = 2  # counts up when replies come to be read in another way: what was read before is asked again
+RATING_BREAK = "\n\n=====\n\n"  # between the replies about the two answers, each rated alone
 EQUAL = 1e-6  # log-probabilities nearer than this are a tie
 
 
@@ -91,6 +92,7 @@ class JudgeSetup:
     model: dict[str, Any] | None = None  # a Contestant as JSON; None for the rule
     template: str = ""
     criteria: str = ""
+    members: Sequence[Mapping[str, Any]] = ()  # of a panel: as JudgingService.judge_config gives each
     stop_requested: Callable[[], bool] = lambda: False
 
     def stop_if_asked(self) -> None:
@@ -102,7 +104,8 @@ class JudgeSetup:
 def open_judge(chosen: Mapping[str, Any], settings: Settings, stop_requested: Callable[[], bool] = lambda: False) -> PairJudge:
     """The judge of `kind`, `model`, `template` and `criteria`, as JudgingService.judge_config gives them."""
     model, template, criteria = (chosen.get(name) for name in ("model", "template", "criteria"))
-    return JUDGES[JudgeKind(chosen["kind"])](JudgeSetup(settings, model, template or "", criteria or "", stop_requested))
+    members = chosen.get("members") or ()
+    return JUDGES[JudgeKind(chosen["kind"])](JudgeSetup(settings, model, template or "", criteria or "", members, stop_requested))
 
 
 def judge_both_orders(
@@ -188,7 +191,7 @@ class ModelJudge:
             self._grammar = None
             if judge.schema:
                 self._grammar = Grammar("json_schema", judge.schema)
-            room = max(room, SCHEMA_TOKENS)
+            room = max(room, judging.ROOM_TO_REASON)
         self._params = GenerationParams(temperature=0.0, max_new_tokens=room)
         self._ratings: dict[str, Future[FinishedAnswer]] = {}
         self._lock = threading.Lock()
@@ -214,13 +217,13 @@ class ModelJudge:
     def _single(self, pair: AnswerPair) -> JudgeQuestion:
         """Each answer is rated alone and once; the verdict of both orders is that of the two scores."""
         both = [judging.rating_question(self.judge, pair.prompt, answers, self.criteria) for answers in (pair.answers_a, pair.answers_b)]
-        asked = "\n\n=====\n\n".join(map(_shown, both))
+        asked = RATING_BREAK.join(map(_shown, both))
 
         def ask() -> Verdict:
             done = [self._rated(messages) for messages in both]
             winner = judging.by_rating(*(judging.rating(answer.text) for answer in done))
             tokens = sum(answer.prompt_tokens for answer in done), sum(answer.completion_tokens for answer in done)
-            reply = "\n\n".join(answer.text for answer in done)
+            reply = RATING_BREAK.join(answer.text for answer in done)
             return pair.verdict(winner, asked, reply, *tokens, seconds=sum(answer.seconds for answer in done))
 
         return JudgeQuestion(pair, asked, self._key_of(both), ask)
@@ -240,7 +243,7 @@ class ModelJudge:
         return future.result()
 
     def _key_of(self, messages: Any) -> str:
-        return _key(self.identity, self.judge.name, self._params.max_new_tokens, messages)
+        return _key(READER, self.identity, self.judge.name, self._params.max_new_tokens, messages)
 
     def _reply(self, messages: list[judging.Message]) -> FinishedAnswer:
         """Asked again with longer and longer pauses while the trouble may pass. What this one question can't have is its reply."""
@@ -251,7 +254,7 @@ class ModelJudge:
             except EngineError as exc:
                 is_of_this_question = exc.code == "not_openai" or (400 <= exc.status < 500 and exc.status not in (*HOPELESS, 408, 429))
                 if is_of_this_question:
-                    return FinishedAnswer(f"(no verdict: {exc})", None, 0, 0, 0.0)
+                    return FinishedAnswer(f"{replies.REFUSED}{exc})", None, 0, 0, 0.0)
                 pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.25)
                 pause = max(pause, float(exc.details.get("retry_after") or 0))
                 if exc.status in HOPELESS or attempt + 1 == ATTEMPTS or time.monotonic() - begun + pause > PATIENCE_S:
@@ -296,7 +299,7 @@ class LikelihoodJudge:
         texts = [_conversation(pair.prompt, answers) for answers in (pair.answers_a, pair.answers_b)]
         keys = [_key(messages) for messages in texts]
         self._wanted |= dict(zip(keys, texts, strict=True))
-        asked = "\n\n=====\n\n".join(map(_shown, texts))
+        asked = RATING_BREAK.join(map(_shown, texts))
 
         def ask() -> Verdict:
             one, other = (self._score(key) for key in keys)
@@ -320,11 +323,47 @@ class LikelihoodJudge:
         return self._scores[key]
 
 
+class PanelJudge:
+    """Several judges, each asked by itself; their majority decides."""
+
+    identity: Any = None  # each of its judges has its own
+
+    def __init__(self, setup: JudgeSetup) -> None:
+        chosen = [{"criteria": setup.criteria, **member} for member in setup.members]
+        self.judges = {str(one["judge"]): open_judge(one, setup.settings, setup.stop_requested) for one in chosen}
+
+    def questions(self, pairs: Sequence[AnswerPair]) -> list[JudgeQuestion]:
+        own: dict[int, dict[str, JudgeQuestion]] = {id(pair): {} for pair in pairs}
+        for name, judge in self.judges.items():
+            for question in judge.questions(pairs):
+                own[id(question.pair)][name] = question
+        return [self._question(pair, own[id(pair)]) for pair in pairs if own[id(pair)]]
+
+    def close(self) -> None:
+        for judge in self.judges.values():
+            judge.close()
+
+    def _question(self, pair: AnswerPair, questions: Mapping[str, JudgeQuestion]) -> JudgeQuestion:
+        def ask() -> Verdict:
+            return said_together(pair, {name: question.ask() for name, question in questions.items()})
+
+        return JudgeQuestion(pair, "", _key("panel", [question.key for question in questions.values()]), ask)
+
+
+def said_together(pair: AnswerPair, said: Mapping[str, Verdict]) -> Verdict:
+    """The majority of what several judges say of a pair; its reply names each."""
+    reply = "\n".join(f"{name}: {verdict.winner}" for name, verdict in said.items())
+    tokens = sum(one.prompt_tokens for one in said.values()), sum(one.completion_tokens for one in said.values())
+    winner = majority(verdict.winner for verdict in said.values())
+    return pair.verdict(winner, "", reply, *tokens, seconds=sum(one.seconds for one in said.values()))
+
+
 # a new kind of judge needs an entry here, and a name that JudgingService recognises
 JUDGES: dict[JudgeKind, Callable[[JudgeSetup], PairJudge]] = {
     JudgeKind.REFERENCE: ReferenceJudge,
     JudgeKind.LIKELIHOOD: LikelihoodJudge,
     JudgeKind.MODEL: ModelJudge,
+    JudgeKind.PANEL: PanelJudge,
 }
 
 

@@ -27,10 +27,12 @@ router = APIRouter(prefix="/api")
 
 
 class NewJudgement(Body):
-    judge: str | None = Field(default=None, description="reference, likelihood:MODEL, a model, or URL#MODEL.")
+    judge: str | None = Field(
+        default=None, description="reference, likelihood:MODEL, a model, or URL#MODEL; several with commas are a panel."
+    )
     criteria: str = ""
     template: str | None = None
-    budget_tokens: int | None = Field(default=None, ge=1)
+    budget_tokens: int | None = Field(default=None, ge=1, description="The judges of a panel share it.")
     probes: bool = True
     concurrency: int | None = Field(default=None, ge=1, le=64)
 

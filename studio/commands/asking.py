@@ -21,7 +21,7 @@ from studio.commands.terminal import (
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
-    from studio.records import Comparison
+    from studio.records import Comparison, ComparisonAnswer, MatchScore
 
 BaseModel = Annotated[str, typer.Option(metavar="MODEL", help="Base model: a name, or a folder.")]
 
@@ -106,10 +106,27 @@ def compare(
 
 
 def _comparison_text(comparison: Comparison) -> str:
-    lines = [f"{answer.prompt_id}  {answer.contestant}: {answer.text or answer.error}" for answer in comparison.answers]
+    lines = [f"{answer.prompt_id}  {answer.contestant}: {_answered(answer)}" for answer in comparison.answers]
     for contestant, score in comparison.scores.items():
-        lines.append(f"{contestant}: exact match {score.exact_match:.2f} of {score.n} prompts")
+        lines.append(f"{contestant}: {_match(score)}")
     return "\n".join(lines)
+
+
+def _answered(answer: ComparisonAnswer) -> str:
+    """Every turn where there are several; why there is no answer."""
+    turns: list[str] = []
+    if len(answer.turns) > 1 or answer.error:
+        turns = [f"[turn {number}] {text}" for number, text in enumerate(answer.turns, 1)]
+    return " ".join([*turns, answer.error]).strip() or answer.text
+
+
+def _match(score: MatchScore) -> str:
+    if score.exact_match is None:
+        return f"exact match can't be said. {score.reason}"
+    said = f"exact match {score.exact_match:.2f} of {score.n} prompts"
+    if score.left_out:
+        said += f"; {score.left_out} left out, whose reference is a note to judge by"
+    return said
 
 
 def _schema(path: Path) -> str:

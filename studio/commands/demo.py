@@ -71,7 +71,7 @@ def text(result: DemoResult) -> str:
     """The result for a person."""
     answers = [f"  {answer.contestant}: {answer.text}" for answer in result.chat.answers]
     scores = [
-        f"  {when}: {score.exact_match:.2f} of {score.n} rows" for when, score in (("before", result.before), ("after", result.after))
+        f"  {when}: {score.exact_match or 0:.2f} of {score.n} rows" for when, score in (("before", result.before), ("after", result.after))
     ]
     return "\n".join(
         [

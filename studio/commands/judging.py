@@ -10,20 +10,25 @@ from studio.commands.terminal import JsonFlag, follow, leave_unless_succeeded, l
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
-    from studio.records import Judgement
+    from studio.records import Judgement, JudgementReadings, RaterPair
 
 
 def judge(
     comparison: Annotated[str, typer.Argument(metavar="COMPARISON")],
     judge: Annotated[
         str | None,
-        typer.Option(metavar="J", help="reference (the rule; default where references exist), likelihood:MODEL, a model, or URL#MODEL."),
+        typer.Option(
+            metavar="J",
+            help="reference (the rule; default where references exist), likelihood:MODEL, a model, or URL#MODEL; several with commas are a panel.",
+        ),
     ] = None,
     criteria: Annotated[str, typer.Option(metavar="TEXT", help="What the judge must go by.")] = "",
     template: Annotated[
         str | None, typer.Option(metavar="T", help="How a model is asked: pair, brief, mt-bench, mt-bench-single, score or rubric.")
     ] = None,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop asking once this many tokens are spent.")] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop asking once this many tokens are spent; the judges of a panel share them.")
+    ] = None,
     probes: Annotated[bool, typer.Option(help="Also let a constant answer play, to try the judge.")] = True,
     concurrency: Annotated[int | None, typer.Option(min=1, max=64, help="Questions that wait together.")] = None,
     json: JsonFlag = False,
@@ -39,12 +44,17 @@ def judge(
     made = studio.judging.judge(
         comparison, judge, criteria=criteria, template=template, budget_tokens=budget_tokens, probes=probes, concurrency=concurrency
     )
-    needs_engine = made.kind == "model" and "#" not in made.judge
+    needs_engine = any(asks_engine(name) for name in made.judge.split(","))
     with supervisor.assistance(settings, say, queues=("light",), engine=needs_engine):
         job = follow(studio, str(made.job))
     done = studio.judging.show(made.id)
     show(done, json, text(done))
     leave_unless_succeeded(job)
+
+
+def asks_engine(judge: str) -> bool:
+    """Whether our own engine is asked."""
+    return judge != "reference" and not judge.startswith("likelihood:") and "#" not in judge
 
 
 def _time(seconds: float | None) -> str:
@@ -54,6 +64,8 @@ def _time(seconds: float | None) -> str:
 def text(done: Judgement) -> str:
     """The readings for a person."""
     lines = [f"{done.judge} on {done.pairs or 0} pairs, both orders"]
+    if done.panel:
+        lines = [f"The majority of {len(done.panel)} judges on {done.pairs or 0} pairs, both orders"]
     for name, share in (done.win_rate or {}).items():
         interval = (done.ci95 or {}).get(name)
         won = "no valid verdict"
@@ -66,7 +78,42 @@ def text(done: Judgement) -> str:
         "longer answer wins": done.longer_win_rate,
     }
     lines += [f"  {what}: {share:.0%}" for what, share in shares.items() if share is not None]
+    if done.invalid is not None:
+        lines.append(f"  replies without a verdict: {done.invalid}{_reasons(done)}")
+    for name, own in (done.panel or {}).items():
+        lines.append(f"  {name}: {_of_member(own)}")
+    if done.agreement:
+        lines += [f"  {_agreed(pair)}" for pair in done.agreement.pairs]
     return "\n".join([*lines, *(f"  ! {warning}" for warning in done.warnings or [])])
+
+
+def _reasons(done: JudgementReadings) -> str:
+    if not done.invalid_reasons:
+        return ""
+    return f" ({', '.join(f'{count} {reason}' for reason, count in sorted(done.invalid_reasons.items()))})"
+
+
+def _of_member(own: JudgementReadings) -> str:
+    """One judge of a panel in a line."""
+    wins = [f"{name} wins {share:.0%}" for name, share in (own.win_rate or {}).items() if share is not None]
+    said = [*wins, f"{own.invalid} replies without a verdict{_reasons(own)}"]
+    if own.swap_consistency is not None:
+        said.append(f"same verdict in both orders {own.swap_consistency:.0%}")
+    if own.reference_agreement is not None:
+        said.append(f"agrees with the references in {own.reference_agreement.agreement:.0%}")
+    return ", ".join(said)
+
+
+def _agreed(pair: RaterPair) -> str:
+    said = f"{pair.a} and {pair.b}: "
+    if pair.agreement is None:
+        return said + "no verdict on the same pair"
+    kappa = "kappa can't be said"
+    if pair.kappa is not None:
+        kappa = f"kappa {pair.kappa:.2f}"
+    if pair.kappa_ci95:
+        kappa += f" ({pair.kappa_ci95[0]:.2f} to {pair.kappa_ci95[1]:.2f})"
+    return said + f"{kappa}, the same verdict in {pair.agreement:.0%} of {pair.n}"
 
 
 def preferences(

@@ -66,7 +66,7 @@ def agreement(
         raise StudioError(f"--invalid {invalid} is unknown.", "Use tie or skip.")
     names = [name.strip() for name in truth.split(",") if name.strip()]
     found = Agreement(**raters.agreement(lines.read(verdicts), names, invalid))
-    pairs = table(found.pairs, ("a", "b", "kappa", "agreement", "n"), "There is one rater only: nobody to agree with.")
+    pairs = table(found.pairs, ("a", "b", "kappa", "kappa_ci95", "agreement", "n"), "There is one rater only: nobody to agree with.")
     majority = [{"rater": name, **score.model_dump()} for name, score in found.majority.items()]
     against = table(majority, ("rater", "accuracy", "precision", "recall", "f1", "n"), "")
     show(found, json, f"{pairs}\n{against}".strip())

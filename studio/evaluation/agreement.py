@@ -1,4 +1,4 @@
-"""Do raters agree? Cohen's kappa of each two, and each against the majority of those who are taken for the truth.
+"""Do raters agree? Cohen's kappa of each two with its interval, and each against the majority of those who are taken for the truth.
 
 Verdicts in, numbers out. scikit-learn on first use.
 """
@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from studio.errors import DatasetError
+from studio.evaluation import intervals
 from studio.evaluation.verdicts import SWAPPED, VerdictLine
 
 LABELS = ("a", "b", "tie")
@@ -49,16 +50,16 @@ def _by_rater(verdicts: Sequence[VerdictLine], invalid: str) -> dict[str, Said]:
     return found
 
 
-def _matched(one: Mapping[Item, str], other: Mapping[Item, str]) -> list[tuple[str, str]]:
-    """Labels of the same item: in the same order where both have it, else in opposite orders; each line counts once."""
+def _matched(one: Mapping[Item, str], other: Mapping[Item, str]) -> list[tuple[str, str, str]]:
+    """(prompt, label, label) of the same item: in the same order where both have it, else in opposite orders; each line counts once."""
     same = [item for item in one if item in other]
     used = set(same)
-    matched = [(one[item], other[item]) for item in same]
+    matched = [(item[0], one[item], other[item]) for item in same]
     for item in one:
         swapped = (item[0], item[2], item[1], item[3])
         if item not in used and swapped in other and swapped not in used:
             used |= {item, swapped}
-            matched.append((one[item], SWAPPED[other[swapped]]))
+            matched.append((item[0], one[item], SWAPPED[other[swapped]]))
     return matched
 
 
@@ -66,9 +67,14 @@ def _pair(one: Said, other: Said) -> dict[str, Any]:
     matched = _matched(one, other)
     if not matched:
         return {"kappa": None, "agreement": None, "n": 0}
-    first, second = [a for a, _ in matched], [b for _, b in matched]
-    share = sum(a == b for a, b in matched) / len(matched)
-    return {"kappa": kappa(first, second), "agreement": share, "n": len(matched)}
+    prompts, first, second = zip(*matched, strict=True)
+    share = sum(a == b for a, b in zip(first, second, strict=True)) / len(matched)
+    found: dict[str, Any] = {"kappa": kappa(first, second), "agreement": share, "n": len(matched)}
+    if found["kappa"] is not None:
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        numbered = [[LABELS.index(label) for label in own] for own in (first, second)]
+        found["kappa_ci95"] = intervals.of_kappa(numbered[0], numbered[1], [numbers[prompt] for prompt in prompts], len(LABELS))
+    return found
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
@@ -105,7 +111,7 @@ def _against(truth: Said, said: Said) -> dict[str, Any]:
     matched = _matched(truth, said)
     if not matched:
         return {"accuracy": None, "precision": None, "recall": None, "f1": None, "n": 0}
-    right, own = [a for a, _ in matched], [b for _, b in matched]
+    right, own = [a for _, a, _ in matched], [b for *_, b in matched]
     precision, recall, f1, _ = precision_recall_fscore_support(right, own, labels=list(LABELS), average="macro", zero_division=0)
     accuracy = accuracy_score(right, own)
     return {"accuracy": float(accuracy), "precision": float(precision), "recall": float(recall), "f1": float(f1), "n": len(matched)}

@@ -13,6 +13,7 @@ from studio.errors import DatasetError
 from studio.evaluation.verdicts import json_lines, raise_problems
 from studio.records import ComparisonPrompt
 
+FAILED = "$ERROR$"  # FastChat's mark of an answer that could not be had
 IDS = ("prompt_id", "id", "question_id")
 TEXTS = ("answer", "text", "output", "prediction", "completion", "response")
 

@@ -61,6 +61,39 @@ def _drawn_means(sums: Floats, counts: Floats) -> Floats:
     return np.asarray(sums[picked].sum(axis=1) / counts[picked].sum(axis=1))
 
 
+def kappa_of(cells: Floats) -> Floats:
+    """Cohen's kappa of tables of counts [..., labels, labels]; nan where chance explains all."""
+    n = cells.sum(axis=(-2, -1))
+    observed = np.trace(cells, axis1=-2, axis2=-1) / n
+    by_chance = (cells.sum(axis=-1) * cells.sum(axis=-2)).sum(axis=-1) / n**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(by_chance < 1, (observed - by_chance) / (1 - by_chance), np.nan))
+
+
+def of_kappa(first: Sequence[int], second: Sequence[int], clusters: Sequence[int], labels: int) -> list[float] | None:
+    """The 95 % interval of Cohen's kappa of two raters' labels (numbers below `labels`), resampling whole prompts.
+
+    Where all resamples agree, the interval of the observed agreement (Wilson) is carried over to kappa: raters who never differed on a
+    few pairs may yet differ. None where kappa itself is undefined.
+    """
+    numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    prompts = int(numbers.max()) + 1
+    cells = np.zeros((prompts, labels, labels))
+    np.add.at(cells, (numbers, np.asarray(first), np.asarray(second)), 1.0)
+    whole = cells.sum(axis=0)
+    if np.isnan(kappa_of(whole)):
+        return None
+    flat = cells.reshape(prompts, -1)
+    drawn = kappa_of(np.array([weights @ flat for weights in resampled(prompts)]).reshape(-1, labels, labels))
+    drawn = drawn[~np.isnan(drawn)]
+    if prompts < 2 or drawn.size < RESAMPLES / 2 or np.ptp(drawn) == 0:
+        by_chance = float((whole.sum(axis=1) * whole.sum(axis=0)).sum() / whole.sum() ** 2)
+        ends = wilson(float(np.trace(whole) / whole.sum()), prompts)
+        return [max(-1.0, (end - by_chance) / (1 - by_chance)) for end in ends]
+    low, high = np.percentile(drawn, percentiles(prompts))
+    return [max(-1.0, float(low)), min(1.0, float(high))]
+
+
 def wilson(share: float, n: int) -> list[float]:
     """Wilson's 95 % interval of `share` of `n`: equal scores say nothing about their spread, but their number does."""
     square = 1.959963984540054**2

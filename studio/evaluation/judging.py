@@ -1,4 +1,4 @@
-"""Judges as data: what a judge is asked about two answers, and how its reply is read. Templates stand in judges.toml.
+"""Judges as data: what a judge is asked about two answers. Templates stand in judges.toml; replies are read by studio.evaluation.replies.
 
 Texts in, messages and verdicts out; knows no model and no table. What it puts between the markers is text to be judged: markers,
 verdicts and hidden characters inside it are defanged, so that an answer can't speak as the frame around it.
@@ -20,9 +20,10 @@ import orjson
 
 from studio.errors import NotFoundError
 from studio.evaluation.metrics import exact_match, rouge
+from studio.evaluation.replies import rating as rating
+from studio.evaluation.replies import verdict as verdict
 from studio.records import ComparisonPrompt, TemplateKind
 
-LETTERS = {"A": "a", "B": "b", "C": "tie", "TIE": "tie"}
 GRAMMARS = {
     ("pairwise", "letter"): 'root ::= "A" | "B" | "C"',
     ("single", "number"): 'root ::= "10" | [1-9]',
@@ -34,9 +35,6 @@ _MARKERS = re.compile(
     r"\[(?=\s*(?:the\s+(?:start|end)\s+of|user\s+question|question\s*\]|instruction\s*\]|\[))|<(?=\s*/?\s*\|)|#(?=##\s*(?:user|assistant|reference))",
     re.IGNORECASE,
 )
-_BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie|\d+(?:\.\d+)?)\s*\]\]", re.IGNORECASE)
-_BARE = re.compile(r"[\W_]*(?:assistant\s+|answer\s+|verdict\s*:?\s*|winner\s*:?\s*)?(A|B|C|tie)[\W_]*", re.IGNORECASE)
-_NUMBER = re.compile(r"[\W_]*(?:rating\s*:?\s*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\W_]*", re.IGNORECASE)
 # what an answer says only to whoever judges it: orders, verdicts, parts of frames and templates, floods of one word
 _TO_THE_JUDGE = re.compile(
     r"(?i:\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|above|previous|prompts?|rules))"
@@ -47,9 +45,9 @@ _TO_THE_JUDGE = re.compile(
     r"|(?i:\b(?:this|the other) answer (?:has to|must|should|deserves|is known|was verified))|(?i:which (?:answer|assistant) is better\?)"
     r"|\[\[\s*(?:[ABC]|\d+)\s*\]\]|<\s*\|\s*\w|\[/?INST\]|\{+(?:answer|question|criteria|reference)\w*\}+"
 )
+ROOM_TO_REASON = 2048  # tokens of a reply of another server, whose model may think before it speaks
 LOOKED_AT = 20_000  # characters of an answer
 FLOOD = 12  # times that a text of one thing over and over shrinks when it is packed
-JSON_KEYS = ("winner", "verdict", "choice", "better", "answer", "rating", "score")
 Message = dict[str, str]
 
 
@@ -173,45 +171,6 @@ def _is_hidden(character: str) -> bool:
     kind = unicodedata.category(character)
     # joiners shape scripts and emoji, so they stay; the variation selectors of plane 14 carry nothing but messages
     return kind in ("Cc", "Co", "Cs") or (kind == "Cf" and character not in "‌‍") or "\U000e0100" <= character <= "\U000e01ef"
-
-
-def verdict(reply: str) -> str:
-    """What a reply says: a, b, tie, or invalid. The whole reply must be the verdict, or hold it in double brackets."""
-    said = _said(reply, _BARE)
-    return LETTERS.get(said.upper(), "invalid")
-
-
-def rating(reply: str) -> float | None:
-    """A score from 1 to 10, or None."""
-    said = _said(reply, _NUMBER)
-    try:
-        value = float(said)
-    except ValueError:
-        return None
-    if not 1 <= value <= 10:
-        return None
-    return value
-
-
-def _said(reply: str, bare: re.Pattern[str]) -> str:
-    text = reply.strip()
-    marked = _BRACKETS.findall(text)
-    if marked:
-        return str(marked[-1])
-    if len(text) <= 200 and (found := bare.fullmatch(text)):
-        return found[1]
-    return _from_json(text)
-
-
-def _from_json(text: str) -> str:
-    try:
-        value = orjson.loads(text.removeprefix("```json").strip("`\n "))
-    except orjson.JSONDecodeError:
-        return ""
-    if not isinstance(value, dict):
-        return ""
-    found = next((value[key] for key in JSON_KEYS if isinstance(value.get(key), str | int | float)), "")
-    return str(found)
 
 
 def by_reference(a: str, b: str, reference: str) -> str:

@@ -14,6 +14,8 @@ from studio.records import ComparisonPrompt, PromptMessage
 from studio.types import Example, Message, Role
 
 MAX_PROMPTS = 10_000
+NOTE_WORDS = 5  # of a reference to the last of several turns, which then is a note
+ESSAY = 200  # characters of a reference that nobody equals word for word
 
 
 def read(path: Path) -> list[ComparisonPrompt]:
@@ -147,6 +149,26 @@ def _split(example: Example) -> tuple[list[Message], str]:
     if not isinstance(answer, str):
         answer = answer[-1].content
     return prompt, answer
+
+
+def essays(prompts: Iterable[ComparisonPrompt]) -> set[str]:
+    """The prompts whose references are to judge by and not to be equalled: essays, and notes to questions of several turns.
+
+    Where one question of several turns has notes in words, all have: those of MT-bench are of every length.
+    """
+    found: set[str] = set()
+    of_turns: set[str] = set()
+    has_notes = False
+    for prompt in prompts:
+        reference, has_turns = prompt.get("reference") or "", len(prompt["turns"]) > 1
+        if has_turns:
+            of_turns.add(prompt["id"])
+            has_notes = has_notes or len(reference.split()) > NOTE_WORDS
+        elif len(reference) > ESSAY:
+            found.add(prompt["id"])
+    if has_notes:
+        found |= of_turns
+    return found
 
 
 def unique(prompts: list[ComparisonPrompt]) -> list[ComparisonPrompt]:

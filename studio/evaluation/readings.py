@@ -13,6 +13,7 @@ import numpy as np
 
 from studio.evaluation import intervals, ratings, verdicts
 from studio.evaluation.verdicts import Game, VerdictLine
+from studio.records import InvalidReason
 
 ABLE = 0.70  # agreement with the references below which a judge is called not able
 MOST_NEEDED = 97  # prompts for +- 10 points when nothing is known
@@ -31,6 +32,7 @@ class ReadingsInput:
     probes: Sequence[VerdictLine] = ()  # against a constant answer
     is_rule: bool = False  # the judge is the reference rule itself
     is_contestant: str = ""  # the contestant that the judge is
+    reasons: Mapping[InvalidReason, int] | None = None  # why replies held no verdict
     attacks: Collection[tuple[str, str]] = ()  # (prompt, contestant) of answers that seem to talk to the judge
 
 
@@ -53,6 +55,7 @@ def read(given: ReadingsInput) -> dict[str, Any]:
         "longer_win_rate": longer_win_rate(given.verdicts, given.lengths),
         "length_controlled_win_rate": length_controlled(games, given.lengths, given.contestants),
         "invalid": place.invalid,
+        "invalid_reasons": given.reasons,
         "missing_orders": place.missing_orders,
         "enough": more == 0,
         "more_needed": more,
@@ -220,13 +223,19 @@ def _warnings(found: Mapping[str, Any], given: ReadingsInput) -> list[str]:
     if found["attacks"] and not given.is_rule:
         said.append(_of_attacks(found["attacks"]))
     if found["invalid"]:
-        told = f"{found['invalid']} replies held no verdict"
-        if found["invalid"] == len(given.verdicts):
-            told = f"All {told}: this judge can't be used so"
-        said.append(f"{told}.")
+        said.append(_of_invalid(found["invalid"], given))
     if not found["enough"]:
         said.append(f"Not enough evidence: about {found['more_needed']} more prompts for ± 10 points.")
     return said
+
+
+def _of_invalid(count: int, given: ReadingsInput) -> str:
+    told = f"{count} replies held no verdict"
+    if given.reasons:
+        told += f" ({', '.join(f'{number} {reason}' for reason, number in sorted(given.reasons.items()))})"
+    if count == len(given.verdicts):
+        return f"All {told}: this judge can't be used so."
+    return f"{told}."
 
 
 def _of_attacks(attacks: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ is a line of its own. Knows nothing of judges, files of answers or tables.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,17 @@ def games(verdicts: Iterable[VerdictLine]) -> list[Game]:
             pair, score = (prompt_id, b, a), 1.0 - score
         orders.setdefault(pair, {}).setdefault(rater, ([], []))[is_swapped].append(score)
     return [Game(*key, score=_mean([_of_rater(said) for said in raters.values()])) for key, raters in orders.items()]
+
+
+def majority(winners: Iterable[str]) -> str:
+    """What more than half of those say who gave a verdict; a tie where no word has that many, invalid where nobody gave one."""
+    valid = [winner for winner in winners if winner in SCORES]
+    if not valid:
+        return "invalid"
+    best, count = Counter(valid).most_common(1)[0]
+    if count * 2 > len(valid):
+        return best
+    return "tie"
 
 
 def _of_rater(orders: tuple[list[float], list[float]]) -> float:

@@ -108,6 +108,7 @@ from studio.records.jobs import SampleRow as SampleRow
 from studio.records.jobs import Samples as Samples
 from studio.records.jobs import SweepChild as SweepChild
 from studio.records.jobs import WatchedTraining as WatchedTraining
+from studio.records.judging import Agreement as Agreement
 from studio.records.judging import AnswerFigures as AnswerFigures
 from studio.records.judging import AttackReadings as AttackReadings
 from studio.records.judging import BallotChoice as BallotChoice
@@ -119,6 +120,7 @@ from studio.records.judging import ComparisonPrompt as ComparisonPrompt
 from studio.records.judging import ComparisonSummary as ComparisonSummary
 from studio.records.judging import ConstantBaseline as ConstantBaseline
 from studio.records.judging import ContestantPair as ContestantPair
+from studio.records.judging import InvalidReason as InvalidReason
 from studio.records.judging import JobState as JobState
 from studio.records.judging import JudgeBaselines as JudgeBaselines
 from studio.records.judging import JudgeEstimate as JudgeEstimate
@@ -127,10 +129,12 @@ from studio.records.judging import Judgement as Judgement
 from studio.records.judging import JudgementReadings as JudgementReadings
 from studio.records.judging import JudgeTemplate as JudgeTemplate
 from studio.records.judging import LongestBaseline as LongestBaseline
+from studio.records.judging import MajorityScore as MajorityScore
 from studio.records.judging import MatchScore as MatchScore
 from studio.records.judging import PreferenceSource as PreferenceSource
 from studio.records.judging import PromptMessage as PromptMessage
 from studio.records.judging import QuestionSet as QuestionSet
+from studio.records.judging import RaterPair as RaterPair
 from studio.records.judging import TemplateKind as TemplateKind
 from studio.records.judging import Verdict as Verdict
 from studio.records.judging import VerdictAgreement as VerdictAgreement
@@ -146,14 +150,11 @@ from studio.records.models import MemoryBreakdown as MemoryBreakdown
 from studio.records.models import MemoryCorrection as MemoryCorrection
 from studio.records.models import Refusal as Refusal
 from studio.records.models import RemovedModel as RemovedModel
-from studio.records.ratings import Agreement as Agreement
 from studio.records.ratings import Ballot as Ballot
 from studio.records.ratings import ContestantFacts as ContestantFacts
 from studio.records.ratings import Leaderboard as Leaderboard
 from studio.records.ratings import LostPrompt as LostPrompt
-from studio.records.ratings import MajorityScore as MajorityScore
 from studio.records.ratings import Position as Position
-from studio.records.ratings import RaterPair as RaterPair
 from studio.records.ratings import Rating as Rating
 from studio.records.ratings import Vote as Vote
 from studio.records.system import ApiKey as ApiKey

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NotRequired
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from studio.records.base import Record
@@ -28,6 +28,7 @@ class JudgeKind(StrEnum):
     REFERENCE = "reference"  # a rule: exact match with the reference, then ROUGE-L
     LIKELIHOOD = "likelihood"  # the answer to which a model gives the higher log-probability
     MODEL = "model"  # a model that is asked
+    PANEL = "panel"  # several judges, whose majority decides
 
 
 class TemplateKind(StrEnum):
@@ -35,6 +36,17 @@ class TemplateKind(StrEnum):
 
     PAIRWISE = "pairwise"  # both answers
     SINGLE = "single"  # one answer, which it rates
+
+
+class InvalidReason(StrEnum):
+    """Why the reply of a judge is no verdict."""
+
+    EMPTY = "empty"  # nothing was said, or nothing besides reasoning
+    UNFINISHED_REASONING = "unfinished reasoning"  # it never came to an answer
+    NO_VERDICT = "no verdict"  # it hedges, or speaks of something else
+    TWO_VERDICTS = "two verdicts"  # it contradicts itself
+    UNREADABLE = "not on the scale"  # a letter or number that means nothing here
+    REFUSED = "refused"  # the server refused the question
 
 
 class BallotChoice(StrEnum):
@@ -95,8 +107,10 @@ class ComparisonAnswer(Record):
 class MatchScore(Record):
     """How often a contestant's answers equal the reference."""
 
-    exact_match: float
-    n: int  # answers to prompts that have a reference
+    exact_match: float | None  # null where it says nothing; see `reason`
+    n: int  # answers to prompts with a reference that an answer can equal
+    left_out: int = Field(default=0, exclude_if=lambda count: not count)  # answers to prompts whose reference is a note to judge by
+    reason: str = Field(default="", exclude_if=lambda reason: not reason)  # why exact_match is null
 
 
 class JobState(Record):
@@ -253,6 +267,34 @@ class ContestantPair(Record):
     differs: bool  # p_corrected is below 0.05
 
 
+class RaterPair(Record):
+    """How far two raters agree."""
+
+    a: str
+    b: str
+    kappa: float | None
+    kappa_ci95: list[float] | None = Field(default=None, exclude_if=lambda value: value is None)  # left out where kappa is null
+    agreement: float | None
+    n: int  # pairs of answers that both looked at
+
+
+class MajorityScore(Record):
+    """One rater against the majority of the truth raters, macro over a, b and tie."""
+
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    n: int
+
+
+class Agreement(Record):
+    """How far raters agree with each other and with the majority."""
+
+    pairs: list[RaterPair]
+    majority: dict[str, MajorityScore]
+
+
 class JudgementReadings(Record):
     """What the verdicts of one judge say, and what speaks against the judge. Shares are 0-1; null where nothing can be said."""
 
@@ -282,6 +324,9 @@ class JudgementReadings(Record):
     completion_tokens: int | None = None
     seconds: float | None = None
     is_cut_by_budget: bool | None = None
+    invalid_reasons: dict[InvalidReason, int] | None = None  # of the replies that are invalid; null where no model was asked
+    panel: dict[str, JudgementReadings] | None = None  # of each judge by name, where several judge; the rest is their majority
+    agreement: Agreement | None = None  # of the judges of a panel, with each other and with their majority
 
 
 class Judgement(JudgementReadings):
@@ -293,6 +338,7 @@ class Judgement(JudgementReadings):
     kind: JudgeKind
     template: str  # how a model is asked; "" for other judges
     criteria: str
+    member_of: str | None = None  # the judgement of the panel that this judge belongs to
     job: str | None
     status: JobStatus
     reason: str

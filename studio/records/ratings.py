@@ -72,33 +72,6 @@ class Leaderboard(Record):
     comparisons: list[str] | None = None  # whose verdicts count; null for a file of verdicts
 
 
-class RaterPair(Record):
-    """How far two raters agree."""
-
-    a: str
-    b: str
-    kappa: float | None
-    agreement: float | None
-    n: int  # pairs of answers that both looked at
-
-
-class MajorityScore(Record):
-    """One rater against the majority of the truth raters, macro over a, b and tie."""
-
-    accuracy: float | None
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    n: int
-
-
-class Agreement(Record):
-    """How far raters agree with each other and with the majority."""
-
-    pairs: list[RaterPair]
-    majority: dict[str, MajorityScore]
-
-
 class LostPrompt(Record):
     """A prompt on which a contestant lost or everybody was wrong, with a proposal for a better answer."""
 

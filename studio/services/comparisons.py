@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -44,6 +44,7 @@ from studio.types import GenerationParams
 FILE = "file:"
 QUESTIONS = {"mt-bench": "MT-bench: 80 questions of two turns", "vicuna": "Vicuna: 80 questions"}  # static/questions/NAME.jsonl
 MOST_HELD_OUT = 1000
+ESSAYS = "The references are notes to judge by, which no answer equals word for word."
 GREEDY = GenerationParams(temperature=0.0, max_new_tokens=128)
 
 
@@ -99,8 +100,9 @@ class ComparisonService:
             )
             session.add(comparison)
             session.flush()
+            asked_turns = {prompt["id"]: len(prompt["turns"]) for prompt in chosen}
             for contestant, texts in made.items():
-                session.add_all(_ready(comparison.id, contestant, prompt_id, turns) for prompt_id, turns in texts.items())
+                session.add_all(_ready(comparison.id, contestant, key, turns, asked_turns[key]) for key, turns in texts.items())
             config = {"comparison": comparison.id, "contestants": resolved, "params": sampling.model_dump()}
             job = JobRow(
                 kind=JobKind.COMPARE, queue=queue_of(JobKind.COMPARE), name=f"compare-{comparison.id}", config=config, base_model=base_model
@@ -246,28 +248,58 @@ def _summary(comparison: ComparisonRow, job: JobRow | None) -> ComparisonSummary
     )
 
 
-def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: Sequence[str]) -> AnswerRow:
-    """An answer that was made elsewhere; without turns there is none."""
+def _ready(comparison_id: str, contestant: str, prompt_id: str, turns: Sequence[str], asked: int) -> AnswerRow:
+    """An answer that was made elsewhere, whole or not: one that lacks a turn is no answer."""
+    error = _fault(turns, asked)
     return AnswerRow(
         comparison_id=comparison_id,
         prompt_id=prompt_id,
         contestant=contestant,
-        text="".join(turns[-1:]),
+        text="" if error else turns[-1],
         turns=turns,
         seconds=0.0,
-        error="" if turns else "The file has no answer to this prompt.",
+        error=error,
     )
 
 
+def _fault(turns: Sequence[str], asked: int) -> str:
+    """Why answers made elsewhere do not answer a prompt of so many turns; "" where they do."""
+    if not turns:
+        return "The file has no answer to this prompt."
+    failed = [number for number, text in enumerate(turns, 1) if text.strip() == answers.FAILED]
+    if failed:
+        return f"Turn {failed[0]} of {asked} failed: the file holds {answers.FAILED} in its place."
+    if len(turns) != asked:
+        return f"The file has {len(turns)} of {asked} answers, one for each turn."
+    return ""
+
+
 def _answer(answer: AnswerRow) -> ComparisonAnswer:
-    return ComparisonAnswer(**{name: getattr(answer, name) for name in ComparisonAnswer.model_fields})
+    fields = {name: getattr(answer, name) for name in ComparisonAnswer.model_fields}
+    if answer.error:  # the text of an earlier turn is no answer
+        fields["text"] = ""
+    return ComparisonAnswer(**fields)
 
 
 def _scores(comparison: ComparisonRow, answers: Sequence[AnswerRow]) -> dict[str, MatchScore]:
-    """Exact match per contestant over the prompts that have a reference and an answer without error."""
+    """Exact match per contestant over the prompts that have a reference and an answer without error.
+
+    Nobody's answer equals an essay word for word, so unless one does, references that are essays are left out.
+    """
     references = {prompt["id"]: prompt["reference"] for prompt in comparison.prompts if prompt.get("reference")}
-    matches: dict[str, list[bool]] = defaultdict(list)
+    essays = prompts.essays(comparison.prompts)
+    matches: dict[str, dict[str, bool]] = defaultdict(dict)
     for answer in answers:
         if answer.prompt_id in references and not answer.error:
-            matches[answer.contestant].append(metrics.exact_match(answer.text, [references[answer.prompt_id]]))
-    return {name: MatchScore(exact_match=sum(hits) / len(hits), n=len(hits)) for name, hits in matches.items()}
+            matches[answer.contestant][answer.prompt_id] = metrics.exact_match(answer.text, [references[answer.prompt_id]])
+    if any(hits[prompt_id] for hits in matches.values() for prompt_id in essays & hits.keys()):
+        essays = set()
+    return {name: _match_score(hits, essays) for name, hits in matches.items()}
+
+
+def _match_score(hits: Mapping[str, bool], essays: Collection[str]) -> MatchScore:
+    counted = [hit for prompt_id, hit in hits.items() if prompt_id not in essays]
+    left_out = len(hits) - len(counted)
+    if not counted:
+        return MatchScore(exact_match=None, n=0, left_out=left_out, reason=ESSAYS)
+    return MatchScore(exact_match=sum(counted) / len(counted), n=len(counted), left_out=left_out)

@@ -164,7 +164,7 @@ class CompressionService:
 
         Raises StudioError.
         """
-        if judge == REFERENCE:
+        if REFERENCE in judge.split(","):
             raise StudioError("The reference judge needs references.", "Name a model, or likelihood:MODEL.")
         opened = panel.open_judge(self.judging.judge_config(judge), self.settings)
         asked: ComparisonPrompt = {"id": "1", "turns": [[{"role": "user", "content": prompt}]]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import math
+import time
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import func, select
@@ -26,6 +28,7 @@ from studio.settings import Settings
 REFERENCE, LIKELIHOOD = JudgeKind.REFERENCE.value, f"{JudgeKind.LIKELIHOOD}:"
 SHORT_CONTEXT = 1024  # tokens: below it, a judge is asked in few words
 CHARACTERS_PER_TOKEN = 4.0
+MOST_JUDGES = 9  # of a panel
 CONCURRENT = 4  # questions that a judge answers in the time of one, about
 JudgeConfig = dict[str, Any]  # as jobs.panel.open_judge takes it: a contestant as JSON among it
 
@@ -56,20 +59,24 @@ class JudgingService:
     ) -> Judgement:
         """Queue a judgement. `judge`: "reference" (default where there are references), "likelihood:MODEL", a model, or URL#MODEL.
 
+        Several, separated by commas, are a panel: one judgement each, and one of their majority, which is returned.
+
         Raises StudioError before anything is queued: no second contestant, no references, an unknown judge or template.
         """
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
-        wanted = judge or self._default(row)
-        kind, config = self._resolved(wanted, row.base_model, criteria)
-        self._check(row, kind)
-        chosen = self._template(template, config, kind)
+        chosen = self._chosen(judge or self._default(row), row.base_model, criteria, template)
+        self._check(row, chosen)
+        config = {"comparison": row.id, "probes": probes, "budget_tokens": budget_tokens, "concurrency": concurrency, **chosen}
         with self.db.write() as session:
-            judgement = JudgementRow(comparison_id=row.id, judge=wanted, kind=kind, template=chosen, criteria=criteria.strip())
-            session.add(judgement)
+            made = _row(row, chosen, criteria, time.time())
+            # the panel's own judgement is the newest, so that the majority counts
+            members = [_row(row, one, criteria, made.created_at - 0.001 * (n + 1)) for n, one in enumerate(chosen.get("members", ()))]
+            session.add_all([made, *members])
             session.flush()
-            config |= {"comparison": row.id, "judgement": judgement.id, "probes": probes, "judge": wanted}
-            config |= {"budget_tokens": budget_tokens, "concurrency": concurrency}
+            config["judgement"] = made.id
+            if members:
+                config["members"] = [{**one, "judgement": own.id} for one, own in zip(chosen["members"], members, strict=True)]
             answered = job_of(session, row)
             after = None
             if answered and answered.status != JobStatus.SUCCEEDED:
@@ -77,14 +84,16 @@ class JudgingService:
             job = JobRow(
                 kind=JobKind.JUDGE,
                 queue=queue_of(JobKind.JUDGE),
-                name=f"judge-{judgement.id}",
+                name=f"judge-{made.id}",
                 config=config,
                 base_model=row.base_model,
                 after_id=after,
             )
-            judgement.job_id = lifecycle.submit(session, job).id
+            submitted = lifecycle.submit(session, job).id
+            for judgement in (made, *members):
+                judgement.job_id = submitted
         queue.notify(self.settings.queue_path, QueueName.LIGHT)
-        return self.show(judgement.id)
+        return self.show(made.id)
 
     def estimate(self, comparison: str, judge: str | None = None, *, template: str | None = None) -> JudgeEstimate:
         """What a judgement will take.
@@ -93,28 +102,16 @@ class JudgingService:
         """
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
-            wanted = judge or self._default(row)
+            chosen = self._chosen(judge or self._default(row), row.base_model, "", template)
             characters = session.scalar(select(func.sum(func.length(AnswerRow.text))).where(AnswerRow.comparison_id == row.id)) or 0
-            paces = [_pace(session, mine) for mine in (VerdictRow.rater == wanted, VerdictRow.prompt_tokens > 0)]
-        contestants, prompts = len(row.contestants), len(row.prompts)
-        questions = contestants * (contestants - 1) * prompts
-        if wanted == REFERENCE:
-            return JudgeEstimate(judge=wanted, questions=questions, prompt_tokens=0, completion_tokens=0, seconds=0.0)
-        frame = longest_reply = 0  # of a likelihood judge, which is asked nothing and writes nothing
-        kind, config = self._resolved(wanted, row.base_model, "")
-        if kind == JudgeKind.MODEL:
-            chosen = judging.get(self._template(template, config, kind))
-            frame, longest_reply = sum(map(len, chosen.templates["plain"].values())), chosen.max_new_tokens
-        # each answer is read once against every other contestant, in both orders
-        read = 2 * (contestants - 1) * characters + questions * (frame + _asked_length(row))
-        tokens = math.ceil(read / CHARACTERS_PER_TOKEN)
-        pace = next((one for one in paces if one is not None), None)
+            parts = [_estimate(session, row, one, characters) for one in chosen.get("members", [chosen])]
+        seconds = [part.seconds for part in parts]
         return JudgeEstimate(
-            judge=wanted,
-            questions=questions,
-            prompt_tokens=tokens,
-            completion_tokens=questions * longest_reply,
-            seconds=None if pace is None else round(pace * tokens / CONCURRENT, 1),
+            judge=chosen["judge"],
+            questions=sum(part.questions for part in parts),
+            prompt_tokens=sum(part.prompt_tokens for part in parts),
+            completion_tokens=sum(part.completion_tokens for part in parts),
+            seconds=None if None in seconds else sum(one for one in seconds if one is not None),
         )
 
     def list(self, comparison: str) -> list[Judgement]:
@@ -154,34 +151,54 @@ class JudgingService:
         )
 
     def judge_config(self, judge: str) -> JudgeConfig:
-        """A judge by name for whoever asks it without a comparison: `judge`, `kind`, `template`, `model`. Raises StudioError."""
-        kind, config = self._resolved(judge, None, "")
-        return {"judge": judge, "kind": kind, "template": self._template(None, config, kind), **config}
+        """A judge by name for whoever asks it without a comparison: `judge`, `kind`, `template`, `model`, `members`. Raises StudioError."""
+        return self._chosen(judge, None, "", None)
 
-    def _resolved(self, judge: str, base_model: str | None, criteria: str) -> tuple[JudgeKind, JudgeConfig]:
+    def _chosen(self, judge: str, base_model: str | None, criteria: str, template: str | None) -> JudgeConfig:
+        """One judge, or with commas a panel of them. Raises StudioError for what a judge can't do as asked."""
+        names = [name.strip() for name in judge.split(",")]
+        if len(names) == 1:
+            chosen = self._one(judge, base_model, criteria, template)
+            if template is not None and chosen["kind"] != JudgeKind.MODEL:
+                raise StudioError(f"The {chosen['kind']} judge is asked nothing, so no template fits it.", "Leave out the template.")
+            return chosen
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if "" in names or twice or len(names) > MOST_JUDGES:
+            what = f"{judge!r} is no panel of judges"
+            raise StudioError(f"{what}.", f"Name 2 to {MOST_JUDGES} different judges, separated by commas.")
+        members = [self._one(name, base_model, criteria, template) for name in names]
+        if template is not None and all(one["kind"] != JudgeKind.MODEL for one in members):
+            raise StudioError("None of these judges is asked anything, so no template fits them.", "Leave out the template.")
+        return {"judge": ",".join(names), "kind": JudgeKind.PANEL, "template": "", "members": members}
+
+    def _one(self, judge: str, base_model: str | None, criteria: str, template: str | None) -> JudgeConfig:
         if judge == REFERENCE:
             if criteria.strip():
                 raise StudioError("The reference judge is a rule: it follows no criteria.", "Name a model, or leave out the criteria.")
-            return JudgeKind.REFERENCE, {}
+            return {"judge": judge, "kind": JudgeKind.REFERENCE, "template": ""}
         if judge.startswith(LIKELIHOOD):
             model = self.adapters.resolve(judge.removeprefix(LIKELIHOOD), base_model)
             if model.url:
                 raise StudioError("A likelihood judge needs a model of this machine.", "Name a base model, or BASE:ADAPTER.")
-            return JudgeKind.LIKELIHOOD, {"model": model.as_json()}
-        return JudgeKind.MODEL, {"model": self.adapters.resolve(judge, base_model).as_json()}
+            if criteria.strip():
+                raise StudioError(
+                    "A likelihood judge is asked nothing: it follows no criteria.", "Name a model, or leave out the criteria."
+                )
+            return {"judge": judge, "kind": JudgeKind.LIKELIHOOD, "template": "", "model": model.as_json()}
+        config: JudgeConfig = {"judge": judge, "kind": JudgeKind.MODEL, "model": self.adapters.resolve(judge, base_model).as_json()}
+        return {**config, "template": self._template(template, config)}
 
-    def _check(self, comparison: ComparisonRow, kind: JudgeKind) -> None:
+    def _check(self, comparison: ComparisonRow, chosen: JudgeConfig) -> None:
         if len(comparison.contestants) < 2:
             raise StudioError(f"{comparison.name} has one contestant only: there is nobody to judge it against.", "Compare two or more.")
-        if kind == JudgeKind.REFERENCE and not any(prompt.get("reference") for prompt in comparison.prompts):
+        kinds = [one["kind"] for one in chosen.get("members", [chosen])]
+        if JudgeKind.REFERENCE in kinds and not any(prompt.get("reference") for prompt in comparison.prompts):
             raise StudioError(
                 f"{comparison.name} has no references for the reference judge.", "Name another judge, or compare prompts with references."
             )
 
-    def _template(self, wanted: str | None, config: JudgeConfig, kind: JudgeKind) -> str:
-        """The template that was named, else the one that fits the context of the judge's model; "" for other kinds of judges."""
-        if kind != JudgeKind.MODEL:
-            return ""
+    def _template(self, wanted: str | None, config: JudgeConfig) -> str:
+        """The template that was named, else the one that fits the context of the judge's model."""
         if wanted is not None:
             return judging.get(wanted).name
         model = Contestant.from_json(config["model"])
@@ -189,6 +206,44 @@ class JudgingService:
             return "pair"
         context = folders.inspect_folder(model.base.path).context
         return "brief" if 0 < context <= SHORT_CONTEXT else "pair"
+
+
+def _row(comparison: ComparisonRow, chosen: JudgeConfig, criteria: str, created_at: float) -> JudgementRow:
+    return JudgementRow(
+        comparison_id=comparison.id,
+        judge=chosen["judge"],
+        kind=chosen["kind"],
+        template=chosen["template"],
+        criteria=criteria.strip(),
+        created_at=created_at,
+    )
+
+
+def _estimate(session: Session, row: ComparisonRow, chosen: JudgeConfig, characters: int) -> JudgeEstimate:
+    """Of one judge."""
+    wanted, kind = chosen["judge"], chosen["kind"]
+    contestants, prompts = len(row.contestants), len(row.prompts)
+    questions = contestants * (contestants - 1) * prompts
+    if kind == JudgeKind.REFERENCE:
+        return JudgeEstimate(judge=wanted, questions=questions, prompt_tokens=0, completion_tokens=0, seconds=0.0)
+    frame = longest_reply = 0  # of a likelihood judge, which is asked nothing and writes nothing
+    if kind == JudgeKind.MODEL:
+        template = judging.get(chosen["template"])
+        frame, longest_reply = sum(map(len, template.templates["plain"].values())), template.max_new_tokens
+        if chosen["model"]["url"]:
+            longest_reply = max(longest_reply, judging.ROOM_TO_REASON)
+    # each answer is read once against every other contestant, in both orders
+    read = 2 * (contestants - 1) * characters + questions * (frame + _asked_length(row))
+    tokens = math.ceil(read / CHARACTERS_PER_TOKEN)
+    paces = (_pace(session, mine) for mine in (VerdictRow.rater == wanted, VerdictRow.prompt_tokens > 0))
+    pace = next((one for one in paces if one is not None), None)
+    return JudgeEstimate(
+        judge=wanted,
+        questions=questions,
+        prompt_tokens=tokens,
+        completion_tokens=questions * longest_reply,
+        seconds=None if pace is None else round(pace * tokens / CONCURRENT, 1),
+    )
 
 
 def _verdict(row: VerdictRow) -> Verdict:
@@ -212,6 +267,10 @@ def _asked_length(comparison: ComparisonRow) -> float:
 
 
 def _record(judgement: JudgementRow, job: JobRow | None) -> Judgement:
+    asked = job and job.config.get("judgement")
+    panel = None
+    if asked and asked != judgement.id:
+        panel = asked
     return Judgement(
         **judgement.readings,
         **dict(state_of(job)),
@@ -221,6 +280,7 @@ def _record(judgement: JudgementRow, job: JobRow | None) -> Judgement:
         kind=JudgeKind(judgement.kind),
         template=judgement.template,
         criteria=judgement.criteria,
+        member_of=panel,
         job=judgement.job_id,
         created_at=judgement.created_at,
     )

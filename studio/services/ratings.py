@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -30,7 +31,10 @@ CHOICES = {
     BallotChoice.TIE: Winner.TIE,
     BallotChoice.BOTH_BAD: Winner.TIE,
 }
+SHARED = 1 / 3  # of a person's ballots: pairs that everybody is shown
+LAGGING = 2 / 3  # the chance of the left place for whoever was there less often (Efron's biased coin)
 KEPT = 32  # figures kept in memory, by what they are made of
+Unordered = tuple[str, frozenset[str]]  # a prompt and its two contestants
 Line = tuple[str, str, str, str, str]  # the fields of a VerdictLine
 Texts = dict[tuple[str, str], str]  # (prompt, contestant) -> the answer
 
@@ -47,22 +51,25 @@ class RatingService:
     # people
 
     def ballot(self, comparison: str, voter: str) -> Ballot:
-        """Two answers without names in random order, of a pair that `voter` has not seen yet; `left` is None when there is none."""
+        """Two answers without names in random order, of a pair that `voter` has not seen yet; `left` is None when there is none.
+
+        Every third ballot of a person is of the pairs that everybody is shown, so that people can be compared; the others are of those
+        with the fewest votes.
+        """
         person = _voter(voter)
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
             answers = _texts(session, row)
             seen = {(v.prompt_id, frozenset((v.a, v.b))) for v in session.scalars(_votes_of(row, person))}
-            voted: dict[tuple[str, frozenset[str]], int] = defaultdict(int)
-            for vote in session.scalars(select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.judgement_id.is_(None))):
-                voted[vote.prompt_id, frozenset((vote.a, vote.b))] += 1
-        pairs = [pair for pair in _pairs(row, answers) if (pair[0], frozenset(pair[1:])) not in seen]
+            cast = session.scalars(select(VerdictRow).where(VerdictRow.comparison_id == row.id, VerdictRow.judgement_id.is_(None)))
+            votes = [(vote.prompt_id, vote.a, vote.b) for vote in cast]
+        every = _pairs(row, answers)
+        pairs = [pair for pair in every if _unordered(pair) not in seen]
         counts = {"voted": len(seen), "total": len(seen) + len(pairs)}
         if not pairs:
             return Ballot(comparison=row.id, ballot="", prompt=None, left=None, right=None, **counts)
-        fewest = min(voted[pair[0], frozenset(pair[1:])] for pair in pairs)
-        prompt_id, *names = random.choice([pair for pair in pairs if voted[pair[0], frozenset(pair[1:])] == fewest])
-        random.shuffle(names)
+        prompt_id, *names = _next_pair(_shared_pairs(row, every), pairs, seen, Counter(map(_unordered, votes)))
+        names = _placed(names, votes)
         prompt = next(prompt for prompt in row.prompts if prompt["id"] == prompt_id)
         left, right = (answers[prompt_id, name] for name in names)
         sealed = _sealed(row, person, prompt_id, *names)
@@ -189,7 +196,14 @@ def _votes_of(row: ComparisonRow, person: str) -> Any:
 
 def _texts(session: Session, row: ComparisonRow) -> Texts:
     answers = session.scalars(select(AnswerRow).where(AnswerRow.comparison_id == row.id, AnswerRow.error == ""))
-    return {(answer.prompt_id, answer.contestant): "\n\n".join(answer.turns or [answer.text]) for answer in answers}
+    return {(answer.prompt_id, answer.contestant): _whole(answer.turns or [answer.text]) for answer in answers}
+
+
+def _whole(turns: Sequence[str]) -> str:
+    """An answer for a voter; where there are several turns, each with its number."""
+    if len(turns) == 1:
+        return turns[0]
+    return "\n\n".join(f"Turn {number}:\n{text}" for number, text in enumerate(turns, 1))
 
 
 def _pairs(row: ComparisonRow, answers: Texts) -> list[tuple[str, str, str]]:
@@ -197,6 +211,42 @@ def _pairs(row: ComparisonRow, answers: Texts) -> list[tuple[str, str, str]]:
     cases = [(prompt["id"], one, other) for prompt in row.prompts for one, other in combinations(row.contestants, 2)]
     found = [(answers.get((p, one)), answers.get((p, other))) for p, one, other in cases]
     return [case for case, (one, other) in zip(cases, found, strict=True) if one is not None and other is not None and one != other]
+
+
+def _unordered(pair: tuple[str, str, str]) -> Unordered:
+    return pair[0], frozenset(pair[1:])
+
+
+def _shared_pairs(row: ComparisonRow, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The pairs that every voter is shown, in the order in which they are: a third of all, chosen by their names alone."""
+    by_chance = sorted(pairs, key=lambda pair: hashlib.sha256(orjson.dumps([row.id, *pair])).digest())
+    return by_chance[: math.ceil(len(pairs) * SHARED)]
+
+
+def _next_pair(
+    shared: Sequence[tuple[str, str, str]], left: Sequence[tuple[str, str, str]], seen: Collection[Unordered], voted: Counter[Unordered]
+) -> tuple[str, str, str]:
+    """What of the pairs that are `left` a person who has `seen` others is shown now."""
+    common = {_unordered(pair) for pair in shared}
+    is_left = set(left)
+    next_shared = [pair for pair in shared if pair in is_left]
+    own = [pair for pair in left if _unordered(pair) not in common]
+    if next_shared and (not own or len(common & set(seen)) < SHARED * len(seen)):
+        return next_shared[0]
+    fewest = min(voted[_unordered(pair)] for pair in own)
+    return random.choice([pair for pair in own if voted[_unordered(pair)] == fewest])
+
+
+def _placed(names: list[str], votes: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Left and right: by chance, in favour of the one that was on the left less often, so that both are about as often there."""
+    one, other = names
+    lead = sum((a == one) - (a == other) for _, a, b in votes if {a, b} == {one, other})
+    chance = 0.5
+    if lead:
+        chance = LAGGING if lead < 0 else 1 - LAGGING
+    if random.random() < chance:
+        return [one, other]
+    return [other, one]
 
 
 def _orders(row: ComparisonRow) -> Iterable[tuple[str, str, str]]:

@@ -11,7 +11,18 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
-from studio.records import ENDED, Comparison, ComparisonAnswer, ComparisonPrompt, ComparisonSummary, JobKind, JobStatus, MatchScore
+from studio.evaluation import prompts as comparison_prompts
+from studio.records import (
+    ENDED,
+    Comparison,
+    ComparisonAnswer,
+    ComparisonPrompt,
+    ComparisonSummary,
+    JobKind,
+    JobStatus,
+    MatchScore,
+    PromptMessage,
+)
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.compare_board import BoardPart
@@ -268,11 +279,12 @@ def answers(comparison: Comparison, first: int) -> dict[str, Any]:
     cells = {(answer.prompt_id, answer.contestant): answer for answer in comparison.answers}
     names, scores = comparison.contestants, comparison.scores
     total = len(comparison.prompts) * len(names)
+    notes = comparison_prompts.essays(comparison.prompts)
     rows = [
         {
             "prompt": asked(prompt),
             "reference": prompt.get("reference"),
-            "answers": [_cell(name, cells.get((prompt["id"], name)), prompt.get("reference"), comparison) for name in names],
+            "answers": [_cell(name, cells.get((prompt["id"], name)), prompt, comparison, prompt["id"] in notes) for name in names],
         }
         for prompt in comparison.prompts[first : first + PAGE_ROWS]
     ]
@@ -283,7 +295,8 @@ def answers(comparison: Comparison, first: int) -> dict[str, Any]:
         "fix": comparison.fix,
         "part": len(cells) / max(1, total),
         "progress": f"{len(cells)} of {words.count(total, 'answer')}",
-        "scores": [{"contestant": _called(name, comparison), "text": _score(scores[name])} for name in names if name in scores],
+        "scores": [{"contestant": _called(name, comparison), "text": _score(scores[name])} for name in names if _says(scores.get(name))],
+        "notes": _notes(list(scores.values())),
         "first": first + 1,
         "rows": rows,
     }
@@ -294,14 +307,30 @@ def _called(name: str, comparison: Comparison) -> str:
     return comparison.base_model if name == BASE else name
 
 
-def _cell(name: str, answer: ComparisonAnswer | None, reference: str | None, comparison: Comparison) -> dict[str, Any]:
+def _cell(name: str, answer: ComparisonAnswer | None, prompt: ComparisonPrompt, comparison: Comparison, is_note: bool) -> dict[str, Any]:
     toy = choices.is_toy(comparison.base_model) and "#" not in name and not name.startswith("file:")
-    shown = {"contestant": _called(name, comparison), "toy": toy, "text": None, "error": "", "match": None, "seconds": None}
+    shown = {"contestant": _called(name, comparison), "toy": toy, "text": None, "error": "", "match": None, "seconds": None, "turns": []}
     if answer is None:
         return shown
+    reference = prompt.get("reference")
     if reference and not answer.error:
-        shown["match"] = answer.text.strip() == reference.strip()
+        is_equal = answer.text.strip() == reference.strip()
+        shown["match"] = is_equal or (None if is_note else False)
+    if len(prompt["turns"]) > 1:
+        shown["turns"] = answer.turns
     return {**shown, "text": answer.text, "error": answer.error, "seconds": answer.seconds}
+
+
+def _says(score: MatchScore | None) -> bool:
+    return score is not None and score.exact_match is not None
+
+
+def _notes(scores: list[MatchScore]) -> str:
+    """What is not counted among the exact matches."""
+    left_out = max((score.left_out for score in scores), default=0)
+    if not left_out:
+        return ""
+    return f"Exact match leaves out {words.count(left_out, 'prompt')}: the reference is a note to judge by, which no answer equals."
 
 
 def _score(score: MatchScore) -> str:
@@ -310,7 +339,13 @@ def _score(score: MatchScore) -> str:
 
 def asked(prompt: ComparisonPrompt) -> str:
     """What was asked, every turn of it."""
-    said = [message for turn in prompt["turns"] for message in turn]
-    if len(said) == 1:
-        return said[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in said)
+    if len(prompt["turns"]) == 1:
+        return _said(prompt["turns"][0])
+    return "\n\n".join(f"Turn {number}: {_said(turn)}" for number, turn in enumerate(prompt["turns"], 1))
+
+
+def _said(turn: list[PromptMessage]) -> str:
+    """The messages of one turn; a lone question stands without its role."""
+    if len(turn) == 1:
+        return turn[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in turn)

@@ -7,9 +7,11 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.evaluation.verdicts import PERSON
 from studio.records import ContestantPair, Leaderboard, RaterPair, Rating
 from studio.services import Studio
 from studio.ui import measured, pieces, words
+from studio.ui.compare_judge import rater_row
 from studio.ui.handlers import busy, tells
 from studio.ui.page import Frame
 
@@ -87,7 +89,7 @@ class BoardPart:
         raters = self._studio.ratings.agreement(comparison).pairs
         figures = self._studio.comparisons.metrics(comparison).contestants
         table = measured.measures(figures, [words.short(name) for name in figures])
-        return {self.board: pieces.piece("board", **_board(found), raters=[_raters(row) for row in raters], **table)}
+        return {self.board: pieces.piece("board", **_board(found), **_people_first(raters), **table)}
 
     def make_preferences(self, comparison: str, source: Any, margin: float, name: str) -> dict[Any, Any]:
         if not comparison:
@@ -138,8 +140,13 @@ def _pair(row: ContestantPair) -> str:
     return f"{row.a} and {row.b} {verdict} (p {row.p_corrected:.3f} after correction, {row.games} games)"
 
 
-def _raters(row: RaterPair) -> dict[str, Any]:
-    kappa = "–"
-    if row.kappa is not None:
-        kappa = f"{row.kappa:.2f}"
-    return {"one": row.a, "other": row.b, "kappa": kappa, "agreement": words.share(row.agreement) or "–", "n": row.n}
+def _people_first(raters: list[RaterPair]) -> dict[str, Any]:
+    """Pairs of raters, those of two people first; and a word where people can't be compared yet."""
+    people = [row for row in raters if row.a.startswith(PERSON) and row.b.startswith(PERSON)]
+    shown = [rater_row(row) for row in (*people, *(row for row in raters if row not in people))]
+    alone = ""
+    if people and not any(row.n for row in people):
+        alone = (
+            "No two people have voted on the same pair yet: every third ballot is one that everybody gets, so it takes a few votes more."
+        )
+    return {"raters": shown, "alone": alone}

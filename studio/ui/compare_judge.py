@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
-from studio.records import Judgement, Verdict
+from studio.records import JudgeKind, Judgement, JudgementReadings, RaterPair, Verdict
 from studio.services import Studio
 from studio.ui import choices, pieces, words
 from studio.ui.handlers import QUIET, steady, tells
@@ -31,7 +31,7 @@ class JudgePart:
         with gr.Accordion("Judge: which is better?", open=False, elem_id="compare-judging"):
             self.judge = gr.Dropdown(
                 label="Judge",
-                info="A rule on the references, a model, what a model itself would say (likelihood:MODEL), or URL#MODEL.",
+                info="A rule on the references, a model, what a model itself would say (likelihood:MODEL), or URL#MODEL. Several with commas are a panel.",
                 allow_custom_value=True,
                 elem_id="judge-who",
             )
@@ -129,6 +129,7 @@ def _judgement(row: Judgement) -> dict[str, Any]:
     step, steps = row.progress.step or 0, row.progress.max_steps or 0
     shown: dict[str, Any] = {
         "judge": row.judge,
+        "role": _role(row),
         "state": row.status,
         "reason": row.reason,
         "fix": row.fix,
@@ -149,7 +150,38 @@ def _judgement(row: Judgement) -> dict[str, Any]:
         "facts": _facts(row),
         "categories": [(name, _shares(part.win_rate)) for name, part in (row.categories or {}).items()],
         "warnings": warnings,
+        "panel": [_member(name, own) for name, own in (row.panel or {}).items()],
+        "raters": [rater_row(pair) for pair in row.agreement.pairs] if row.agreement else [],
     }
+
+
+def _role(row: Judgement) -> str:
+    if row.kind == JudgeKind.PANEL:
+        return "panel: the majority of its judges"
+    return "a judge of the panel" if row.member_of else ""
+
+
+def _member(name: str, own: JudgementReadings) -> dict[str, str]:
+    """One judge of a panel, for a row of the table."""
+    agreed = own.reference_agreement
+    return {
+        "judge": words.short(name),
+        "wins": ", ".join(_shares(own.win_rate)) or "no verdict",
+        "invalid": f"{own.invalid} of {own.verdicts}",
+        "first": words.share(own.first_win_rate) or "–",
+        "swap": words.share(own.swap_consistency) or "–",
+        "agrees": (agreed and f"{words.share(agreed.agreement)} of {agreed.n}") or "–",
+    }
+
+
+def rater_row(row: RaterPair) -> dict[str, Any]:
+    """Two raters, for a row of a table of agreement."""
+    kappa = "–"
+    if row.kappa is not None:
+        kappa = f"{row.kappa:.2f}"
+    if row.kappa_ci95:
+        kappa += f" ({row.kappa_ci95[0]:.2f} to {row.kappa_ci95[1]:.2f})"
+    return {"one": row.a, "other": row.b, "kappa": kappa, "agreement": words.share(row.agreement) or "–", "n": row.n}
 
 
 def _win(name: str, share: float | None, interval: list[float] | None) -> dict[str, Any]:
@@ -163,6 +195,12 @@ def _shares(rates: Mapping[str, float | None] | None) -> list[str]:
     return [f"{words.short(name)} {words.share(share)}" for name, share in (rates or {}).items() if share is not None]
 
 
+def _invalid(row: Judgement) -> str:
+    """How many replies hold no verdict, and why."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted((row.invalid_reasons or {}).items()))
+    return f"{row.invalid} ({reasons})" if reasons else str(row.invalid)
+
+
 def _facts(row: Judgement) -> list[tuple[str, str]]:
     """What speaks for and against the judge; what can't be said is left out."""
     found = {
@@ -170,7 +208,7 @@ def _facts(row: Judgement) -> list[tuple[str, str]]:
         "the answer shown first wins": words.share(row.first_win_rate),
         "the longer answer wins": words.share(row.longer_win_rate),
         "win rate at equal length": ", ".join(_shares(row.length_controlled_win_rate)),
-        "replies without a verdict": str(row.invalid or ""),
+        "replies without a verdict": _invalid(row),
     }
     if row.reference_agreement:
         found["agrees with the references"] = f"{words.share(row.reference_agreement.agreement)} of {row.reference_agreement.n}"
