@@ -40,6 +40,17 @@
     if (row) row.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }, 60);
 
+  // a menu that redraws the table it stands in keeps the focus, and the table its place
+  let menu = { id: "", left: 0 };
+  const tableOf = (element) => element.closest(".scroll");
+  const leaveMenu = (element) => { menu = { id: element.id, left: (tableOf(element) || {}).scrollLeft || 0 }; };
+  const backToMenu = () => setTimeout(() => {
+    const again = document.getElementById(menu.id);
+    if (!again) return;
+    if (tableOf(again)) tableOf(again).scrollLeft = menu.left;
+    if (document.activeElement === document.body) again.focus({ preventScroll: true });
+  }, 30);
+
   // the newest words of a conversation stay in sight, unless the reader has scrolled back
   const follow = (box) => {
     let isPinned = true;
@@ -56,6 +67,8 @@
   window.studio = {
     remember,
     showMarked,
+    leaveMenu,
+    backToMenu,
     currentTab,
     start: (names) => names.map((name) => started.get(name) || ""),
   };

@@ -13,6 +13,8 @@ from studio.errors import DatasetError
 def detect(columns: Columns, format: str | None = None, mapping: Mapping[str, str] | None = None) -> Layout:
     """The format of rows with these `columns`; `format` and `mapping` (role -> column) narrow the choice.
 
+    A role that is mapped to "" has no column, whatever the names of the columns say.
+
     Raises DatasetError when nothing fits, naming the columns and what would help.
     """
     given = dict(mapping or {})
@@ -47,7 +49,7 @@ def _check_given(columns: Columns, format: str | None, given: dict[str, str]) ->
     if format:
         known, where = BY_NAME[format].role_names(), f"the format {format!r}"
     for role, column in given.items():
-        if column not in columns:
+        if column and column not in columns:
             raise DatasetError(f"there is no column {column!r}.", f"The columns are {', '.join(list(columns)[:20])}.")
         if role not in known:
             raise DatasetError(f"{role!r} is no part of {where}.", f"The parts are {', '.join(known)}.")
@@ -59,7 +61,7 @@ def _fit(format: Format, columns: Columns, given: dict[str, str], strict: bool) 
     found = dict(given)
     by_key = {_key(name): name for name in reversed(list(columns))}
     for role in format.roles:
-        if role.name in found:
+        if role.name in found:  # given, perhaps as ""
             continue
         names = [by_key[alias] for alias in role.aliases if alias in by_key and by_key[alias] not in found.values()]
         column = next((name for name in names if not strict or _has_shape(columns[name], role)), None)
@@ -67,7 +69,9 @@ def _fit(format: Format, columns: Columns, given: dict[str, str], strict: bool) 
             found[role.name] = column
         elif role.required:
             return None
-    return found
+    if any(role.required and not found[role.name] for role in format.roles):
+        return None
+    return {role: column for role, column in found.items() if column}
 
 
 def _has_shape(counts: Counter[Shapes], role: RowRole) -> bool:

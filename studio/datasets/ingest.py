@@ -176,7 +176,7 @@ def open_ingest(
 ) -> Iterator[Ingest]:
     """Open and detect. Raises DatasetError when the file can't be read at all or fits no format."""
     with open_source(path, filename, scratch) as source:
-        sample, rows = _sample(source)
+        sample, rows = first_records(source)
         try:
             columns = columns_of(rows)
             layout = detect(columns, format, mapping)
@@ -185,7 +185,7 @@ def open_ingest(
         yield Ingest(source, layout, list(columns), sample)
 
 
-def _sample(source: Source) -> tuple[list[Record], list[Row]]:
+def first_records(source: Source) -> tuple[list[Record], list[Row]]:
     """The first records, to be read again, and the rows among them."""
     records: list[Record] = []
     rows: list[Row] = []

@@ -46,6 +46,7 @@ from studio.records.compression import SweepPoint as SweepPoint
 from studio.records.compression import SweepPrompt as SweepPrompt
 from studio.records.compression import SweepResult as SweepResult
 from studio.records.datasets import Alternative as Alternative
+from studio.records.datasets import ColumnChoice as ColumnChoice
 from studio.records.datasets import Dataset as Dataset
 from studio.records.datasets import DatasetHalves as DatasetHalves
 from studio.records.datasets import DatasetKind as DatasetKind
@@ -66,8 +67,11 @@ from studio.records.datasets import RenderedRow as RenderedRow
 from studio.records.datasets import Rendering as Rendering
 from studio.records.datasets import RowFormat as RowFormat
 from studio.records.datasets import RowProblem as RowProblem
+from studio.records.datasets import RowTable as RowTable
 from studio.records.datasets import RunRows as RunRows
 from studio.records.datasets import Severity as Severity
+from studio.records.datasets import TableColumn as TableColumn
+from studio.records.datasets import TableRow as TableRow
 from studio.records.datasets import TemplateInfo as TemplateInfo
 from studio.records.datasets import TemplateLoss as TemplateLoss
 from studio.records.datasets import TokenFigures as TokenFigures

@@ -117,6 +117,44 @@ class Inspection(Record):
     rows: int  # without those that have problems
 
 
+class TableColumn(Record):
+    """A column of a file that is not kept yet."""
+
+    name: str
+    holds: str  # in a word or two, such as "text" or "conversations"
+    filled: int  # rows with a value, of those that were looked at
+    reason: str  # why it is guessed to play its role, or none
+
+
+class TableRow(Record):
+    """A row as it stands in a file."""
+
+    line: int
+    cells: list[str]  # one for each column that is shown; long ones end in "…"
+    problem: str | None = None  # why the row can't be read; then it has no cells
+
+
+class RowTable(Record):
+    """The first rows of a file as they are, and what its columns are guessed to be."""
+
+    columns: list[TableColumn]
+    more_columns: list[str]  # names of those that are not shown
+    rows: list[TableRow]
+    looked_at: int  # rows that the guess is made from
+    format: str
+    mapping: dict[str, str]  # role -> column; not complete where nothing more can be guessed
+    is_certain: bool  # false where contents or places decided, for a person to check
+    refusal: str | None = None  # why the file is not read without a choice
+
+
+class ColumnChoice(Record):
+    """How columns are to be read."""
+
+    format: str
+    mapping: dict[str, str]  # role -> column
+    missing: list[str]  # roles that still need a column
+
+
 class WrittenRows(Record):
     """A file of rows that was exported."""
 

@@ -18,8 +18,9 @@ from typing import Protocol
 from sqlalchemy import select, update
 
 from jobs.rundir import RunDir
-from studio.datasets import parity
-from studio.datasets.formats import FORMATS
+from studio.datasets import guessing, parity
+from studio.datasets.first_rows import first_rows
+from studio.datasets.formats import BY_NAME, FORMATS, Format
 from studio.datasets.ingest import Problems, open_ingest
 from studio.datasets.rendering import TEMPLATE_NAMES, Renderer
 from studio.datasets.splitting import split_file
@@ -27,12 +28,14 @@ from studio.db.models import ComparisonRow, DatasetRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.records import (
+    ColumnChoice,
     Dataset,
     Inspection,
     KnownMapping,
     Parity,
     Rendering,
     RowFormat,
+    RowTable,
     RunRows,
     TemplateInfo,
     TrainingCheck,
@@ -151,6 +154,26 @@ class DatasetService:
         """What `add_text` would make of a text, without keeping anything."""
         with self._files.pasted(text) as path:
             return self.inspect(path, filename="pasted", format=format, mapping=mapping, rows=rows)
+
+    def table(self, path: Path | str, *, filename: str | None = None, rows: int = 5) -> RowTable:
+        """The first rows of a file or hub dataset as they are, and what its columns may be, also where they fit no format."""
+        if is_hub(path):
+            with self._hub.to_look_at(str(path)) as fetched:
+                return first_rows(fetched, file_name(str(path)), self._settings.cache, rows)
+        return first_rows(Path(path), filename, self._settings.cache, rows)
+
+    def table_of_text(self, text: str, *, rows: int = 5) -> RowTable:
+        """The same of a text."""
+        with self._files.pasted(text) as path:
+            return first_rows(path, "pasted", self._settings.cache, rows)
+
+    def choose_column(self, format: str, mapping: Mapping[str, str], column: str, role: str) -> ColumnChoice:
+        """How columns are read once `column` plays `role` ("" for none); the format follows where it has no such role."""
+        return _choice(*guessing.reassign(_known(format).name, mapping, column, role))
+
+    def choose_format(self, format: str, mapping: Mapping[str, str]) -> ColumnChoice:
+        """The columns of `mapping` in the roles of another format; what it has no role for is left out."""
+        return _choice(format, guessing.translated(_known(format), mapping))
 
     def formats(self) -> Formats:
         """The known formats of rows, in the order in which they are tried."""
@@ -319,6 +342,16 @@ class DatasetService:
                 written.flush()
                 os.fsync(written.fileno())
         return RunRows(train_rows=len(held_out) - sum(held_out), eval_rows=sum(held_out))
+
+
+def _known(format: str) -> Format:
+    if format not in BY_NAME:
+        raise StudioError(f"There is no format {format!r}.", f"Choose one of {', '.join(BY_NAME)}.")
+    return BY_NAME[format]
+
+
+def _choice(format: str, mapping: dict[str, str]) -> ColumnChoice:
+    return ColumnChoice(format=format, mapping=mapping, missing=guessing.missing(format, mapping))
 
 
 def _template(choice: str, renderer: Renderer) -> TemplateInfo:

@@ -39,9 +39,10 @@ class DataTab:
             self._part = hidden("data-part")
             self._stamps = [stamp_box(f"data-{name}") for name in ("rows", "check", "learned")]
             self._timer = gr.Timer(IDLE_S)
+            table = pieces.panel(elem_id="data-table")
             with gr.Row(elem_classes="halves"):
                 with gr.Column(scale=2, min_width=300):
-                    self.adding = Adding(studio, self._mode)
+                    self.adding = Adding(studio, self._mode, table)
                     self.list = pieces.panel(elem_id="data-list")
                 with gr.Column(scale=3, min_width=320, elem_id="data-rows"):
                     self.rows = pieces.panel(elem_id="data-preview")

@@ -1,35 +1,42 @@
-"""The Data tab's way in: a file, pasted text or a hub dataset; what was understood of it, the mapping to correct, and keeping it."""
+"""The Data tab's way in: a file, pasted text or a hub dataset; its first rows, what was understood of them, and keeping it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studio.datasets.file_types import PACKED, SUFFIXES
-from studio.errors import DatasetError, StudioError
-from studio.records import Dataset, Inspection
+from studio.errors import StudioError
+from studio.records import Dataset, Inspection, RowTable
 from studio.services import Studio
-from studio.ui import choices, pieces, words
-from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui import choices, data_mapping, pieces, words
+from studio.ui.data_mapping import Reading
+from studio.ui.handlers import QUIET, busy, message, steady, tells
 
-MAX_ROLES = 8  # fields of the mapping; no format has more
-UNUSED = ""
-DEFAULT_FORMAT = "prompt-completion"  # offered where nothing is detected
 Look = Callable[..., dict[Any, Any]]
 Given = tuple[str | None, str, str]  # a file, a text, a hub dataset: the last one that is there counts
 
 
 class Adding:
-    """Build it where the fields stand. `mode` is "new" while something is looked at that is not kept yet."""
+    """Build it where the fields stand. `mode` is "new" while something is looked at that is not kept yet; `table` shows it."""
 
-    def __init__(self, studio: Studio, mode: gr.Textbox) -> None:
+    def __init__(self, studio: Studio, mode: gr.Textbox, table: gr.HTML) -> None:
         self._studio = studio
         self._mode = mode
-        self._roles = gr.State([])  # what each visible mapping field stands for
+        self._table = table
+        self._reading = gr.State(None)  # the Reading that the page shows
         self._fetched = gr.State("")  # the hub dataset that is looked at: hub:NAME:CONFIG:SPLIT
+        with gr.Column(elem_id="data-sources"):
+            self._layout_sources()
+        with gr.Column(visible=False, elem_classes="card", elem_id="data-choices") as self.choices:
+            self._layout_choices()
+        self.notice = pieces.panel(elem_id="data-notice", elem_classes="notice-place")
+
+    def _layout_sources(self) -> None:
         self.file = gr.File(
             label=f"Your rows: {' '.join(SUFFIXES)}, also as {' or '.join(PACKED)}",
             file_types=[*SUFFIXES, *PACKED],
@@ -48,9 +55,6 @@ class Adding:
             self.read_text = gr.Button("Read this text", elem_id="data-read-text")
         with gr.Accordion("Or take a dataset of the Hugging Face Hub", open=False, elem_id="data-hub"):
             self._layout_hub()
-        with gr.Column(visible=False, elem_classes="card", elem_id="data-choices") as self.choices:
-            self._layout_choices()
-        self.notice = pieces.panel(elem_id="data-notice", elem_classes="notice-place")
 
     def _layout_hub(self) -> None:
         self.hub = gr.Textbox(
@@ -64,13 +68,6 @@ class Adding:
         self.fetch = gr.Button("Fetch and look at it", elem_id="data-hub-fetch")
 
     def _layout_choices(self) -> None:
-        self.format = gr.Dropdown(
-            label="Format", info="As detected. Change it when the rows at the side look wrong.", elem_id="data-format"
-        )
-        with gr.Row(elem_classes="fields"):
-            self.mapping = [
-                gr.Dropdown(label=f"Column {n + 1}", visible=False, min_width=150, elem_id=f"data-role-{n}") for n in range(MAX_ROLES)
-            ]
         self.name = gr.Textbox("", label="Name", info="Empty takes the file's name.", max_lines=1, elem_id="data-name")
         self.skip_bad = gr.Checkbox(
             label="Keep the good rows", info="Leave out the rows that can't be used.", visible=False, elem_id="data-skip"
@@ -78,128 +75,103 @@ class Adding:
         with gr.Row(elem_classes="buttons"):
             self.add = gr.Button("Add dataset", variant="primary", elem_id="data-add", min_width=130)
             self.discard = gr.Button("Discard", elem_id="data-discard", min_width=110)
+        self.format = gr.Dropdown(
+            label="Format", info="As the columns are read. It follows when you choose what they are.", elem_id="data-format"
+        )
 
     def wire(self, preview: gr.HTML, view: gr.Column, dataset: gr.Textbox, look: Look, looking: list[Any], shown: list[Any]) -> None:
         """`look` shows what is kept again, from the inputs `looking` (the dataset's first) to the outputs `shown`."""
         self._preview, self._view, self._dataset, self._look = preview, view, dataset, look
         told = tells(self.notice)
         source = [self.file, self.text, self._fetched]
-        reading = [self.choices, self.format, *self.mapping, self._roles, self.skip_bad, preview, view, self._mode, self.notice]
+        reading = [self.choices, self.format, self._reading, self._table, self.skip_bad, preview, view, self._mode, self.notice]
         gr.on([self.file.upload, self.read_text.click], told(self.read), inputs=source, outputs=[*reading, self._fetched], **busy(preview))
-        self.format.input(told(self.read_as), inputs=[*source, self.format], outputs=reading, **busy(preview))
-        mapped = [*source, self.format, self._roles, *self.mapping]
-        gr.on([field.input for field in self.mapping], told(self.read_mapped), inputs=mapped, outputs=reading, **busy(preview))
-        away = [*source, self.choices, preview, view, self._mode, self.notice, dataset, self._fetched, *shown]
+        read_as = [*source, self._reading]
+        self.format.input(told(self.read_as), inputs=[*read_as, self.format], outputs=reading, **busy(preview))
+        # a menu may change several times in a row: each choice counts, in its order
+        in_order = {**busy(preview), "concurrency_limit": 1, "trigger_mode": "multiple"}
+        assigned = self._table.select(told(self.assign), inputs=read_as, outputs=reading, **in_order)
+        assigned.then(None, js="() => { studio.backToMenu(); return []; }", **QUIET)
+        away = [*source, self.choices, self._reading, self._table, preview, view, self._mode, self.notice, dataset, self._fetched, *shown]
         gr.on([self.file.clear, self.discard.click], steady(self.put_away), inputs=looking, outputs=away, **QUIET)
-        asked = [*source, self.format, self.name, self.skip_bad, self._roles, *self.mapping]
+        asked = [*read_as, self.name, self.skip_bad]
         self.add.click(told(self.keep), inputs=asked, outputs=[*away, self.name], **busy(preview))
         fetched = [self.hub, self.config, self.split]
         self.fetch.click(told(self.take), inputs=fetched, outputs=[*source, *reading], **busy(self.notice))
 
+    # what is looked at
+
     def read(self, file: str | None, text: str, fetched: str) -> dict[Any, Any]:
-        return {**self._inspect((file, text, ""), None, None), self._fetched: ""}
+        return {**self._look_into((file, text, "")), self._fetched: ""}
 
-    def read_as(self, file: str | None, text: str, fetched: str, chosen: str) -> dict[Any, Any]:
-        return self._inspect((file, text, fetched), chosen, None)
+    def read_as(self, file: str | None, text: str, fetched: str, reading: Reading | None, chosen: str) -> dict[Any, Any]:
+        reading = data_mapping.checked(reading)
+        choice = self._studio.datasets.choose_format(chosen, reading.choice.mapping)
+        return self._show((file, text, fetched), replace(reading, choice=choice))
 
-    def read_mapped(self, file: str | None, text: str, fetched: str, chosen: str, roles: list[str], *columns: str | None) -> dict[Any, Any]:
-        return self._inspect((file, text, fetched), chosen, _mapping(roles, columns))
+    def assign(self, file: str | None, text: str, fetched: str, reading: Reading | None, event: gr.EventData) -> dict[Any, Any]:
+        """Another role for a column; the rows follow."""
+        reading = data_mapping.checked(reading)
+        column, role = str(event._data["column"]), str(event._data["value"])
+        choice = self._studio.datasets.choose_column(reading.choice.format, reading.choice.mapping, column, role)
+        return self._show((file, text, fetched), replace(reading, choice=choice))
 
-    def _inspect(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> dict[Any, Any]:
-        """What was understood, at the left to change and at the right to see. Keeps nothing."""
-        try:
-            found = self._look_into(given, chosen, mapping)
-        except DatasetError as exc:
-            if not exc.details.get("columns"):
-                raise
-            asked = pieces.said(exc.message, "info", "Choose below which column is which; the rows follow.")
-            return {**self._ask_for_mapping(exc, chosen, mapping or {}), self.notice: asked}
+    def _look_into(self, given: Given) -> dict[Any, Any]:
+        """The first rows, read as these columns were the last time, or as they are guessed to be. Keeps nothing."""
+        reading = data_mapping.first_reading(self._studio, self._table_of(given))
+        return self._show(given, reading, data_mapping.doubt(reading))
+
+    def _show(self, given: Given, reading: Reading, said: str = "") -> dict[Any, Any]:
+        """The columns as they are read now and the rows that come of them, or why there are none."""
+        found = None
+        if not reading.choice.missing:
+            try:
+                found = self._inspected(given, reading)
+            except StudioError as exc:
+                said = message(exc)
         return {
-            **self._show_choices(found.formats, found.format, found.roles, found.columns, found.mapping),
-            self.skip_bad: gr.Checkbox(visible=found.problem_count > 0),
-            self._preview: _reading(found),
-        }
-
-    def _look_into(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> Inspection:
-        file, text, fetched = given
-        if not file and not text.strip() and not fetched:
-            raise StudioError("There is nothing to read.", "Drop a file above, or paste text.")
-        if chosen is None and mapping is None:
-            return self._first_look(given)
-        return self._inspected(given, chosen, mapping)
-
-    def _first_look(self, given: Given) -> Inspection:
-        """As these columns were mapped the last time, else as detected."""
-        try:
-            found = self._inspected(given, None, None)
-        except DatasetError as exc:
-            known = self._studio.datasets.remembered(exc.details.get("columns") or [])
-            if known is None:
-                raise
-        else:
-            known = self._studio.datasets.remembered(found.columns)
-            if known is None or (found.format, found.mapping) == (known.format, known.mapping):
-                return found
-        again = self._inspected(given, known.format, known.mapping)
-        return again.model_copy(update={"notes": [*again.notes, f"Mapped as the last time for these columns ({known.name})."]})
-
-    def _inspected(self, given: Given, chosen: str | None, mapping: dict[str, str] | None) -> Inspection:
-        file, text, fetched = given
-        if fetched:
-            return self._studio.datasets.inspect(fetched, format=chosen, mapping=mapping)
-        if file:
-            return self._studio.datasets.inspect(Path(file), filename=Path(file).name, format=chosen, mapping=mapping)
-        return self._studio.datasets.inspect_text(text, format=chosen, mapping=mapping)
-
-    def _ask_for_mapping(self, refused: DatasetError, chosen: str | None, mapping: dict[str, str]) -> dict[Any, Any]:
-        """Nothing fits: the columns are there to choose from, and the rows follow once they are mapped."""
-        formats = self._studio.datasets.formats()
-        wanted = next((each for each in formats if each.name == (chosen or DEFAULT_FORMAT)), formats[0])
-        names = [each.name for each in formats]
-        shown = self._show_choices(names, wanted.name, wanted.roles, refused.details["columns"], mapping)
-        return {**shown, self.skip_bad: gr.Checkbox(visible=False), self._preview: ""}
-
-    def _show_choices(
-        self, formats: list[str], format: str, roles: list[str], columns: list[str], mapping: dict[str, str]
-    ) -> dict[Any, Any]:
-        roles = roles[:MAX_ROLES]
-        offered = [("not used", UNUSED), *((column, column) for column in columns)]
-        fields: dict[Any, Any] = {field: gr.Dropdown(visible=False) for field in self.mapping}
-        for field, role in zip(self.mapping, roles, strict=False):
-            fields[field] = gr.Dropdown(
-                label=role.capitalize(),
-                info=f"Column with the {role}.",
-                choices=offered,
-                value=mapping.get(role, UNUSED),
-                visible=bool(columns),
-            )
-        return {
+            self._table: data_mapping.card(self._studio, _name(given), reading, found),
+            self._reading: reading,
             self.choices: gr.Column(visible=True),
-            self.format: gr.Dropdown(choices=formats, value=format),
-            **fields,
-            self._roles: roles,
+            self.format: gr.Dropdown(choices=[each.name for each in self._studio.datasets.formats()], value=reading.choice.format),
+            self.skip_bad: gr.Checkbox(visible=found is not None and found.problem_count > 0),
+            self._preview: _understood(found, reading),
             self._view: gr.Column(visible=False),
             self._mode: "new",
+            self.notice: said,
         }
 
-    def keep(
-        self,
-        file: str | None,
-        text: str,
-        fetched: str,
-        chosen: str | None,
-        name: str,
-        skip_bad: bool,
-        roles: list[str],
-        *columns: str | None,
-    ) -> dict[Any, Any]:
-        how: dict[str, Any] = {"name": name.strip() or None, "format": chosen or None, "mapping": _mapping(roles, columns) or None}
+    def _table_of(self, given: Given) -> RowTable:
+        file, text, fetched = given
         if fetched:
-            dataset = self._studio.datasets.add(fetched, skip_bad=skip_bad, **how)
+            return self._studio.datasets.table(fetched)
+        if file:
+            return self._studio.datasets.table(Path(file), filename=Path(file).name)
+        if not text.strip():
+            raise StudioError("There is nothing to read.", "Drop a file above, or paste text.")
+        return self._studio.datasets.table_of_text(text)
+
+    def _inspected(self, given: Given, reading: Reading) -> Inspection:
+        file, text, fetched = given
+        how: dict[str, Any] = {"format": reading.choice.format, "mapping": data_mapping.exact(self._studio, reading.choice)}
+        if fetched:
+            return self._studio.datasets.inspect(fetched, **how)
+        if file:
+            return self._studio.datasets.inspect(Path(file), filename=Path(file).name, **how)
+        return self._studio.datasets.inspect_text(text, **how)
+
+    # what is kept
+
+    def keep(self, file: str | None, text: str, fetched: str, reading: Reading | None, name: str, skip_bad: bool) -> dict[Any, Any]:
+        choice = data_mapping.complete(reading).choice
+        mapping = data_mapping.exact(self._studio, choice)
+        how: dict[str, Any] = {"name": name.strip() or None, "format": choice.format, "mapping": mapping, "skip_bad": skip_bad}
+        if fetched:
+            dataset = self._studio.datasets.add(fetched, **how)
         elif file:
-            dataset = self._studio.datasets.add(Path(file), filename=Path(file).name, skip_bad=skip_bad, **how)
+            dataset = self._studio.datasets.add(Path(file), filename=Path(file).name, **how)
         else:
-            dataset = self._studio.datasets.add_text(text, skip_bad=skip_bad, **how)
+            dataset = self._studio.datasets.add_text(text, **how)
         return {**self._kept(dataset), self.name: ""}
 
     def take(self, name: str, config: str, split: str) -> dict[Any, Any]:
@@ -210,7 +182,7 @@ class Adding:
         while len(parts) > 1 and not parts[-1]:
             parts.pop()
         fetched = "hub:" + ":".join(parts)
-        return {**self._inspect((None, "", fetched), None, None), self.file: None, self.text: "", self._fetched: fetched}
+        return {**self._look_into((None, "", fetched)), self.file: None, self.text: "", self._fetched: fetched}
 
     def _kept(self, dataset: Dataset) -> dict[Any, Any]:
         said = f"{dataset.name} is kept: {words.count(dataset.rows, 'row')}."
@@ -227,22 +199,30 @@ class Adding:
             self.text: "",
             self._fetched: "",
             self.choices: gr.Column(visible=False),
+            self._reading: None,
+            self._table: "",
             self._preview: "",
             self._view: gr.Column(visible=True),
             self._mode: "",
         }
 
 
-def _mapping(roles: list[str], columns: tuple[str | None, ...]) -> dict[str, str]:
-    return {role: column for role, column in zip(roles, columns, strict=False) if column}
+def _name(given: Given) -> str:
+    file, _, fetched = given
+    return fetched or (file and Path(file).name) or "Pasted rows"
 
 
-def _reading(found: Inspection) -> str:
+def _understood(found: Inspection | None, reading: Reading) -> str:
+    if found is None:
+        return ""
+    notes = [*found.notes]
+    if reading.known:
+        notes.append(f"Mapped as the last time for these columns ({reading.known}).")
     return pieces.piece(
         "reading",
         format=found.format,
         kind=choices.KINDS[found.kind],
-        notes=found.notes,
+        notes=notes,
         total=found.rows,
         problems=found.problems,
         problem_count=found.problem_count,

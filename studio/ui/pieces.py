@@ -19,13 +19,20 @@ from studio.errors import StudioError
 from studio.settings import STATIC
 from studio.ui import words
 
-# A click on whatever carries data-act (a button or a link) becomes the component's `select` event with its data-* values.
+# A click on whatever carries data-act (a button or a link) becomes the component's `select` event with its data-* values;
+# so does a choice in a menu with data-menu, which adds the `value`.
 ACTS = """
 element.addEventListener('click', (event) => {
   const target = event.target.closest('[data-act]');
   if (!target || !element.contains(target) || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
   trigger('select', {...target.dataset});
+});
+element.addEventListener('change', (event) => {
+  const menu = event.target.closest('select[data-menu]');
+  if (!menu || !element.contains(menu)) return;
+  studio.leaveMenu(menu);
+  trigger('select', {...menu.dataset, value: menu.value});
 });
 """
 

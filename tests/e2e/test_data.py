@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
+
+from tests.e2e.conftest import SCREENSHOTS
 
 TOPICS = ("bread", "rivers", "violins", "bicycles", "glaciers", "owls", "bridges", "clocks", "kites", "lanterns", "barrels", "orchards")
 SOUND = [
@@ -54,6 +56,11 @@ def upload(page: Page, path: Path) -> None:
     page.set_input_files("#data-file input[type=file]", path)
 
 
+def menu(page: Page, column: str) -> Locator:
+    """What the column is, in the table of a file that is looked at."""
+    return page.get_by_label(f"What the column {column} is", exact=True)
+
+
 def opened(page: Page, name: str | re.Pattern[str]) -> None:
     """Wait until the dataset `name` is the chosen one."""
     expect(page.locator("#data-head h2")).to_have_text(name)
@@ -67,13 +74,13 @@ def test_columns_of_any_name_are_mapped_by_hand_and_remembered(visit: Callable[.
     page = visit("data")
     upload(page, first)
     expect(page.locator("#data-notice")).to_contain_text("wort, sinn")
-    choose(page, "#data-role-0", "wort")
-    choose(page, "#data-role-1", "sinn")
+    menu(page, "wort").select_option("prompt")
+    menu(page, "sinn").select_option("completion")
     expect(page.locator("#data-rows .examples li")).to_have_count(2)
     expect(page.locator("#data-rows .examples li").nth(1)).to_contain_text("tree")
-    choose(page, "#data-role-0", "sinn")
+    menu(page, "sinn").select_option("prompt")  # the two change places
     expect(page.locator("#data-rows .turn.user").first).to_contain_text("house")
-    choose(page, "#data-role-0", "wort")
+    menu(page, "wort").select_option("prompt")
     expect(page.locator("#data-rows .turn.user").first).to_contain_text("Haus")
     page.get_by_role("button", name="Add dataset").click()
     opened(page, "first")
@@ -84,6 +91,66 @@ def test_columns_of_any_name_are_mapped_by_hand_and_remembered(visit: Callable[.
     expect(page.locator("#data-preview .turn.assistant")).to_contain_text("mountain")
     page.get_by_role("button", name="Discard").click()
     opened(page, "first")
+
+
+GERMAN = """Frage;Antwort;Notiz
+Wann öffnet der Laden?;Um neun Uhr.;von Anna
+Kann ich Ware zurückgeben?;Ja, innerhalb von 30 Tagen mit dem Kassenbon.;
+Liefern Sie nach Österreich?;Ja, in drei bis fünf Werktagen.;bitte prüfen
+"""
+
+
+def test_foreign_headers_are_mapped_on_the_table_and_what_is_left_out_is_named(
+    visit: Callable[..., Page], api: httpx.Client, axe: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "laden.csv"
+    path.write_text(GERMAN, encoding="utf-8")
+    page = visit("data")
+    upload(page, path)
+    expect(page.locator("#data-table tbody tr")).to_have_count(3)
+    expect(menu(page, "Frage")).to_have_value("prompt")
+    expect(menu(page, "Antwort")).to_have_value("completion")
+    expect(menu(page, "Notiz")).to_have_value("")
+    expect(page.locator("#data-table th.used")).to_contain_text(["German for the question", "German for the answer"])
+    expect(page.locator("#data-table .left-out")).to_contain_text("Notiz")
+    expect(page.locator("#data-table .left-out")).to_contain_text("a value in 2 of 3 rows")
+    expect(page.locator("#data-preview .turn.user").first).to_contain_text("Wann öffnet der Laden?")
+    shots(page, "mapping", axe)
+
+    menu(page, "Notiz").focus()
+    page.keyboard.press("s")  # to "system", as in any menu
+    expect(menu(page, "Notiz")).to_have_value("system")
+    expect(page.locator("#data-preview .turn.system").first).to_contain_text("von Anna")
+    expect(page.locator("#data-table .left-out")).to_have_count(0)
+    expect(menu(page, "Notiz")).to_be_focused()
+    menu(page, "Notiz").select_option("")
+    expect(page.locator("#data-preview .turn.system")).to_have_count(0)
+    menu(page, "Antwort").select_option("")
+    expect(page.locator("#data-table .needed")).to_contain_text("the column with the completion")
+    page.get_by_role("button", name="Add dataset").click()
+    expect(page.locator("#data-notice")).to_contain_text("Still needed")
+    menu(page, "Antwort").select_option("completion")
+    expect(page.locator("#data-preview .turn.assistant").first).to_contain_text("Um neun Uhr.")
+    page.get_by_role("button", name="Add dataset").click()
+    opened(page, "laden")
+
+    kept = api.get("/datasets/laden").json()
+    assert (kept["rows"], kept["mapping"]) == (3, {"prompt": "Frage", "completion": "Antwort"})
+
+
+def shots(page: Page, name: str, axe: str) -> None:
+    """The page wide and narrow, light and dark, for people to look at; it breaks no rule and never scrolls sideways."""
+    page.evaluate(axe)
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.body.classList.toggle('dark', {json.dumps(theme == 'dark')})")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.screenshot(path=SCREENSHOTS / f"{name}-{theme}-{width}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, width
+        found = page.evaluate("axe.run('#data-table', {resultTypes: ['violations']})")["violations"]
+        assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
+    page.evaluate("document.body.classList.remove('dark')")
+    page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_pasted_rows_and_a_hub_that_does_not_answer(visit: Callable[..., Page]) -> None:
