@@ -28,6 +28,7 @@ from studio.engine.client import EngineClient
 from studio.engine.protocol import Contestant
 from studio.errors import EngineError, StudioError
 from studio.evaluation import metrics
+from studio.evaluation.scores import CantSay
 from studio.records import ComparisonPrompt, CompressedDataset, Compression, SweepPrompt, SweepResult
 from studio.types import Example, GenerationParams, Message, Role
 
@@ -125,14 +126,22 @@ def _answer(client: EngineClient, config: Mapping[str, Any], prompt: SweepPrompt
 def _point(rate: float, rows: Sequence[SweepAnswer]) -> dict[str, Any]:
     pairs = [(row.text, [row.reference]) for row in rows]
     n = len(rows)
-    scores = {metric.name: metrics.mean(metric, pairs) for metric in metrics.shown_on(metrics.Display.CURVE)}
+    scores: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for metric in metrics.shown_on(metrics.Display.CURVE):
+        score = metrics.mean(metric, pairs)
+        if isinstance(score, CantSay):
+            scores[metric.name], reasons[metric.name] = None, score.reason
+        else:
+            scores[metric.name] = round(score.value, 4)
     before, after = sum(row.made.tokens_before for row in rows), sum(row.made.tokens_after for row in rows)
     return {
         "rate": rate,
         "achieved": round(after / before, 4) if before else 1.0,
         "tokens_before": before,
         "tokens_after": after,
-        **{name: round(score, 4) for name, score in scores.items()},
+        **scores,
+        "reasons": reasons,
         "seconds": round(sum(row.seconds for row in rows) / n, 3),
         "compress_seconds": round(sum(row.made.seconds for row in rows) / n, 3),
         "failed": sum(bool(row.error) for row in rows),
@@ -169,10 +178,13 @@ def _as_prompt(number: int, prompt: SweepPrompt) -> ComparisonPrompt:
 
 
 def recommend(points: Sequence[Mapping[str, Any]], metric: str, tolerance: float) -> dict[str, Any]:
-    """The lowest rate whose score is within `tolerance` of the whole prompt's, all higher rates too; None where none is."""
+    """The lowest rate whose score is within `tolerance` of the whole prompt's, all higher rates too; None where none is.
+
+    `whole` is None where the metric can't say anything about these prompts.
+    """
     ordered = sorted(points, key=lambda point: -point["rate"])
     best = ordered[0][metric]
-    if best <= 0:
+    if best is None or best <= 0:
         return {"recommended": None, "whole": best}
     good = itertools.takewhile(lambda point: best - point[metric] <= tolerance, ordered)
     return {"recommended": min(point["rate"] for point in good), "whole": best}

@@ -6,13 +6,24 @@ Rows in, plain values out; the work is done in child processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 from studio.datasets.children import run_child
 from studio.db.models import AnswerRow, ComparisonRow
 from studio.settings import Settings
 
 Pulse = Callable[[], None]
+
+
+NO_LIKELIHOOD = "it needs a model of this machine and references to single questions"
+
+
+class TextSets(TypedDict):
+    """Two sets of texts whose distributions are compared."""
+
+    texts: list[str]
+    references: list[str]
 
 
 def measure(
@@ -44,6 +55,31 @@ def measure(
         return {}
     options = {"do": "metrics", "contestants": contestants, "schema": schema, "pattern": pattern}
     return run_child("studio.evaluation", options, settings.cache, pulse=pulse)
+
+
+def mauve(settings: Settings, base: Path, groups: Mapping[str, TextSets], pulse: Pulse | None = None) -> dict[str, dict[str, Any]]:
+    """{group: what studio.evaluation.features says of it}: MAUVE of its texts against its references on features of `base`."""
+    options = {"base": str(base), "groups": groups}
+    return run_child("studio.evaluation.features", options, settings.cache, pulse=pulse)
+
+
+def text_sets(comparison: ComparisonRow, answers: Sequence[AnswerRow]) -> dict[str, TextSets]:
+    """{contestant: its answers, and the references to the same prompts}."""
+    references = {prompt["id"]: prompt["reference"] for prompt in comparison.prompts if prompt.get("reference")}
+    found: dict[str, TextSets] = {}
+    for answer in answers:
+        if not answer.error and answer.prompt_id in references:
+            own = found.setdefault(answer.contestant, {"texts": [], "references": []})
+            own["texts"].append(answer.text)
+            own["references"].append(references[answer.prompt_id])
+    return found
+
+
+def add_perplexity(figures: dict[str, Any], measured: Mapping[str, Any] | None, reason: str) -> None:
+    """Write the perplexity that was measured into a contestant's figures; without one null and the reason."""
+    figures["perplexity"] = measured and measured["perplexity"]
+    if figures["perplexity"] is None:
+        figures["reasons"] = {**figures.get("reasons", {}), "perplexity": reason}
 
 
 def perplexity(

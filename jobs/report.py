@@ -86,7 +86,7 @@ def _figures(context: LightContext) -> dict[str, Any]:
     metrics = {name: measured[name] for name in comparison.contestants if name in measured}
     for contestant in context.config["contestants"]:
         if contestant["name"] in metrics:
-            metrics[contestant["name"]]["perplexity"] = _perplexity(context, comparison, contestant)
+            _add_perplexity(context, comparison, contestant, metrics[contestant["name"]])
     return {
         "training": context.config["training"],
         "comparison": comparison.id,
@@ -101,15 +101,18 @@ def _figures(context: LightContext) -> dict[str, Any]:
     }
 
 
-def _perplexity(context: LightContext, comparison: ComparisonRow, contestant: Mapping[str, Any]) -> float | None:
+def _add_perplexity(context: LightContext, comparison: ComparisonRow, contestant: Mapping[str, Any], figures: dict[str, Any]) -> None:
+    measured, reason = None, measures.NO_LIKELIHOOD
     try:
-        if count_parameters(Path(contestant["studio"]["base"]["path"])) > SMALL:
-            return None
-        found = measures.perplexity(context.settings, comparison, contestant, context.stop_if_asked)
+        parameters = count_parameters(Path(contestant["studio"]["base"]["path"]))
+        if parameters > SMALL:
+            reason = f"the base has {parameters / 1e9:.1f} billion parameters, too many to read the references on the processor by itself"
+        else:
+            measured = measures.perplexity(context.settings, comparison, contestant, context.stop_if_asked)
     except StudioError as exc:
         log.info("No perplexity of %s: %s", contestant["name"], exc)
-        return None
-    return found["perplexity"] if found else None
+        reason = str(exc)
+    measures.add_perplexity(figures, measured, reason)
 
 
 def _judged(readings: Mapping[str, Any], name: str, tuned: str) -> dict[str, Any]:

@@ -55,6 +55,11 @@ def delete_comparison(studio: Here, comparison: str) -> Deleted:
 
 
 @router.get("/comparisons/{comparison}/metrics")
-def metrics(studio: Here, comparison: str, perplexity: bool = False, pattern: str | None = None) -> ComparisonMetrics:
-    """Every metric of the answers per contestant; `perplexity` loads the models on the CPU and takes its time."""
-    return studio.comparisons.metrics(comparison, perplexity=perplexity, pattern=pattern)
+def metrics(
+    studio: Here, comparison: str, perplexity: bool = False, pattern: str | None = None, mauve_model: str | None = None
+) -> ComparisonMetrics:
+    """Every metric of the answers per contestant; what can't say anything is null, with its reason in `reasons`.
+
+    `perplexity` and `mauve_model`, the base whose features MAUVE compares, load models on the CPU and take their time.
+    """
+    return studio.comparisons.metrics(comparison, perplexity=perplexity, pattern=pattern, mauve_model=mauve_model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,11 @@ from studio.commands.terminal import JsonFlag, open_studio, read_text, show, tab
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pydantic import JsonValue
 
+    from studio.evaluation.scores import Pair
     from studio.records import Leaderboard, Rating
 
 FACTS = ("exact_match", "bytes", "seconds_per_answer", "training", "training_seconds", "eval_loss")
@@ -29,26 +32,63 @@ def metrics(
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Of a comparison: also what each model makes of the references.")
     ] = False,
+    mauve_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Also MAUVE, on features of this base model; from 100 texts on.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure predictions against references: those of a file, or the answers of a comparison."""
+    """Measure predictions against references: those of a file, or the answers of a comparison.
+
+    What a metric can't say anything about is null, with the reason.
+    """
     from studio.evaluation import metrics as scores
+    from studio.evaluation import predictions as files
 
     if (comparison is None) == (predictions is None):
         raise StudioError("Give either --predictions or a comparison.", "--predictions takes a file, the argument an ID or a name.")
     if predictions is not None:
         if perplexity:
             raise StudioError("--perplexity needs the models, not only their answers.", "Name a comparison.")
-        pairs = scores.read(predictions)
-        show(scores.measure(pairs, stemmer=stemmer, schema=_schema(json_schema), pattern=pattern), json)
+        pairs = files.read(predictions)
+        measured = scores.measure(pairs, stemmer=stemmer, schema=_schema(json_schema), pattern=pattern)
+        _add_mauve(measured, pairs, mauve_model)
+        show(measured, json, _figures_text(measured))
         return
     if stemmer:
         raise StudioError("--stemmer measures a file only.", "Leave it out.")
-    found = open_studio().comparisons.metrics(str(comparison), perplexity=perplexity, schema=_schema(json_schema), pattern=pattern)
+    found = open_studio().comparisons.metrics(
+        str(comparison), perplexity=perplexity, schema=_schema(json_schema), pattern=pattern, mauve_model=mauve_model
+    )
     rows = [{"name": name, **figures.model_dump()} for name, figures in found.contestants.items()]
-    measured = (metric.name for metric in scores.shown_on(scores.Display.COMMAND))
-    known = [name for name in measured if any(row.get(name) is not None for row in rows)]
-    show(found, json, table(rows, ("name", "n", *known, "tokens", "seconds"), "Nobody has answered yet."))
+    listed = (metric.name for metric in scores.shown_on(scores.Display.COMMAND))
+    known = [name for name in listed if any(row.get(name) is not None for row in rows)]
+    lines = [table(rows, ("name", "n", *known, "tokens", "seconds"), "Nobody has answered yet.")]
+    for name, figures in found.contestants.items():
+        lines += [f"{name}: {line}" for line in scores.notes(figures.reasons, figures.counted, figures.tokenizers, figures.n)]
+    show(found, json, "\n".join(lines))
+
+
+def _add_mauve(measured: dict[str, Any], pairs: Sequence[Pair], model: str | None) -> None:
+    """MAUVE beside the other figures of a file; null with the reason where no model was named or the texts are too few."""
+    from studio.evaluation.scores import NO_MODEL
+
+    measured |= {"mauve": None, "mauve_details": None}
+    reason = NO_MODEL
+    if model is not None:
+        figure = open_studio().comparisons.mauve(pairs, model)
+        measured |= {"mauve": figure.mauve, "mauve_details": figure.model_dump()}
+        reason = figure.reason
+    if reason:
+        measured["reasons"]["mauve"] = reason
+
+
+def _figures_text(measured: Mapping[str, Any]) -> str:
+    """One `name: value` a line, and below what the figures leave out."""
+    from studio.evaluation import metrics as scores
+
+    reported = {metric.name for metric in scores.METRICS} | {"n"}
+    lines = [f"{name}: {value:.4g}" for name, value in measured.items() if name in reported and value is not None]
+    return "\n".join([*lines, *scores.notes(measured["reasons"], measured["counted"], measured["tokenizers"], measured["n"])])
 
 
 def agreement(

@@ -34,10 +34,10 @@ def scores(options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     rows = [renderer.example(Example(messages=[Message(**message) for message in messages])) for messages in options["conversations"]]
     if options.get("last_only"):
         rows = [_last_only(row) for row in rows]
-    model = _load(base.path, adapter and adapter.path)
+    model = load_model(base.path, adapter and adapter.path)
     found: list[dict[str, Any]] = [{}] * len(rows)
     done = 0
-    for batch in _batches(rows):
+    for batch in batches([len(row.ids) for row in rows]):
         for number, value in zip(batch, _score(model, [rows[number] for number in batch]), strict=True):
             found[number] = value
         done += len(batch)
@@ -56,7 +56,7 @@ def _last_only(row: Rendered) -> Rendered:
     return replace(row, learned=[begin <= place < end for place in range(len(row.learned))])
 
 
-def _load(base: Any, adapter: Any) -> Any:
+def load_model(base: Any, adapter: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -68,14 +68,14 @@ def _load(base: Any, adapter: Any) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def _batches(rows: Sequence[Rendered]) -> list[list[int]]:
+def batches(lengths: Sequence[int]) -> list[list[int]]:
     """Row numbers by length, so that a batch pads little; about BATCH_TOKENS each."""
-    batches: list[list[int]] = []
-    for number in sorted(range(len(rows)), key=lambda n: len(rows[n].ids)):
-        if not batches or (len(batches[-1]) + 1) * len(rows[number].ids) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(number)
-    return batches
+    made: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not made or (len(made[-1]) + 1) * lengths[number] > BATCH_TOKENS:
+            made.append([])
+        made[-1].append(number)
+    return made
 
 
 def _score(model: Any, rows: Sequence[Rendered]) -> list[dict[str, Any]]:

@@ -1,101 +1,79 @@
 """Scores of predictions against references. Definitions are named; nothing is normalised behind the reader's back.
 
 METRICS is the registry: one entry per metric, which `measure`, the page, the commands and the reports read.
-ROUGE is google-research's rouge-score, BLEU and chrF are sacrebleu's; both are imported on first use.
+ROUGE is google-research's rouge-score over words of all scripts, BLEU and chrF are sacrebleu's; all are imported on first use.
+Where a metric can't say anything about a text it gives no score but the reason: no letters, no number, an essay to be equalled.
 """
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from studio.errors import DatasetError, StudioError
-from studio.evaluation import intervals
-from studio.evaluation.verdicts import json_lines, raise_problems
+from studio.errors import StudioError
+from studio.evaluation import intervals, numbers, scores, tokens
+from studio.evaluation.bleu import bleu, chrf
+from studio.evaluation.scores import CantSay, CorpusScore, Pair
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-# a sign counts unless something is in front that it might join; a currency sign may stand on either side of it
-_NUMBER = re.compile(
-    r"(?:(?<![\w.)])([-−+])\s?)?(?:[$€£¥₹]\s?([-−+])?)?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE]([-+]?\d+))?"
-)
-_MARK = re.compile(r"####|(?<![A-Za-z])A:")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-Pair = tuple[str, list[str]]
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Verbatim equality after trimming white space at both ends, with any of the references."""
-    return prediction.strip() in {reference.strip() for reference in references}
+    """Verbatim equality after trimming white space at both ends, with any of the references; NFC and NFD are one text."""
+    return tokens.composed(prediction) in {tokens.composed(reference) for reference in references}
 
 
 def exact_match_ignoring_case(prediction: str, references: Sequence[str]) -> bool:
-    """As exact_match, letters' case aside and runs of white space as one space."""
+    """As exact_match, letters' case and Unicode's compatible forms (NFKC) aside, and runs of white space as one space."""
     return _folded(prediction) in {_folded(reference) for reference in references}
 
 
 def exact_match_normalized(prediction: str, references: Sequence[str]) -> bool:
-    """SQuAD's: case, ASCII punctuation, the articles a, an, the and surplus white space aside (Rajpurkar et al. 2016, evaluate-v1.1)."""
-    return _normalized(prediction) in {_normalized(reference) for reference in references}
+    """SQuAD's: case, punctuation, the articles a, an, the and surplus white space aside (Rajpurkar et al. 2016, evaluate-v1.1)."""
+    return tokens.normalized(prediction) in [tokens.normalized(reference) for reference in references]
 
 
 def contains(prediction: str, references: Sequence[str]) -> bool:
     """A reference stands in the prediction, word for word, both normalised as in exact_match_normalized; an empty one in none."""
-    text = f" {_normalized(prediction)} "
-    return any(wanted and f" {wanted} " in text for wanted in map(_normalized, references))
+    text = tokens.normalized(prediction)
+    return any(tokens.holds(text, tokens.normalized(reference)) for reference in references)
 
 
 def number_match(prediction: str, references: Sequence[str]) -> bool:
-    """The answer's number equals that of a reference: after the last `####` or `A:` where there is one, else the last of the text."""
-    found = number(prediction)
-    return found is not None and any(found == number(reference) for reference in references)
+    """The number that the answer gives equals that of a reference; studio.evaluation.numbers says which number that is."""
+    found = numbers.number(prediction)
+    return any(numbers.equal(found, numbers.number(reference)) for reference in references)
 
 
-def number(text: str) -> Decimal | None:
-    """The number that `text` gives as its answer; None without one. Thousands separators and currency signs are dropped."""
-    marks = list(_MARK.finditer(text))
-    found = list(_NUMBER.finditer(text, *(mark.end() for mark in marks[-1:])))
-    if not found:
-        return None
-    answer = found[0] if marks else found[-1]
-    before, inside, digits, exponent = answer.groups()
-    text = digits.replace(",", "")
-    if (before or inside or "+") in "-−":
-        text = f"-{text}"
-    if exponent and len(exponent) < 5:
-        text += f"e{exponent}"
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return None
+def choice_match(prediction: str, references: Sequence[str]) -> bool:
+    """The letter A-J that the answer chooses is that of a reference."""
+    found = numbers.choice(prediction)
+    return found is not None and any(found == numbers.choice(reference) for reference in references)
 
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
     """SQuAD's F1 over the words of the normalised texts, the best of the references."""
-    return max(_word_f1(_normalized(prediction).split(), _normalized(reference).split()) for reference in references)
+    words = tokens.normalized(prediction)
+    return max(_word_f1(words, tokens.normalized(reference)) for reference in references)
 
 
 def rouge(prediction: str, references: Sequence[str], kinds: Sequence[str] = ROUGE, *, stemmer: bool = False) -> dict[str, float]:
-    """F of each kind, 0-1, the best of the references, as rouge-score computes it."""
-    scores = rouge_scorer(tuple(kinds), stemmer).score_multi(list(references), prediction)
-    return {kind: float(score.fmeasure) for kind, score in scores.items()}
+    """F of each kind, 0-1, the best of the references, as rouge-score computes it, over words of all scripts."""
+    found = rouge_scorer(tuple(kinds), stemmer).score_multi(list(references), prediction)
+    return {kind: float(score.fmeasure) for kind, score in found.items()}
 
 
 @lru_cache(maxsize=8)
 def rouge_scorer(kinds: tuple[str, ...], stemmer: bool = False) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(kinds), use_stemmer=stemmer)
+    return RougeScorer(list(kinds), tokenizer=tokens.RougeTokenizer(stemmer=stemmer))
 
 
 def is_json(prediction: str) -> bool:
@@ -153,8 +131,8 @@ class MeasureOptions:
     pattern: str | None = None
 
 
-RowScore = Callable[[str, Sequence[str], MeasureOptions], float]
-CorpusScore = Callable[[Sequence[Pair]], float]
+RowScore = Callable[[str, Sequence[str], MeasureOptions], float | CantSay]
+CorpusMetric = Callable[[Sequence[Pair]], CorpusScore | CantSay]
 TextCheck = Callable[[MeasureOptions], Callable[[str], bool] | None]
 
 
@@ -169,41 +147,74 @@ class Metric:
     higher_is_better: bool = True
     hides_zero: bool = False  # not on the page where nobody has any: it fits some tasks only
     row: RowScore | None = None  # a score per (prediction, references); the mean is the figure, with an interval
-    corpus: CorpusScore | None = None  # one score of all pairs together
+    corpus: CorpusMetric | None = None  # one score of all pairs together
     check: TextCheck | None = None  # a check of a text without references; the share that passes is the figure
-    by_model: bool = False  # measured by running the model, in jobs.measures
+    by_model: bool = False  # measured by running a model, in jobs.measures
 
 
-def _plain(score: Callable[[str, Sequence[str]], float]) -> RowScore:
-    return lambda text, references, _options: float(score(text, references))
+def _verbatim(score: Callable[[str, Sequence[str]], bool]) -> RowScore:
+    def scored(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
+        if all(map(is_essay, references)):
+            return CantSay(f"the references have more than {tokens.LONG_WORDS} words: no answer can be expected to equal them")
+        return float(score(text, references))
+
+    return scored
+
+
+def _worded(score: Callable[[str, Sequence[str]], float]) -> RowScore:
+    def scored(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
+        known = [reference for reference in references if tokens.normalized(reference)]
+        if not known:
+            return CantSay(NO_WORDS)
+        return float(score(text, known))
+
+    return scored
+
+
+def _normalized_match(text: str, references: Sequence[str], options: MeasureOptions) -> float | CantSay:
+    verbatim = _verbatim(exact_match_normalized)(text, references, options)
+    if isinstance(verbatim, CantSay):
+        return verbatim
+    return _worded(exact_match_normalized)(text, references, options)
+
+
+def _contained(text: str, references: Sequence[str], options: MeasureOptions) -> float | CantSay:
+    known = [reference for reference in references if not _is_letter(reference)]
+    if not known:
+        return CantSay("the references are single letters, which stand in most texts by chance")
+    return _worded(contains)(text, known, options)
+
+
+def _same_number(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
+    if all(numbers.number(reference) is None for reference in references):
+        return CantSay("the references give no number")
+    return float(number_match(text, references))
+
+
+def _same_choice(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
+    known = [reference for reference in references if numbers.is_choice(reference)]
+    if not known:
+        return CantSay("the references are no letters of choices")
+    return float(choice_match(text, known))
 
 
 def _rouge(kind: str) -> RowScore:
-    return lambda text, references, options: _all_rouge(text, tuple(references), options.stemmer)[kind]
+    least = {"rouge2": 2}.get(kind, 1)
+
+    def scored(text: str, references: Sequence[str], options: MeasureOptions) -> float | CantSay:
+        longest = max(len(tokens.words(reference)) for reference in references)
+        if longest == 0:
+            return CantSay(NO_WORDS)
+        if longest < least:
+            return CantSay("it compares pairs of words, and the references have one word")
+        return _all_rouge(text, tuple(references), options.stemmer)[kind]
+
+    return scored
 
 
 @lru_cache(maxsize=4)  # a row's three kinds are asked for one after the other
 def _all_rouge(text: str, references: tuple[str, ...], stemmer: bool) -> dict[str, float]:
     return rouge(text, references, stemmer=stemmer)
-
-
-def _bleu(pairs: Sequence[Pair]) -> float:
-    from sacrebleu.metrics import BLEU
-
-    return float(BLEU().corpus_score(*_columns(pairs)).score)
-
-
-def _chrf(pairs: Sequence[Pair]) -> float:
-    from sacrebleu.metrics import CHRF
-
-    return float(CHRF().corpus_score(*_columns(pairs)).score)
-
-
-def _columns(pairs: Sequence[Pair]) -> Any:
-    """Predictions, and references column by column as sacrebleu takes them: None where a row has fewer."""
-    most = max(len(references) for _, references in pairs)
-    padded = [[*references, *[None] * (most - len(references))] for _, references in pairs]
-    return [text for text, _ in pairs], [list(column) for column in zip(*padded, strict=True)]
 
 
 def _json_check(_options: MeasureOptions) -> Callable[[str], bool]:
@@ -218,28 +229,31 @@ def _pattern_check(options: MeasureOptions) -> Callable[[str], bool] | None:
     return None if options.pattern is None else pattern_check(options.pattern)
 
 
+NO_WORDS = "the references have no letters or digits"
 PAGE, COMMAND, REPORT = frozenset({Display.PAGE}), frozenset({Display.COMMAND}), frozenset({Display.REPORT})
 CURVE = frozenset({Display.CURVE})
 LISTED = PAGE | COMMAND | REPORT
 METRICS: tuple[Metric, ...] = (
-    Metric("exact_match", "exact match", 1, LISTED | CURVE, row=_plain(exact_match)),
-    Metric("exact_match_ignoring_case", "exact match, case aside", 1, row=_plain(exact_match_ignoring_case)),
+    Metric("exact_match", "exact match", 1, LISTED | CURVE, row=_verbatim(exact_match)),
+    Metric("exact_match_ignoring_case", "exact match, case aside", 1, row=_verbatim(exact_match_ignoring_case)),
     Metric(
         "exact_match_normalized",
         "exact match, case and punctuation aside",
         1,
         PAGE,
-        row=_plain(exact_match_normalized),
+        row=_normalized_match,
     ),
-    Metric("contains", "the reference stands in the answer", 1, LISTED, row=_plain(contains)),
-    Metric("number_match", "same number", 1, LISTED | CURVE, hides_zero=True, row=_plain(number_match)),
-    Metric("token_f1", "words in common (F1)", 1, PAGE | COMMAND, row=_plain(token_f1)),
+    Metric("contains", "the reference stands in the answer", 1, LISTED, row=_contained),
+    Metric("number_match", "same number", 1, LISTED | CURVE, hides_zero=True, row=_same_number),
+    Metric("choice_match", "same choice", 1, LISTED, hides_zero=True, row=_same_choice),
+    Metric("token_f1", "words in common (F1)", 1, PAGE | COMMAND, row=_worded(token_f1)),
     Metric("rouge1", "ROUGE-1", 1, PAGE, row=_rouge("rouge1")),
     Metric("rouge2", "ROUGE-2", 1, row=_rouge("rouge2")),
     Metric("rougeL", "ROUGE-L", 1, LISTED | CURVE, row=_rouge("rougeL")),
-    Metric("bleu", "BLEU", 100, LISTED, corpus=_bleu),
-    Metric("chrf", "chrF", 100, LISTED, corpus=_chrf),
+    Metric("bleu", "BLEU", 100, LISTED, corpus=bleu),
+    Metric("chrf", "chrF", 100, LISTED, corpus=chrf),
     Metric("perplexity", "perplexity on the references", None, LISTED, higher_is_better=False, by_model=True),
+    Metric("mauve", "MAUVE", 1, PAGE | COMMAND, by_model=True),
     Metric("json_valid", "valid JSON", 1, PAGE | COMMAND, hides_zero=True, check=_json_check),
     Metric("schema_match", "fits the JSON schema", 1, PAGE | COMMAND, check=_schema_check),
     Metric("pattern_match", "holds the pattern", 1, PAGE | COMMAND, check=_pattern_check),
@@ -261,24 +275,64 @@ def measure(
 ) -> dict[str, Any]:
     """Every metric over (prediction, references) by name, on its own scale, and `n`.
 
-    `with_intervals`: also `ci95`, the bootstrap interval of each mean.
+    A metric that can't say anything is None, with the reason in `reasons`. `counted`: the pairs that a metric speaks of, where these
+    are not all. `tokenizers`: which one BLEU used. `with_intervals`: also `ci95`, the bootstrap interval of each mean.
     """
     options = MeasureOptions(stemmer, schema, pattern)
-    by_row = {metric.name: metric.row for metric in METRICS if metric.row}
-    rows = [{name: score(text, references, options) for name, score in by_row.items()} for text, references in pairs]
-    scores = {name: [row[name] for row in rows] for name in by_row}
-    found: dict[str, Any] = {name: sum(values) / len(pairs) for name, values in scores.items()}
-    found |= {metric.name: metric.corpus(pairs) for metric in METRICS if metric.corpus}
+    found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    counted: dict[str, int] = {}
+    tokenizers: dict[str, str] = {}
+    ci95: dict[str, list[float]] = {}
+    for metric in METRICS:
+        if metric.row is None and metric.corpus is None:
+            continue
+        rows = []
+        if metric.row:
+            rows = [metric.row(text, references, options) for text, references in pairs]
+        score = metric.corpus(pairs) if metric.corpus else scores.mean(rows)
+        if isinstance(score, CantSay):
+            found[metric.name], reasons[metric.name] = None, score.reason
+            continue
+        found[metric.name] = score.value
+        if score.counted < len(pairs):
+            counted[metric.name] = score.counted
+        if score.tokenizer:
+            tokenizers[metric.name] = score.tokenizer
+        if rows and with_intervals:
+            ci95[metric.name] = intervals.of_mean([row for row in rows if not isinstance(row, CantSay)])
     found |= checked([text for text, _ in pairs], schema, pattern)
+    found |= {"reasons": reasons, "counted": counted, "tokenizers": tokenizers}
     if with_intervals:
-        found["ci95"] = {name: intervals.of_mean(values) for name, values in scores.items()}
+        found["ci95"] = ci95
     return {**found, "n": len(pairs)}
 
 
-def mean(metric: Metric, pairs: Sequence[Pair]) -> float:
-    """One metric that has a score per row, over all rows."""
+def notes(reasons: Mapping[str, str], counted: Mapping[str, int], tokenizers: Mapping[str, str], n: int) -> list[str]:
+    """For people, a line each: what a metric can't say, what it speaks of only in part, and how BLEU cut the texts."""
+    lines = []
+    for metric in METRICS:
+        name = metric.name
+        if name in reasons and reasons[name] != scores.NO_MODEL:
+            lines.append(f"{metric.title} can't say anything: {reasons[name]}.")
+        if name in counted:
+            lines.append(f"{metric.title} speaks of {counted[name]:,} of {n:,} answers: to the others it can't say anything.")
+        if name in tokenizers:
+            lines.append(f"{metric.title} used sacrebleu's tokenizer {tokenizers[name]}.")
+    return lines
+
+
+def why_unsaid(name: str, references: Sequence[str]) -> str:
+    """Why the metric of this name can't say anything about answers to `references`; "" where it can."""
+    metric = next(metric for metric in METRICS if metric.name == name)
+    score = mean(metric, [(reference, [reference]) for reference in references])
+    return score.reason if isinstance(score, CantSay) else ""
+
+
+def mean(metric: Metric, pairs: Sequence[Pair]) -> CorpusScore | CantSay:
+    """One metric that has a score per row, over the rows that it can say something about."""
     assert metric.row is not None, f"{metric.name} has no score per row"
-    return sum(metric.row(text, references, MeasureOptions()) for text, references in pairs) / len(pairs)
+    return scores.mean([metric.row(text, references, MeasureOptions()) for text, references in pairs])
 
 
 def checked(texts: Sequence[str], schema: Mapping[str, Any] | None = None, pattern: str | None = None) -> dict[str, float]:
@@ -288,53 +342,23 @@ def checked(texts: Sequence[str], schema: Mapping[str, Any] | None = None, patte
     return {name: sum(map(check, texts)) / len(texts) for name, check in made.items() if check}
 
 
-# files of predictions
-
-
-def read(path: Path) -> list[Pair]:
-    """Lines `{"prediction", "reference" | "references"}`. Raises DatasetError with every bad line."""
-    pairs, problems = [], []
-    for line, row in json_lines(path):
-        problem = _problem(row)
-        if problem:
-            problems.append({"line": line, "problem": problem, "fix": 'Write {"prediction": "…", "reference": "…"} or "references": […].'})
-        else:
-            pairs.append((row["prediction"], _references(row)))
-    raise_problems(path, problems)
-    if not pairs:
-        raise DatasetError(f"{path.name} holds no predictions.", 'Write one JSON object a line: {"prediction", "reference"}.')
-    return pairs
-
-
-def _problem(row: Any) -> str:
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    if not isinstance(row.get("prediction"), str):
-        return "prediction is missing or no text"
-    references = _references(row)
-    if references and all(isinstance(text, str) for text in references):
-        return ""
-    return "reference is missing or no text"
-
-
-def _references(row: Mapping[str, Any]) -> list[Any]:
-    given = row.get("references", row.get("reference"))
-    if isinstance(given, list):
-        return list(given)
-    return [text for text in (given,) if text is not None]
-
-
 def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(tokens.folded(text).split())
 
 
-def _normalized(text: str) -> str:
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def is_essay(reference: str) -> bool:
+    """Longer than an answer can be expected to equal; JSON is not: it is written by a rule."""
+    return tokens.is_long(reference) and not is_json(reference)
 
 
-def _word_f1(words: Iterable[str], wanted: Sequence[str]) -> float:
-    own = list(words)
+def _is_letter(reference: str) -> bool:
+    """A letter that has a case: one of a choice, where a Chinese one is a word."""
+    word = "".join(tokens.normalized(reference))
+    return len(word) == 1 and word.upper() != word
+
+
+def _word_f1(own: Sequence[str], wanted: Sequence[str]) -> float:
     if not own or not wanted:
-        return float(own == list(wanted))
+        return float(list(own) == list(wanted))
     shared = sum((Counter(own) & Counter(wanted)).values())
     return 2 * shared / (len(own) + len(wanted))

@@ -135,6 +135,7 @@ from studio.records.judging import JudgeTemplate as JudgeTemplate
 from studio.records.judging import LongestBaseline as LongestBaseline
 from studio.records.judging import MajorityScore as MajorityScore
 from studio.records.judging import MatchScore as MatchScore
+from studio.records.judging import MauveFigure as MauveFigure
 from studio.records.judging import PreferenceSource as PreferenceSource
 from studio.records.judging import PromptMessage as PromptMessage
 from studio.records.judging import QuestionSet as QuestionSet

@@ -131,7 +131,7 @@ class SweepPoint(Record):
     """Answers at one rate. The metrics that a sweep measures by stand beside these fields by name."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float]
+    __pydantic_extra__: dict[str, float | None]
 
     rate: float
     achieved: float
@@ -143,6 +143,7 @@ class SweepPoint(Record):
     n: int
     judge: float | None = None  # against the answers to the whole prompts: 0.5 is as good
     judged: int | None = None  # answers that had a verdict
+    reasons: dict[str, str] = {}  # why a metric is null: it can't say anything about these references
 
 
 class SweepResult(Record):
@@ -153,7 +154,7 @@ class SweepResult(Record):
     metric: str
     judge: str
     recommended: float | None  # the lowest rate within the tolerance; null where the whole prompts score nothing
-    whole: float  # the score of the whole prompts
+    whole: float | None  # the score of the whole prompts; null where the metric can't say anything about them
 
 
 class CompressedDataset(Record):

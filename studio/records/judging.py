@@ -145,6 +145,20 @@ class Comparison(ComparisonSummary):
     scores: dict[str, MatchScore]  # of contestants that answered prompts with references
 
 
+class MauveFigure(Record):
+    """How alike the distributions of answers and references are, and what it was measured on."""
+
+    mauve: float | None  # 0-1
+    reason: str  # why it is null
+    model: str  # the base whose last hidden states are the features
+    answers: int
+    references: int
+    empty: int  # answers and references without a token, left out
+    cut: int  # texts of which only the first tokens were read
+    max_tokens: int
+    clusters: int
+
+
 class AnswerFigures(Record):
     """Figures of one contestant's answers. The metrics of studio.evaluation.metrics.METRICS stand beside these fields by name."""
 
@@ -158,6 +172,10 @@ class AnswerFigures(Record):
     tokens: float | None = None  # mean of an answer
     n: int = 0  # answers to prompts that have references
     ci95: dict[str, list[float]] = {}  # of each metric that is a mean over rows
+    reasons: dict[str, str] = {}  # why a metric is null: it can't say anything about these texts
+    counted: dict[str, int] = {}  # answers that a metric speaks of, where these are not all of `n`
+    tokenizers: dict[str, str] = {}  # sacrebleu's names, of the metrics that use one
+    mauve_details: MauveFigure | None = None  # null where MAUVE was not asked for
 
     def metric(self, name: str) -> float | None:
         return (self.__pydantic_extra__ or {}).get(name)

@@ -17,7 +17,8 @@ from studio.db import lifecycle
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
-from studio.evaluation import answers, metrics, prompts
+from studio.evaluation import answers, metrics, prompts, scores
+from studio.evaluation.scores import Pair
 from studio.records import (
     PENDING,
     AnswerFigures,
@@ -32,6 +33,7 @@ from studio.records import (
     JobState,
     JobStatus,
     MatchScore,
+    MauveFigure,
     QuestionSet,
     QueueName,
 )
@@ -174,11 +176,18 @@ class ComparisonService:
             )
 
     def metrics(
-        self, comparison_id: str, *, perplexity: bool = False, schema: Mapping[str, JsonValue] | None = None, pattern: str | None = None
+        self,
+        comparison_id: str,
+        *,
+        perplexity: bool = False,
+        schema: Mapping[str, JsonValue] | None = None,
+        pattern: str | None = None,
+        mauve_model: str | None = None,
     ) -> ComparisonMetrics:
         """Of the answers so far: every metric with its interval, length, seconds, tokens.
 
-        `perplexity` adds what each model of this machine makes of the references; it loads them on the CPU. Raises StudioError.
+        `perplexity` adds what each model of this machine makes of the references; `mauve_model`, MAUVE on features of that base. Both
+        load models on the CPU. Raises StudioError.
         """
         with self.db.read() as session:
             row = self.find(session, comparison_id)
@@ -188,9 +197,29 @@ class ComparisonService:
         if perplexity and job:
             for contestant in job.config.get("contestants", []):
                 measured = measures.perplexity(self.settings, row, contestant)
-                found.setdefault(contestant["name"], {})["perplexity"] = measured and measured["perplexity"]
-        figures = {name: AnswerFigures(**found[name]) for name in row.contestants if name in found}
+                measures.add_perplexity(found.setdefault(contestant["name"], {}), measured, measures.NO_LIKELIHOOD)
+        likeness: dict[str, MauveFigure] = {}
+        if mauve_model is not None:
+            likeness = self._mauve(mauve_model, measures.text_sets(row, answered))
+        figures: dict[str, AnswerFigures] = {}
+        for name in row.contestants:
+            if name in found:
+                reason = "no prompt with a reference was answered" if mauve_model else scores.NO_MODEL
+                figures[name] = _with_mauve(AnswerFigures(**found[name]), likeness.get(name), reason)
         return ComparisonMetrics(id=row.id, name=row.name, contestants=figures)
+
+    def mauve(self, pairs: Sequence[Pair], model: str) -> MauveFigure:
+        """Of predictions against all their references, on features of the base `model`. Raises StudioError."""
+        texts: measures.TextSets = {
+            "texts": [text for text, _ in pairs],
+            "references": [reference for _, references in pairs for reference in references],
+        }
+        return self._mauve(model, {"file": texts})["file"]
+
+    def _mauve(self, model: str, groups: Mapping[str, measures.TextSets]) -> dict[str, MauveFigure]:
+        base = self.adapters.models.resolve(model, loadable=True)
+        found = measures.mauve(self.settings, base.path, groups)
+        return {name: MauveFigure(**own, model=base.name) for name, own in found.items()}
 
     def delete(self, comparison_id: str) -> Deleted:
         """Delete the comparison and its answers. Refused while its job runs."""
@@ -279,6 +308,16 @@ def _answer(answer: AnswerRow) -> ComparisonAnswer:
     if answer.error:  # the text of an earlier turn is no answer
         fields["text"] = ""
     return ComparisonAnswer(**fields)
+
+
+def _with_mauve(figures: AnswerFigures, figure: MauveFigure | None, reason: str) -> AnswerFigures:
+    """`reason` counts where there is no figure."""
+    if figure is not None:
+        reason = figure.reason
+    reasons = dict(figures.reasons)
+    if reason:
+        reasons["mauve"] = reason
+    return figures.model_copy(update={"mauve": figure and figure.mauve, "mauve_details": figure, "reasons": reasons})
 
 
 def _scores(comparison: ComparisonRow, answers: Sequence[AnswerRow]) -> dict[str, MatchScore]:

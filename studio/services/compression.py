@@ -242,6 +242,9 @@ class CompressionService:
             raise StudioError(f"There is no metric {metric!r} here.", f"Choose of {', '.join(METRICS)}.")
         if any(not row.reference for row in chosen):
             raise StudioError("A prompt has no reference.", "Every prompt needs the answer that is right.")
+        reason = "" if metric == "judge" else metrics.why_unsaid(metric, [row.reference or "" for row in chosen])
+        if reason:
+            raise StudioError(f"{metric} can't be measured on these prompts: {reason}.", "Choose another metric, such as rougeL or judge.")
         who = self.adapters.resolve(contestant, None)
         asked_judge = None
         if judge or metric == "judge":

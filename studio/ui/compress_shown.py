@@ -134,6 +134,8 @@ def curve(job: CompressionSweep) -> dict[str, Any]:
     shown["y_ticks"] = [{"at": round(154 - 142 * value, 1), "label": f"{value:.0%}"} for value in (0, 0.5, 1)]
     if result is None:
         return shown
+    if result.whole is None:  # of a sweep that was queued before such were refused
+        return {**shown, "job": job.model_copy(update={"reason": f"{METRICS[result.metric]} can't say anything about these references."})}
     points = [point.model_dump(exclude_none=True) for point in sorted(result.points, key=lambda point: point.rate)]
     drawn = [
         {

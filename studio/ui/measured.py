@@ -5,10 +5,11 @@ Knows nothing of gradio: what a service has in, data of templates/measures.html 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from studio.evaluation.metrics import Display, Metric, shown_on
+from studio.evaluation.metrics import Display, Metric, notes, shown_on
+from studio.evaluation.scores import NO_MODEL
 from studio.records import AnswerFigures, JobStatus, Report
 from studio.ui import words
 
@@ -27,6 +28,7 @@ def measures(found: Mapping[str, AnswerFigures], names: Sequence[str] = ()) -> d
         for metric in shown_on(Display.PAGE)
         if not metric.hides_zero or any(figures.metric(metric.name) for figures in found.values())
     ]
+    listed = {metric.name for metric in shown_on(Display.PAGE) if not metric.hides_zero}
     counts = {
         "empty answers": [figures.empty for figures in found.values()],
         "without an answer": [figures.errors for figures in found.values()],
@@ -34,7 +36,27 @@ def measures(found: Mapping[str, AnswerFigures], names: Sequence[str] = ()) -> d
     rows += [(title, [str(number) for number in numbers]) for title, numbers in counts.items() if any(numbers)]
     rows.append(("tokens of an answer", [_figure(figures.tokens) for figures in found.values()]))
     rows.append(("time of an answer", [words.duration(figures.seconds) or "–" for figures in found.values()]))
-    return {"columns": list(names) or columns, "measures": [row for row in rows if set(row[1]) != {"–"}]}
+    said = {name: _notes(figures, listed) for name, figures in zip(names or columns, found.values(), strict=True)}
+    return {"columns": list(names) or columns, "measures": [row for row in rows if set(row[1]) != {"–"}], "notes": _shared(said)}
+
+
+def _notes(figures: AnswerFigures, listed: Set[str]) -> list[str]:
+    reasons = {name: reason for name, reason in figures.reasons.items() if name in listed}
+    counted = {name: count for name, count in figures.counted.items() if name in listed}
+    return notes(reasons, counted, figures.tokenizers, figures.n)
+
+
+def _shared(said: Mapping[str, Sequence[str]]) -> list[str]:
+    """What holds for every contestant once, and the rest with the name in front."""
+    lines = dict.fromkeys(line for own in said.values() for line in own)
+    shown = []
+    for line in lines:
+        having = [name for name, own in said.items() if line in own]
+        if len(having) == len(said):
+            shown.append(line)
+        else:
+            shown += [f"{name}: {line}" for name in having]
+    return shown
 
 
 def label(metric: Metric) -> str:
@@ -49,6 +71,8 @@ def label(metric: Metric) -> str:
 
 def _value(metric: Metric, figures: AnswerFigures) -> str:
     value = figures.metric(metric.name)
+    if value is None and figures.reasons.get(metric.name, NO_MODEL) != NO_MODEL:
+        return "can't say"
     if value is None or metric.scale != 1:
         return _figure(value)
     return words.share_with_interval(value, figures.ci95.get(metric.name))

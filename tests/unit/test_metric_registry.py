@@ -11,8 +11,8 @@ from studio.records import AnswerFigures
 from studio.services.compression import METRICS as CURVE_METRICS
 from studio.ui import compress_shown, measured
 
-PAIRS = [("the cat sat on 5 mats", ["the cat sat on 5 mats"]), ("{}", ["no"])]
-OTHER_FIGURES = {"answers", "errors", "empty", "seconds", "tokens", "n", "ci95"}
+PAIRS = [("the cat sat on 5 mats", ["the cat sat on 5 mats"]), ("{}", ["B", "no"])]
+OTHER_FIGURES = {"answers", "errors", "empty", "seconds", "tokens", "n", "ci95", "reasons", "counted", "tokenizers"}
 GIVEN = {"texts": [text for text, _ in PAIRS], "pairs": PAIRS, "errors": 0, "seconds": [1.0, 3.0], "tokens": [2, 4]}
 
 
@@ -34,16 +34,18 @@ def test_every_entry_is_measured_on_its_scale() -> None:
     assert [name for name in found if name not in OTHER_FIGURES] == names, "measure() gives what the registry has"
     best = metrics.measure([PAIRS[0]])
     for metric in METRICS:
-        if metric.name in best and metric.name != "json_valid":
+        if metric.name in best["reasons"]:
+            assert best[metric.name] is None and metric.name == "choice_match"
+        elif metric.name in best and metric.name != "json_valid":
             assert abs(best[metric.name] - metric.scale) < 1e-9 or metric.check, f"{metric.name}: the scale of a perfect answer"
     assert set(found["ci95"]) == {metric.name for metric in METRICS if metric.row}
     assert (found["json_valid"], found["schema_match"], found["pattern_match"]) == (0.5, 0.5, 0.5)
 
 
 def test_every_display_lists_the_entries_that_name_it() -> None:
-    found = {"x": AnswerFigures(**contestant(GIVEN, schema={"type": "object"}, pattern="cat"), perplexity=3.5)}
+    found = {"x": AnswerFigures(**contestant(GIVEN, schema={"type": "object"}, pattern="cat"), perplexity=3.5, mauve=0.9)}
     labels = [label for label, _ in measured.measures(found)["measures"]]
-    page = [measured.label(metric) for metric in METRICS if Display.PAGE in metric.shown]
+    page = [measured.label(metric) for metric in METRICS if Display.PAGE in metric.shown and metric.name != "choice_match"]
     assert labels == [*page, "tokens of an answer", "time of an answer"]
     curve = [metric.name for metric in METRICS if Display.CURVE in metric.shown]
     assert list(CURVE_METRICS) == list(compress_shown.METRICS) == [*curve, "judge"] and len(curve) == 3
@@ -53,7 +55,24 @@ def test_a_metric_that_nobody_scores_in_is_hidden_where_it_says_so() -> None:
     shown = dict(measured.measures({"x": AnswerFigures(n=2, number_match=0.0, exact_match=0.0, json_valid=0.0)})["measures"])
     assert shown == {"exact match": ["0 %"]}
     hidden = {metric.name for metric in METRICS if metric.hides_zero}
-    assert hidden == {"number_match", "json_valid"}
+    assert hidden == {"number_match", "choice_match", "json_valid"}
+
+
+def test_what_a_metric_cannot_say_stands_in_its_place_with_the_reason() -> None:
+    """One answer of one word beside a reference without a number: no four tokens, no pair of words, no number."""
+    pairs = [("Lima", ["Lima"]), ("...", ["..."])]
+    given = {"texts": [text for text, _ in pairs], "pairs": pairs, "errors": 0, "seconds": [1.0, 1.0], "tokens": [1, 1]}
+    figures = AnswerFigures(**contestant(given))
+    assert (figures.metric("exact_match"), figures.metric("rougeL"), figures.counted["rougeL"]) == (1.0, 1.0, 1)
+    unsaid = {metric.name for metric in METRICS if metric.name in figures.reasons}
+    assert unsaid == {"bleu", "rouge2", "number_match", "choice_match"}
+    assert all(figures.metric(name) is None for name in unsaid)
+    shown = measured.measures({"x": figures, "y": figures})
+    assert dict(shown["measures"])["BLEU, 0-100"] == ["can't say", "can't say"]
+    bleu = [note for note in shown["notes"] if note.startswith("BLEU")]
+    assert len(bleu) == 1 and "runs of 4 tokens" in bleu[0], "once, for it holds for both"
+    assert "ROUGE-L speaks of 1 of 2 answers: to the others it can't say anything." in shown["notes"]
+    assert not any("number" in note for note in shown["notes"]), "a metric for some tasks only says nothing on the page of others"
 
 
 def test_figures_are_shown_as_their_scale_says() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from studio.errors import DatasetError
-from studio.evaluation import agreement, intervals, metrics, ratings, verdicts
+from studio.evaluation import agreement, intervals, metrics, numbers, ratings, verdicts
 from studio.evaluation.verdicts import VerdictLine
 
 LABELS = {"0": "tie", "1": "a", "2": "b"}
@@ -75,7 +75,7 @@ def test_rouge_is_googles_to_five_digits(shared_data: Path) -> None:
     ],
 )
 def test_the_number_of_an_answer(text: str, number: str | None) -> None:
-    found = metrics.number(text)
+    found = numbers.number(text)
     assert found is None if number is None else str(found) == number
     assert metrics.number_match("12.0", ["#### 12"]) and not metrics.number_match("none", ["none"])
 
