@@ -27,8 +27,12 @@ Floats = NDArray[np.float64]
 
 def of_features(p: Floats, q: Floats) -> float:
     """MAUVE of two sets of features, [texts, dimensions] each; the mean over SEEDS."""
-    clusters = number_of_clusters(len(p), len(q))
-    reduced = _reduced(np.vstack([q, p]))
+    together = np.vstack([q, p])
+    distinct = len(np.unique(together, axis=0))
+    if distinct == 1:
+        return 1.0  # all texts are one text
+    clusters = min(number_of_clusters(len(p), len(q)), distinct)
+    reduced = _reduced(together)
     found = []
     for seed in SEEDS:
         labels = _labels(reduced, clusters, seed)
