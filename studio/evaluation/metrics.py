@@ -124,11 +124,15 @@ class Display(StrEnum):
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What a caller may ask of metrics: `stemmer` is ROUGE's; `schema` and `pattern` switch their metrics on."""
+    """What a caller may ask of metrics: `stemmer` is ROUGE's; `schema` and `pattern` switch their metrics on.
+
+    `counts_essays`: an answer equals an essay, so that verbatim equality says something of essays too.
+    """
 
     stemmer: bool = False
     schema: Mapping[str, Any] | None = None
     pattern: str | None = None
+    counts_essays: bool = False
 
 
 RowScore = Callable[[str, Sequence[str], MeasureOptions], float | CantSay]
@@ -153,8 +157,8 @@ class Metric:
 
 
 def _verbatim(score: Callable[[str, Sequence[str]], bool]) -> RowScore:
-    def scored(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
-        if all(map(is_essay, references)):
+    def scored(text: str, references: Sequence[str], options: MeasureOptions) -> float | CantSay:
+        if not options.counts_essays and all(map(is_essay, references)):
             return CantSay(f"the references have more than {tokens.LONG_WORDS} words: no answer can be expected to equal them")
         return float(score(text, references))
 
@@ -278,7 +282,7 @@ def measure(
     A metric that can't say anything is None, with the reason in `reasons`. `counted`: the pairs that a metric speaks of, where these
     are not all. `tokenizers`: which one BLEU used. `with_intervals`: also `ci95`, the bootstrap interval of each mean.
     """
-    options = MeasureOptions(stemmer, schema, pattern)
+    options = MeasureOptions(stemmer, schema, pattern, _equals_essay(pairs))
     found: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     counted: dict[str, int] = {}
@@ -325,14 +329,15 @@ def notes(reasons: Mapping[str, str], counted: Mapping[str, int], tokenizers: Ma
 def why_unsaid(name: str, references: Sequence[str]) -> str:
     """Why the metric of this name can't say anything about answers to `references`; "" where it can."""
     metric = next(metric for metric in METRICS if metric.name == name)
-    score = mean(metric, [(reference, [reference]) for reference in references])
+    score = mean(metric, [("", [reference]) for reference in references])
     return score.reason if isinstance(score, CantSay) else ""
 
 
 def mean(metric: Metric, pairs: Sequence[Pair]) -> CorpusScore | CantSay:
     """One metric that has a score per row, over the rows that it can say something about."""
     assert metric.row is not None, f"{metric.name} has no score per row"
-    return scores.mean([metric.row(text, references, MeasureOptions()) for text, references in pairs])
+    options = MeasureOptions(counts_essays=_equals_essay(pairs))
+    return scores.mean([metric.row(text, references, options) for text, references in pairs])
 
 
 def checked(texts: Sequence[str], schema: Mapping[str, Any] | None = None, pattern: str | None = None) -> dict[str, float]:
@@ -349,6 +354,10 @@ def _folded(text: str) -> str:
 def is_essay(reference: str) -> bool:
     """Longer than an answer can be expected to equal; JSON is not: it is written by a rule."""
     return tokens.is_long(reference) and not is_json(reference)
+
+
+def _equals_essay(pairs: Sequence[Pair]) -> bool:
+    return any(exact_match(text, references) and all(map(is_essay, references)) for text, references in pairs)
 
 
 def _is_letter(reference: str) -> bool:

@@ -74,7 +74,7 @@ class JudgePart:
 
     def enter(self, judge: str | None) -> Any:
         offered = [
-            ("The references, by rule (exact match, then ROUGE-L)", BY_REFERENCE),
+            ("The references, by rule (exact match, then ROUGE-L over words of their script)", BY_REFERENCE),
             *choices.judges(self._studio),
         ]
         return gr.Dropdown(choices=offered, value=judge or BY_REFERENCE)

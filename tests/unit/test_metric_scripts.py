@@ -239,6 +239,8 @@ def test_what_a_metric_cannot_say_is_null_with_the_reason() -> None:
         "exact_match_normalized",
     }
     assert set(empty["reasons"]) == unsaid and set(empty["ci95"]) == {"exact_match", "exact_match_ignoring_case"}
+    copied = metrics.measure([("x", [essay]), (essay, [essay])])
+    assert copied["exact_match"] == 0.5, "where an answer equals an essay, others could"
     long_json = "[" + ", ".join(["1"] * 60) + "]"
     assert metrics.measure([(long_json, [long_json])])["exact_match"] == 1.0
 
