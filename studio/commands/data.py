@@ -15,7 +15,7 @@ from studio.errors import StudioError
 from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 if TYPE_CHECKING:
-    from studio.records import Parity, RenderedRow, Rendering
+    from studio.records import Dataset, Parity, RenderedRow, Rendering
 
 app = group("Datasets: add, look, render, report, fix, split, export.")
 
@@ -49,7 +49,9 @@ def add(
     show(
         added,
         json,
-        f"{added.name}: {added.rows} rows ({added.kind}, {added.format}), {added.skipped} skipped. ID {added.id}",
+        "\n".join(
+            [f"{added.name}: {added.rows} rows ({added.kind}, {added.format}), {added.skipped} skipped. ID {added.id}", *_read(added)]
+        ),
     )
 
 
@@ -139,6 +141,19 @@ def parity(
 
 for command in curation.COMMANDS:
     app.command()(command)
+
+
+def _read(added: Dataset) -> list[str]:
+    """What of the file was used, what was not, and what was guessed."""
+    used = ", ".join(f"{role} from {column!r}" for role, column in added.used.items())
+    columns = [f"{column!r} ({count} rows)" for column, count in added.unused.columns.items()]
+    keys = [f"{key!r} ({count} messages)" for key, count in added.unused.message_keys.items()]
+    lines = [f"Used: {used}."]
+    if columns:
+        lines.append(f"Columns not used: {', '.join(columns)}.")
+    if keys:
+        lines.append(f"Message keys not used: {', '.join(keys)}.")
+    return lines + added.notes
 
 
 def _rendered_text(rendered: Rendering) -> str:

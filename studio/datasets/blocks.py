@@ -13,7 +13,9 @@ import msgspec
 import numpy as np
 
 from studio.datasets.formats import Layout
-from studio.datasets.mapping import ROLES
+from studio.datasets.telling import holds_something
+from studio.datasets.row_messages import ROLES
+from studio.datasets.usage import Usage
 
 Rows = list[Any]  # of records made for one layout
 Writer = Callable[[Rows, bool], bytes]
@@ -193,23 +195,37 @@ FIELDS: dict[str, list[tuple[Any, ...]]] = {
 }
 
 
-class BlockMapper:
-    """Maps blocks of whole lines."""
+PLAIN_NAME = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
+WITHOUT_ANSWERS = frozenset({"text", "continuation", "prompts"})
+NO_VALUE = frozenset((b"", b"null", b'""', b"[]", b"{}"))  # of an unused column
+MAX_UNUSED = 200  # columns that are counted the quick way
+INLINE_REASONING = b"<think>"
 
-    def __init__(self, format: str, mapping: Mapping[str, str]) -> None:
-        fields: list[Any] = [field for field in FIELDS[format] if field[0] in mapping]
-        without = {field[0]: None for field in FIELDS[format] if field[0] not in mapping}
-        record: Any = msgspec.defstruct("Row", fields, namespace=without, rename=dict(mapping), gc=False)
-        self._record = record
-        self._decode = msgspec.json.Decoder(record).decode_lines
+
+class BlockMapper:
+    """Maps blocks of whole lines, and counts what the columns hold that are not read; one that is not known is for the general way."""
+
+    def __init__(self, format: str, mapping: Mapping[str, str], usage: Usage) -> None:
+        self._usage = usage
+        self._unused = {f"unused_{number}": column for number, column in enumerate(usage.known)}
+        self._record = self._record_of(format, mapping, Any, None)
+        self._decode = msgspec.json.Decoder(self._record_of(format, mapping, msgspec.Raw, msgspec.Raw())).decode_lines
         self._write = WRITERS[format]
         self._columns = [f'"{column}"'.encode() for column in mapping.values()]
         self._turns, self._keys = MESSAGE_KEYS.get(format, ("", ()))
         self._quotes = -1  # of a row, but for those of its messages, once it is known
+        self._has_answers = format not in WITHOUT_ANSWERS
+
+    def _record_of(self, format: str, mapping: Mapping[str, str], held: Any, nothing: Any) -> Any:
+        fields: list[Any] = [field for field in FIELDS[format] if field[0] in mapping]
+        without = {field[0]: None for field in FIELDS[format] if field[0] not in mapping}
+        fields = sorted(fields, key=len) + [(name, held, nothing) for name in self._unused]
+        names = {**mapping, **self._unused}
+        return msgspec.defstruct("Row", fields, namespace=without, rename=names, gc=False, forbid_unknown_fields=True)
 
     def lines(self, block: bytes) -> tuple[bytes, int] | None:
         """The examples as JSON lines, and their number; None where a row needs the general way."""
-        # the decoder passes over columns that are not asked for, and takes their bytes as they are
+        # the decoder takes the bytes of columns that are not asked for as they are
         if not (block.startswith(b"{") and _is_utf8(block)):
             return None
         try:
@@ -217,16 +233,28 @@ class BlockMapper:
             is_bare = b"\\" not in block
             if not (_has_lines(block, len(rows)) and self._are_single(block, rows, is_bare)):
                 return None
-            return self._write(rows, is_bare), len(rows)
+            return self._written(rows, is_bare, _raw_holds_something), len(rows)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Other):
             return None
 
     def examples(self, rows: Sequence[Any]) -> bytes | None:
         """The examples of rows that are dicts, as JSON lines; None where one of them needs the general way."""
         try:
-            return self._write(msgspec.convert(rows, list[self._record]), False)  # type: ignore[name-defined]
+            return self._written(msgspec.convert(rows, list[self._record]), False, holds_something)  # type: ignore[name-defined]
         except (msgspec.ValidationError, UnicodeEncodeError, RecursionError, _Other):
             return None
+
+    def _written(self, rows: Rows, is_bare: bool, holds: Callable[[Any], bool]) -> bytes:
+        counts = {}
+        for name, column in self._unused.items():
+            counts[column] = sum([holds(getattr(row, name)) for row in rows])
+            if counts[column] and self._usage.known[column] is not None:
+                raise _Other  # it may say how the row is meant
+        written = self._write(rows, is_bare)
+        if self._has_answers and INLINE_REASONING in written:
+            raise _Other
+        self._usage.add(counts)
+        return written
 
     def _are_single(self, block: bytes, rows: Rows, is_bare: bool) -> bool:
         """Whether no row can have a key of ours twice.
@@ -247,14 +275,21 @@ class BlockMapper:
         return True
 
 
-def block_mapper(layout: Layout) -> BlockMapper | None:
+def _raw_holds_something(raw: msgspec.Raw) -> bool:
+    written = bytes(raw)
+    return written not in NO_VALUE and (len(written) > 9 or b"".join(written.split()) not in NO_VALUE)
+
+
+def block_mapper(layout: Layout, usage: Usage) -> BlockMapper | None:
     """A mapper for this layout, where there is a quick way."""
     roles = {field[0] for field in FIELDS.get(layout.format.name, [])}
-    columns = list(layout.mapping.values())
+    columns = [*layout.mapping.values(), *usage.known]
     # a record takes each column once, and no name that JSON would write otherwise
-    are_plain = len(set(columns)) == len(columns) and all(re.fullmatch(r'[^"\\\x00-\x1f\ud800-\udfff]+', column) for column in columns)
+    are_plain = len(set(columns)) == len(columns) and all(PLAIN_NAME.fullmatch(column) for column in columns)
     has_all = all(len(field) > 2 or field[0] in layout.mapping for field in FIELDS.get(layout.format.name, []))
-    return BlockMapper(layout.format.name, layout.mapping) if set(layout.mapping) <= roles and are_plain and has_all else None
+    if set(layout.mapping) <= roles and are_plain and has_all and len(usage.known) <= MAX_UNUSED:
+        return BlockMapper(layout.format.name, layout.mapping, usage)
+    return None
 
 
 def _has_lines(block: bytes, rows: int) -> bool:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from studio.datasets.formats import BY_NAME, FORMATS, Format, Layout, RowRole
-from studio.datasets.shapes import LABEL, Columns, Shapes
+from studio.datasets.shapes import ASKED, LABEL, Columns, Shapes
+from studio.datasets.telling import normal
 from studio.errors import DatasetError
 
 
@@ -59,7 +60,7 @@ def _fit(format: Format, columns: Columns, given: dict[str, str], strict: bool) 
     if not set(given) <= set(format.role_names()):
         return None
     found = dict(given)
-    by_key = {_key(name): name for name in reversed(list(columns))}
+    by_key = {normal(name): name for name in reversed(list(columns))}
     for role in format.roles:
         if role.name in found:  # given, perhaps as ""
             continue
@@ -80,10 +81,6 @@ def _has_shape(counts: Counter[Shapes], role: RowRole) -> bool:
     fitting = sum(count for shapes, count in counts.items() if shapes & role.shapes)
     if not total:
         return not role.required
-    if role.shapes == LABEL:
+    if role.shapes in (LABEL, ASKED):
         return fitting >= 0.9 * total
     return fitting >= 0.5 * total
-
-
-def _key(column: str) -> str:
-    return column.strip().lower().replace(" ", "_").replace("-", "_")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from studio.datasets import mapping as mappers
 from studio.datasets.records import Row
-from studio.datasets.shapes import ANSWER, ANY, LABEL, OPENAI, SHAREGPT, TEXT, TURNS
+from studio.datasets.shapes import ANSWER, ANY, ASKED, LABEL, NUMBERS, OPENAI, RANKED, SHAREGPT, TEXT, TURNS
 from studio.records import DatasetKind
 
 RowMapper = Callable[[Row, dict[str, str]], list[mappers.ExampleJson]]  # a row, and role -> column
@@ -36,6 +36,7 @@ class Format:
     roles: tuple[RowRole, ...]
     description: str
     examples: RowMapper
+    note: str = ""  # what a person should know of the examples, in a sentence
     is_chosen_only: bool = False  # has the same columns as another format: a choice of the user, never a guess
 
     def role_names(self) -> list[str]:
@@ -54,19 +55,56 @@ class Layout:
         return self.format.examples(row, self.mapping)
 
 
-SYSTEM = RowRole("system", TEXT, ("system", "system_prompt", "system_message"), required=False)
-TOOLS = RowRole("tools", ANY, ("tools", "functions"), required=False)
+SYSTEM = RowRole(
+    "system", TEXT, ("system", "system_prompt", "system_message", "system_instruction", "developer", "developer_message"), required=False
+)
+TOOLS = RowRole("tools", ANY, ("tools", "functions", "tool_schemas"), required=False)
+INPUT = RowRole("input", TEXT, ("input", "context", "inputs"), required=False)
+HISTORY = RowRole("history", TURNS | {"lists"}, ("history",), required=False)
+REASONING = RowRole(
+    "reasoning",
+    TEXT,
+    (
+        *("reasoning", "reasoning_content", "thinking", "reasoning_text", "reasoning_trace", "thought", "thoughts", "think"),
+        *("chain_of_thought", "cot", "complex_cot", "rationale"),
+    ),
+    required=False,
+)
 QUESTION_NAMES = ("prompt", "question", "instruction", "query")
+CONVERSATION_NAMES = ("conversations", "conversation", "messages")
+CHOSEN_NAMES = (
+    *("chosen", "chosen_response", "answer_chosen", "chosen_answer", "chosen_output", "chosen_completion", "chosen_messages"),
+    *("preferred_output", "preferred_response", "preferred", "more_preferred", "response_j", "positive_messages"),
+)
+REJECTED_NAMES = (
+    *("rejected", "rejected_response", "answer_rejected", "rejected_answer", "rejected_output", "rejected_completion"),
+    *("rejected_messages", "non_preferred_output", "non_preferred_response", "non_preferred", "nonpreferred", "dispreferred"),
+    *("dispreferred_output", "dispreferred_response", "less_preferred", "response_k", "negative_messages", "rejected_prompt"),
+)
+RESPONSES_NAMES = ("responses", "answers", "completions", "candidates", "outputs", "generations", "ranked_responses")
+RANKED_NOTE = "The best answer of a row is paired with each worse one, so a row makes several pairs."
+LABEL_NAMES = ("label", "kto_tag", "kto_label", "desirable", "is_desirable", "is_good")
 
 # in the order in which they are tried: the more a format asks for, the earlier
 FORMATS = (
     Format(
+        "openai-preference",
+        DatasetKind.PREFERENCE,
+        (
+            RowRole("request", frozenset({"object"}), ("input",)),
+            RowRole("chosen", ANSWER, ("preferred_output",)),
+            RowRole("rejected", ANSWER, ("non_preferred_output",)),
+        ),
+        "a request with messages and tools, a preferred and a non-preferred output, as OpenAI's preference files have them",
+        mappers.openai_preference,
+    ),
+    Format(
         "sharegpt-preference",
         DatasetKind.PREFERENCE,
         (
-            RowRole("conversations", TURNS, ("conversations", "conversation", "messages")),
-            RowRole("chosen", ANSWER, ("chosen",)),
-            RowRole("rejected", ANSWER, ("rejected",)),
+            RowRole("conversations", TURNS, CONVERSATION_NAMES),
+            RowRole("chosen", ANSWER, CHOSEN_NAMES),
+            RowRole("rejected", ANSWER, REJECTED_NAMES),
             SYSTEM,
             TOOLS,
         ),
@@ -77,10 +115,11 @@ FORMATS = (
         "preference",
         DatasetKind.PREFERENCE,
         (
-            RowRole("prompt", TEXT | TURNS, QUESTION_NAMES, required=False),
-            RowRole("chosen", ANSWER, ("chosen", "chosen_response", "answer_chosen")),
-            RowRole("rejected", ANSWER, ("rejected", "rejected_response", "answer_rejected")),
-            RowRole("input", TEXT, ("input",), required=False),
+            RowRole("prompt", TEXT | TURNS, (*QUESTION_NAMES, "input"), required=False),
+            RowRole("chosen", ANSWER, (*CHOSEN_NAMES, "response", "output", "completion", "answer")),
+            RowRole("rejected", ANSWER, REJECTED_NAMES),
+            INPUT,
+            HISTORY,
             SYSTEM,
             TOOLS,
         ),
@@ -88,11 +127,52 @@ FORMATS = (
         mappers.preference,
     ),
     Format(
+        "messages-preference",
+        DatasetKind.PREFERENCE,
+        (
+            RowRole("messages", TURNS, ("messages", "conversations", "conversation")),
+            RowRole("rejected", ANSWER, REJECTED_NAMES),
+            SYSTEM,
+            TOOLS,
+        ),
+        "a conversation that ends with the better answer, and a worse one, as in ms-swift",
+        mappers.continued,
+    ),
+    Format(
+        "ranked",
+        DatasetKind.PREFERENCE,
+        (
+            RowRole("prompt", TEXT | TURNS, (*QUESTION_NAMES, "input")),
+            RowRole("responses", RANKED, RESPONSES_NAMES),
+            INPUT,
+            SYSTEM,
+            TOOLS,
+        ),
+        "a prompt with answers that have a rank (1 is the best) or a score each; the best is paired with each worse one",
+        mappers.ranked,
+        note=RANKED_NOTE,
+    ),
+    Format(
+        "ranked-lists",
+        DatasetKind.PREFERENCE,
+        (
+            RowRole("prompt", TEXT | TURNS, (*QUESTION_NAMES, "input")),
+            RowRole("responses", frozenset({"texts", "lists"}), RESPONSES_NAMES),
+            RowRole("ranks", NUMBERS, ("ranks", "rank", "ranking", "scores", "score", "ratings", "rating", "rewards")),
+            INPUT,
+            SYSTEM,
+            TOOLS,
+        ),
+        "a prompt with a list of answers and one of their ranks or scores; the best is paired with each worse one",
+        mappers.ranked,
+        note=RANKED_NOTE,
+    ),
+    Format(
         "sharegpt-kto",
         DatasetKind.UNPAIRED_PREFERENCE,
         (
-            RowRole("conversations", TURNS, ("conversations", "conversation", "messages")),
-            RowRole("label", LABEL, ("label", "kto_tag")),
+            RowRole("conversations", TURNS, CONVERSATION_NAMES),
+            RowRole("label", LABEL, LABEL_NAMES),
             SYSTEM,
             TOOLS,
         ),
@@ -103,13 +183,24 @@ FORMATS = (
         "kto",
         DatasetKind.UNPAIRED_PREFERENCE,
         (
-            RowRole("prompt", TEXT | TURNS, QUESTION_NAMES),
+            RowRole("prompt", TEXT | TURNS, (*QUESTION_NAMES, "input")),
             RowRole("completion", ANSWER, ("completion", "response", "output", "answer")),
-            RowRole("label", LABEL, ("label", "kto_tag")),
+            RowRole("label", LABEL, LABEL_NAMES),
+            INPUT,
+            HISTORY,
+            REASONING,
             SYSTEM,
+            TOOLS,
         ),
         "a prompt and an answer marked good or bad",
         mappers.kto,
+    ),
+    Format(
+        "prompt-messages",
+        DatasetKind.PROMPTS,
+        (RowRole("messages", ASKED, ("messages", "conversations", "conversation")), SYSTEM, TOOLS),
+        "a conversation without an answer, to compare models with",
+        mappers.messages,
     ),
     Format(
         "messages",
@@ -149,9 +240,11 @@ FORMATS = (
         (
             RowRole("instruction", TEXT, ("instruction", "instructions")),
             RowRole("output", TEXT, ("output", "response", "answer", "completion", "outputs", "target")),
-            RowRole("input", TEXT, ("input", "context", "inputs"), required=False),
-            RowRole("history", frozenset({"lists"}), ("history",), required=False),
+            INPUT,
+            HISTORY,
+            REASONING,
             SYSTEM,
+            TOOLS,
         ),
         "instruction, optional input, output",
         mappers.alpaca,
@@ -162,8 +255,11 @@ FORMATS = (
         (
             RowRole("question", TEXT, ("question", "query", "problem")),
             RowRole("answer", TEXT, ("answer", "response", "solution", "answers", "output", "completion")),
-            RowRole("context", TEXT, ("context", "passage"), required=False),
+            RowRole("context", TEXT, ("context", "passage", "article", "input"), required=False),
+            HISTORY,
+            REASONING,
             SYSTEM,
+            TOOLS,
         ),
         "a question and its answer",
         mappers.question_answer,
@@ -174,6 +270,9 @@ FORMATS = (
         (
             RowRole("prompt", TEXT | TURNS, ("prompt", "input", "user", "human", "source")),
             RowRole("completion", ANSWER, ("completion", "response", "output", "assistant", "bot", "gpt", "answer", "target", "reply")),
+            INPUT,
+            HISTORY,
+            REASONING,
             SYSTEM,
             TOOLS,
         ),
@@ -198,7 +297,7 @@ FORMATS = (
     Format(
         "prompts",
         DatasetKind.PROMPTS,
-        (RowRole("prompt", TEXT, (*QUESTION_NAMES, "input")),),
+        (RowRole("prompt", TEXT | TURNS, (*QUESTION_NAMES, "input")), SYSTEM, TOOLS),
         "prompts without answers, to compare models with",
         mappers.prompts,
     ),

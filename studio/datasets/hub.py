@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from studio.datasets.tables import without_nulls
+
 
 def download(name: str, config: str, split: str, out: Path) -> int:
     """Write the rows to `out` and return their number. Raises what `datasets` raises."""
@@ -24,6 +26,7 @@ def download(name: str, config: str, split: str, out: Path) -> int:
     count = 0
     with out.open("wb") as file:
         for row in loaded:
+            row = {key: without_nulls(value) for key, value in row.items()}
             file.write(orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
             count += 1
             if count % 100 == 0:

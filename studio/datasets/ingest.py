@@ -18,11 +18,12 @@ import orjson
 from studio.datasets.blocks import BlockMapper, block_mapper
 from studio.datasets.detecting import detect
 from studio.datasets.formats import Layout
-from studio.datasets.json_records import JsonLines, json_line
-from studio.datasets.mapping import RowError
+from studio.datasets.json_records import JsonLines, json_bytes, json_line
 from studio.datasets.reading import Source, open_source
 from studio.datasets.records import BLOCK_BYTES, Problem, Record, Row
+from studio.datasets.row_errors import RowError
 from studio.datasets.shapes import columns_of
+from studio.datasets.usage import Usage, check_layout
 from studio.errors import DatasetError
 from studio.records import RowProblem
 
@@ -70,36 +71,62 @@ class ExampleBatch:
 class Ingest:
     """The examples of one opened file, once."""
 
-    def __init__(self, source: Source, layout: Layout, columns: list[str], sample: list[Record]) -> None:
+    def __init__(self, source: Source, layout: Layout, columns: list[str], sample: list[Record], usage: Usage) -> None:
         self.source = source
         self.layout = layout
         self.columns = columns
+        self.usage = usage  # of the rows that were read so far
         self._sample = sample  # the file's first records, read already
+        self._quick: tuple[int, BlockMapper | None] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Problem]]:
         for record in itertools.chain(self._sample, self.source.records):
             yield from self._results(*record)
 
+    def notes(self) -> list[str]:
+        """What was guessed or left out on the way, in sentences."""
+        guessed = list(self.source.notes)
+        if self.layout.format.note:
+            guessed.append(self.layout.format.note)
+        if self.layout.format.name == "preference" and "prompt" not in self.layout.mapping:
+            guessed.append("There is no column of prompts: what both answers of a row begin with is its prompt.")
+        return guessed
+
     def batches(self) -> Iterator[ExampleBatch]:
         """The same in batches of bounded size, which is several times as fast for many small rows."""
         yield from self._gathered(self._sample)
-        mapper = block_mapper(self.layout)
-        if mapper is None:
-            yield from self._gathered(self.source.records)
-            return
         if not isinstance(self.source.records, JsonLines):
-            for some in _grouped(self.source.records):
-                quick = mapper.examples([row for _, row in some])
-                if quick is None:
-                    yield from self._gathered(some)
-                else:
-                    yield ExampleBatch(quick, len(some))
+            yield from self._quickly(self.source.records)
             return
         for first, block in self.source.records.blocks():
+            mapper = self._mapper()
             if isinstance(block, Problem):
                 yield ExampleBatch(problems=[block])
+            elif mapper is None:
+                numbered = ((number, json_line(number, line)) for number, line in enumerate(block.split(b"\n"), start=first))
+                yield from self._gathered((number, row) for number, row in numbered if row is not None)
             else:
                 yield from self._mapped(mapper, first, block)
+
+    def _mapper(self) -> BlockMapper | None:
+        """The quick way for the columns that are known by now."""
+        if self._quick is None or self._quick[0] != len(self.usage.known):
+            self._quick = len(self.usage.known), block_mapper(self.layout, self.usage)
+        return self._quick[1]
+
+    def _quickly(self, records: Iterable[Record]) -> Iterator[ExampleBatch]:
+        if self._mapper() is None:
+            yield from self._gathered(records)
+            return
+        for some in _grouped(records):
+            mapper = self._mapper()
+            quick = None
+            if mapper is not None:
+                quick = mapper.examples([row for _, row in some])
+            if quick is None:
+                yield from self._gathered(some)
+            else:
+                yield ExampleBatch(quick, len(some))
 
     def _mapped(self, mapper: BlockMapper, first: int, block: bytes) -> Iterator[ExampleBatch]:
         """Quickly where that works; else by halves, so that one odd row costs its neighbours nothing."""
@@ -138,10 +165,11 @@ class Ingest:
         if isinstance(row, Problem):
             return [(line, row)]
         try:
-            return [(line, orjson.dumps(example)) for example in self.layout.examples(row)]
+            self.usage.see(row)
+            return [(line, json_bytes(example)) for example in self.layout.examples(row)]
         except RowError as exc:
             return [(line, Problem(line, exc.problem, exc.fix))]
-        except (TypeError, orjson.JSONEncodeError):
+        except (TypeError, ValueError, RecursionError):
             return [(line, Problem(line, *_unwritable(row)))]
 
 
@@ -180,9 +208,13 @@ def open_ingest(
         try:
             columns = columns_of(rows)
             layout = detect(columns, format, mapping)
+            if not format:
+                check_layout(layout, rows)
         except DatasetError as exc:
             raise DatasetError(f"{source.name}: {exc.message}", exc.fix, **exc.details) from None
-        yield Ingest(source, layout, list(columns), sample)
+        usage = Usage(layout, is_chosen=bool(format))
+        usage.learn(columns)
+        yield Ingest(source, layout, list(columns), sample, usage)
 
 
 def first_records(source: Source) -> tuple[list[Record], list[Row]]:

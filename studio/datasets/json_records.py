@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -20,6 +21,9 @@ from studio.errors import DatasetError
 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 MAX_VALUES = 500_000  # of one row
+LONG_NUMBER = re.compile(rb"\d{19}")  # other readers make floats of such whole numbers
+LISTS_OF_ONE_ROW = (*CONVERSATION_KEYS, "instances", "tools")
+SPLIT_KEYS = frozenset({"columns", "index", "data", "index_names", "column_names"})
 NESTED_KEYS = ("data", "rows", "train", "examples", "items", "records", "samples", "dataset")
 
 
@@ -60,13 +64,32 @@ class JsonLines:
                 yield self._number, too_long(self._number, long_line)
 
 
+def json_value(line: bytes) -> Any:
+    """The value of a line; whole numbers of any size keep their digits. Raises ValueError."""
+    value = orjson.loads(line)
+    if LONG_NUMBER.search(line):
+        with suppress(RecursionError):
+            return json.loads(line)
+    return value
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as one line; whole numbers of any size keep their digits. Raises TypeError or ValueError."""
+    try:
+        return orjson.dumps(value)
+    except TypeError as exc:
+        if "64-bit" not in str(exc):
+            raise
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
 def json_line(number: int, line: bytes) -> Row | Problem | None:
     """The row of one line; None for a blank one."""
     if len(line) > SAMPLE_BYTES and line.count(b",") > MAX_VALUES:  # each takes many times its bytes in memory
         return Problem(number, f"The row has more than {MAX_VALUES:,} values.", "Keep the ones with text, or leave the row out.")
     try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        value = json_value(line)
+    except ValueError:
         return _json_problem(number, line.strip(b" \t\r\n"))
     if len(line) <= MAX_SEARCHED and (twice := key_twice(line.decode(), value)):
         return _twice(number, twice)
@@ -82,7 +105,7 @@ def _json_problem(number: int, line: bytes) -> Problem | None:
         return None
     try:
         orjson.loads(line)
-        complaint = "Not valid JSON."
+        complaint = "A number has too many digits."
     except orjson.JSONDecodeError as exc:
         complaint = _json_complaint(line, exc)
     return Problem(number, complaint, "Put one JSON object on each line.")
@@ -169,8 +192,16 @@ def _object_records(stream: JsonStream, name: str) -> Iterator[Record]:
 
 def _rows_of_object(row: Row, name: str) -> Iterator[tuple[int, Row]]:
     """The object as one row (numbered 0), or the rows that it holds as columns or under keys."""
+    if (data := _split_rows(row)) is not None:
+        for number, fields in enumerate(data, start=1):
+            if len(fields) != len(row["columns"]):
+                found = f"row {number} has {len(fields)} values where {len(row['columns'])} columns are named"
+                raise DatasetError(f"{name}: {found}.", "Give every row one value per column.")
+            yield number, dict(zip(row["columns"], fields, strict=True))
+        return
     values = list(row.values())
-    if len(values) > 1 and all(isinstance(value, dict) and value for value in values):
+    are_rows = len(values) > 1 or all(key.isdigit() for key in row)
+    if values and are_rows and all(isinstance(value, dict) and value for value in values):
         if not all(key.isdigit() for value in values for key in value):
             yield from enumerate(values, start=1)  # {"a1": {"question": …}, "a2": {…}}
             return
@@ -189,8 +220,23 @@ def _rows_of_object(row: Row, name: str) -> Iterator[tuple[int, Row]]:
 def _are_columns(row: Row, values: list[Any]) -> bool:
     if not values or not all(isinstance(value, list) for value in values):
         return False
-    lists_of_one_row = (*CONVERSATION_KEYS, "instances", "tools")
-    return not any(isinstance(item, dict) for name in lists_of_one_row if name in row for item in row[name])
+    if any(isinstance(item, dict) for name in LISTS_OF_ONE_ROW if name in row for item in row[name]):
+        return False
+    return not any(value and all(_is_turn(item) for item in value) for value in values)
+
+
+def _is_turn(item: Any) -> bool:
+    return isinstance(item, dict) and ("role" in item or "from" in item)
+
+
+def _split_rows(row: Row) -> list[Any] | None:
+    """The rows of pandas' orient "split": names of columns, and lists of values."""
+    columns, data = row.get("columns"), row.get("data")
+    if not set(row) <= SPLIT_KEYS or not isinstance(columns, list) or not isinstance(data, list) or not data:
+        return None
+    if not all(isinstance(name, str) for name in columns) or not all(isinstance(fields, list) for fields in data):
+        return None
+    return data
 
 
 def parse_json(text: str) -> Any:

@@ -46,6 +46,13 @@ class RowProblem(Record):
     fix: str
 
 
+class UnusedParts(Record):
+    """What of a file was not read, and how often it held something."""
+
+    columns: dict[str, int] = {}  # column -> rows
+    message_keys: dict[str, int] = {}  # key of a message -> messages
+
+
 class Dataset(Record):
     """Checked rows of one kind. They never change; a change makes a new dataset."""
 
@@ -56,6 +63,9 @@ class Dataset(Record):
     rows: int
     skipped: int  # rows of the file that were left out because of a problem
     mapping: dict[str, str]  # role -> column
+    used: dict[str, str] = {}  # role -> column, as `mapping`
+    unused: UnusedParts = UnusedParts()  # what of the file was not read
+    notes: list[str] = []  # what was guessed or left out, in sentences
     problems: list[RowProblem] = []  # of the rows that were left out, the first 100; told by `add` only
     source: str  # the file's name, hub:NAME, or what else the rows come from
     bytes: int  # of rows.jsonl
@@ -109,6 +119,8 @@ class Inspection(Record):
     columns: list[str]
     roles: list[str]  # of the format
     mapping: dict[str, str]
+    used: dict[str, str]  # role -> column, as `mapping`
+    unused: UnusedParts
     encoding: str
     notes: list[str]  # what was guessed or left out, in sentences
     preview: list[Example]  # the first rows

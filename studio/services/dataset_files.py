@@ -20,7 +20,7 @@ from studio.datasets.ingest import Ingest, Problems, open_ingest
 from studio.db.models import DatasetRow, new_id
 from studio.db.session import Database
 from studio.errors import DatasetError, StudioError
-from studio.records import Dataset, DatasetKind
+from studio.records import Dataset, DatasetKind, UnusedParts
 from studio.services import naming
 from studio.settings import Settings
 
@@ -35,6 +35,7 @@ def look_up(session: Session, dataset: str) -> DatasetRow:
 
 
 def as_record(row: DatasetRow) -> Dataset:
+    provenance = row.provenance or {}
     return Dataset(
         id=row.id,
         name=row.name,
@@ -43,11 +44,14 @@ def as_record(row: DatasetRow) -> Dataset:
         rows=row.rows,
         skipped=row.skipped,
         mapping=row.mapping,
+        used=row.mapping,
+        unused=provenance.get("unused") or UnusedParts(),
+        notes=provenance.get("notes") or [],
         source=row.source,
         bytes=row.bytes,
         sha256=row.sha256,
         parent=row.parent_id,
-        provenance=row.provenance or {},
+        provenance=provenance,
         created_at=row.created_at,
     )
 
@@ -144,8 +148,9 @@ def _row(dataset_id: str, ingest: Ingest, written: _Written, source: str, size: 
         provenance={
             "file_type": opened.file_type,
             "encoding": opened.encoding,
-            "notes": opened.notes,
+            "notes": ingest.notes(),
             "columns": ingest.columns[:MAX_KEPT_COLUMNS],
+            "unused": ingest.usage.unused(MAX_KEPT_COLUMNS).model_dump(mode="json"),
         },
     )
 

