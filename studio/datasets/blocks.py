@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from studio.datasets.formats import Layout
-from studio.datasets.telling import holds_something
 from studio.datasets.row_messages import ROLES
+from studio.datasets.telling import holds_something
 from studio.datasets.usage import Usage
 
 Rows = list[Any]  # of records made for one layout

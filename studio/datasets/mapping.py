@@ -21,8 +21,8 @@ from studio.datasets.parts import (
 from studio.datasets.preferences import continued, kto, openai_preference, preference, ranked, sharegpt_kto, without_prompt
 from studio.datasets.records import Row
 from studio.datasets.row_errors import RowError
-from studio.datasets.shapes import unpacked
 from studio.datasets.row_messages import ROLES, Turn, as_text, turns_of
+from studio.datasets.shapes import unpacked
 
 ExampleJson = Example
 

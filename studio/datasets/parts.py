@@ -6,9 +6,9 @@ from typing import Any
 
 from studio.datasets.records import Row
 from studio.datasets.row_errors import RowError
+from studio.datasets.row_messages import Turn, as_text, content_of, tools_of, turns_of
 from studio.datasets.shapes import unpacked
 from studio.datasets.telling import is_blank
-from studio.datasets.row_messages import Turn, as_text, content_of, tools_of, turns_of
 
 Example = dict[str, Any]  # the JSON of studio.types.Example
 

@@ -10,9 +10,9 @@ from studio.datasets.labels import read_label, shown
 from studio.datasets.parts import Example, answer, is_turns, joined, optional, question, with_history, with_system, with_tools
 from studio.datasets.records import Row
 from studio.datasets.row_errors import RowError
+from studio.datasets.row_messages import ROLES, Turn, content_of, tool_schemas, turns_of
 from studio.datasets.shapes import ANSWER_KEYS, RANK_KEYS, SCORE_KEYS, unpacked
 from studio.datasets.telling import normal
-from studio.datasets.row_messages import ROLES, Turn, content_of, tool_schemas, turns_of
 
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 ASKING = frozenset({"system", "user"})

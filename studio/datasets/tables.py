@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,6 @@ from typing import Any
 from studio.datasets import records
 from studio.datasets.records import MAX_COLUMNS, SAMPLE_BYTES, Problem, Record, lines_of
 from studio.errors import DatasetError
-
 
 SEPARATOR = re.compile(r"""\s*["']?sep=(\\t|.)["']?\s*\Z""", re.IGNORECASE)  # a first line of spreadsheet programs
 
@@ -30,10 +30,9 @@ class Dialect:
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """Lines as csv.reader takes them, as many as there are."""
-        numbered = enumerate(lines)
+        given = iter(lines)
         if self.names_separator:
-            numbered = ((number, line if number else "") for number, line in numbered)
-        given = (line for _, line in numbered)
+            given = itertools.chain([next(given, "")[:0]], given)
         return _tightened(given, self.options["delimiter"]) if self.is_spaced else given
 
     def field(self, field: str) -> str:
@@ -100,7 +99,6 @@ def _tightened(lines: Iterable[str], delimiter: str) -> Iterator[str]:
             parts[number] = part
         yield '"'.join(parts)
         is_open = is_open != (last % 2 == 1)
-
 
 
 def _parsed(lines: Iterator[str], options: dict[str, Any]) -> list[list[str]]:
