@@ -14,6 +14,7 @@ from typing import Any
 
 from studio.settings import STATIC
 
+MARK_STEM = "STUDIO_"  # in every mark
 HOME_MARK, STATIC_MARK = "$STUDIO_HOME", "$STUDIO_STATIC"
 NAME_KEYS = ("name", "base_model")  # a model that was named by its folder keeps that name when the home moves
 _MARKED = re.compile(r"\$+STUDIO_(HOME|STATIC)")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import JSON, Engine, String, TypeDecorator
 from sqlalchemy.engine.interfaces import Dialect
 
-from studio.homepaths import HomePaths
+from studio.homepaths import MARK_STEM, HomePaths
 
 _PATHS: WeakKeyDictionary[Dialect, HomePaths] = WeakKeyDictionary()  # of its engine a column knows the dialect only
 
@@ -42,3 +43,17 @@ class HomeJson(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         return _PATHS[dialect].absolute_json(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """A text without a mark holds no path to change: lists of thousands of rows are not walked value by value."""
+        read = self.impl_instance.result_processor(dialect, coltype)
+
+        def process(value: Any) -> Any:
+            found = value
+            if read is not None:
+                found = read(value)
+            if isinstance(value, str) and MARK_STEM not in value:
+                return found
+            return self.process_result_value(found, dialect)
+
+        return process

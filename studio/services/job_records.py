@@ -18,7 +18,6 @@ from studio.records import (
     JobDetail,
     JobEvent,
     JobKind,
-    JobProgress,
     JobStatus,
     MetricPoint,
     SweepChild,
@@ -68,7 +67,7 @@ def _fields(job: JobRow, adapter: str | None, span: Span, worked_s: float | None
         "name": job.name,
         "status": job.status,
         "attempt": job.attempt,
-        "progress": JobProgress(step=job.step, max_steps=job.max_steps, eta_s=job.eta_s),
+        "progress": {"step": job.step, "max_steps": job.max_steps, "eta_s": job.eta_s},  # checked with the rest, at once
         "reason": job.reason,
         "fix": job.fix,
         "cause": job.cause,
@@ -118,6 +117,8 @@ def order(job: JobRow) -> tuple[int, float, float]:
 
 def is_found(job: JobRow, data: str | None, words: Sequence[str]) -> bool:
     """Whether all words, casefolded, occur in what people know of a job; `data`: the name of its dataset."""
+    if not words:
+        return True
     fields = (job.name, job.id, job.kind, job.status, job.base_model, data or "", job.recipe, *job.tags, job.notes, job.reason)
     text = "\n".join(str(field) for field in fields).casefold()
     return all(word in text for word in words)

@@ -57,7 +57,7 @@ class DataTab:
         with gr.Tabs(visible=False, elem_id="data-parts", overflow_behavior="wrap") as self.parts:
             with gr.Tab("Rows", id="rows", elem_id="data-part-rows") as self.rows_tab:
                 self.findings = pieces.panel(elem_id="data-findings")
-                with gr.Accordion("PendingReport against the rows you measure with", open=False, elem_id="data-apart"):
+                with gr.Accordion("Report against the rows you measure with", open=False, elem_id="data-apart"):
                     self.against = gr.Dropdown(
                         [],
                         multiselect=True,

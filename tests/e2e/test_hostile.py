@@ -125,10 +125,14 @@ def test_answers_of_every_payload_stream_side_by_side_and_stay_text(page: Page, 
     page.goto(f"{server.url}/?tab=chat")
     who = page.locator("#chat-who input")
     expect(who).to_be_visible()
+    named = page.locator("#chat-who .token")
+    expect(named).to_have_count(1)  # a key that is pressed before the page has its values is lost
     who.press("Backspace")  # nobody but those named here
-    for text in PAYLOADS[:AT_ONCE]:
+    expect(named).to_have_count(0)
+    for number, text in enumerate(PAYLOADS[:AT_ONCE], 1):
         who.fill(f"{parrot}/v1#{text}")
         who.press("Enter")
+        expect(named).to_have_count(number)
     answers = page.locator("#chat-transcript .message.assistant")
     for number in range(-(-len(PAYLOADS) // AT_ONCE)):
         page.locator("#chat-message textarea").fill(PAYLOADS[-1 - number])

@@ -106,7 +106,9 @@ def test_runs_are_found_written_upon_and_laid_beside_each_other(
     page.keyboard.insert_text("half rate")  # as a paste does: no key is pressed
     expect(page.locator("#jobs-list .row")).to_have_count(1)
     search.fill("")
+    expect(page.locator("#jobs-list .row", has_text="tiny").first).to_be_visible()  # the search is over
     page.get_by_role("button", name="Compare runs").click()
+    expect(page.get_by_role("button", name="Leave the comparison")).to_be_visible()  # a click before that would be lost
     for name in ("slower", "tiny"):
         row = page.locator("#jobs-list .row[aria-pressed]", has_text=name)
         row.click()
