@@ -44,9 +44,9 @@ BEYOND = {
     "deepseekv3": ("<｜Assistant｜>", "<｜Assistant｜>"),
     "gptoss": ("<|start|>assistant", "<|start|>assistant"),
 }
-# trl's template writes another text: glm4moe the next turn's header behind the last answer, to learn to stop at it; the others an empty block of reasoning in every answer, where the model's own writes none, or only the last
+# trl's template writes another text: an empty block of reasoning in every answer, where the model's own writes none, or only the last;
+# glm4moe: the next turn's header behind the last answer, to learn to stop at it
 OTHER_TEXT = ("qwen3", "qwen3_5_think", "nemotron_3_nano", "glm4moe")
-READS_REASONING = ("qwen3", "qwen3_5_think", "nemotron_3_nano", "glm4moe")
 SHARED = (
     "chatml", "falcon-instruct", "gemma-it", "granite-3.0-instruct", "llama-2-chat", "llama-3-instruct", "mistral-instruct", "openchat-3.5",
     "phi-3", "qwen2.5-instruct", "solar-instruct", "vicuna", "zephyr",
@@ -123,7 +123,7 @@ def test_answers_only_equal_trl_but_for_what_chat_writes_itself(tmp_path: Path, 
     assert (marked.ids, labels_of(marked)) == (ids, labels)
 
 
-@pytest.mark.parametrize("name", READS_REASONING)
+@pytest.mark.parametrize("name", OTHER_TEXT)
 def test_reasoning_reaches_trls_own_templates_under_the_name_they_read(tmp_path: Path, model: Any, name: str) -> None:
     folder = both(tmp_path, name)
     turns = [dict(turn) for turn in TALK]
