@@ -13,7 +13,7 @@ from studio import supervisor
 from studio.catalogue.demos import DEMOS
 from studio.commands.terminal import follow, open_studio
 from studio.errors import StudioError
-from studio.records import PENDING, DemoChat, DemoJudge, DemoResult, JobDetail, JobStatus
+from studio.records import PENDING, DemoChat, DemoJudge, DemoResult, DemoScore, JobDetail, JobStatus, MatchScore
 from studio.services import Studio
 from studio.settings import Settings
 from studio.types import GenerationParams
@@ -54,8 +54,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> DemoResult:
         job=job.id,
         adapter=adapter.id,
         comparison=comparison.id,
-        before=scores["base"],
-        after=scores[adapter.name],
+        before=_score(scores["base"]),
+        after=_score(scores[adapter.name]),
         judge=DemoJudge(
             judge=judged.judge,
             win_rate=(judged.win_rate or {}).get(adapter.name),
@@ -67,11 +67,16 @@ def run(settings: Settings, say: Callable[[str], None]) -> DemoResult:
     )
 
 
+def _score(score: MatchScore) -> DemoScore:
+    assert score.exact_match is not None, "the demo's references are no essays"
+    return DemoScore(exact_match=score.exact_match, n=score.n)
+
+
 def text(result: DemoResult) -> str:
     """The result for a person."""
     answers = [f"  {answer.contestant}: {answer.text}" for answer in result.chat.answers]
     scores = [
-        f"  {when}: {score.exact_match or 0:.2f} of {score.n} rows" for when, score in (("before", result.before), ("after", result.after))
+        f"  {when}: {score.exact_match:.2f} of {score.n} rows" for when, score in (("before", result.before), ("after", result.after))
     ]
     return "\n".join(
         [

@@ -39,7 +39,7 @@ _TOKEN = regex.compile(
     (?:
       (?P<irrational>(?:{_PLAIN}\s?)?(?:(?:\\sqrt|√)\s?(?:\[[^\][]*\])?(?:{_ARGUMENT})?|\\pi(?![A-Za-z])|π))
     | (?P<latex_whole>\d+)?\s?\\(?:[dtcs]?frac|nicefrac)(?P<top>{_ARGUMENT})(?P<bottom>{_ARGUMENT})
-    | (?<!\d\s?/\s?)(?:(?P<whole>\d+)\s{{1,3}})?(?P<over>{_PLAIN})\s?/\s?(?P<under>{_PLAIN})(?!\s?/\s?\d|,?\d)
+    | (?<!\d\s?/\s?)(?:(?P<whole>\d+)\s{{1,3}})?(?P<over>{_PLAIN})\s?(?:/|\\over(?![a-z]))\s?(?P<under>{_PLAIN})(?!\s?/\s?\d|,?\d)
     | (?P<digits>{_DIGITS})
       (?:[eE](?P<exponent>[-+]?\d+)(?!\w)
        |\s?(?:[×x*·]|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{{?\s?(?P<ten>[-+]?\d+)\s?\}}?
@@ -52,7 +52,7 @@ _BOX = regex.compile(r"\\(?:boxed|fbox)\s{0,3}")
 _HASHES = regex.compile(r"(?<!#)####(?!#)")
 _ANSWER = regex.compile(
     r"(?i:\banswers?)\s{0,3}(?:\([^()\n]{0,40}\)\s{0,3})?[:=]|(?<![A-Za-z])A\s?:"
-    r"|(?i:\banswer\s{1,3}is)(?=[^\w\n\\]{0,6}(?:\d|\\[dtc]?frac))"
+    r"|(?i:\banswer\s{1,3}is(?:\s(?:about|approximately|exactly|therefore|thus|then))?)(?=[^\w\n\\]{0,6}(?:\d|\\[dtc]?frac))"
 )
 _LABEL = regex.compile(r"(?i)\b(?:step|part|case|section|question|problem|example|method|option|figure|table|eq(?:uation)?)\.?\s{0,3}\(?$")
 _OPERATOR = regex.compile(r"\s{0,3}\)?\s{0,3}(?:[-+*/×÷·x=≈]|\\(?:times|div|cdot|approx))\s{0,3}\(?\s{0,3}")
@@ -275,7 +275,7 @@ def _power(base: Decimal, exponent: str) -> Number | None:
 
 _LETTER = r"(?:\(\s?(?P<round>[A-Ja-j])\s?\)|\[\s?(?P<square>[A-Ja-j])\s?\]|(?P<bare>[A-J]))(?![\w'])"
 _CHOICE = regex.compile(rf"\W{{0,4}}(?:(?i:option|choice|answer)\s)?\W{{0,3}}{_LETTER}\W{{0,4}}")
-_LISTED = regex.compile(r"\s*(?:\((?P<round>[A-Ja-j])\)|(?P<bare>[A-J])\s?[).:])\s*(?=\S)|\s*(?P<line>[A-J])[.,]?\s*\n")
+_LISTED = regex.compile(r"\s*(?:\((?P<round>[A-Ja-j])\)|(?P<bare>[A-J])\s?[).]|(?P<named>[B-J]):)\s*(?=\S)|\s*(?P<line>[A-J])[.,]?\s*\n")
 _MARKED_CHOICE = regex.compile(
     rf"(?i:\banswers?)\s{{0,3}}(?:[:=]|(?i:is)\b:?)\s{{0,3}}(?:(?i:option|choice)\s)?[^\w\n(]{{0,4}}{_LETTER}"
     rf"|(?<![A-Za-z])A\s?:\s{{0,3}}[^\w\n(]{{0,4}}(?P<short>[B-J]|A)(?![\w'])"
@@ -286,7 +286,8 @@ _ANY_MARK = regex.compile(r"(?i:\banswers?)\s{0,3}[:=]")
 def choice(text: str) -> str | None:
     """The letter A-J that `text` chooses, in upper case; None where it names none. The marks are those of `number`."""
     if _BOX.search(text):
-        return _letter(_CHOICE.fullmatch(_cleaned(_last_box(text)).strip()))
+        inside = _cleaned(_last_box(text)).replace("\\", " ").strip()
+        return _letter(_CHOICE.fullmatch(inside) or _LISTED.match(inside))
     text = _cleaned(compatible(text)).strip()
     ends = [found.end() for found in _HASHES.finditer(text)]
     if ends:

@@ -8,7 +8,6 @@ from typing import Literal
 from studio.records.base import Record
 from studio.records.chat import ChatAnswer, EngineStatus
 from studio.records.jobs import QueueOverview
-from studio.records.judging import MatchScore
 
 
 class PageState(StrEnum):
@@ -185,14 +184,21 @@ class DemoChat(Record):
     answers: list[ChatAnswer]
 
 
+class DemoScore(Record):
+    """How often answers to the demo's held-out rows, which are short, equal the reference."""
+
+    exact_match: float
+    n: int  # rows
+
+
 class DemoResult(Record):
     """What `studio demo` has made and measured."""
 
     job: str
     adapter: str
     comparison: str
-    before: MatchScore  # the base on rows that were held out
-    after: MatchScore  # the adapter on the same rows
+    before: DemoScore  # the base on rows that were held out
+    after: DemoScore  # the adapter on the same rows
     judge: DemoJudge
     chat: DemoChat
     seconds: float
