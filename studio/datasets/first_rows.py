@@ -1,4 +1,4 @@
-"""The first rows of a file as a table, and what its columns may be. Keeps nothing, and reads no further than detection does."""
+"""The first rows of a file as a table, and what its columns may be. Reads no further than detection does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from studio.datasets.guessing import Guess, guess, what_it_holds
 from studio.datasets.ingest import first_records
 from studio.datasets.reading import open_source
-from studio.datasets.records import Problem, Record
+from studio.datasets.records import Problem, Record, Row
 from studio.datasets.shapes import Columns, columns_of
+from studio.datasets.telling import changes_meaning, meaning
 from studio.errors import DatasetError
 from studio.records import RowTable, TableColumn, TableRow
 
@@ -37,6 +38,7 @@ def first_rows(path: Path, filename: str | None, scratch: Path, limit: int) -> R
                 holds=what_it_holds(columns[name], [row.get(name) for row in rows]),
                 filled=sum(row.get(name) not in (None, "") for row in rows),
                 reason=made.reasons[name],
+                says=_says(name, rows),
             )
             for name in shown
         ],
@@ -50,9 +52,17 @@ def first_rows(path: Path, filename: str | None, scratch: Path, limit: int) -> R
     )
 
 
+def _says(column: str, rows: Iterable[Row]) -> str | None:
+    """What the column says of how rows are meant; None where it says nothing that could be lost."""
+    found = meaning(column)
+    if found is None or not any(changes_meaning(found, row.get(column)) for row in rows):
+        return None
+    return found.says
+
+
 def _shown(columns: Columns, made: Guess) -> list[str]:
-    """In their order; where there are too many, those with a role are among them."""
-    mapped = [name for name in columns if name in made.mapping.values()]
+    """In their order; where there are too many, those with a role or a known meaning are among them."""
+    mapped = [name for name in columns if name in made.mapping.values() or meaning(name)][:MAX_COLUMNS_SHOWN]
     others = [name for name in columns if name not in mapped]
     chosen = {*mapped, *others[: max(0, MAX_COLUMNS_SHOWN - len(mapped))]}
     return [name for name in columns if name in chosen]

@@ -1,6 +1,7 @@
-"""What the columns of a file may be, from their names in several languages and from what they hold, with the reason for each.
+"""What the columns of a file may be, from their names in several languages and from what they hold, and why.
 
-A guess is for a person to correct: `data add` reads a file only as detection or the person says. Knows nothing of files.
+A guess is for a person to correct: `data add` reads a file only as detection or the person says.
+Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from studio.datasets.column_names import Meaning, meaning
 from studio.datasets.detecting import detect
 from studio.datasets.formats import BY_NAME, FORMATS, Format, Layout
 from studio.datasets.records import Row
-from studio.datasets.shapes import LABEL, OPENAI, TURNS, Columns, Shapes
+from studio.datasets.shapes import LABEL, TURNS, Columns, Shapes
 from studio.errors import DatasetError
 from studio.records import DatasetKind
 
@@ -70,7 +71,7 @@ def role_for(format: Format, role: str) -> str | None:
 def reassign(format: str, mapping: Mapping[str, str], column: str, role: str) -> tuple[str, dict[str, str]]:
     """The format and mapping once `column` plays `role`, or none where `role` is empty.
 
-    The format stays where it has such a role, and the column that had the role takes over the one that `column` had.
+    The format stays where it has such a role, and the column that had it takes over the one that `column` had.
     Else the format is the one that keeps most of what is mapped already.
     """
     kept = {name: other for name, other in mapping.items() if other != column}
@@ -88,7 +89,7 @@ def reassign(format: str, mapping: Mapping[str, str], column: str, role: str) ->
 
 
 def best_format(wanted: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """The format that has most of the roles `wanted` (role -> column), the last of them for certain; and what it calls them."""
+    """The format that has most of the roles `wanted` (role -> column), certainly the last, and what it calls them."""
     last = list(wanted)[-1]
     able = [each for each in OFFERED if role_for(each, last)]
     if not able:
@@ -108,10 +109,21 @@ def missing(format: str, mapping: Mapping[str, str]) -> list[str]:
     return [role.name for role in BY_NAME[format].roles if role.required and not mapping.get(role.name)]
 
 
-def _fits(format: Format, wanted: Mapping[str, str]) -> tuple[int, bool, int]:
-    """More roles first, then formats that need no more of them, then those that use the same words."""
+def _fits(format: Format, wanted: Mapping[str, str]) -> tuple[int, bool, bool, int]:
+    """More roles first, then formats that need no more of them, that have answers, and that use the same words."""
     found = translated(format, wanted)
-    return len(found), not missing(format.name, found), len(found.keys() & wanted.keys())
+    is_complete = not missing(format.name, found)
+    return len(found), is_complete, format.kind not in WEAK, len(found.keys() & wanted.keys())
+
+
+def _best(wanted: Mapping[str, str], columns: Columns) -> Format:
+    """As `best_format`, of the formats whose required roles the columns look like."""
+
+    def suits(format: Format) -> bool:
+        found = translated(format, wanted)
+        return all(_holds(columns[found[role.name]], role.shapes) for role in format.roles if role.required and role.name in found)
+
+    return max(filter(suits, OFFERED), key=lambda each: _fits(each, wanted), default=BY_NAME[DEFAULT_FORMAT])
 
 
 def guess(columns: Columns, rows: Iterable[Row]) -> Guess:
@@ -127,7 +139,8 @@ def guess(columns: Columns, rows: Iterable[Row]) -> Guess:
         _detected(made, layout)
         _add_named(made, columns)
     for column, counts in columns.items():
-        made.reasons.setdefault(column, _unused(made, column, what_it_holds(counts, [row.get(column) for row in sample])))
+        holds = what_it_holds(counts, [row.get(column) for row in sample])
+        made.reasons.setdefault(column, _unused(made, column, holds))
     return made
 
 
@@ -140,14 +153,14 @@ def _detected(made: Guess, layout: Layout) -> None:
 
 
 def _add_named(made: Guess, columns: Columns) -> None:
-    """Columns that detection left out although their name says what they are, so that an answer is never only left out."""
+    """Columns that detection left out although their name says what they are, so that no answer is only left out."""
     wanted = {part_of(role): column for role, column in made.mapping.items()}
     named = _named(columns, leave_out=made.mapping.values())
     added = [column for column, said in named.items() if wanted.setdefault(said.part, column) == column]
     can_change = BY_NAME[made.format].kind in WEAK or "label" in wanted
     format, mapping = BY_NAME[made.format], made.mapping
     if can_change:
-        format = max(OFFERED, key=lambda each: _fits(each, wanted))
+        format = _best(wanted, columns)
     found = translated(format, {**wanted, **mapping})
     if len(found) <= len(mapping) or missing(format.name, found):
         return
@@ -166,8 +179,9 @@ def _guess_by_name(made: Guess, columns: Columns) -> None:
         else:
             made.reasons[column] = f"Not used: “{wanted[said.part]}” is the {_word(said.part)} already."
     if wanted:
-        able = max(OFFERED, key=lambda each: _fits(each, wanted))
-        if able.kind == DatasetKind.PROMPTS and len([counts for counts in columns.values() if _holds(counts, TEXTS)]) > 1:
+        able = _best(wanted, columns)
+        texts = [column for column, counts in columns.items() if _holds(counts, TEXTS)]
+        if able.kind == DatasetKind.PROMPTS and len(texts) > 1:
             able = BY_NAME[DEFAULT_FORMAT]  # one of the other columns may be the answer
         made.format, made.mapping = able.name, translated(able, wanted)
     for part, column in wanted.items():
@@ -198,10 +212,9 @@ def _guess_by_content(made: Guess, columns: Columns, rows: list[Row]) -> None:
     """Conversations wherever they are; else the one or two columns of text that are left."""
     talks = [column for column, counts in columns.items() if _holds(counts, TURNS)]
     if talks and not made.mapping:
-        made.format = "sharegpt"
-        if _holds(columns[talks[0]], OPENAI):
-            made.format = "messages"
-        made.mapping = {BY_NAME[made.format].roles[0].name: talks[0]}
+        wanted = {"messages": talks[0]}
+        able = _best(wanted, columns)
+        made.format, made.mapping = able.name, translated(able, wanted)
         made.reasons[talks[0]] = "Holds conversations."
         return
     needed = missing(made.format, made.mapping)

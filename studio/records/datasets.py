@@ -136,6 +136,7 @@ class TableColumn(Record):
     holds: str  # in a word or two, such as "text" or "conversations"
     filled: int  # rows with a value, of those that were looked at
     reason: str  # why it is guessed to play its role, or none
+    says: str | None = None  # what it says of how rows are meant, where its values do
 
 
 class TableRow(Record):

@@ -113,8 +113,9 @@ class Adding:
         """Another role for a column; the rows follow."""
         reading = data_mapping.checked(reading)
         column, role = str(event._data["column"]), str(event._data["value"])
-        choice = self._studio.datasets.choose_column(reading.choice.format, reading.choice.mapping, column, role)
-        return self._show((file, text, fetched), replace(reading, choice=choice))
+        now = reading.choice
+        choice = self._studio.datasets.choose_column(now.format, now.mapping, column, role)
+        return self._show((file, text, fetched), reading.assigned(column, choice))
 
     def _look_into(self, given: Given) -> dict[Any, Any]:
         """The first rows, read as these columns were the last time, or as they are guessed to be. Keeps nothing."""
@@ -163,7 +164,7 @@ class Adding:
     # what is kept
 
     def keep(self, file: str | None, text: str, fetched: str, reading: Reading | None, name: str, skip_bad: bool) -> dict[Any, Any]:
-        choice = data_mapping.complete(reading).choice
+        choice = data_mapping.complete(self._studio, reading).choice
         mapping = data_mapping.exact(self._studio, choice)
         how: dict[str, Any] = {"name": name.strip() or None, "format": choice.format, "mapping": mapping, "skip_bad": skip_bad}
         if fetched:

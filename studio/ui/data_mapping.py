@@ -6,9 +6,10 @@ Knows nothing of where the rows come from, and keeps nothing: the page holds the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from studio.datasets.guessing import part_of
+from studio.datasets.telling import unread
 from studio.errors import StudioError
 from studio.records import ColumnChoice, Inspection, RowFormat, RowTable
 from studio.services import Studio
@@ -29,6 +30,9 @@ MEANINGS = {
     "text": "a document",
     "turns": "questions of one talk",
     "instances": "inputs with outputs",
+    "request": "a request with its messages",
+    "responses": "several answers",
+    "ranks": "the ranks of the answers",
 }
 
 
@@ -40,6 +44,7 @@ class Reading:
     choice: ColumnChoice
     start: ColumnChoice  # as it was guessed, or as in `known`
     known: str = ""  # the dataset whose mapping is used again
+    left_out: frozenset[str] = frozenset()  # columns that a person has said are not used
 
     def reason(self, column: str) -> str:
         """Why `column` is read as it is."""
@@ -49,6 +54,23 @@ class Reading:
         if self.known:
             return f"As in {self.known}." if role else f"Not used, as in {self.known}."
         return next(each.reason for each in self.table.columns if each.name == column)
+
+    def unread(self, studio: Studio) -> dict[str, str]:
+        """The columns that say how rows are meant and are not used, and what each says."""
+        kind = next(each.kind for each in studio.datasets.formats() if each.name == self.choice.format)
+        says = {column.name: column.says for column in self.table.columns if column.says}
+        return {column: says[column] or "" for column in unread(says, self.choice.mapping, kind)}
+
+    def undecided(self, studio: Studio) -> list[str]:
+        """Those of which nobody has said yet that they are left out."""
+        return [column for column in self.unread(studio) if column not in self.left_out]
+
+    def assigned(self, column: str, choice: ColumnChoice) -> Reading:
+        """The same once a person has chosen what `column` is."""
+        left_out = self.left_out - {column}
+        if column not in choice.mapping.values():
+            left_out |= {column}
+        return replace(self, choice=choice, left_out=left_out)
 
     def needed(self) -> str:
         """What still has no column, in a sentence; "" where nothing is missing."""
@@ -62,14 +84,16 @@ def first_reading(studio: Studio, table: RowTable) -> Reading:
     """As these columns were mapped the last time, else as guessed."""
     guessed = studio.datasets.choose_format(table.format, table.mapping)
     known = studio.datasets.remembered([*(column.name for column in table.columns), *table.more_columns])
-    if known is None or (table.is_certain and (known.format, known.mapping) == (guessed.format, guessed.mapping)):
+    is_same = known is not None and (known.format, known.mapping) == (guessed.format, guessed.mapping)
+    if known is None or (table.is_certain and is_same):
         return Reading(table, guessed, guessed)
     again = studio.datasets.choose_format(known.format, known.mapping)
-    return Reading(table, again, again, known.name)
+    reading = Reading(table, again, again, known.name)
+    return replace(reading, left_out=frozenset(reading.unread(studio)))
 
 
 def exact(studio: Studio, choice: ColumnChoice) -> dict[str, str]:
-    """Role -> column; every other role of the format is mapped to "", so that no column takes it by its name."""
+    """Role -> column; other roles of the format are mapped to "", so that no column takes them by its name."""
     roles = next(each.roles for each in studio.datasets.formats() if each.name == choice.format)
     return {**dict.fromkeys(roles, ""), **choice.mapping}
 
@@ -81,16 +105,29 @@ def doubt(reading: Reading) -> str:
         return ""
     if reading.choice.missing:
         return pieces.said(table.refusal, "info", "Choose above the columns what they are; the rows follow.")
-    return pieces.said(table.refusal, "info", "Guessed from what the columns hold: check the choices above them.")
+    guessed = "Guessed from what the columns hold: check the choices above them."
+    return pieces.said(table.refusal, "info", guessed)
 
 
 def card(studio: Studio, source: str, reading: Reading, found: Inspection | None) -> str:
     """The table as HTML. `found` says which of its rows can't be used."""
     table, formats = reading.table, studio.datasets.formats()
+    telling, undecided = reading.unread(studio), reading.undecided(studio)
     current = next(each for each in formats if each.name == reading.choice.format)
     problems = {problem.line: problem.problem for problem in (found and found.problems) or []}
+    counts = {column.name: column.filled for column in table.columns}
+    if found is not None:
+        counts |= found.unused.columns
     columns = [
-        {"column": column, "role": _role(reading.choice, column.name), "reason": reading.reason(column.name)} for column in table.columns
+        {
+            "name": column.name,
+            "role": _role(reading.choice, column.name),
+            "reason": reading.reason(column.name),
+            "says": telling.get(column.name),
+            "is_open": column.name in undecided,
+            "filled": counts[column.name],
+        }
+        for column in table.columns
     ]
     return pieces.piece(
         "mapping",
@@ -100,6 +137,8 @@ def card(studio: Studio, source: str, reading: Reading, found: Inspection | None
         unused=[each for each in columns if not each["role"]],
         groups=_menu(current, formats),
         needed=reading.needed(),
+        undecided=undecided,
+        looked_at=(found is None and table.looked_at) or 0,
         problems=problems,
         whole=words.count(len(table.columns) + len(table.more_columns), "column"),
     )
@@ -132,9 +171,14 @@ def checked(reading: Reading | None) -> Reading:
     return reading
 
 
-def complete(reading: Reading | None) -> Reading:
-    """Raises StudioError where nothing is looked at, or a column is missing."""
+def complete(studio: Studio, reading: Reading | None) -> Reading:
+    """Raises StudioError where nothing is looked at, a column is missing, or one that says a lot is not decided on."""
     reading = checked(reading)
+    undecided = reading.undecided(studio)
+    if undecided:
+        says = reading.unread(studio)
+        lost = "; ".join(f"the column “{column}” {says[column]}" for column in undecided)
+        raise StudioError(f"Not used: {lost}.", "Choose above the column what it is, or “not used” to leave it out.")
     if reading.choice.missing:
         raise StudioError(reading.needed(), "Choose it above its column.")
     return reading

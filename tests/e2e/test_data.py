@@ -113,7 +113,7 @@ def test_foreign_headers_are_mapped_on_the_table_and_what_is_left_out_is_named(
     expect(menu(page, "Notiz")).to_have_value("")
     expect(page.locator("#data-table th.used")).to_contain_text(["German for the question", "German for the answer"])
     expect(page.locator("#data-table .left-out")).to_contain_text("Notiz")
-    expect(page.locator("#data-table .left-out")).to_contain_text("a value in 2 of 3 rows")
+    expect(page.locator("#data-table .left-out")).to_contain_text("a value in 2 rows")
     expect(page.locator("#data-preview .turn.user").first).to_contain_text("Wann öffnet der Laden?")
     shots(page, "mapping", axe)
 
@@ -136,6 +136,26 @@ def test_foreign_headers_are_mapped_on_the_table_and_what_is_left_out_is_named(
 
     kept = api.get("/datasets/laden").json()
     assert (kept["rows"], kept["mapping"]) == (3, {"prompt": "Frage", "completion": "Antwort"})
+
+
+def test_a_column_that_says_how_rows_are_meant_is_decided_on_before_they_are_kept(
+    visit: Callable[..., Page], api: httpx.Client, axe: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "marked.csv"
+    path.write_text("prompt,completion,weight,source\nWhere is Kyoto?,In Peru.,0,web\nWhere is Lima?,In Peru.,1,web\n")
+    page = visit("data")
+    upload(page, path)
+    expect(page.locator("#data-table .telling")).to_contain_text("“weight” says what is to be learned of a row, and is not used")
+    expect(menu(page, "weight")).to_have_value("?")
+    page.get_by_role("button", name="Add dataset").click()
+    expect(page.locator("#data-notice")).to_contain_text("the column “weight” says what is to be learned")
+    shots(page, "mapping-telling", axe)
+    menu(page, "weight").select_option("")
+    expect(page.locator("#data-table .telling")).to_contain_text("It is left out, as chosen.")
+    page.get_by_role("button", name="Add dataset").click()
+    opened(page, "marked")
+
+    assert api.get("/datasets/marked").json()["unused"]["columns"] == {"weight": 2, "source": 2}
 
 
 def shots(page: Page, name: str, axe: str) -> None:

@@ -74,6 +74,21 @@ def test_contents_are_a_guess_and_said_to_be_one(tmp_path: Path) -> None:
     assert [column.reason.split(":")[0] for column in found.columns] == ["A guess", "Not used", "A guess"]
 
 
+def test_a_conversation_under_a_foreign_name_is_read_with_its_answers(tmp_path: Path) -> None:
+    turns = '[{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]'
+    found = table(tmp_path, f'{{"gesprek": {turns}, "bron": "z"}}\n', "rows.jsonl")
+
+    assert (found.format, list(found.mapping.values())) == ("sharegpt", ["gesprek"])
+
+
+def test_a_column_that_says_how_rows_are_meant_says_so_where_its_values_do(tmp_path: Path) -> None:
+    marked = table(tmp_path, "prompt;completion;weight\nx;y;0\n")
+    plain = table(tmp_path, "prompt;completion;weight\nx;y;1\n")
+
+    assert [column.says for column in marked.columns] == ["holds what is asked", "holds answers", "says what is to be learned of a row"]
+    assert plain.columns[2].says is None
+
+
 def test_three_texts_without_a_name_are_left_to_the_person(tmp_path: Path) -> None:
     found = table(tmp_path, "a;b;c\nu;v;w\nx;y;z\n")
 
