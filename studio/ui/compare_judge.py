@@ -181,7 +181,7 @@ def rater_row(row: RaterPair) -> dict[str, Any]:
         kappa = f"{row.kappa:.2f}"
     if row.kappa_ci95:
         kappa += f" ({row.kappa_ci95[0]:.2f} to {row.kappa_ci95[1]:.2f})"
-    return {"one": row.a, "other": row.b, "kappa": kappa, "agreement": words.share(row.agreement) or "–", "n": row.n}
+    return {"one": _rater(row.a), "other": _rater(row.b), "kappa": kappa, "agreement": words.share(row.agreement) or "–", "n": row.n}
 
 
 def _win(name: str, share: float | None, interval: list[float] | None) -> dict[str, Any]:
@@ -193,6 +193,14 @@ def _win(name: str, share: float | None, interval: list[float] | None) -> dict[s
 
 def _shares(rates: Mapping[str, float | None] | None) -> list[str]:
     return [f"{words.short(name)} {words.share(share)}" for name, share in (rates or {}).items() if share is not None]
+
+
+def _rater(name: str) -> str:
+    """A rater in few letters; of a panel, its judges."""
+    judges = [judge.rpartition("#")[2] for judge in name.split(",")]
+    if len(judges) > 1:
+        return f"panel of {', '.join(judges)}"
+    return name.removeprefix("https://").removeprefix("http://")
 
 
 def _invalid(row: Judgement) -> str:

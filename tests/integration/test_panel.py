@@ -32,8 +32,8 @@ def served(judges: dict[str, Reply]) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             text = body["messages"][-1]["content"]
-            shown = re.findall(r"\[The Start of Assistant[ A]*'s Answer\]\n(right|wrong)", text)
-            letters = {"right": ("A", "B"), "wrong": ("B", "A")}[shown[0]]
+            shown = re.findall(r"\[The Start of Assistant[ A]*'s Answer\]\n(\w+)", text)[0]
+            letters = {True: ("A", "B"), False: ("B", "A")}[shown == "right"]
             message = judges[body["model"]](*letters, int(text.split("question ")[1].split()[0]))
             if not isinstance(message, dict):
                 message = {"content": message}
@@ -239,6 +239,46 @@ def test_an_answer_that_lacks_a_turn_is_an_error_and_is_not_judged(studio: Studi
         "Turn 1:\nright\n\nTurn 2:\nright then",
         "Turn 1:\nwrong\n\nTurn 2:\nwrong then",
     }
+
+
+def test_a_turn_that_fails_while_comparing_leaves_no_answer(studio: Studio) -> None:
+    """The server refuses the second turn of every conversation: what it said before is kept as a turn and is no answer."""
+    rows = [{"id": "1", "turns": ["question 1 ?", "And then?"]}, {"id": "2", "prompt": "question 2 ?"}]
+    with contestant_of_one_turn() as url:
+        studio.comparisons.create(prompts=rows, base_model="starter", contestants=[url, f"{url}-twin"], name="c")
+        Runner(studio.settings, studio.db, "light").run()
+    own = {answer.prompt_id: answer for answer in studio.comparisons.show("c").answers if answer.contestant == url}
+    assert (own["1"].text, own["1"].turns) == ("", ["an answer"]) and own["1"].error.startswith("Turn 2 of 2 failed: ")
+    assert (own["2"].text, own["2"].error) == ("an answer", "")
+
+
+@contextmanager
+def contestant_of_one_turn() -> Iterator[str]:
+    class Contestant(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            is_refused = len(body["messages"]) > 1
+            said: dict[str, Any] = {"choices": [{"message": {"content": "an answer"}, "finish_reason": "stop"}]}
+            if is_refused:
+                said = {"error": {"message": "The conversation is too long.", "code": "too_long"}}
+            answer = json.dumps(said).encode()
+            self.send_response(400 if is_refused else 200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Contestant)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}#m"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 # people
