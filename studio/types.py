@@ -102,7 +102,7 @@ class SystemMessage(StrEnum):
     FOLD = "fold"  # put before the question that follows
 
 
-class LeftOut(StrEnum):
+class DroppedPart(StrEnum):
     """What a template does not write of a row."""
 
     SYSTEM = "system"  # a system message

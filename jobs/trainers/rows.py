@@ -20,7 +20,7 @@ from jobs.config import JobConfig
 from jobs.objectives import RowForm
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import Example, LearnedTurns, LeftOut, Message
+from studio.types import DroppedPart, Example, LearnedTurns, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +41,7 @@ class TokenRows:
     without_learned_tokens: int
     truncated: int
     refusal: str
-    left_out: Mapping[LeftOut, int]  # rows of which the chat template does not write something
+    left_out: Mapping[DroppedPart, int]  # rows of which the chat template does not write something
     empty_reasoning: int  # rows that teach an empty block of reasoning
 
 
@@ -52,7 +52,7 @@ class Tokens:
     columns: Row | None
     truncated: bool = False
     refusal: str = ""
-    left_out: Collection[LeftOut] = ()
+    left_out: Collection[DroppedPart] = ()
     empty_reasoning: bool = False
 
 
@@ -120,7 +120,7 @@ def _marked(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
 
 def _split(
     example: Example, answers: Sequence[list[Message]], renderer: Renderer
-) -> tuple[list[int], list[list[int]], Collection[LeftOut]]:
+) -> tuple[list[int], list[list[int]], Collection[DroppedPart]]:
     """Ids of the prompt, and of each answer behind it, up to the last one that is learned; and what the template leaves out."""
     before = _turns(example.prompt, "user")
     # marks are of rows that are imitated; here the places of whole answers are wanted

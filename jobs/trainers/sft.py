@@ -23,12 +23,12 @@ from jobs.trainers.rows import TokenRows, tokenize
 from jobs.trainers.stopping import Stopped, StopWish
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import LeftOut
+from studio.types import DroppedPart
 
 LEFT_OUT = {
-    LeftOut.SYSTEM: "the system message",
-    LeftOut.REASONING: "the reasoning",
-    LeftOut.EARLIER_REASONING: "the reasoning of earlier answers that are learned",
+    DroppedPart.SYSTEM: "the system message",
+    DroppedPart.REASONING: "the reasoning",
+    DroppedPart.EARLIER_REASONING: "the reasoning of earlier answers that are learned",
 }
 
 

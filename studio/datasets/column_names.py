@@ -171,7 +171,7 @@ MIN_LETTERS = 4  # of a word of an alphabet that a longer word may end with; two
 
 
 @dataclass(frozen=True)
-class Meaning:
+class NameMeaning:
     """The part that a name stands for, the language that says so, and whether the name is that word and nothing more."""
 
     part: str
@@ -179,20 +179,20 @@ class Meaning:
     is_whole: bool
 
 
-def meaning(name: str) -> Meaning | None:
+def meaning(name: str) -> NameMeaning | None:
     """What the name of a column says; None where it says nothing that is known."""
     words = _words(name)
     whole = "".join(words)
     if whole in _KNOWN:
-        return Meaning(*_KNOWN[whole], is_whole=True)
+        return NameMeaning(*_KNOWN[whole], is_whole=True)
     if ABOUT.intersection(words):
         return None
     for word in words:
         if word in _KNOWN:
-            return Meaning(*_KNOWN[word], is_whole=False)
+            return NameMeaning(*_KNOWN[word], is_whole=False)
     for known, said in _KNOWN.items():
         if len(known) >= _least(known) and any(word.endswith(known) for word in words):
-            return Meaning(*said, is_whole=False)
+            return NameMeaning(*said, is_whole=False)
     return None
 
 

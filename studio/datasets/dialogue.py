@@ -17,7 +17,7 @@ from studio.datasets.reasoning import Writer, writers
 from studio.datasets.sandbox import Span, compiled
 from studio.datasets.turns import Tools, Turn, as_turn, calling, calls_as_text, probe_tool, turn_of
 from studio.errors import DatasetError
-from studio.types import LeftOut, Message
+from studio.types import DroppedPart, Message
 
 # stand in for contents when a template is asked how it would write them
 PROBE_ANSWER = "\ue100answer\ue101"
@@ -77,16 +77,16 @@ class Dialogue:
                 return writer
         return None
 
-    def left_out(self, turns: list[Turn], tools: Tools, text: str, learned: Collection[int]) -> list[LeftOut]:
+    def left_out(self, turns: list[Turn], tools: Tools, text: str, learned: Collection[int]) -> list[DroppedPart]:
         """What `text` does not say of system messages, and of the reasoning of the turns `learned`: chat leaves out that of others too."""
         found = []
         systems = [i for i, turn in enumerate(turns) if turn["role"] == "system" and turn["content"].strip()]
         if any(not self._is_said(turns, tools, text, i, "content") for i in systems):
-            found.append(LeftOut.SYSTEM)
+            found.append(DroppedPart.SYSTEM)
         thoughts = [i for i in learned if turns[i].get("reasoning")]
         silent = [i for i in thoughts if not self._is_said(turns, tools, text, i, "reasoning")]
         if silent:
-            found.append(LeftOut.REASONING if silent == thoughts else LeftOut.EARLIER_REASONING)
+            found.append(DroppedPart.REASONING if silent == thoughts else DroppedPart.EARLIER_REASONING)
         return found
 
     def _is_said(self, turns: list[Turn], tools: Tools, text: str, i: int, key: str) -> bool:

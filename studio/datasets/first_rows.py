@@ -14,14 +14,14 @@ from studio.datasets.records import Problem, Record, Row
 from studio.datasets.shapes import Columns, columns_of
 from studio.datasets.telling import changes_meaning, meaning
 from studio.errors import DatasetError
-from studio.records import RowTable, TableColumn, TableRow
+from studio.records import FirstRows, TableColumn, TableRow
 
 MAX_COLUMNS_SHOWN = 60
 MAX_NAMES = 500  # of columns that are not shown
 MAX_CELL_CHARS = 300
 
 
-def first_rows(path: Path, filename: str | None, scratch: Path, limit: int) -> RowTable:
+def first_rows(path: Path, filename: str | None, scratch: Path, limit: int) -> FirstRows:
     """Raises DatasetError when the file can't be read at all; columns that fit no format are no error."""
     with open_source(path, filename, scratch) as source:
         records, rows = first_records(source)
@@ -31,7 +31,7 @@ def first_rows(path: Path, filename: str | None, scratch: Path, limit: int) -> R
             raise DatasetError(f"{source.name}: {exc.message}", exc.fix) from None
     made = guess(columns, rows)
     shown = _shown(columns, made)
-    return RowTable(
+    return FirstRows(
         columns=[
             TableColumn(
                 name=name,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.datasets.column_names import Meaning, meaning
+from studio.datasets.column_names import NameMeaning, meaning
 from studio.datasets.detecting import detect
 from studio.datasets.formats import BY_NAME, FORMATS, Format, Layout
 from studio.datasets.records import Row
@@ -189,7 +189,7 @@ def _guess_by_name(made: Guess, columns: Columns) -> None:
             made.reasons[column] = f"Not used: rows of the format {made.format} have no {_word(part)}."
 
 
-def _named(columns: Columns, leave_out: Iterable[str] = ()) -> dict[str, Meaning]:
+def _named(columns: Columns, leave_out: Iterable[str] = ()) -> dict[str, NameMeaning]:
     """The columns whose names say what they are; names that say nothing more come first."""
     known: dict[str, Shapes] = {}
     for role in (role for format in FORMATS for role in format.roles):
@@ -241,7 +241,7 @@ def _word(role: str) -> str:
     return WORDS.get(part_of(role), part_of(role))
 
 
-def _name_reason(said: Meaning) -> str:
+def _name_reason(said: NameMeaning) -> str:
     if said.language == "English":
         return f"The name says it is the {_word(said.part)}."
     return f"The name is {said.language} for the {_word(said.part)}."

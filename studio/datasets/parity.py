@@ -18,7 +18,7 @@ from studio.datasets.template_losses import losses
 from studio.datasets.turns import Tools, Turn
 from studio.errors import DatasetError
 from studio.records import Parity, ParityDifference
-from studio.types import Example, LeftOut, Message
+from studio.types import DroppedPart, Example, Message
 
 SHOWN_IDS = 24  # of each side in the excerpts, from the first difference on
 SHARED_IDS = 16  # before it
@@ -38,7 +38,7 @@ def compare(renderer: Renderer, rows: Iterable[tuple[int, Example]], max_length:
     """Compare numbered rows; `first_difference` is the first row's that differs."""
     compared = identical = skipped = 0
     first = None
-    left_out: Counter[LeftOut] = Counter()
+    left_out: Counter[DroppedPart] = Counter()
     for number, example in rows:
         try:
             training = renderer.example(example, max_length)

@@ -22,7 +22,7 @@ from studio.datasets.sandbox import Span
 from studio.datasets.tokenization import ModelTokens, load_vocabulary
 from studio.datasets.turns import Tools, Turn
 from studio.errors import DatasetError
-from studio.types import Example, LeftOut, Message, Reasoning, RowOptions, SystemMessage
+from studio.types import DroppedPart, Example, Message, Reasoning, RowOptions, SystemMessage
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE_NAMES = ("chatml", "alpaca", "alpaca-end", "plain")
@@ -43,7 +43,7 @@ class Rendered:
     truncated: bool
     length: int
     barred: Sequence[bool] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[DroppedPart, ...] = ()
 
     @property
     def teaches_empty_reasoning(self) -> bool:

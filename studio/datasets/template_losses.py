@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from studio.datasets.rendering import Renderer
 from studio.records import Alternative, TemplateLoss
-from studio.types import LeftOut
+from studio.types import DroppedPart
 
 WHAT = {
-    LeftOut.SYSTEM: "the system message",
-    LeftOut.REASONING: "the reasoning",
-    LeftOut.EARLIER_REASONING: "the reasoning of earlier answers that are learned",
+    DroppedPart.SYSTEM: "the system message",
+    DroppedPart.REASONING: "the reasoning",
+    DroppedPart.EARLIER_REASONING: "the reasoning of earlier answers that are learned",
 }
 FOLD = Alternative(
     title="Put the system message before the first question (the changed template goes with the adapter)", change={"system_message": "fold"}
@@ -19,10 +19,10 @@ FOLD = Alternative(
 LAST = Alternative(title="Learn the last answer only", change={"learned_turns": "last"})
 DROP = Alternative(title="Train without reasoning", change={"reasoning": "drop"})
 ACCEPT = Alternative(title="Go on without what is left out", change={"template_losses": "accept"})
-OWN = {LeftOut.SYSTEM: [FOLD], LeftOut.REASONING: [DROP], LeftOut.EARLIER_REASONING: [LAST]}
+OWN = {DroppedPart.SYSTEM: [FOLD], DroppedPart.REASONING: [DROP], DroppedPart.EARLIER_REASONING: [LAST]}
 
 
-def losses(renderer: Renderer, left_out: Mapping[LeftOut, int], rows: int) -> list[TemplateLoss]:
+def losses(renderer: Renderer, left_out: Mapping[DroppedPart, int], rows: int) -> list[TemplateLoss]:
     """`left_out` counts rows, out of `rows` that were looked at."""
     keeping = Alternative(
         title="Train with a template that writes it, which goes with the adapter", change={"chat_template": _keeping(renderer)}
@@ -34,7 +34,7 @@ def losses(renderer: Renderer, left_out: Mapping[LeftOut, int], rows: int) -> li
             sentence=f"The chat template ({renderer.template_name}) leaves out {WHAT[what]} of {left_out[what]} of {rows} rows looked at.",
             alternatives=[*OWN[what], keeping, ACCEPT],
         )
-        for what in LeftOut
+        for what in DroppedPart
         if left_out.get(what)
     ]
 

@@ -54,6 +54,7 @@ from studio.records.datasets import DatasetReport as DatasetReport
 from studio.records.datasets import DatasetVersion as DatasetVersion
 from studio.records.datasets import Excerpt as Excerpt
 from studio.records.datasets import Finding as Finding
+from studio.records.datasets import FirstRows as FirstRows
 from studio.records.datasets import FixAction as FixAction
 from studio.records.datasets import Inspection as Inspection
 from studio.records.datasets import KnownMapping as KnownMapping
@@ -67,7 +68,6 @@ from studio.records.datasets import RenderedRow as RenderedRow
 from studio.records.datasets import Rendering as Rendering
 from studio.records.datasets import RowFormat as RowFormat
 from studio.records.datasets import RowProblem as RowProblem
-from studio.records.datasets import RowTable as RowTable
 from studio.records.datasets import RunRows as RunRows
 from studio.records.datasets import Severity as Severity
 from studio.records.datasets import TableColumn as TableColumn

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, JsonValue
 
 from studio.records.base import Record
-from studio.types import Example, LeftOut
+from studio.types import DroppedPart, Example
 
 
 class DatasetKind(StrEnum):
@@ -147,7 +147,7 @@ class TableRow(Record):
     problem: str | None = None  # why the row can't be read; then it has no cells
 
 
-class RowTable(Record):
+class FirstRows(Record):
     """The first rows of a file as they are, and what its columns are guessed to be."""
 
     columns: list[TableColumn]
@@ -265,7 +265,7 @@ class RenderedRow(Record):
     truncated: bool
     length: int  # in tokens, before it is cut
     problem: str | None = None  # why it could not be rendered; then all else is empty
-    left_out: list[LeftOut] = []  # what the chat template does not write of the row
+    left_out: list[DroppedPart] = []  # what the chat template does not write of the row
 
 
 class TokenFigures(LengthFigures):
@@ -278,7 +278,7 @@ class TokenFigures(LengthFigures):
     problem_count: int
     cut_before_learned: int = 0  # rows whose learned tokens all lie behind max_length
     nothing_learned: int = 0  # rows without a token to learn at any length
-    left_out: dict[LeftOut, int] = {}  # rows of which the chat template leaves something out
+    left_out: dict[DroppedPart, int] = {}  # rows of which the chat template leaves something out
     empty_reasoning: int = 0  # rows that teach an empty block of reasoning
 
 
@@ -334,7 +334,7 @@ class Alternative(Record):
 class TemplateLoss(Record):
     """What a chat template leaves out of the rows that were looked at."""
 
-    what: LeftOut
+    what: DroppedPart
     rows: int
     sentence: str
     alternatives: list[Alternative]

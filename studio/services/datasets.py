@@ -30,12 +30,12 @@ from studio.errors import StudioError
 from studio.records import (
     ColumnChoice,
     Dataset,
+    FirstRows,
     Inspection,
     KnownMapping,
     Parity,
     Rendering,
     RowFormat,
-    RowTable,
     RunRows,
     TemplateInfo,
     TrainingCheck,
@@ -157,14 +157,14 @@ class DatasetService:
         with self._files.pasted(text) as path:
             return self.inspect(path, filename="pasted", format=format, mapping=mapping, rows=rows)
 
-    def table(self, path: Path | str, *, filename: str | None = None, rows: int = 5) -> RowTable:
+    def table(self, path: Path | str, *, filename: str | None = None, rows: int = 5) -> FirstRows:
         """The first rows of a file or hub dataset as they are, and what its columns may be, also where they fit no format."""
         if is_hub(path):
             with self._hub.to_look_at(str(path)) as fetched:
                 return first_rows(fetched, file_name(str(path)), self._settings.cache, rows)
         return first_rows(Path(path), filename, self._settings.cache, rows)
 
-    def table_of_text(self, text: str, *, rows: int = 5) -> RowTable:
+    def table_of_text(self, text: str, *, rows: int = 5) -> FirstRows:
         """The same of a text."""
         with self._files.pasted(text) as path:
             return first_rows(path, "pasted", self._settings.cache, rows)

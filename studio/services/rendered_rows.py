@@ -11,7 +11,7 @@ from studio.datasets.records import Problem
 from studio.datasets.rendering import Rendered, Renderer
 from studio.errors import DatasetError
 from studio.records import RenderedRow, TrainingCheck
-from studio.types import Example, LeftOut, Message, Role
+from studio.types import DroppedPart, Example, Message, Role
 
 UNCUT = 2**31
 SAMPLE = [
@@ -54,7 +54,7 @@ def check(renderer: Renderer, examples: Iterable[tuple[int, Example]], max_lengt
     """Lengths and learned tokens of numbered rows, out of `rows`; a row that can't be rendered learns nothing."""
     problems, found, truncated, checked = Problems(), [], 0, 0
     cut = nothing = empty = 0
-    left_out: Counter[LeftOut] = Counter()
+    left_out: Counter[DroppedPart] = Counter()
     for number, example in examples:
         checked += 1
         rendered = _rendered(renderer, example, max_length)

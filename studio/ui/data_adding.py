@@ -11,10 +11,10 @@ import gradio as gr
 
 from studio.datasets.file_types import PACKED, SUFFIXES
 from studio.errors import StudioError
-from studio.records import Dataset, Inspection, RowTable
+from studio.records import Dataset, FirstRows, Inspection
 from studio.services import Studio
 from studio.ui import choices, data_mapping, pieces, words
-from studio.ui.data_mapping import Reading
+from studio.ui.data_mapping import TableReading
 from studio.ui.handlers import QUIET, busy, message, steady, tells
 
 Look = Callable[..., dict[Any, Any]]
@@ -28,7 +28,7 @@ class Adding:
         self._studio = studio
         self._mode = mode
         self._table = table
-        self._reading = gr.State(None)  # the Reading that the page shows
+        self._reading = gr.State(None)  # the TableReading that the page shows
         self._fetched = gr.State("")  # the hub dataset that is looked at: hub:NAME:CONFIG:SPLIT
         with gr.Column(elem_id="data-sources"):
             self._layout_sources()
@@ -104,12 +104,12 @@ class Adding:
     def read(self, file: str | None, text: str, fetched: str) -> dict[Any, Any]:
         return {**self._look_into((file, text, "")), self._fetched: ""}
 
-    def read_as(self, file: str | None, text: str, fetched: str, reading: Reading | None, chosen: str) -> dict[Any, Any]:
+    def read_as(self, file: str | None, text: str, fetched: str, reading: TableReading | None, chosen: str) -> dict[Any, Any]:
         reading = data_mapping.checked(reading)
         choice = self._studio.datasets.choose_format(chosen, reading.choice.mapping)
         return self._show((file, text, fetched), replace(reading, choice=choice))
 
-    def assign(self, file: str | None, text: str, fetched: str, reading: Reading | None, event: gr.EventData) -> dict[Any, Any]:
+    def assign(self, file: str | None, text: str, fetched: str, reading: TableReading | None, event: gr.EventData) -> dict[Any, Any]:
         """Another role for a column; the rows follow."""
         reading = data_mapping.checked(reading)
         column, role = str(event._data["column"]), str(event._data["value"])
@@ -122,7 +122,7 @@ class Adding:
         reading = data_mapping.first_reading(self._studio, self._table_of(given))
         return self._show(given, reading, data_mapping.doubt(reading))
 
-    def _show(self, given: Given, reading: Reading, said: str = "") -> dict[Any, Any]:
+    def _show(self, given: Given, reading: TableReading, said: str = "") -> dict[Any, Any]:
         """The columns as they are read now and the rows that come of them, or why there are none."""
         found = None
         if not reading.choice.missing:
@@ -142,7 +142,7 @@ class Adding:
             self.notice: said,
         }
 
-    def _table_of(self, given: Given) -> RowTable:
+    def _table_of(self, given: Given) -> FirstRows:
         file, text, fetched = given
         if fetched:
             return self._studio.datasets.table(fetched)
@@ -152,7 +152,7 @@ class Adding:
             raise StudioError("There is nothing to read.", "Drop a file above, or paste text.")
         return self._studio.datasets.table_of_text(text)
 
-    def _inspected(self, given: Given, reading: Reading) -> Inspection:
+    def _inspected(self, given: Given, reading: TableReading) -> Inspection:
         file, text, fetched = given
         how: dict[str, Any] = {"format": reading.choice.format, "mapping": data_mapping.exact(self._studio, reading.choice)}
         if fetched:
@@ -163,7 +163,7 @@ class Adding:
 
     # what is kept
 
-    def keep(self, file: str | None, text: str, fetched: str, reading: Reading | None, name: str, skip_bad: bool) -> dict[Any, Any]:
+    def keep(self, file: str | None, text: str, fetched: str, reading: TableReading | None, name: str, skip_bad: bool) -> dict[Any, Any]:
         choice = data_mapping.complete(self._studio, reading).choice
         mapping = data_mapping.exact(self._studio, choice)
         how: dict[str, Any] = {"name": name.strip() or None, "format": choice.format, "mapping": mapping, "skip_bad": skip_bad}
@@ -213,7 +213,7 @@ def _name(given: Given) -> str:
     return fetched or (file and Path(file).name) or "Pasted rows"
 
 
-def _understood(found: Inspection | None, reading: Reading) -> str:
+def _understood(found: Inspection | None, reading: TableReading) -> str:
     if found is None:
         return ""
     notes = [*found.notes]

@@ -11,7 +11,7 @@ from studio.datasets.rendering import TEMPLATE_NAMES
 from studio.errors import StudioError
 from studio.records import Dataset, Rendering, TemplateInfo
 from studio.services import Studio
-from studio.types import LeftOut
+from studio.types import DroppedPart
 from studio.ui import choices, histogram, pieces, tokens, words
 from studio.ui.checks import Options
 
@@ -20,9 +20,9 @@ MAX_LENGTH = 1024
 MAX_WARNINGS = 3
 PARITY_ROWS = 20
 LEFT_OUT = {
-    LeftOut.SYSTEM: "the system message",
-    LeftOut.REASONING: "the reasoning",
-    LeftOut.EARLIER_REASONING: "the reasoning of earlier answers",
+    DroppedPart.SYSTEM: "the system message",
+    DroppedPart.REASONING: "the reasoning",
+    DroppedPart.EARLIER_REASONING: "the reasoning of earlier answers",
 }
 TITLES = {
     "model": "the model's own",

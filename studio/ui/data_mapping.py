@@ -1,6 +1,6 @@
 """The first rows of a file that is not kept yet, with a menu above each column for the part it plays.
 
-Knows nothing of where the rows come from, and keeps nothing: the page holds the Reading.
+Knows nothing of where the rows come from, and keeps nothing: the page holds the TableReading.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from studio.datasets.guessing import part_of
 from studio.datasets.telling import unread
 from studio.errors import StudioError
-from studio.records import ColumnChoice, Inspection, RowFormat, RowTable
+from studio.records import ColumnChoice, FirstRows, Inspection, RowFormat
 from studio.services import Studio
 from studio.ui import pieces, words
 
@@ -37,10 +37,10 @@ MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class TableReading:
     """A file as it is looked at: its table, how the columns are read now, and why."""
 
-    table: RowTable
+    table: FirstRows
     choice: ColumnChoice
     start: ColumnChoice  # as it was guessed, or as in `known`
     known: str = ""  # the dataset whose mapping is used again
@@ -65,7 +65,7 @@ class Reading:
         """Those of which nobody has said yet that they are left out."""
         return [column for column in self.unread(studio) if column not in self.left_out]
 
-    def assigned(self, column: str, choice: ColumnChoice) -> Reading:
+    def assigned(self, column: str, choice: ColumnChoice) -> TableReading:
         """The same once a person has chosen what `column` is."""
         left_out = self.left_out - {column}
         if column not in choice.mapping.values():
@@ -80,15 +80,15 @@ class Reading:
         return f"Still needed: the column with {missing}."
 
 
-def first_reading(studio: Studio, table: RowTable) -> Reading:
+def first_reading(studio: Studio, table: FirstRows) -> TableReading:
     """As these columns were mapped the last time, else as guessed."""
     guessed = studio.datasets.choose_format(table.format, table.mapping)
     known = studio.datasets.remembered([*(column.name for column in table.columns), *table.more_columns])
     is_same = known is not None and (known.format, known.mapping) == (guessed.format, guessed.mapping)
     if known is None or (table.is_certain and is_same):
-        return Reading(table, guessed, guessed)
+        return TableReading(table, guessed, guessed)
     again = studio.datasets.choose_format(known.format, known.mapping)
-    reading = Reading(table, again, again, known.name)
+    reading = TableReading(table, again, again, known.name)
     return replace(reading, left_out=frozenset(reading.unread(studio)))
 
 
@@ -98,7 +98,7 @@ def exact(studio: Studio, choice: ColumnChoice) -> dict[str, str]:
     return {**dict.fromkeys(roles, ""), **choice.mapping}
 
 
-def doubt(reading: Reading) -> str:
+def doubt(reading: TableReading) -> str:
     """A notice where a person should look at what was guessed; "" where the names are known."""
     table = reading.table
     if table.refusal is None or reading.known or (table.is_certain and not reading.choice.missing):
@@ -109,7 +109,7 @@ def doubt(reading: Reading) -> str:
     return pieces.said(table.refusal, "info", guessed)
 
 
-def card(studio: Studio, source: str, reading: Reading, found: Inspection | None) -> str:
+def card(studio: Studio, source: str, reading: TableReading, found: Inspection | None) -> str:
     """The table as HTML. `found` says which of its rows can't be used."""
     table, formats = reading.table, studio.datasets.formats()
     telling, undecided = reading.unread(studio), reading.undecided(studio)
@@ -164,14 +164,14 @@ def _in_words(role: str) -> str:
     return f" ({meaning})" * bool(meaning)
 
 
-def checked(reading: Reading | None) -> Reading:
+def checked(reading: TableReading | None) -> TableReading:
     """Raises StudioError where nothing is looked at."""
     if reading is None:
         raise StudioError("There is nothing to read.", "Drop a file above, or paste text.")
     return reading
 
 
-def complete(studio: Studio, reading: Reading | None) -> Reading:
+def complete(studio: Studio, reading: TableReading | None) -> TableReading:
     """Raises StudioError where nothing is looked at, a column is missing, or one that says a lot is not decided on."""
     reading = checked(reading)
     undecided = reading.undecided(studio)

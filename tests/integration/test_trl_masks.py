@@ -14,7 +14,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, processors
 
 from studio.datasets.rendering import Renderer
-from studio.types import Example, LearnedTurns, LeftOut, Message, Reasoning, RowOptions, SystemMessage
+from studio.types import DroppedPart, Example, LearnedTurns, Message, Reasoning, RowOptions, SystemMessage
 from tests.unit.test_rendering import write_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of trl and transformers, about their own options and templates
@@ -133,7 +133,7 @@ def test_reasoning_reaches_trls_own_templates_under_the_name_they_read(tmp_path:
     marked = Renderer.load(folder, template(f"{name}_training")).example(messages(turns))
     assert (marked.ids, labels_of(marked)) == (ids, labels)
     own = Renderer.load(folder).example(messages(turns))  # the model's own template leaves out the reasoning of the first answer
-    assert "Six and six." in own.text and "Five and five." not in own.text and own.left_out == (LeftOut.EARLIER_REASONING,)
+    assert "Six and six." in own.text and "Five and five." not in own.text and own.left_out == (DroppedPart.EARLIER_REASONING,)
     if name in OTHER_TEXT[:2]:
         assert not marked.left_out and "Five and five." in marked.text and own.ids != ids
 
@@ -207,7 +207,7 @@ NO_SYSTEM = (
 
 def test_system_text_that_a_template_leaves_out_is_named_and_can_be_folded(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m")
-    assert Renderer.load(folder, NO_SYSTEM).example(messages(MARKED)).left_out == (LeftOut.SYSTEM,)
+    assert Renderer.load(folder, NO_SYSTEM).example(messages(MARKED)).left_out == (DroppedPart.SYSTEM,)
     folded = Renderer.load(folder, NO_SYSTEM, RowOptions(system_message=SystemMessage.FOLD))
     row = folded.example(messages(MARKED))
     assert not row.left_out and row.text.startswith("[user]Be brief.\n\nOne?")

@@ -12,10 +12,10 @@ from studio.datasets.detecting import detect
 from studio.datasets.first_rows import MAX_CELL_CHARS, MAX_COLUMNS_SHOWN, first_rows
 from studio.datasets.shapes import columns_of
 from studio.errors import DatasetError
-from studio.records import RowTable
+from studio.records import FirstRows
 
 
-def table(tmp_path: Path, text: str, name: str = "rows.csv") -> RowTable:
+def table(tmp_path: Path, text: str, name: str = "rows.csv") -> FirstRows:
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     return first_rows(path, None, tmp_path, 5)

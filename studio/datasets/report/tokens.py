@@ -9,7 +9,7 @@ from typing import Any
 
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
-from studio.types import Example, LeftOut, RowOptions
+from studio.types import DroppedPart, Example, RowOptions
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Counted:
     is_cut: bool
     text: str
     empty_reasoning: bool = False  # an empty block of reasoning is learned
-    left_out: tuple[LeftOut, ...] = ()  # what the template does not write of the row
+    left_out: tuple[DroppedPart, ...] = ()  # what the template does not write of the row
 
 
 @lru_cache(maxsize=1)
