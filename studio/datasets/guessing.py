@@ -6,6 +6,7 @@ Knows nothing of files.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -142,6 +143,15 @@ def guess(columns: Columns, rows: Iterable[Row]) -> Guess:
         holds = what_it_holds(counts, [row.get(column) for row in sample])
         made.reasons.setdefault(column, _unused(made, column, holds))
     return made
+
+
+def suggested_mapping(columns: Columns, rows: Iterable[Row]) -> str:
+    """What to write at the terminal where the names of the columns say what they are; "" where they don't."""
+    made = guess(columns, rows)
+    if not made.mapping or not made.is_certain or missing(made.format, made.mapping):
+        return ""
+    mapped = " ".join(f"--map {role}={shlex.quote(column)}" for role, column in made.mapping.items())
+    return f"Say which column is which, such as --format {made.format} {mapped}."
 
 
 def _detected(made: Guess, layout: Layout) -> None:

@@ -18,11 +18,12 @@ import orjson
 from studio.datasets.blocks import BlockMapper, block_mapper
 from studio.datasets.detecting import detect
 from studio.datasets.formats import Layout
+from studio.datasets.guessing import suggested_mapping
 from studio.datasets.json_records import JsonLines, json_bytes, json_line
 from studio.datasets.reading import Source, open_source
 from studio.datasets.records import BLOCK_BYTES, Problem, Record, Row
 from studio.datasets.row_errors import RowError
-from studio.datasets.shapes import columns_of
+from studio.datasets.shapes import Columns, columns_of
 from studio.datasets.usage import Usage, check_layout
 from studio.errors import DatasetError
 from studio.records import RowProblem
@@ -207,7 +208,7 @@ def open_ingest(
         sample, rows = first_records(source)
         try:
             columns = columns_of(rows)
-            layout = detect(columns, format, mapping)
+            layout = _layout(columns, rows, format, mapping)
             if not format:
                 check_layout(layout, rows)
         except DatasetError as exc:
@@ -215,6 +216,17 @@ def open_ingest(
         usage = Usage(layout, is_chosen=bool(format))
         usage.learn(columns)
         yield Ingest(source, layout, list(columns), sample, usage)
+
+
+def _layout(columns: Columns, rows: list[Row], format: str | None, mapping: Mapping[str, str] | None) -> Layout:
+    """As detected. Where nothing fits, the refusal names the mapping that the columns' names suggest."""
+    try:
+        return detect(columns, format, mapping)
+    except DatasetError as exc:
+        suggested = ""
+        if not format and not mapping:
+            suggested = suggested_mapping(columns, rows)
+        raise DatasetError(exc.message, suggested or exc.fix, **exc.details) from None
 
 
 def first_records(source: Source) -> tuple[list[Record], list[Row]]:

@@ -32,9 +32,9 @@ class Adding:
         self._fetched = gr.State("")  # the hub dataset that is looked at: hub:NAME:CONFIG:SPLIT
         with gr.Column(elem_id="data-sources"):
             self._layout_sources()
+        self.notice = pieces.panel(elem_id="data-notice", elem_classes="notice-place")
         with gr.Column(visible=False, elem_classes="card", elem_id="data-choices") as self.choices:
             self._layout_choices()
-        self.notice = pieces.panel(elem_id="data-notice", elem_classes="notice-place")
 
     def _layout_sources(self) -> None:
         self.file = gr.File(

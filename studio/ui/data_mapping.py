@@ -115,6 +115,7 @@ def card(studio: Studio, source: str, reading: TableReading, found: Inspection |
     telling, undecided = reading.unread(studio), reading.undecided(studio)
     current = next(each for each in formats if each.name == reading.choice.format)
     problems = {problem.line: problem.problem for problem in (found and found.problems) or []}
+    reasons = {name: f"Not used, although it {says}." for name, says in telling.items()}
     counts = {column.name: column.filled for column in table.columns}
     if found is not None:
         counts |= found.unused.columns
@@ -122,7 +123,7 @@ def card(studio: Studio, source: str, reading: TableReading, found: Inspection |
         {
             "name": column.name,
             "role": _role(reading.choice, column.name),
-            "reason": reading.reason(column.name),
+            "reason": reasons.get(column.name) or reading.reason(column.name),
             "says": telling.get(column.name),
             "is_open": column.name in undecided,
             "filled": counts[column.name],

@@ -149,6 +149,7 @@ def test_a_column_that_says_how_rows_are_meant_is_decided_on_before_they_are_kep
     expect(menu(page, "weight")).to_have_value("?")
     page.get_by_role("button", name="Add dataset").click()
     expect(page.locator("#data-notice")).to_contain_text("the column “weight” says what is to be learned")
+    expect(page.locator("#data-notice")).to_be_in_viewport()
     shots(page, "mapping-telling", axe)
     menu(page, "weight").select_option("")
     expect(page.locator("#data-table .telling")).to_contain_text("It is left out, as chosen.")

@@ -10,6 +10,7 @@ from studio.datasets import guessing
 from studio.datasets.column_names import meaning
 from studio.datasets.detecting import detect
 from studio.datasets.first_rows import MAX_CELL_CHARS, MAX_COLUMNS_SHOWN, first_rows
+from studio.datasets.ingest import open_ingest
 from studio.datasets.shapes import columns_of
 from studio.errors import DatasetError
 from studio.records import FirstRows
@@ -87,6 +88,17 @@ def test_a_column_that_says_how_rows_are_meant_says_so_where_its_values_do(tmp_p
 
     assert [column.says for column in marked.columns] == ["holds what is asked", "holds answers", "says what is to be learned of a row"]
     assert plain.columns[2].says is None
+
+
+def test_a_refusal_names_the_mapping_that_the_names_suggest_and_it_works(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Kunden Frage;Antwort;Notiz\nx;y;z\n")
+    with pytest.raises(DatasetError) as refused, open_ingest(path):
+        pass
+    assert "--format prompt-completion --map prompt='Kunden Frage' --map completion=Antwort" in refused.value.fix
+
+    with open_ingest(path, format="prompt-completion", mapping={"prompt": "Kunden Frage", "completion": "Antwort"}) as ingest:
+        assert len(list(ingest)) == 1
 
 
 def test_three_texts_without_a_name_are_left_to_the_person(tmp_path: Path) -> None:
