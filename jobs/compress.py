@@ -1,5 +1,5 @@
-"""Light jobs of compression: `compress-sweep` asks a model the same prompts at several rates; `compress-data` shortens a dataset's
-prompts into a new version.
+"""Light jobs of compression: `compress-sweep` asks a model the same prompts at several rates; `compress-data` shortens texts
+of a dataset into a new version.
 
 Both have a child compress and the engine answer; neither imports torch. What is answered already is kept in the job's row.
 """
@@ -29,7 +29,7 @@ from studio.engine.protocol import Contestant
 from studio.errors import EngineError, StudioError
 from studio.evaluation import metrics
 from studio.evaluation.scores import CantSay
-from studio.records import ComparisonPrompt, CompressedDataset, Compression, SweepPrompt, SweepResult
+from studio.records import ComparisonPrompt, CompressedDataset, CompressedTexts, Compression, SweepPrompt, SweepResult
 from studio.types import Example, GenerationParams, Message, Role
 
 Compress = Callable[..., Compression]
@@ -197,6 +197,7 @@ def data(context: LightContext) -> dict[str, Any]:
     """Write the version that the service has prepared: its ID, name and origin are in the job's config."""
     config = context.config
     origin, target = Path(config["rows_path"]), Path(config["folder"])
+    texts = CompressedTexts(config.get("texts", CompressedTexts.LONGEST))
     total, before, after, shortened = int(config["rows"]), 0, 0, 0
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was lost
     target.mkdir(parents=True)
@@ -204,7 +205,7 @@ def data(context: LightContext) -> dict[str, Any]:
     try:
         with _compressing(context) as compress, origin.open("rb") as source, (target / "rows.jsonl.part").open("wb") as out:
             for line in source:
-                example, figures = shorten(Example.model_validate_json(line), compress, config["rate"])
+                example, figures = shorten(Example.model_validate_json(line), compress, config["rate"], texts)
                 before, after, shortened = before + figures[0], after + figures[1], shortened + bool(figures[0])
                 written = example.model_dump_json(exclude_none=True).encode() + b"\n"
                 digest.update(written)
@@ -214,6 +215,8 @@ def data(context: LightContext) -> dict[str, Any]:
                     context.progress(rows, total)
             out.flush()
             os.fsync(out.fileno())
+        if rows and not shortened:
+            raise _nothing_shorter(texts, rows)
         _keep(context, target, rows, size, digest.hexdigest())
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
@@ -223,33 +226,78 @@ def data(context: LightContext) -> dict[str, Any]:
         name=config["name"],
         rows=rows,
         shortened=shortened,
+        unchanged=rows - shortened,
+        texts=texts,
         tokens_before=before,
         tokens_after=after,
     )
     return made.model_dump(mode="json")
 
 
-def shorten(example: Example, compress: Compress, rate: float) -> tuple[Example, tuple[int, int]]:
-    """The row with its longest prompt compressed, and that prompt's tokens before and after; (0, 0) where nothing was long enough."""
-    if isinstance(example.prompt, str):
-        text, figures = _shortened(example.prompt, compress, rate)
-        return example.model_copy(update={"prompt": text}), figures
-    name = "messages" if example.messages else "prompt"
-    turns: list[Message] = list(getattr(example, name) or [])
-    asked = [n for n, turn in enumerate(turns) if turn.role in ("user", "system")]
-    if not asked:
-        return example, (0, 0)
-    longest = max(asked, key=lambda n: len(turns[n].content))
-    text, figures = _shortened(turns[longest].content, compress, rate)
-    turns[longest] = turns[longest].model_copy(update={"content": text})
-    return example.model_copy(update={name: turns}), figures
+def _nothing_shorter(texts: CompressedTexts, rows: int) -> StudioError:
+    what = {CompressedTexts.LONGEST: "user or system", CompressedTexts.TEXT: "plain"}.get(texts, texts.value)
+    others = ", ".join(other.value for other in CompressedTexts if other != texts)
+    return StudioError(
+        f"Nothing became shorter, so no dataset was made: none of the {rows:,} rows has a {what} text of at least {SHORTEST} characters "
+        "that could be compressed.",
+        f"Compress other texts of the rows ({others}), or take a lower rate.",
+    )
 
 
-def _shortened(text: str, compress: Compress, rate: float) -> tuple[str, tuple[int, int]]:
-    if len(text) < SHORTEST:
-        return text, (0, 0)
-    made = compress(text, rate)
-    return made.text, (made.tokens_before, made.tokens_after)
+def shorten(example: Example, compress: Compress, rate: float, texts: CompressedTexts) -> tuple[Example, tuple[int, int]]:
+    """The row with its long texts of that kind compressed, and the tokens before and after of those that became shorter."""
+    made = RowTexts(compress, rate, texts)
+    if texts == CompressedTexts.LONGEST and not isinstance(example.prompt, str):
+        name = "messages" if example.messages else "prompt"
+        turns: list[Message] = list(getattr(example, name) or [])
+        asked = [n for n, turn in enumerate(turns) if turn.role in ("user", "system")]
+        if not asked:
+            return example, (0, 0)
+        longest = max(asked, key=lambda n: len(turns[n].content))
+        turns[longest] = made.turn(turns[longest])
+        return example.model_copy(update={name: turns}), made.figures
+    changed = {name: made.part(name, getattr(example, name)) for name in PARTS if getattr(example, name) is not None}
+    return example.model_copy(update=changed), made.figures
+
+
+# fields of a row -> what a plain text in them is
+PARTS = {
+    "messages": CompressedTexts.USER,
+    "prompt": CompressedTexts.USER,
+    "completion": CompressedTexts.ASSISTANT,
+    "text": CompressedTexts.TEXT,
+    "chosen": CompressedTexts.ASSISTANT,
+    "rejected": CompressedTexts.ASSISTANT,
+}
+
+
+class RowTexts:
+    """The texts of one row, those that were asked for made shorter."""
+
+    def __init__(self, compress: Compress, rate: float, texts: CompressedTexts) -> None:
+        self.compress = compress
+        self.rate = rate
+        self.texts = texts
+        self.figures = (0, 0)  # tokens before and after
+
+    def part(self, name: str, value: str | list[Message]) -> str | list[Message]:
+        if isinstance(value, str):
+            return self.text(value, PARTS[name])
+        return [self.turn(message) for message in value]
+
+    def turn(self, message: Message) -> Message:
+        kind = str(message.role)
+        return message.model_copy(update={"content": self.text(message.content, kind)})
+
+    def text(self, text: str, kind: str) -> str:
+        is_asked = kind == self.texts or (self.texts == CompressedTexts.LONGEST and kind in ("user", "system"))
+        if not is_asked or len(text) < SHORTEST:
+            return text
+        made = self.compress(text, self.rate)
+        if made.tokens_after >= made.tokens_before or made.text == text:
+            return text
+        self.figures = (self.figures[0] + made.tokens_before, self.figures[1] + made.tokens_after)
+        return made.text
 
 
 def _keep(context: LightContext, folder: Path, rows: int, size: int, sha256: str) -> None:
@@ -275,7 +323,13 @@ def _keep(context: LightContext, folder: Path, rows: int, size: int, sha256: str
                 sha256=sha256,
                 bytes=size,
                 parent_id=parent.id,
-                provenance={"made": "compress", "method": config["method"], "rate": config["rate"], "job": context.job_id},
+                provenance={
+                    "made": "compress",
+                    "method": config["method"],
+                    "rate": config["rate"],
+                    "texts": config.get("texts"),
+                    "job": context.job_id,
+                },
             )
         )
         session.flush()

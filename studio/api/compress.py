@@ -71,6 +71,7 @@ class NewCompressedDataset(Body):
     method: str = "llmlingua2"
     compressor: str | None = None
     name: str | None = None
+    texts: str = Field(default="longest", description="Of each row: longest (of user and system), user, system, assistant, tool or text.")
     options: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -102,7 +103,7 @@ def sweep(studio: Here, body: NewCompressionSweep) -> CompressionJob:
 
 @router.post("/compress/data", status_code=202)
 def compress_data(studio: Here, body: NewCompressedDataset) -> CompressionJob:
-    """Write a version of a dataset with its long prompts compressed, as a job."""
+    """Write a version of a dataset with its long texts compressed, as a job."""
     given = body.model_dump()
     return studio.compression.compress_data(given.pop("data"), given.pop("rate"), **given.pop("options"), **given)
 

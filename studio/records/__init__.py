@@ -29,6 +29,7 @@ from studio.records.chat import PromptPreview as PromptPreview
 from studio.records.chat import SpeculationGain as SpeculationGain
 from studio.records.compression import AvailableCompressor as AvailableCompressor
 from studio.records.compression import CompressedDataset as CompressedDataset
+from studio.records.compression import CompressedTexts as CompressedTexts
 from studio.records.compression import Compression as Compression
 from studio.records.compression import CompressionAnswers as CompressionAnswers
 from studio.records.compression import CompressionJob as CompressionJob

@@ -157,14 +157,27 @@ class SweepResult(Record):
     whole: float | None  # the score of the whole prompts; null where the metric can't say anything about them
 
 
+class CompressedTexts(StrEnum):
+    """Which texts of a dataset's rows are compressed; those of less than 200 characters stay as they are."""
+
+    LONGEST = "longest"  # of each row, its longest text of a user or of the system
+    USER = "user"  # all that users say: prompts
+    SYSTEM = "system"  # system messages
+    ASSISTANT = "assistant"  # answers: completions, chosen and rejected too
+    TOOL = "tool"  # what tools answered
+    TEXT = "text"  # plain texts that are learned whole
+
+
 class CompressedDataset(Record):
-    """A version of a dataset with shorter prompts."""
+    """A version of a dataset with shorter texts."""
 
     dataset: str
     name: str
     rows: int
-    shortened: int
-    tokens_before: int
+    shortened: int  # rows
+    unchanged: int = 0  # rows, because no such text was long enough or could be made shorter
+    texts: CompressedTexts = CompressedTexts.LONGEST
+    tokens_before: int  # of the texts that became shorter
     tokens_after: int
 
 

@@ -27,6 +27,7 @@ from studio.evaluation.verdicts import SCORES, SWAPPED
 from studio.records import (
     ComparisonPrompt,
     CompressedDataset,
+    CompressedTexts,
     Compression,
     CompressionAnswers,
     CompressionJob,
@@ -269,9 +270,12 @@ class CompressionService:
         method: str = "llmlingua2",
         compressor: str | None = None,
         name: str | None = None,
+        texts: str = CompressedTexts.LONGEST,
         **options: JsonValue,
     ) -> CompressionJob:
-        """Queue a job that writes a new version of a dataset with its long prompts compressed."""
+        """Queue a job that writes a new version of a dataset with its long texts compressed: those that `texts` names."""
+        if texts not in tuple(CompressedTexts):
+            raise StudioError(f"There are no texts {texts[:40]!r} to compress.", f"Choose of {', '.join(CompressedTexts)}.")
         if not 0 < rate < 1:
             raise StudioError(f"The rate {rate:g} is not above 0 and below 1.", "0.5 keeps half of the tokens.")
         if method == "longllmlingua":
@@ -286,6 +290,7 @@ class CompressionService:
         config = {
             **self._frozen(method, compressor, STARTER, options),
             "rate": rate,
+            "texts": texts,
             "parent": origin.id,
             "rows": origin.rows,
             "rows_path": str(self.datasets.path(origin.id)),

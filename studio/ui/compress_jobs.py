@@ -14,6 +14,14 @@ from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.page import Frame, go, stamp, stamp_box
 
 LIVE_S, IDLE_S = 1.5, 10.0
+TEXTS = [
+    ("the longest of user and system", "longest"),
+    ("user: prompts", "user"),
+    ("system", "system"),
+    ("assistant: answers", "assistant"),
+    ("tool answers", "tool"),
+    ("plain text", "text"),
+]
 METRICS = [(title, name) for name, title in compress_shown.METRICS.items()]
 
 
@@ -40,6 +48,13 @@ class CompressJobs:
                 self.tolerance = gr.Number(
                     5, label="Tolerance in %", info="What may be lost.", minimum=0, maximum=100, elem_id="compress-tolerance"
                 )
+            self.texts = gr.Dropdown(
+                TEXTS,
+                value="longest",
+                label="Texts of a shorter version",
+                info="Of each row; below 200 characters they stay as they are.",
+                elem_id="compress-texts",
+            )
             with gr.Row(elem_classes="buttons"):
                 self.sweep = gr.Button("Draw the curve", elem_id="compress-sweep", min_width=130)
                 self.shorten = gr.Button("Make a shorter version", elem_id="compress-shorten", min_width=170)
@@ -59,7 +74,7 @@ class CompressJobs:
         self.sweep.click(told(self.start_sweep), inputs=given, outputs=[self.notice, self._timer], **busy(self.notice))
         self.shorten.click(
             told(self.start_shortening),
-            inputs=[self.dataset, method, compressor, rate],
+            inputs=[self.dataset, method, compressor, rate, self.texts],
             outputs=[self.notice, self._page.tabs, place.job],
             **busy(self.notice),
         )
@@ -111,8 +126,8 @@ class CompressJobs:
         said = pieces.said(f"{job.name} is queued. You may leave; the curve appears here.", "info")
         return {self.notice: said, self._timer: gr.Timer(LIVE_S)}
 
-    def start_shortening(self, dataset: str | None, method: str, compressor: str | None, rate: float) -> dict[Any, Any]:
+    def start_shortening(self, dataset: str | None, method: str, compressor: str | None, rate: float, texts: str) -> dict[Any, Any]:
         if not dataset:
             raise StudioError("No dataset is chosen.", "Choose the one whose prompts shall be shorter.")
-        job = self._studio.compression.compress_data(dataset, rate / 100, method=method, compressor=compressor)
+        job = self._studio.compression.compress_data(dataset, rate / 100, method=method, compressor=compressor, texts=texts)
         return {self._page.tabs: go("jobs"), self._page.place.job: job.id}
