@@ -46,6 +46,7 @@ class Calibration:
         self.contexts = list(asked.contexts)  # as they are read: of a JSON text its long strings, one after the other
         self.parts, self.fixed = self._parts()
         self.units = [spans.units(text) for text in self.contexts]
+        self.whole_words = [spans.whole_words(text) for text in self.contexts]
         whole = list(self.contexts)
         for n, document in self.documents.items():
             whole[n] = document.text
@@ -176,7 +177,8 @@ class Calibration:
         made = [bytearray(mask) for mask in masks]
         for part, mask in zip(parts, selection.masks, strict=True):
             made[part.context][part.start : part.end] = mask
-        for text, mask, units in zip(self.contexts, made, self.units, strict=True):
+        for text, mask, units, whole in zip(self.contexts, made, self.units, self.whole_words, strict=True):
+            spans.settle_words(mask, whole)
             spans.close_units(mask, units)
             if any(mask) or not self._drops_documents():
                 self._force(text, mask)
@@ -232,12 +234,9 @@ class Calibration:
         for selector, _ in self.selectors.values():
             found += self._selector_notes(selector)
         if (asked.method.name != "structured" and abs(after - wanted) / before > MISS) or (asked.target_token and after > wanted):
-            why = (
-                "what must stay leaves no more room"
-                if asked.must_keep.spans(self.original) and after > wanted
-                else "the text can't be cut closer"
+            found.append(
+                f"Asked for {wanted / before:.0%} of the tokens, {after / before:.0%} came out: {self._why_missed(after, wanted)}."
             )
-            found.append(f"Asked for {wanted / before:.0%} of the tokens, {after / before:.0%} came out: {why}.")
         found += [f"{word!r} is not in the prompt, so it can't be kept." for word in asked.must_keep.absent(self.original)]
         lost = checks.lost(self.original, text, tuple(checks.KINDS))
         if self.documents:
@@ -245,11 +244,23 @@ class Calibration:
         found += [checks.warning(kind, gone, checks.count(self.original, kind)) for kind, gone in lost.items()]
         return found
 
+    def _why_missed(self, after: int, wanted: float) -> str:
+        if after < wanted:
+            return "too little is kept, because the next word or number to keep, which stays whole, is larger than what is missing"
+        if self.asked.must_keep.spans(self.original):
+            return "too much is kept, because what must stay leaves no more room"
+        if any(selector.keeps_unknown for selector, _ in self.selectors.values()):
+            return "too much is kept, because letters that the compressor has no word for stay"
+        return "too much is kept, because words and numbers are not cut into pieces"
+
     def _selector_notes(self, selector: Selector) -> list[str]:
         notes = []
         facts = self.backend.facts
         if selector.unknown:
-            notes.append(f"The compressor has no word for {selector.unknown:,} characters; they were kept. self_information can cut them.")
+            how = "their words were kept or dropped whole, as the words beside them. self_information weighs them."
+            if selector.keeps_unknown:
+                how = "they were kept. self_information can cut them."
+            notes.append(f"The compressor has no word for {selector.unknown:,} characters; {how}")
         if facts.cuts_words and self.asked.method.name == "llmlingua":
             notes.append(
                 f"This compressor has only {facts.vocabulary:,} pieces, so dropping tokens cuts inside words. "

@@ -5,10 +5,11 @@ Words, chunks and probabilities are llmlingua's (LLMLingua-2); only the threshol
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -18,6 +19,7 @@ from studio.compress import spans
 from studio.compress.tracing import word_places
 
 REMEMBERED = 200_000  # words of all texts
+APART, GOLDEN = 0.01, 0.6180339887  # unread words that would be equal get probabilities a little apart, spread evenly over the text
 Numbers = NDArray[Any]
 
 
@@ -26,7 +28,7 @@ class ClassifierReading:
     """One text of `length` characters.
 
     `places`: (start, end) of each word, None where it was not found again. `chunks`: probability and tokens of each word, chunk by
-    chunk. `unknown`: places of letters and digits that the classifier's tokenizer has no word for.
+    chunk. `unknown`: places of letters and digits that the classifier's tokenizer has no word for; their words are among `places`.
     """
 
     length: int
@@ -35,7 +37,7 @@ class ClassifierReading:
     unknown: list[int]
 
     def mask(self, rate: float) -> bytearray:
-        """The words of greatest importance that make up about `rate` of the tokens of each chunk, and every unknown letter."""
+        """The words of greatest importance that make up about `rate` of the tokens of each chunk."""
         mask = bytearray(self.length)
         places = iter(self.places)
         for probabilities, tokens in self.chunks:
@@ -48,8 +50,6 @@ class ClassifierReading:
             for is_kept, place in zip(chosen.tolist(), places, strict=False):
                 if is_kept and place is not None:
                     spans.keep(mask, *place)
-        for character in self.unknown:
-            mask[character] = 1
         return mask
 
 
@@ -86,13 +86,83 @@ class Importance:
             words = [word for word, _ in labelled]
             mine, count = [], 0
             while count < len(words):
-                probabilities = numpy.array(next(chunks), dtype=float)
-                here = words[count : count + len(probabilities)]
-                mine.append((probabilities, numpy.array([self.backend.oai_tokenizer.count(word) for word in here], dtype=int)))
-                count += len(probabilities)
+                mine.append([float(value) for value in next(chunks)])
+                count += len(mine[-1])
             places = word_places(text, words)
-            found.append(ClassifierReading(len(text), places, mine, _unknown(text, places)))
+            unknown = _unknown(text, places)
+            found.append(self._reading(text, words, places, mine, unknown))
         return found
+
+    def _reading(
+        self, text: str, words: list[str], places: list[tuple[int, int] | None], chunks: list[list[float]], unknown: list[int]
+    ) -> ClassifierReading:
+        """Words that the classifier has read, and in their places those that its tokenizer does not know."""
+        waiting, known = deque(_unknown_words(text, unknown)), iter(zip(words, places, strict=True))
+        count, entries = self.backend.oai_tokenizer.count, []
+        for chunk, probabilities in enumerate(chunks):
+            for probability, (word, place) in zip(probabilities, known, strict=False):
+                while place is not None and waiting and waiting[0][0] < place[0]:
+                    entries.append(ScoredWord(chunk, waiting[0], count(text[slice(*waiting.popleft())])))
+                entries.append(ScoredWord(chunk, place, count(word), probability))
+        last = max(0, len(chunks) - 1)
+        entries += [ScoredWord(last, place, count(text[slice(*place)])) for place in waiting]
+        entries = _scored(entries)
+        groups = [list(group) for _, group in itertools.groupby(entries, key=lambda entry: entry.chunk)]
+        arrays = [
+            (numpy.array([entry.probability for entry in group], dtype=float), numpy.array([entry.tokens for entry in group], dtype=int))
+            for group in groups
+        ]
+        return ClassifierReading(len(text), [entry.place for entry in entries], arrays, unknown)
+
+
+@dataclass(frozen=True)
+class ScoredWord:
+    """A word of a chunk; `probability` is None for one that the classifier could not read."""
+
+    chunk: int
+    place: tuple[int, int] | None
+    tokens: int
+    probability: float | None = None
+
+
+def _scored(entries: Sequence[ScoredWord]) -> list[ScoredWord]:
+    """Each unread word is as important as the words beside it are on average; equal ones are told apart by their number."""
+    before = _nearest(entries)
+    after = _nearest(entries[::-1])[::-1]
+    found = []
+    for number, (entry, left, right) in enumerate(zip(entries, before, after, strict=True)):
+        if entry.probability is None:
+            beside = [value for value in (left, right) if value is not None] or [0.5]
+            entry = replace(entry, probability=sum(beside) / len(beside) - APART * (number * GOLDEN % 1))
+        found.append(entry)
+    return found
+
+
+def _nearest(entries: Sequence[ScoredWord]) -> list[float | None]:
+    """The last known probability up to each entry."""
+    found: list[float | None] = []
+    last = None
+    for entry in entries:
+        if entry.probability is not None:
+            last = entry.probability
+        found.append(last)
+    return found
+
+
+def _unknown_words(text: str, unknown: Sequence[int]) -> list[tuple[int, int]]:
+    """The words, and characters that are made of several, in which unknown letters stand; nothing that the classifier has read."""
+    if not unknown:
+        return []
+    mask = bytearray(len(text))
+    for character in unknown:
+        mask[character] = 1
+    edges = [match.span() for match in spans.WHOLE.finditer(text)]
+    found = []
+    for start, end in edges:
+        places = [n for n in range(start, end) if mask[n]]
+        if places:
+            found.append((places[0], places[-1] + 1))
+    return found
 
 
 def _unknown(text: str, places: Sequence[tuple[int, int] | None]) -> list[int]:

@@ -46,7 +46,8 @@ class Selector:
         self.texts = list(texts)
         self.question = question
         self.options = {**method.calibrated, **options}
-        self.unknown = 0  # characters that the compressor has no word for, kept
+        self.unknown = 0  # characters that the compressor has no word for
+        self.keeps_unknown = False
         self._lengths = [backend.oai_tokenizer.count(text) for text in self.texts]
         self._given = set(options)
         self._ranking: list[int] | None = None
@@ -99,6 +100,7 @@ class Selector:
                 if not known[place] and unicodedata.category(character)[0] in "LMNS":
                     masks[index][place] = 1
                     self.unknown += 1
+        self.keeps_unknown = self.unknown > 0
 
     def _words(self, rate: float) -> Selection:
         """The words of greatest self-information that together make up `rate` of the characters."""

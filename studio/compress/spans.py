@@ -8,12 +8,15 @@ from itertools import pairwise
 
 import regex
 
-# what is whole or gone: numbers, contractions, addresses
-UNIT = re.compile(r"https?://\S+|[\w.+-]+@[\w-]+(?:\.\w+)+|\d+(?:[.,:/]\d+)+%?|\d+%?|\w+['’]\w+")
+COUNTED = "[十百千万萬億亿兆]*[年月日時时分秒週周歳岁号號階阶层名人個个本枚回次度点點元円圆圓块塊倍番]?"  # 3万円 is no 3
+# what is whole or gone: numbers with what they count, contractions, addresses
+UNIT = re.compile(rf"https?://\S+|[\w.+-]+@[\w-]+(?:\.\w+)+|\d+(?:[.,:/]\d+)*%?{COUNTED}|[^\W\d]+['’]\w+")
 CLUSTER = regex.compile(r"\X")  # a letter with its marks, a family or a flag of several emoji
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|(?<=[。！？])|\n+")
 CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
+IDEOGRAPH = re.compile(f"[{CJK}]")
 LETTERS = rf"(?:(?![{CJK}])[\p{{L}}\p{{M}}\p{{N}}_])+"  # marks too: the vowels of many scripts are marks
+WHOLE = regex.compile(rf"[{CJK}]|{LETTERS}(?:['’]{LETTERS})*|(?!\s)\X")  # words, and whatever else is one character to a reader
 WORD = regex.compile(rf"[{CJK}]|{LETTERS}(?:['’.,:]{LETTERS})*|[^\w\s]")
 
 
@@ -22,6 +25,20 @@ def units(text: str) -> list[tuple[int, int]]:
     found = [match.span() for match in UNIT.finditer(text)]
     clusters = () if text.isascii() else CLUSTER.finditer(text)
     return found + [match.span() for match in clusters if match.end() - match.start() > 1]
+
+
+def whole_words(text: str) -> list[tuple[int, int]]:
+    """(start, end) of the words of more than one letter; scripts without spaces have none."""
+    return [match.span() for match in WHOLE.finditer(text) if match.end() - match.start() > 1]
+
+
+def settle_words(mask: bytearray, places: Sequence[tuple[int, int]]) -> None:
+    """Of each word, keep all where at least half of it is kept, and nothing otherwise: compressors cut by pieces."""
+    for start, end in places:
+        kept = sum(mask[start:end])
+        if 0 < kept < end - start:
+            settle = keep if 2 * kept >= end - start else drop
+            settle(mask, start, end)
 
 
 def close_units(mask: bytearray, places: Sequence[tuple[int, int]]) -> None:
@@ -76,8 +93,18 @@ def _seam(text: str, end: int, start: int) -> str:
     if "\n" in gap:
         return "\n"
     has_space = any(character.isspace() for character in gap)
-    splits_words = text[end - 1].isalnum() and text[start].isalnum() and not gap.isalnum() and text[start].isascii()
-    return " " * (has_space or splits_words)
+    return " " * (has_space or _would_join(text[end - 1], gap, text[start]))
+
+
+def _would_join(left: str, gap: str, right: str) -> bool:
+    """Whether two words, or two numbers, would become one that is not in the text: 4月3日 is no 43."""
+    if not (left.isalnum() and right.isalnum()):
+        return False
+    if left.isdigit() and right.isdigit():
+        return True
+    if IDEOGRAPH.match(left) or IDEOGRAPH.match(right):
+        return False
+    return not gap.isalnum() or bool(IDEOGRAPH.search(gap))
 
 
 def share(part: float, whole: float) -> float:

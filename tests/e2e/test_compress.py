@@ -62,6 +62,22 @@ def test_a_dataset_gets_a_shorter_version(api: httpx.Client) -> None:
     done = until(lambda: api.get(f"/compress/jobs/{job['id']}").json())
     made = api.get(f"/datasets/{done['dataset']}").raise_for_status().json()
     assert made["parent"] == data["id"] and made["rows"] == 3 and done["tokens_after"] < 0.6 * done["tokens_before"]
+    assert done["shortened"] == 3 and done["unchanged"] == 0 and done["texts"] == "longest"
+
+
+def test_a_dataset_in_which_nothing_becomes_shorter_makes_nothing(api: httpx.Client) -> None:
+    data = (
+        api.post("/datasets/text", json={"text": '{"prompt": "What is 1?", "completion": "It is 1."}', "name": "brief"})
+        .raise_for_status()
+        .json()
+    )
+    before = len(api.get("/datasets").raise_for_status().json())
+    for texts in ("longest", "assistant"):
+        job = api.post("/compress/data", json={"data": data["id"], "rate": 0.5, "texts": texts}).raise_for_status().json()
+        failed = until(lambda job=job: [one for one in (api.get(f"/jobs/{job['id']}").json(),) if one["status"] == "FAILED"])[0]
+        assert "no dataset was made" in failed["reason"] and "Compress other texts" in failed["fix"]
+    assert len(api.get("/datasets").raise_for_status().json()) == before
+    assert api.post("/compress/data", json={"data": data["id"], "rate": 0.5, "texts": "verbs"}).status_code == 422
 
 
 CAPITALS = {"Peru": "The capital of Peru is Lima.", "France": "The capital of France is Paris.", "Japan": "The capital of Japan is Tokyo."}

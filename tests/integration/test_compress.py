@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 
 from studio.compress import Compressor, load
 from studio.errors import ModelError, StudioError
@@ -117,6 +119,38 @@ def test_letters_without_a_word_do_not_starve_the_numbers(words: Compressor) -> 
     made = words.compress("हिन्दी भाषा में 80,000 और ไทย ภาษา 1.5 as the price of it, which nobody had foreseen at all. " * 3, rate=0.5)
     assert made.text.count("80,000") == 3 and made.text.count("1.5") == 3 and "हिन्दी" in made.text
     assert any("no word" in warning for warning in made.warnings)
+
+
+ACCENTS = "The café on the corner serves a résumé of naïve façade stories to Zoë and her fiancé, who are déjà vu in São Paulo and Kraków. "
+DATES = "会議は4月3日に204号室で行われます。参加者は15名で、予算は3万円です。資料は前日までに送ってください。"
+
+
+@pytest.mark.parametrize("name", ["words", "starter"])
+@pytest.mark.parametrize("times", [1, 3])
+def test_accented_words_are_whole_or_gone_at_the_rate_that_was_asked_for(request: pytest.FixtureRequest, name: str, times: int) -> None:
+    made = request.getfixturevalue(name).compress(ACCENTS * times, rate=0.5)
+    assert abs(made.achieved - 0.5) <= 0.08
+    known = set(re.findall(r"\w+", ACCENTS))
+    assert set(re.findall(r"\w+", made.text)) <= known  # no "caf", no "r" of "résumé"
+    kept, before = (sum(not word.isascii() for word in re.findall(r"\w+", text)) for text in (made.text, ACCENTS * times))
+    assert 0 < kept < before  # they are chosen like other words
+
+
+@pytest.mark.parametrize("name", ["words", "starter"])
+def test_digits_between_ideographs_are_not_joined_and_stay_with_what_they_count(request: pytest.FixtureRequest, name: str) -> None:
+    made = request.getfixturevalue(name).compress(DATES, rate=0.5)
+    assert abs(made.achieved - 0.5) <= 0.05
+    assert set(re.findall(r"\d+.?", made.text)) <= {"4月", "3日", "204号", "15名", "3万"}
+    assert "204号" in made.text
+
+
+@pytest.mark.parametrize("name", ["words", "starter"])
+def test_emoji_of_several_parts_are_whole_or_gone(request: pytest.FixtureRequest, name: str) -> None:
+    text = "I love pizza 🍕 and sushi 🍣 with my family 👨‍👩‍👧‍👦 at the beach 🏖️ on a sunny day ☀️ while flags 🇩🇪 wave. " * 3
+    made = request.getfixturevalue(name).compress(text, rate=0.5)
+    assert abs(made.achieved - 0.5) <= 0.08
+    whole = {"🍕", "🍣", "👨‍👩‍👧‍👦", "🏖️", "☀️", "🇩🇪"}
+    assert {found for found in regex.findall(r"\X", made.text) if not found.isascii()} <= whole
 
 
 def test_what_must_stay_stays_and_what_was_never_there_is_told(words: Compressor) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import pytest
 
-from jobs.compress import recommend
+from jobs.compress import recommend, shorten
 from jobs.panel import ReferenceJudge, judge_both_orders, score_of_first
 from studio.compress import budget, checks, ranking, sections, spans
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
 from studio.records import (
     ComparisonPrompt,
+    CompressedTexts,
+    Compression,
     CompressionAnswers,
     CompressionSaving,
     CompressionVerdict,
@@ -23,6 +26,7 @@ from studio.records import (
     Winner,
 )
 from studio.services.savings import predict
+from studio.types import Example, Message, Role
 from studio.ui import compress_shown
 from studio.ui.compress_shown import AskedBoth
 
@@ -55,6 +59,16 @@ def test_a_letter_goes_with_its_marks_and_a_family_stays_together() -> None:
     spans.close_units(mask, spans.units(text))
     assert spans.assemble(text, mask) == "e\u0301 👩\u200d👩\u200d👧 🇫🇷"
     assert [match.group() for match in spans.WORD.finditer("हिन्दी भाषा")] == ["हिन्दी", "भाषा"]
+
+
+def test_half_a_word_is_no_word_and_numbers_stay_apart() -> None:
+    text = "café résumé 4月3日に204"
+    mask = bytearray(b"\1\1\1\0 \1\0\0\0\0\0 \1\0\1\0\0\1\1\1".replace(b" ", b"\0"))
+    assert spans.assemble(text, mask) == "caf r 4 3 204"
+    spans.settle_words(mask, spans.whole_words(text))
+    assert spans.assemble(text, mask) == "café 4 3 204"
+    spans.close_units(mask, spans.units(text))
+    assert spans.assemble(text, mask) == "café 4月3日204"
 
 
 def test_a_cut_leaves_a_space_between_words_and_none_in_chinese() -> None:
@@ -192,3 +206,34 @@ def test_the_page_shows_the_original_with_its_spaces() -> None:
 )
 def test_a_word_that_begins_a_sentence_is_no_name(text: str, names: list[str]) -> None:
     assert checks.lost(text, "", ["names"]).get("names", []) == names
+
+
+def conversation(*contents: str) -> Example:
+    roles = itertools.cycle((Role.USER, Role.ASSISTANT))
+    return Example(messages=[Message(role=role, content=content) for role, content in zip(roles, contents, strict=False)])
+
+
+def halved(text: str, rate: float, question: str = "") -> Compression:
+    short = text[: len(text) // 2]
+    return Compression(
+        text=short, tokens_before=len(text), tokens_after=len(short), requested=rate, achieved=0.5, counter="", method="", seconds=0.0
+    )
+
+
+def test_the_texts_of_a_row_that_are_chosen_become_shorter() -> None:
+    row = conversation("u" * 300, "a" * 300, "v" * 200, "short")
+    lengths = {}
+    for texts in CompressedTexts:
+        made, figures = shorten(row, halved, 0.5, texts)
+        lengths[texts.value] = ([len(message.content) for message in made.messages or []], figures)
+    whole = [300, 300, 200, 5]
+    assert lengths == {
+        "longest": ([150, 300, 200, 5], (300, 150)),
+        "user": ([150, 300, 100, 5], (500, 250)),
+        "assistant": ([300, 150, 200, 5], (300, 150)),
+        **dict.fromkeys(("system", "tool", "text"), (whole, (0, 0))),
+    }
+    pair = Example(prompt="p" * 300, completion="c" * 300)
+    assert len(str(shorten(pair, halved, 0.5, CompressedTexts.ASSISTANT)[0].completion)) == 150
+    assert len(str(shorten(pair, halved, 0.5, CompressedTexts.LONGEST)[0].prompt)) == 150
+    assert len(str(shorten(Example(text="t" * 300), halved, 0.5, CompressedTexts.TEXT)[0].text)) == 150
