@@ -14,7 +14,7 @@ import httpx
 
 from studio.engine import outgoing
 from studio.engine.outgoing import Messages
-from studio.engine.protocol import Contestant, Event, Grammar, Lane, Usage
+from studio.engine.protocol import FIX_HEADER, Contestant, Event, Grammar, Lane, Usage
 from studio.errors import EngineError
 from studio.records import EngineStatus, PromptPreview
 from studio.settings import Settings
@@ -248,7 +248,12 @@ class EngineClient:
         key = self._key
         if contestant is not None and contestant.url:  # a key goes to the address that it was given for, and nowhere else
             key = next((key for start, key in self._api_keys if outgoing.is_under(contestant.url, start)), "")
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        if contestant is None or not contestant.url:
+            headers[FIX_HEADER] = "1"
+        return headers
 
     def _body(self, contestant: Contestant, params: GenerationParams, grammar: Grammar | None) -> dict[str, Any]:
         """What every request says. Other servers refuse fields they don't know, so of ours only those that matter."""

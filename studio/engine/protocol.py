@@ -162,17 +162,20 @@ class Event:
     facts: Mapping[str, Any] | None = None
 
 
+FIX_HEADER = "studio-fix"  # of a request that reads the fix of an error by itself
+
+
 def bad_request(message: str, fix: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400) -> EngineError:
     """An error the caller can mend, in OpenAI's terms."""
     return EngineError(message, fix, status=status, code=code, param=param)
 
 
-def error_body(error: EngineError) -> ErrorBody:
-    """OpenAI's shape of an error."""
+def error_body(error: EngineError, *, with_fix: bool = False) -> ErrorBody:
+    """OpenAI's shape of an error. `with_fix` adds the fix by itself, for our own client; the message ends with it in any case."""
     usual = "server_error" if error.status >= 500 else "invalid_request_error"
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status, usual)
     body: ErrorDetailBody = {"message": str(error), "type": kind, "param": error.details.get("param"), "code": error.code}
-    if error.fix:
+    if with_fix and error.fix:
         body["fix"] = error.fix
     if "job" in error.details:
         body["job"] = error.details["job"]

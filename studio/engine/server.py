@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from studio import __version__, lifeline, settings
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.bodies import parse_chat, parse_completion
-from studio.engine.protocol import Event, GenerationRequest, bad_request, error_body
+from studio.engine.protocol import FIX_HEADER, Event, GenerationRequest, bad_request, error_body
 from studio.engine.replies import Reply
 from studio.engine.scheduler import IDLE_S, Scheduler
 from studio.engine.shapes import ChunkBody, ErrorBody
@@ -142,7 +142,11 @@ class Routes:
             await exchange.start(self._scheduler)
             first = await _unless(disconnected, exchange.next())  # a refusal still gets its HTTP status
             if exchange.request.is_streaming:
-                return StreamingResponse(_stream(exchange, first), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+                return StreamingResponse(
+                    _stream(exchange, first, FIX_HEADER in request.headers),
+                    media_type="text/event-stream",
+                    headers={"Cache-Control": "no-store"},
+                )
             exchange.reply.take(first)
             while not exchange.reply.is_complete:
                 exchange.reply.take(await _unless(disconnected, exchange.next()))
@@ -184,7 +188,7 @@ async def _unless(disconnected: asyncio.Task[None], event: Awaitable[Event]) -> 
     raise EngineError("The client has gone.", "Nobody reads this answer.", status=499, code="client_closed_request")
 
 
-async def _stream(exchange: Exchange, first: Event) -> AsyncIterator[bytes]:
+async def _stream(exchange: Exchange, first: Event, with_fix: bool) -> AsyncIterator[bytes]:
     """Server-sent events. Closing this generator, as a gone client does, stops the generation."""
     reply = exchange.reply
     try:
@@ -201,7 +205,7 @@ async def _stream(exchange: Exchange, first: Event) -> AsyncIterator[bytes]:
             yield _sse(reply.usage_chunk())
         yield b"data: [DONE]\n\n"
     except EngineError as exc:
-        yield _sse(error_body(exc))
+        yield _sse(error_body(exc, with_fix=with_fix))
     finally:
         exchange.end()
 
@@ -210,13 +214,14 @@ def _sse(value: ChunkBody | ErrorBody) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"  # ASCII: some clients split lines at U+2028 too
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     # clients repeat what answers 5xx; a model that does not fit will not fit at once after
     headers = {"x-should-retry": "false"} if error.status >= 500 and error.code != "engine_stopping" else {}
     if "retry_after" in error.details:
         headers["Retry-After"] = str(error.details["retry_after"])
-    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+    body = error_body(error, with_fix=FIX_HEADER in request.headers)
+    return JSONResponse(body, status_code=error.status, headers=headers)
 
 
 def build_app(scheduler: Scheduler, key: str = "") -> FastAPI:
