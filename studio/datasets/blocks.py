@@ -15,7 +15,7 @@ import numpy as np
 from studio.datasets.formats import Layout
 from studio.datasets.row_messages import ROLES
 from studio.datasets.telling import holds_something
-from studio.datasets.usage import Usage
+from studio.datasets.usage import ColumnUsage
 
 Rows = list[Any]  # of records made for one layout
 Writer = Callable[[Rows, bool], bytes]
@@ -205,7 +205,7 @@ INLINE_REASONING = b"<think>"
 class BlockMapper:
     """Maps blocks of whole lines, and counts what the columns hold that are not read; one that is not known is for the general way."""
 
-    def __init__(self, format: str, mapping: Mapping[str, str], usage: Usage) -> None:
+    def __init__(self, format: str, mapping: Mapping[str, str], usage: ColumnUsage) -> None:
         self._usage = usage
         self._unused = {f"unused_{number}": column for number, column in enumerate(usage.known)}
         self._record = self._record_of(format, mapping, Any, None)
@@ -280,7 +280,7 @@ def _raw_holds_something(raw: msgspec.Raw) -> bool:
     return written not in NO_VALUE and (len(written) > 9 or b"".join(written.split()) not in NO_VALUE)
 
 
-def block_mapper(layout: Layout, usage: Usage) -> BlockMapper | None:
+def block_mapper(layout: Layout, usage: ColumnUsage) -> BlockMapper | None:
     """A mapper for this layout, where there is a quick way."""
     roles = {field[0] for field in FIELDS.get(layout.format.name, [])}
     columns = [*layout.mapping.values(), *usage.known]

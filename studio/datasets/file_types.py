@@ -18,6 +18,7 @@ from studio.datasets.json_records import JsonLines, json_records
 from studio.datasets.plain_text import text_records
 from studio.datasets.records import SAMPLE_BYTES, Record
 from studio.datasets.tables import csv_records, looks_like_table, parquet_records
+from studio.datasets.workbooks import Workbook
 from studio.datasets.yaml_records import yaml_records
 
 OPENINGS = (b"{", b"[")
@@ -100,10 +101,12 @@ TEXT = FileType(
     "text", (".txt", ".md"), text_records, lambda file: file.suffix not in (*JSON.suffixes, *JSON_LINES.suffixes), is_prose=True
 )
 
+XLSX = FileType("xlsx", (".xlsx",), Workbook, lambda file: file.suffix == ".xlsx" and file.sample[:2] == b"PK", is_binary=True)
+
 # in the order in which they are tried: by content first, so that a JSON file called .csv is JSON
-FILE_TYPES = (JSON_LINES, JSON, YAML, TABLE, PARQUET, TEXT)
+FILE_TYPES = (JSON_LINES, JSON, YAML, TABLE, PARQUET, XLSX, TEXT)
 UNRECOGNISED = JSON_LINES  # its problems say what is wrong with a line
-PACKED = (".gz", ".zip")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".zip")
 SUFFIXES = tuple(suffix for entry in FILE_TYPES for suffix in entry.suffixes)
 PROSE = tuple(suffix for entry in FILE_TYPES if entry.is_prose for suffix in entry.suffixes)
 

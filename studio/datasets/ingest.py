@@ -24,7 +24,7 @@ from studio.datasets.reading import Source, open_source
 from studio.datasets.records import BLOCK_BYTES, Problem, Record, Row
 from studio.datasets.row_errors import RowError
 from studio.datasets.shapes import Columns, columns_of
-from studio.datasets.usage import Usage, check_layout
+from studio.datasets.usage import ColumnUsage, check_layout
 from studio.errors import DatasetError
 from studio.records import RowProblem
 
@@ -72,7 +72,7 @@ class ExampleBatch:
 class Ingest:
     """The examples of one opened file, once."""
 
-    def __init__(self, source: Source, layout: Layout, columns: list[str], sample: list[Record], usage: Usage) -> None:
+    def __init__(self, source: Source, layout: Layout, columns: list[str], sample: list[Record], usage: ColumnUsage) -> None:
         self.source = source
         self.layout = layout
         self.columns = columns
@@ -213,7 +213,7 @@ def open_ingest(
                 check_layout(layout, rows)
         except DatasetError as exc:
             raise DatasetError(f"{source.name}: {exc.message}", exc.fix, **exc.details) from None
-        usage = Usage(layout, is_chosen=bool(format))
+        usage = ColumnUsage(layout, is_chosen=bool(format))
         usage.learn(columns)
         yield Ingest(source, layout, list(columns), sample, usage)
 

@@ -8,31 +8,59 @@ import codecs
 import io
 import re
 import tempfile
-import zipfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from studio.datasets.archives import GZIP, Allowance, data_entries, open_zip, unpacked_entry, unpacked_gzip
+from studio.datasets.archives import (
+    PACKED_SUFFIXES,
+    WORKBOOK,
+    Allowance,
+    Entry,
+    data_entries,
+    is_tar,
+    open_zip,
+    packing_of,
+    tar_entries,
+    unpacked_entry,
+    unpacked_stream,
+    zip_entries,
+)
 from studio.datasets.file_types import PACKED, PROSE, SUFFIXES, UNRECOGNISED, file_type
 from studio.datasets.records import CHUNK_BYTES, SAMPLE_BYTES, Problem, Record
 from studio.errors import DatasetError
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # with entries, and without
+INSIDE = ("an archive inside an archive", "Unpack it once.")
+IMAGE = ("an image", "Upload text, JSON, CSV or Parquet.")
+ARROW = ("an Arrow or Feather file", 'Write it as Parquet: pandas.read_feather("FILE").to_parquet("rows.parquet").')
 MAGIC = {
-    b"\x1f\x8b": ("an archive inside an archive", "Unpack it once."),
-    b"PK\x03\x04": ("an archive inside an archive", "Unpack it once."),
-    b"%PDF": ("a PDF", "Copy its text into a .txt file."),
-    b"\x89PNG": ("an image", "Upload text, JSON, CSV or Parquet."),
-    b"\xff\xd8\xff": ("an image", "Upload text, JSON, CSV or Parquet."),
-    b"SQLite format 3": ("a database", "Export the table as CSV."),
-    b"BZh": ("a bzip2 archive", "Unpack it, or pack it with gzip."),
-    b"\xfd7zXZ": ("an xz archive", "Unpack it, or pack it with gzip."),
-    b"\x28\xb5\x2f\xfd": ("a zstd archive", "Unpack it, or pack it with gzip."),
+    b"\x1f\x8b": INSIDE,
+    b"PK\x03\x04": INSIDE,
+    b"BZh": INSIDE,
+    b"\xfd7zXZ": INSIDE,
+    b"\x28\xb5\x2f\xfd": INSIDE,
     b"7z\xbc\xaf": ("a 7z archive", "Unpack it."),
+    b"Rar!": ("a RAR archive", "Unpack it."),
+    b"%PDF": ("a PDF", "Copy its text into a .txt file."),
+    b"{\\rtf": ("a rich text document", "Save the text as .txt."),
+    b"\xd0\xcf\x11\xe0": ("an old office document (.xls or .doc)", "Save the sheet as .xlsx or CSV, or the text as .txt."),
+    b"\x89PNG": IMAGE,
+    b"GIF8": IMAGE,
+    b"\xff\xd8\xff": IMAGE,
+    b"SQLite format 3": ("a database", "Export the table as CSV."),
+    b"ARROW1": ARROW,
+    b"FEA1": ARROW,
+    b"\xff\xff\xff\xff": ("an Arrow stream", 'Write it as Parquet: datasets.Dataset.from_file("FILE").to_parquet("rows.parquet").'),
+    b"\x89HDF": ("an HDF5 file", "Write the table as Parquet or CSV."),
+    b"Obj\x01": ("an Avro file", "Write the table as Parquet or JSON lines."),
+    b"ORC": ("an ORC file", "Write the table as Parquet."),
+    b"GGUF": ("a model", "Upload rows: text, JSON, CSV or Parquet."),
 }
+HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
+SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # of a folder that datasets.save_to_disk wrote
 
 LONE_BYTES = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no UTF-8
 FOREIGN = re.compile(r"[^\x00-\x7f]")
@@ -59,14 +87,28 @@ def open_source(path: Path, filename: str | None = None, scratch: Path | None = 
     name = filename or path.name
     with ExitStack() as stack:
         file = stack.enter_context(_open(path, name))
-        start = file.peek(4)
-        if start.startswith(GZIP):
-            file = stack.enter_context(unpacked_gzip(file, name, scratch))
-            name = name.removesuffix(".gz")
+        start = file.peek(8)
+        if packing := packing_of(start):
+            file = stack.enter_context(unpacked_stream(file, packing, name, scratch))
+            name = _unpacked_name(name)
         elif start[:4] in ZIP_STARTS:
-            yield _zip_source(file, name, scratch, stack)
+            archive = stack.enter_context(open_zip(file, name))
+            if WORKBOOK not in archive.namelist():
+                yield _archive_source(zip_entries(archive, name), name, scratch, stack)
+                return
+            file.seek(0)
+            name = f"{Path(name).stem}.xlsx"
+        if is_tar(file):
+            yield _archive_source(tar_entries(file, name), name, scratch, stack)
             return
         yield _source(file, name, scratch, stack)
+
+
+def _unpacked_name(name: str) -> str:
+    if name.lower().endswith(".tgz"):
+        return f"{name[:-4]}.tar"
+    ending = next((suffix for suffix in PACKED_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(ending)]
 
 
 def _source(file: Any, name: str, scratch: Path | None, stack: ExitStack) -> Source:
@@ -75,7 +117,10 @@ def _source(file: Any, name: str, scratch: Path | None, stack: ExitStack) -> Sou
     if not sample.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"):
         raise DatasetError(f"{name} is empty.", "Choose a file with at least one row.")
     if binary := file_type(name, sample, binary=True):
-        return Source(name, binary.name, binary.read(file, name, sample))
+        records = binary.read(file, name, sample)
+        return Source(name, binary.name, records, notes=[*getattr(records, "notes", [])])
+    if not name.lower().endswith(PROSE) and HTML.match(sample.removeprefix(codecs.BOM_UTF8)[:4096]):
+        raise DatasetError(f"{name} is a web page (HTML).", "Save its table as CSV or .xlsx, or its text as .txt.")
     encoding, notes = _encoding(sample, name)
     if encoding != "utf-8" or (b"\r" in sample and b"\n" not in sample):
         file = stack.enter_context(_recoded(file, name, encoding, scratch))
@@ -87,14 +132,13 @@ def _source(file: Any, name: str, scratch: Path | None, stack: ExitStack) -> Sou
     return Source(name, found.name, found.read(file, name, sample), encoding, notes)
 
 
-def _zip_source(packed: Any, name: str, scratch: Path | None, stack: ExitStack) -> Source:
-    """The data files of a zip, one after the other."""
-    archive = stack.enter_context(open_zip(packed, name))
-    entries, left_out = data_entries(archive, name, SUFFIXES, PROSE)
-    allowance = Allowance(name, sum(entry.compress_size for entry in entries))
+def _archive_source(packed: list[Entry], name: str, scratch: Path | None, stack: ExitStack) -> Source:
+    """The data files of an archive, one after the other."""
+    entries, left_out = data_entries(packed, name, SUFFIXES, PROSE)
+    allowance = Allowance(name, sum(entry.packed_bytes for entry in entries))
 
-    def opened(entry: zipfile.ZipInfo, keep: ExitStack) -> Source:
-        return _source(keep.enter_context(unpacked_entry(archive, entry, allowance, scratch)), entry.filename, scratch, keep)
+    def opened(entry: Entry, keep: ExitStack) -> Source:
+        return _source(keep.enter_context(unpacked_entry(entry, allowance, scratch)), entry.filename, scratch, keep)
 
     def all_records() -> Iterator[Record]:
         columns = yield from _named_records(first)
@@ -139,6 +183,9 @@ def _named_records(source: Source, file_type: str = "", columns: frozenset[str] 
 
 
 def _open(path: Path, name: str) -> io.BufferedReader:
+    if path.is_dir() and any((path / part).is_file() for part in SAVED):
+        fix = f'Write it as one file: datasets.load_from_disk("{name}").to_parquet("rows.parquet"); of several splits, choose one.'
+        raise DatasetError(f"{name} is a folder that datasets.save_to_disk wrote.", fix)
     if path.exists() and not path.is_file():  # a pipe would hang
         what = "a folder" if path.is_dir() else "no regular file"
         raise DatasetError(f"{name} is {what}.", f"Give one file: {', '.join(SUFFIXES)}, or {' or '.join(PACKED)} of these.")

@@ -165,6 +165,11 @@ def _header(reader: Any, name: str) -> list[str]:
         raise DatasetError(f"{name}, line 1: the header can't be read ({exc}).", "Write the column names in the first line.") from None
     if len(header) > MAX_COLUMNS:
         raise _too_many_columns(name, len(header))
+    return named_columns(header, name)
+
+
+def named_columns(header: list[str], name: str) -> list[str]:
+    """The names of columns, each once; raises DatasetError where one stands twice."""
     header = [column.strip() or f"column {number}" for number, column in enumerate(header, start=1)]
     if len(set(header)) < len(header):
         twice = sorted(column for column, count in Counter(header).items() if count > 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Meaning:
+class RowMeaning:
     """What a column says about a row. A format that reads one of `roles` understands it; none does where there are no roles."""
 
     names: frozenset[str]
@@ -27,8 +27,8 @@ class Meaning:
         return name in self.names or (bool(self.prefixes) and name.startswith(self.prefixes))
 
 
-def _meaning(names: str, says: str, fix: str, roles: str = "", prefixes: str = "", kinds: str = "") -> Meaning:
-    return Meaning(frozenset(names.split()), says, fix, frozenset(roles.split()), tuple(prefixes.split()), frozenset(kinds.split()))
+def _meaning(names: str, says: str, fix: str, roles: str = "", prefixes: str = "", kinds: str = "") -> RowMeaning:
+    return RowMeaning(frozenset(names.split()), says, fix, frozenset(roles.split()), tuple(prefixes.split()), frozenset(kinds.split()))
 
 
 UNREADABLE_MEDIA = "Only text is learned: describe them in words, or leave the rows out"
@@ -177,7 +177,7 @@ def is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def changes_meaning(says: Meaning, value: Any) -> bool:
+def changes_meaning(says: RowMeaning, value: Any) -> bool:
     """Whether a value of such a column says more than that the row is as usual."""
     if says is LEARNED and str(value).strip().lower() in ("1", "1.0", "true"):
         return False
@@ -195,12 +195,12 @@ def normal(name: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def meaning(column: str) -> Meaning | None:
+def meaning(column: str) -> RowMeaning | None:
     name = normal(column)
     return next((each for each in COLUMNS if each.fits(name)), None)
 
 
-def unread(columns: Iterable[str], mapping: Mapping[str, str], kind: str) -> dict[str, Meaning]:
+def unread(columns: Iterable[str], mapping: Mapping[str, str], kind: str) -> dict[str, RowMeaning]:
     """The columns that mean something, and are read by no role of `mapping`."""
     used, roles = set(mapping.values()), set(mapping)
     found = {}

@@ -11,7 +11,7 @@ from studio.datasets.labels import ALTERNATIVES, read_label, shown, spelling
 from studio.datasets.records import Row
 from studio.datasets.row_errors import RowError
 from studio.datasets.shapes import unpacked
-from studio.datasets.telling import MESSAGE_KEYS, Meaning, changes_meaning, holds_something, unread
+from studio.datasets.telling import MESSAGE_KEYS, RowMeaning, changes_meaning, holds_something, unread
 from studio.errors import DatasetError
 from studio.records import UnusedParts
 
@@ -41,7 +41,7 @@ def check_layout(layout: Layout, rows: Iterable[Row]) -> None:
     raise DatasetError(f"{reason}.", _way_on(column, says, layout), columns=list(columns)[:100])
 
 
-def _way_on(column: str, says: Meaning, layout: Layout) -> str:
+def _way_on(column: str, says: RowMeaning, layout: Layout) -> str:
     """What to do about a column that would be left out."""
     return f"{says.fix.format(column=column)}. Or choose --format {layout.format.name} to leave the column out knowingly."
 
@@ -66,7 +66,7 @@ def _classes(column: str, rows: list[Row]) -> str:
     return f"it holds {told}{more}{which}"
 
 
-class Usage:
+class ColumnUsage:
     """What the rows of one file hold beside what their layout reads."""
 
     def __init__(self, layout: Layout, is_chosen: bool) -> None:
@@ -76,7 +76,7 @@ class Usage:
         self._columns: Counter[str] = Counter()
         self._message_keys: Counter[str] = Counter()
         self._labels: dict[str, Any] = {}  # the first value of each spelling of which a file may have one
-        self.known: dict[str, Meaning | None] = {}  # each unused column that was seen, and what may not be left out of it
+        self.known: dict[str, RowMeaning | None] = {}  # each unused column that was seen, and what may not be left out of it
 
     def learn(self, columns: Iterable[str]) -> None:
         """Columns that were not seen before."""

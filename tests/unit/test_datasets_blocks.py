@@ -19,7 +19,7 @@ from studio.datasets.formats import BY_NAME, Layout
 from studio.datasets.ingest import open_ingest
 from studio.datasets.json_records import json_line
 from studio.datasets.records import Problem
-from studio.datasets.usage import Usage
+from studio.datasets.usage import ColumnUsage
 
 MANY = hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -37,7 +37,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 def block_mapper(layout: Layout) -> BlockMapper | None:
-    usage = Usage(layout, is_chosen=False)
+    usage = ColumnUsage(layout, is_chosen=False)
     if "id" not in layout.mapping.values():
         usage.learn(["id"])
     return blocks.block_mapper(layout, usage)

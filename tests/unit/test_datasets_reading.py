@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import tarfile
+import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import orjson
 import pyarrow
 import pyarrow.parquet
@@ -140,6 +146,14 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
         ("pasted", "question,answer\nx,y\n", [{"question": "x", "answer": "y"}]),
         ("pasted", "Hello there, friend.\nHow are you, today?", [{"text": "Hello there, friend."}, {"text": "How are you, today?"}]),
         ("a.csv", "a;b\nx;y, z\n", [{"a": "x", "b": "y, z"}]),
+        ("a.csv", "sep=;\na;b\nx;y, z\n", [{"a": "x", "b": "y, z"}]),
+        ("a.csv", '"a" ; "b"\n"x ; ""1"" " ; "y"\n', [{"a": 'x ; "1" ', "b": "y"}]),
+        ("a.csv", 'a, b\nx, "y, z"\n', [{"a": "x", "b": "y, z"}]),
+        ("a.csv", "a , b\nx , y\n", [{"a": "x", "b": "y"}]),
+        ("a.json", '{"columns": ["a", "b"], "index": [0, 1], "data": [["x", 1], ["y", 2]]}', [{"a": "x", "b": 1}, {"a": "y", "b": 2}]),
+        ("a.json", '{"0": {"a": "x", "b": 1}}', [{"a": "x", "b": 1}]),
+        ("a.json", '{"schema": {"fields": []}, "data": [{"index": 0, "a": "x"}]}', [{"index": 0, "a": "x"}]),
+        ("a.jsonl", '{"a": 36893488147419103232, "b": [-9999999999999999999]}\n', [{"a": 2**65, "b": [-9999999999999999999]}]),
         ("a.csv", 'a,b\n"he said \\"hi\\", ok",y\n', [{"a": 'he said "hi", ok', "b": "y"}]),
         ("a.csv", "a,b\rx,y\r", [{"a": "x", "b": "y"}]),
         ("a.csv", "a,,b\nx,,y\n", [{"a": "x", "column 2": "", "b": "y"}]),
@@ -159,7 +173,48 @@ def test_values_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert values(write(tmp_path, "a.json", json.dumps({"data": given_rows}))) == given_rows
 
 
+def test_packed_files_are_read_like_what_they_hold(tmp_path: Path) -> None:
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        entry = tarfile.TarInfo("rows/a.jsonl")
+        entry.size = len(GOOD)
+        archive.addfile(entry, io.BytesIO(GOOD))
+    packed = {
+        "a.jsonl.bz2": bz2.compress(GOOD),
+        "a.jsonl.xz": lzma.compress(GOOD) + lzma.compress(GOOD),
+        "a.jsonl.zst": pyarrow.Codec("zstd").compress(GOOD, asbytes=True),
+        "a.tar": tar.getvalue(),
+        "a.tar.gz": gzip.compress(tar.getvalue()),
+        "a.tgz": gzip.compress(tar.getvalue()),
+        "a.tar.xz": lzma.compress(tar.getvalue()),
+    }
+    for name, content in packed.items():
+        found = values(write(tmp_path, name, content))
+        assert found == [orjson.loads(GOOD)] * (2 if name == "a.jsonl.xz" else 1), name
+
+
+def test_a_workbook_is_read_from_its_first_sheet(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Rows"
+    for row in [(None, None), ("question", " answer "), ("a", 5), (None, None), (datetime(2026, 1, 2), "ж")]:
+        book.active.append(row)
+    book.create_sheet("Notes").append(("x",))
+    book.save(tmp_path / "a.xlsx")
+    with open_source(tmp_path / "a.xlsx") as source:
+        assert [row for _, row in source.records] == [{"question": "a", "answer": 5}, {"question": "2026-01-02T00:00:00", "answer": "ж"}]
+        assert source.file_type == "xlsx" and "left out: Notes" in source.notes[0]
+
+
 # damage
+
+
+def zipped(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "<x/>")
+    return file.getvalue()
+
 
 WHOLE_FILE = {
     "empty": ("a.jsonl", b"", "is empty"),
@@ -174,6 +229,14 @@ WHOLE_FILE = {
     "gz cut off": ("a.jsonl.gz", gzip.compress(GOOD * 999)[:60], "damaged or cut off"),
     "gz damaged": ("a.gz", b"\x1f\x8b\x08\x00aaaaaaaaaaaa", "damaged or cut off"),
     "gz in gz": ("a.gz", gzip.compress(gzip.compress(GOOD)), "archive inside an archive"),
+    "xz cut off": ("a.jsonl.xz", lzma.compress(GOOD * 999)[:60], "damaged or cut off"),
+    "zstd damaged": ("a.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(40), "damaged or cut off"),
+    "bzip2 in gz": ("a.gz", gzip.compress(bz2.compress(GOOD)), "archive inside an archive"),
+    "Feather": ("a.feather", b"ARROW1\0\0" + b"a\0" * 400, "Arrow or Feather file"),
+    "old workbook": ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(999), "old office document"),
+    "web page": ("a.html", b"<!DOCTYPE html>\n<html><table></table></html>", "web page"),
+    "Word": ("a.docx", zipped("[Content_Types].xml", "word/document.xml"), "office document .a Word document"),
+    "workbook without sheets": ("a.xlsx", zipped("xl/workbook.xml", "[Content_Types].xml"), "no readable .xlsx"),
     "column named twice": ("a.csv", b"a,a\n1,2\n", "named twice"),
     "a million columns": ("a.csv", b",".join(b"c%d" % n for n in range(10**6)) + b"\n1\n", "columns"),
     "columns of different length": ("a.json", b'{"a": ["x", "y"], "b": ["z"]}', "a 2, b 1"),
@@ -185,7 +248,11 @@ def test_a_file_that_can_not_be_read_is_one_line_with_a_fix(tmp_path: Path, case
     name, content, message = WHOLE_FILE[case]
     with pytest.raises(DatasetError, match=message) as caught:
         read(write(tmp_path, name, content))
-    assert name.removesuffix(".gz") in str(caught.value) and caught.value.fix and "\n" not in str(caught.value)
+    assert (
+        name.removesuffix(".gz").removesuffix(".xz").removesuffix(".zst") in str(caught.value)
+        and caught.value.fix
+        and "\n" not in str(caught.value)
+    )
 
 
 ROWS = {
@@ -267,6 +334,10 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read(tmp_path / "none.jsonl")
     with pytest.raises(DatasetError, match="is a folder"):
         read(tmp_path)
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(DatasetError, match="save_to_disk") as caught:
+        read(tmp_path)
+    assert "to_parquet" in caught.value.fix
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -35,6 +36,14 @@ def parquet() -> bytes:
     return file.getvalue()
 
 
+def workbook() -> bytes:
+    file, book = io.BytesIO(), openpyxl.Workbook()
+    for row in (ROWS[0].keys(), *(row.values() for row in ROWS)):
+        book.worksheets[0].append([*row])
+    book.save(file)
+    return file.getvalue()
+
+
 # the same rows in each type
 WRITTEN = {
     "jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
@@ -42,6 +51,7 @@ WRITTEN = {
     "yaml": "".join(f"- prompt: {row['prompt']}\n  completion: '{row['completion']}'\n" for row in ROWS).encode(),
     "csv": b"prompt,completion\n" + "".join(f'"{row["prompt"]}","{row["completion"]}"\n' for row in ROWS).encode(),
     "parquet": parquet(),
+    "xlsx": workbook(),
     "text": b"A river.\n\nA lake.\n",
 }
 
