@@ -38,7 +38,9 @@ def add(
     ],
     name: Annotated[str | None, typer.Option(help="What to call it; its file's name when left out.")] = None,
     format: Annotated[str | None, typer.Option(help="How rows are read, such as alpaca or sharegpt; detected when left out.")] = None,
-    map: Annotated[list[str] | None, typer.Option(metavar="ROLE=COLUMN", help="Which column plays which role; repeat it.")] = None,
+    map: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE=COLUMN", help="Which column plays which role (ROLE= for none); repeat it.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that can't be read.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -216,6 +218,6 @@ def _marked(row: RenderedRow) -> str:
 
 def _pair(item: str) -> tuple[str, str]:
     role, separator, column = item.partition("=")
-    if not (separator and role and column):
+    if not (separator and role):
         raise StudioError(f"--map {item!r} is not of the form role=column.", "Write it such as --map prompt=question.")
     return role, column
