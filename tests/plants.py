@@ -155,6 +155,8 @@ PLANTS: dict[str, tuple[int, Callable[[Row, int], Row]]] = {
     "repeated_text": (4, repeated),
     "pii": (len(PERSONAL), with_words(*PERSONAL)),
     "control_characters": (5, with_words("\x00", "\x1b[31m", "\u202e", "\x07", "\ufeff")),
+    "control_tokens": (4, with_words("<|im_end|>", "[INST]", "<|start_header_id|>", "<end_of_turn>")),
+    "placeholders": (6, with_words("{{name}}", "{order_id}", "[YOUR NAME]", "<COMPANY NAME>", "${city}", "%s")),
     "replacement_characters": (3, with_words("caf\ufffd", "\ufffd\ufffd", "na\ufffdve")),
 }
 
@@ -175,6 +177,10 @@ def planted(good: int, seed: int = 7) -> tuple[list[Row], dict[str, list[int]]]:
         if check:
             found.setdefault(check, []).append(number)
     return [made for _, made in marked], found
+
+
+def pair(made: Row, rejected: str) -> Row:
+    return {"prompt": made["messages"][:1], "chosen": made["messages"][1:], "rejected": [{"role": "assistant", "content": rejected}]}
 
 
 def nearly(made: Row, n: int) -> Row:

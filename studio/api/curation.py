@@ -22,6 +22,9 @@ class Fix(Body):
     max_length: int = Field(default=1024, ge=8, le=1_048_576)
     chat_template: str | None = None
     against: list[str] = Field(default_factory=list)
+    values: dict[str, str] = Field(
+        default_factory=dict, description="What to put in the place of each placeholder; without, its rows are left out."
+    )
 
 
 class Split(Body):
@@ -73,6 +76,7 @@ def fix(studio: Here, dataset: str, body: Fix) -> Dataset:
         dataset,
         body.checks,
         name=body.name,
+        values=body.values,
         base_model=body.base_model,
         max_length=body.max_length,
         chat_template=no_file(body.chat_template),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, read_text, say, show, table
-from studio.errors import StudioError
+from studio.errors import StudioError, listed
 
 if TYPE_CHECKING:
     from studio.records import Dataset, DatasetReport, Finding, Lengths
@@ -46,6 +46,10 @@ def report(
 def fix(
     dataset: ID,
     check: Annotated[list[str], typer.Option(metavar="NAME", help="A check that the report names, or all; repeat it.")],
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What to put in the place of a placeholder; repeat it. Else drop the row."),
+    ] = None,
     name: Name = None,
     base_model: BaseModel = None,
     max_length: MaxLength = 1024,
@@ -56,7 +60,7 @@ def fix(
     """Write a version without what these checks find."""
     curation = open_studio().curation
     options = _options(base_model, max_length, chat_template, against)
-    fixed = curation.fix(dataset, check, name=name, **options, progress=_tell)
+    fixed = curation.fix(dataset, check, name=name, values=_values(fill or []), **options, progress=_tell)
     done = fixed.provenance
     show(fixed, json, f"{_made(fixed)} {done['dropped']:,} rows are left out, {done['changed']:,} changed.")
 
@@ -139,6 +143,17 @@ def _options(base_model: str | None, max_length: int, chat_template: str | None,
     }
 
 
+def _values(assignments: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` each; a name may be written as in the text, such as {{name}}."""
+    values = {}
+    for each in assignments:
+        name, separator, value = each.partition("=")
+        if not separator or not name.strip():
+            raise StudioError(f"--fill {each!r} has no '='.", "Write it as NAME=VALUE.")
+        values[name.strip()] = value
+    return values
+
+
 def _tell(stage: str, share: float) -> None:
     if sys.stderr.isatty():
         print(f"\r{stage}: {share:.0%}\033[K", end="\n" * (share >= 1), file=sys.stderr, flush=True)
@@ -181,6 +196,8 @@ def _report_text(made: DatasetReport, dataset: str) -> str:
     lines.append(table(rows, FIELDS, ""))
     for finding in made.findings:
         lines += ["", f"{finding.check}: {finding.explanation}", f"  Fix: {finding.fix}"]
+        if finding.names:
+            lines.append(f"  Found: {listed(f'{name} in {rows:,}' for name, rows in finding.names.items())}")
         lines += [f"  row {example.row}: {example.text}" for example in finding.examples[:2]]
     say(f"To fix: studio data fix {dataset} --check {made.findings[0].check}")
     return "\n".join(lines)

@@ -36,6 +36,9 @@ class FixAction(StrEnum):
     MOVE = "move"  # leaves them to the other dataset
     MASK = "mask"  # puts a placeholder in place of personal data
     CLEAN = "clean"  # removes the characters
+    BREAK_UP = "break_up"  # writes control tokens so that they are read as text
+    FILL = "fill"  # puts a person's values in place of placeholders; without values leaves the rows out
+    IMITATE = "imitate"  # turns the answers marked good into rows to imitate, leaves out the others
 
 
 class RowProblem(Record):
@@ -229,6 +232,7 @@ class Finding(Record):
     fix: str
     action: FixAction
     severity: Severity
+    names: dict[str, int] = Field(default_factory=dict)  # what was found by name, such as a token or a placeholder, and in how many rows
 
 
 class LanguageShare(Record):

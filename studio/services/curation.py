@@ -15,13 +15,16 @@ import orjson
 from pydantic import ValidationError
 
 from studio.datasets.children import run_child
+from studio.datasets.rendering import Renderer
+from studio.datasets.report import placeholders
 from studio.datasets.report.checks import BY_NAME, CHECKS
 from studio.datasets.report.child import Progress
-from studio.datasets.report.fixing import Fixed, write_fixed
+from studio.datasets.report.control_tokens import ControlTokens
+from studio.datasets.report.fixing import Fixed, Means, write_fixed
 from studio.datasets.report.wanted import Wanted
 from studio.db.session import Database
-from studio.errors import NotFoundError, StudioError
-from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
+from studio.errors import NotFoundError, StudioError, listed
+from studio.records import Dataset, DatasetHalves, DatasetKind, DatasetReport, DatasetVersion
 from studio.services import naming
 from studio.services.data_reports import FullReport, ReportOptions, Reports
 from studio.services.datasets import DatasetService
@@ -68,10 +71,14 @@ class CurationService:
         checks: Sequence[str],
         *,
         name: str | None = None,
+        values: Mapping[str, str] | None = None,
         progress: Progress | None = None,
         **options: Unpack[ReportOptions],
     ) -> Dataset:
-        """A version without what these checks find ("all": every check). Repeats itself until they find nothing more."""
+        """A version without what these checks find ("all": every check). Repeats itself until they find nothing more.
+
+        `values`: placeholder -> what goes into its place, however it is written; without them, rows with placeholders are left out.
+        """
         sought = known_checks(checks)
         self._shelf.claim(name)
         record = self._datasets.show(dataset)
@@ -84,8 +91,12 @@ class CurationService:
         if not faults:
             what = "anything" * (ALL in checks) or " or ".join(sought)
             raise StudioError(f"There is nothing to fix: the report on {record.name} does not find {what}.", "Choose another check.")
+        means = Means(_control_tokens(wanted), _values(report, values or {}, sought))
+        kind = record.kind
+        if "single_class" in faults:
+            kind, wanted = DatasetKind.SFT, replace(wanted, kind=DatasetKind.SFT.value)
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as folder:
-            path, report, total = self._fixed(Path(folder), report, sought, wanted, progress)
+            path, report, total = self._fixed(Path(folder), report, sought, wanted, means, progress)
             provenance: dict[str, Any] = {
                 "made_by": "fix",
                 "checks": list(faults),
@@ -94,10 +105,13 @@ class CurationService:
                 "changed": total.changed,
                 "parents": [record.id],
             }
+            if means.values:
+                provenance["filled"] = sorted(means.values)
             if shown := _shown_options(options):
                 provenance["options"] = shown
             with path.open("rb") as lines:
-                fixed = self._write(record, provenance, name, self._shelf.next_name(record.name), lines)
+                turned = record.model_copy(update={"kind": kind})
+                fixed = self._write(turned, provenance, name, self._shelf.next_name(record.name), lines)
         self._reports.keep(fixed, wanted, report)
         return fixed
 
@@ -189,7 +203,7 @@ class CurationService:
     # fixing
 
     def _fixed(
-        self, folder: Path, report: FullReport, checks: Sequence[str], wanted: Wanted, progress: Progress | None
+        self, folder: Path, report: FullReport, checks: Sequence[str], wanted: Wanted, means: Means, progress: Progress | None
     ) -> tuple[Path, FullReport, Fixed]:
         """The fixed rows, the report on them, and how many were touched."""
         path, total = Path(wanted.path), Fixed()
@@ -198,7 +212,12 @@ class CurationService:
             if not faults:
                 break
             target = folder / f"{number}.jsonl"
-            fixed = write_fixed(path, target, faults)
+            fixed = write_fixed(path, target, faults, means)
+            if not fixed.rows and "single_class" in faults:
+                raise StudioError(
+                    "Every answer is marked bad, so there is none to imitate.",
+                    "Add rows that are marked good: `studio data merge`.",
+                )
             if not fixed.rows:
                 raise StudioError("No row would be left.", "Fix fewer checks at a time, or edit the rows.")
             path, total = target, Fixed(fixed.rows, total.dropped + fixed.dropped, total.changed + fixed.changed)
@@ -234,6 +253,31 @@ def known_checks(checks: Sequence[str]) -> list[str]:
 
 def _faults(report: FullReport, checks: Sequence[str]) -> dict[str, list[int]]:
     return {check: report.all_rows[check] for check in checks if report.all_rows.get(check)}
+
+
+def _control_tokens(wanted: Wanted) -> ControlTokens:
+    """Those of the base model that the report was made for; without one, those that are widely used."""
+    if wanted.model_folder is None:
+        return ControlTokens()
+    return ControlTokens.of(Renderer.load(Path(wanted.model_folder), wanted.chat_template))
+
+
+def _values(report: FullReport, given: Mapping[str, str], checks: Sequence[str]) -> dict[str, str]:
+    """What to put in the place of each placeholder. Raises StudioError for one without a value, and for a value without a place."""
+    if not given:
+        return {}
+    values = {placeholders.key(name): value for name, value in given.items()}
+    names = next((finding.names for finding in report.findings if finding.check == "placeholders"), {})
+    asked = {placeholders.key(name): rows for name, rows in names.items()}
+    if unknown := sorted(set(values) - set(asked)):
+        raise StudioError(f"There is no placeholder {listed(unknown)}.", f"There are: {listed(asked) or 'none'}.")
+    if "placeholders" not in checks:
+        raise StudioError("Values are given, and the check placeholders is not named.", "Add --check placeholders.")
+    if missing := [name for name in asked if not values.get(name, "").strip()]:
+        raise StudioError(
+            f"No value is given for the placeholder {listed(missing)}.", "Give one for each, or none at all to leave these rows out."
+        )
+    return values
 
 
 def _shown_options(options: ReportOptions) -> ReportOptions:

@@ -287,11 +287,13 @@ class DataTab:
                 return self.go_to(dataset_id, int(event._data["row"]))
             case "fix":
                 return self._mend(chosen, [event._data["check"]], options)
+            case "fill":
+                return self._mend(chosen, [event._data["check"]], options, _given(event._data.get("values")))
         report = self._studio.curation.cached_report(chosen.id, **options)
         return self._mend(chosen, (report and findings.fixable(report)) or [], options)
 
-    def _mend(self, chosen: Dataset, checks: list[str], options: Options) -> dict[Any, Any]:
-        made = self._studio.curation.fix(chosen.id, checks, **options)
+    def _mend(self, chosen: Dataset, checks: list[str], options: Options, values: dict[str, str] | None = None) -> dict[Any, Any]:
+        made = self._studio.curation.fix(chosen.id, checks, values=values, **options)
         said = f"{made.name} is a new version of {chosen.name}: {lineage.made(made)}."
         return {self.notice: pieces.said(said), self._page.place.dataset: made.id}
 
@@ -338,6 +340,14 @@ class DataTab:
         deleted = self._studio.datasets.delete(dataset_id)
         said = pieces.said(f"{deleted.name} is deleted.")
         return {self.notice: said, self._page.place.dataset: deleted.parent or "", self.confirm: gr.Row(visible=False)}
+
+
+def _given(values: Any) -> dict[str, str]:
+    """What was written into the fields of placeholders. Raises StudioError where nothing was."""
+    given = {str(name): str(value) for name, value in dict(values or {}).items()}
+    if not any(value.strip() for value in given.values()):
+        raise StudioError("Nothing is written into the fields.", "Write what belongs in each place, or drop these rows.")
+    return given
 
 
 def _options(chosen: Dataset, base_model: str | None, max_length: Any, template: str, against: list[str] | None) -> Options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from studio.datasets.report.placeholders import key
 from studio.records import Dataset, DatasetReport, Finding, FixAction
 from studio.ui import histogram, pieces, words
 from studio.ui.checks import Options, PendingReport
@@ -21,6 +22,9 @@ BUTTONS = {
     FixAction.MOVE: "Leave out {count}",
     FixAction.MASK: "Mask in {count}",
     FixAction.CLEAN: "Clean {count}",
+    FixAction.BREAK_UP: "Break up in {count}",
+    FixAction.FILL: "Drop {count}",
+    FixAction.IMITATE: "Imitate the good",
 }
 
 
@@ -78,4 +82,12 @@ def _finding(finding: Finding, total: int) -> dict[str, Any]:
         "more": max(0, finding.count - SHOWN_NUMBERS),
         "share": finding.count / max(1, total),
         "button": BUTTONS[finding.action].format(count=words.count(finding.count, "row")),
+        "blanks": _blanks(finding),
     }
+
+
+def _blanks(finding: Finding) -> dict[str, str]:
+    """Of placeholders: what each asks for, and how it is written."""
+    if finding.action != FixAction.FILL:
+        return {}
+    return {key(name): name for name in reversed(finding.names)}

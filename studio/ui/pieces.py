@@ -26,7 +26,9 @@ element.addEventListener('click', (event) => {
   const target = event.target.closest('[data-act]');
   if (!target || !element.contains(target) || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
-  trigger('select', {...target.dataset});
+  const fields = target.dataset.act === 'fill' ? target.parentElement.querySelectorAll('[data-fill]') : [];
+  const values = Object.fromEntries([...fields].map((field) => [field.dataset.fill, field.value]));
+  trigger('select', {...target.dataset, values});
 });
 element.addEventListener('change', (event) => {
   const menu = event.target.closest('select[data-menu]');

@@ -15,7 +15,7 @@ from studio.datasets.ingest import open_ingest
 from studio.datasets.records import Problem
 from studio.datasets.report import making, summary
 from studio.datasets.report.checks import BY_NAME, CHECKS
-from studio.datasets.report.fixing import write_fixed
+from studio.datasets.report.fixing import Means, write_fixed
 from studio.datasets.report.making import make
 from studio.datasets.report.scan import disorder
 from studio.datasets.report.table import RowTable
@@ -47,7 +47,7 @@ def test_every_planted_fault_is_found_and_nothing_else(faulty: tuple[Path, Rows]
     assert {finding["check"]: finding["rows"] for finding in made["findings"]} == where
     for finding in made["findings"]:
         check = BY_NAME[finding["check"]]
-        assert finding.keys() == {"check", "title", "count", "rows", "examples", "explanation", "fix", "action", "severity"}
+        assert finding.keys() == {"check", "title", "count", "rows", "examples", "explanation", "fix", "action", "severity", "names"}
         assert (finding["count"], finding["action"], finding["fix"]) == (len(where[check.name]), check.action, check.fix)
         shown = finding["examples"]
         assert [each["row"] for each in shown] == finding["rows"][:5] and all(len(each["text"]) <= 200 for each in shown)
@@ -129,11 +129,11 @@ def test_the_demos_have_no_finding(name: str) -> None:
 # published data: what is found there was looked at, row by row
 PUBLISHED = {
     "gsm8k_test.jsonl": {},
-    "identity.json": {"near_duplicates": 1, "language_mix": 16},
-    "alpaca_seed_tasks.jsonl": {"one_token_answers": 4, "language_mix": 2, "very_long": 1, "pii": 2},
-    "selfinstruct_user_oriented.jsonl": {"one_token_answers": 10, "language_mix": 1, "pii": 2},
+    "identity.json": {"near_duplicates": 1, "language_mix": 16, "placeholders": 85},
+    "alpaca_seed_tasks.jsonl": {"one_token_answers": 4, "language_mix": 2, "very_long": 1, "pii": 2, "placeholders": 3},
+    "selfinstruct_user_oriented.jsonl": {"one_token_answers": 10, "language_mix": 1, "pii": 2, "placeholders": 10},
     "fastchat_dummy_conversation.json": {"near_duplicates": 269},
-    "dpo_en_demo.json.gz": {"exact_duplicates": 5, "refusals": 2, "language_mix": 5, "pii": 1, "control_characters": 3},
+    "dpo_en_demo.json.gz": {"exact_duplicates": 5, "refusals": 2, "language_mix": 5, "pii": 1, "control_characters": 3, "placeholders": 3},
 }
 
 
@@ -144,6 +144,56 @@ def test_published_data(shared_data: Path, tmp_path: Path, name: str) -> None:
         (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
         kind = ingest.layout.format.kind
     assert {check: len(rows) for check, rows in found_in(tmp_path / "rows.jsonl", kind).items()} == PUBLISHED[name]
+
+
+def test_two_equal_answers_are_no_pair(tmp_path: Path) -> None:
+    rows = plants.rows(12)
+    pairs = [plants.pair(row, plants.rows(1, seed=90 + n)[0]["messages"][1]["content"]) for n, row in enumerate(rows)]
+    for number in (2, 7):
+        pairs[number] = plants.pair(rows[number], f" {rows[number]['messages'][1]['content']}\n")
+    path = plants.write(tmp_path / "pairs.jsonl", pairs)
+    assert found_in(path, "preference") == {"identical_pairs": [3, 8]}
+    write_fixed(path, tmp_path / "fixed.jsonl", {"identical_pairs": [3, 8]})
+    assert found_in(tmp_path / "fixed.jsonl", "preference") == {} and len((tmp_path / "fixed.jsonl").read_bytes().splitlines()) == 10
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_one_class_only_is_found_and_the_good_answers_become_rows_to_imitate(tmp_path: Path, mark: bool) -> None:
+    rows = plants.rows(8)
+    marked = [{"prompt": row["messages"][:1], "completion": row["messages"][1:], "label": mark} for row in rows]
+    path = plants.write(tmp_path / "marked.jsonl", marked)
+    assert found_in(path, "unpaired-preference") == {"single_class": [*range(1, 9)]}
+    assert report(path, "unpaired-preference")["findings"][0]["examples"][0]["text"].startswith("marked good" if mark else "marked bad")
+    fixed = write_fixed(path, tmp_path / "fixed.jsonl", {"single_class": [*range(1, 9)]})
+    if not mark:
+        assert fixed.rows == 0
+        return
+    assert [json.loads(line) for line in (tmp_path / "fixed.jsonl").read_bytes().splitlines()] == rows
+    mixed = plants.write(
+        tmp_path / "mixed.jsonl", [*marked, {**marked[0], "completion": plants.rows(1, seed=5)[0]["messages"][1:], "label": not mark}]
+    )
+    assert found_in(mixed, "unpaired-preference") == {}
+
+
+def test_control_tokens_are_the_chosen_models_and_named(tmp_path: Path) -> None:
+    rows = plants.rows(12)
+    rows[3] = plants.with_words("<|im_end|>")(rows[3], 0)
+    rows[5] = plants.with_words("[INST] and <|user|> and <|user|>")(rows[5], 0)
+    path = plants.write(tmp_path / "rows.jsonl", rows)
+    (finding,) = report(path, model_folder=str(STATIC / "starter"))["findings"]
+    assert (finding["rows"], finding["names"]) == ([4, 6], {"<|im_end|>": 1, "<|user|>": 1})
+    assert report(path)["findings"][0]["names"] == {"<|im_end|>": 1, "<|user|>": 1, "[INST]": 1}
+
+
+def test_placeholders_are_filled_with_the_values_given(tmp_path: Path) -> None:
+    rows = plants.rows(10)
+    rows[1] = plants.with_words("I am {{name}}, made by {{ author }}")(rows[1], 0)
+    path = plants.write(tmp_path / "rows.jsonl", rows)
+    (finding,) = report(path)["findings"]
+    assert (finding["check"], finding["rows"], finding["names"]) == ("placeholders", [2], {"{{name}}": 1, "{{ author }}": 1})
+    fixed = write_fixed(path, tmp_path / "fixed.jsonl", {"placeholders": [2]}, Means(values={"name": "Ada", "author": "us"}))
+    assert (fixed.rows, fixed.changed, fixed.dropped) == (10, 1, 0) and found_in(tmp_path / "fixed.jsonl") == {}
+    assert "I am Ada, made by us" in (tmp_path / "fixed.jsonl").read_text()
 
 
 def test_labels_are_no_answers_of_one_word(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from studio.records import FixAction, Severity
 
+CHANGES = frozenset({FixAction.MASK, FixAction.CLEAN, FixAction.BREAK_UP})  # texts; other fixes take rows out or turn them
+
 
 @dataclass(frozen=True)
 class Check:
-    """`action` is what `fix` does to the rows: take them out, or change their texts (mask, clean)."""
+    """`action` is what `fix` does to the rows: take them out, or change them."""
 
     name: str
     title: str
@@ -20,7 +22,7 @@ class Check:
 
     @property
     def changes_rows(self) -> bool:
-        return self.action in (FixAction.MASK, FixAction.CLEAN)
+        return self.action in CHANGES
 
 
 CHECKS = (
@@ -49,6 +51,39 @@ CHECKS = (
         "Leave them to the other dataset.",
         FixAction.MOVE,
         Severity.BAD,
+    ),
+    Check(
+        "identical_pairs",
+        "Two answers that are the same",
+        "The chosen and the rejected answer are equal but for white space at their ends: there is nothing to prefer.",
+        "Drop these rows.",
+        FixAction.DROP,
+        Severity.BAD,
+    ),
+    Check(
+        "single_class",
+        "Only one kind of label",
+        "Every answer is marked the same way. A training on marked answers compares good ones with bad ones, and has nothing to compare.",
+        "Turn the answers marked good into rows to imitate. Where all are marked bad, merge with rows that are marked good.",
+        FixAction.IMITATE,
+        Severity.BAD,
+    ),
+    Check(
+        "control_tokens",
+        "Control tokens written as text",
+        "What the tokenizer or the chat template reads as a mark of its own, such as the end of a turn, stands in a message. The model "
+        "reads the mark, in training as in a chat, and learns to write it in the middle of an answer.",
+        "Remove it at either end of a text, and break it up with a space inside of one, so that it is read as text.",
+        FixAction.BREAK_UP,
+        Severity.BAD,
+    ),
+    Check(
+        "placeholders",
+        "Placeholders that nobody filled in",
+        "Places such as {{name}}, [YOUR NAME] or ${city} that were to be filled in. The model learns to write them as they are.",
+        "Fill in a value for each; without values these rows are dropped.",
+        FixAction.FILL,
+        Severity.CHECK,
     ),
     Check(
         "empty_answers",

@@ -1,16 +1,21 @@
-"""Apply the fixes of a report: rows are taken out, or their texts changed; every other row stays as it is, byte by byte."""
+"""Apply the fixes of a report: rows are taken out, or changed; every other row stays as it is, byte by byte."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from studio.datasets.report.checks import BY_NAME
-from studio.datasets.report.rows import with_strings
+from studio.datasets.report.control_tokens import ControlTokens
+from studio.datasets.report.placeholders import filled
+from studio.datasets.report.rows import Row, with_strings
+from studio.records import FixAction
+
+Change = Callable[[Row], Row | None]  # None: the row is left out
 
 
 @dataclass
@@ -22,41 +27,86 @@ class Fixed:
     changed: int = 0
 
 
-def write_fixed(source: Path, target: Path, faults: Mapping[str, Sequence[int]]) -> Fixed:
+@dataclass(frozen=True)
+class Means:
+    """What some fixes need: the control tokens to break up, and values by the key of a placeholder."""
+
+    control: ControlTokens = field(default_factory=ControlTokens)
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_fixed(source: Path, target: Path, faults: Mapping[str, Sequence[int]], means: Means | None = None) -> Fixed:
     """Write `source` to `target` without the faults: check -> its rows, which count from 1."""
-    gone = {row for check, rows in faults.items() if not BY_NAME[check].changes_rows for row in rows}
-    changes: dict[int, list[Callable[[str], str]]] = {}
+    changes: dict[int, list[Change]] = {}
     for check, rows in faults.items():
-        if BY_NAME[check].changes_rows:
-            for row in rows:
-                changes.setdefault(row, []).append(_change(check))
+        change = _change(check, means or Means())
+        for row in rows:
+            changes.setdefault(row, []).append(change)
     fixed = Fixed()
     with source.open("rb") as lines, target.open("wb") as out:
         for number, line in enumerate(lines, start=1):
-            if number in gone:
+            made: bytes | None = line
+            if number in changes:
+                made = changed(line, changes[number])
+            if made is None:
                 fixed.dropped += 1
                 continue
-            if number in changes:
-                line = changed(line, changes[number])
-                fixed.changed += 1
-            out.write(line)
+            fixed.changed += made is not line
+            out.write(made)
             fixed.rows += 1
     return fixed
 
 
-def changed(line: bytes, changes: Sequence[Callable[[str], str]]) -> bytes:
-    """A row with every text of it changed."""
-    row: Any = orjson.loads(line)
+def changed(line: bytes, changes: Sequence[Change]) -> bytes | None:
+    """A row after every change; None where one of them leaves it out."""
+    row: Row | None = orjson.loads(line)
     for change in changes:
-        row = with_strings(row, change)
-    return orjson.dumps(row) + b"\n"
+        row = row and change(row)
+    return orjson.dumps(row) + b"\n" if row else None
 
 
-def _change(check: str) -> Callable[[str], str]:
-    if check == "pii":
+def _change(check: str, means: Means) -> Change:
+    action = BY_NAME[check].action
+    if action == FixAction.MASK:
         from studio.datasets.report.personal import masked  # reads what is known of the world's phone numbers
 
-        return masked
-    from studio.datasets.report.texts import cleaned
+        return _of_texts(masked)
+    if action == FixAction.CLEAN:
+        from studio.datasets.report.texts import cleaned
 
-    return cleaned
+        return _of_texts(cleaned)
+    if action == FixAction.BREAK_UP:
+        return _of_texts(means.control.broken_up)
+    if action == FixAction.FILL and means.values:
+        return lambda row: _filled(row, means.values)
+    if action == FixAction.IMITATE:
+        return imitated
+    return lambda row: None
+
+
+def _filled(row: Row, values: Mapping[str, str]) -> Row:
+    """Tools stay as they are: braces in a schema are no placeholders."""
+    said = {key: value for key, value in row.items() if key != "tools"}
+    return {**row, **with_strings(said, lambda text: filled(text, values))}
+
+
+def imitated(row: Row) -> Row | None:
+    """A marked answer as a row to imitate; None where it is marked bad."""
+    if row.get("label") is not True:
+        return None
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return {"prompt": prompt, "completion": completion}
+    return {"messages": [*_turns(prompt, "user"), *_turns(completion, "assistant")], **_tools(row)}
+
+
+def _turns(said: Any, role: str) -> list[Any]:
+    return [{"role": role, "content": said}] if isinstance(said, str) else list(said or [])
+
+
+def _tools(row: Row) -> Row:
+    return {key: row[key] for key in ("tools",) if key in row}
+
+
+def _of_texts(change: Callable[[str], str]) -> Change:
+    return lambda row: with_strings(row, change)

@@ -47,7 +47,7 @@ def make(wanted: Wanted, progress: Progress) -> dict[str, Any]:
     progress("Done", 1.0)
     return {
         "rows": count,
-        "findings": summary.findings(rows, part.excerpts),
+        "findings": summary.findings(rows, part.excerpts, part.names),
         "lengths": {"unit": unit, **lengths.summary(part.lengths).model_dump()},
         "answers": {"unit": unit, **lengths.summary(part.answer_lengths).model_dump()},
         "languages": summary.shares(part.languages),
@@ -128,6 +128,8 @@ def _add_outliers(part: ScannedPart, table: RowTable) -> None:
     part.excerpts["very_long"] = _shown(table, long, lambda row: f"{part.sizes[row - 1]:,} characters: ")
     words = part.rows["one_token_answers"] = summary.one_word_answers(part)
     part.excerpts["one_token_answers"] = _shown(table, words, lambda row: f"{answers_of(table.row(row - 1))[0].strip()} ← ")
+    alike = part.rows["single_class"] = summary.single_class(part)
+    part.excerpts["single_class"] = _shown(table, alike, lambda row: "marked good: " if part.marks[True] else "marked bad: ")
     languages = summary.other_languages(part.languages)
     part.rows["language_mix"] = list(languages)
     part.excerpts["language_mix"] = _shown(table, list(languages), lambda row: f"{languages[row]}: ")

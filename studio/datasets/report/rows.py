@@ -42,6 +42,16 @@ def wanted_answers_of(row: Row) -> list[str]:
     return answers_of({**row, "rejected": None}) if row.get("rejected") else answers_of(row)
 
 
+def is_identical(row: Row) -> bool:
+    """Whether the chosen answer says the same as the rejected one, white space at the ends of each text aside."""
+    chosen, rejected = ([_said(turn) for turn in row.get(side) or []] for side in ("chosen", "rejected"))
+    return bool(chosen) and chosen == rejected
+
+
+def _said(turn: Turn) -> Turn:
+    return {key: value.strip() if isinstance(value, str) else value for key, value in turn.items() if value is not None}
+
+
 def messages_of(row: Row) -> list[str]:
     """Everything that is said, a text per message; what every row may share (system, tools) left out."""
     found = [turn["content"] for turn in (*turns_of(row), *(row.get("rejected") or [])) if turn["role"] != "system"]

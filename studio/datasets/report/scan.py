@@ -8,19 +8,22 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from studio.datasets.report import likeness, texts
+from studio.datasets.report.control_tokens import ControlTokens, of_model
 from studio.datasets.report.languages import language
 from studio.datasets.report.personal import masked, may_hold_personal_data, personal_data
+from studio.datasets.report.placeholders import placeholders
 from studio.datasets.report.rows import (
     Row,
     Turn,
     answers_of,
+    is_identical,
     messages_of,
     question_of,
     spoken_by_people,
@@ -40,6 +43,7 @@ LABEL_CHARS = 64  # a longer answer is no label
 # a line that holds neither such a character nor an escape that could stand for one
 ODD = re.compile(rf"\\[ubf]|{texts.REPLACEMENT}|{texts.CONTROL.pattern}")
 REPEATED, REPEATED_IN_QUESTION = 0.5, 0.75
+MARKS = re.compile(r"[{\[<%]|###")  # without one of them there is neither a placeholder nor a control token
 MAX_LABELS = 1000  # more different short answers in one part are no set of labels
 
 Excerpt = tuple[int, str]
@@ -83,6 +87,8 @@ class ScannedPart:
     one_word: list[int] = field(default_factory=list)  # rows whose answer is one word that the question does not offer
     rows_of_one_word: int = 0
     labels: Counter[str] = field(default_factory=Counter)
+    marks: Counter[bool] = field(default_factory=Counter)  # answers that are marked good, and bad
+    names: dict[str, Counter[str]] = field(default_factory=dict)  # check -> what was found by name -> rows
     rows_with_answers: int = 0
     matrix: Any = None  # signatures, and the hashes of the rows' numbers
     numbers: Any = None
@@ -92,6 +98,11 @@ class ScannedPart:
         shown = self.excerpts.setdefault(check, [])
         if len(shown) < EXAMPLES:
             shown.append((row, shortened(excerpt)))
+
+    def add_named(self, check: str, row: int, excerpt: str, names: Iterable[str]) -> None:
+        """As `add`, and what was found, each once a row."""
+        self.add(check, row, excerpt)
+        self.names.setdefault(check, Counter()).update(set(names))
 
 
 def shortened(text: str, limit: int = EXCERPT) -> str:
@@ -268,7 +279,48 @@ def _look_at_language(part: ScannedPart, item: Item, reading: ScanOptions) -> No
         part.languages[item.number] = found
 
 
-LOOKS = (_look_at_answers, _look_for_refusals, _look_at_roles, _look_at_texts, _look_for_repetition, _look_at_language)
+def _look_at_preference(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
+    """Two equal answers; and how an answer is marked."""
+    if item.row.get("rejected") is not None and is_identical(item.row):
+        part.add("identical_pairs", item.number, answers_of(item.row)[0] if item.answers else "")
+    if item.row.get("label") is not None:
+        part.marks[bool(item.row["label"])] += 1
+
+
+def _look_for_marks(part: ScannedPart, item: Item, reading: ScanOptions) -> None:
+    """What was to be filled in, and what is read as a control token; a plain text to read on from may be written in a template."""
+    if reading.kind == "text" or not MARKS.search(item.line):
+        return
+    said = {key: value for key, value in item.row.items() if key != "tools"}  # braces in a schema are no placeholders
+    open_places = [(text, place) for text in strings_of(said) for place in placeholders(text)]
+    if open_places:
+        text, first = open_places[0]
+        names = [place.text for _, place in open_places]
+        part.add_named("placeholders", item.number, near(text, first.start), names)
+    control = _control_tokens(reading)
+    if found := [(text, mark) for text in strings_of(item.row) for mark in control.found(text)]:
+        text, mark = found[0]
+        part.add_named("control_tokens", item.number, near(text, text.index(mark)), [mark for _, mark in found])
+
+
+def _control_tokens(reading: ScanOptions) -> ControlTokens:
+    if not reading.model_folder:
+        return of_model(None)
+    from studio.datasets.report import tokens  # a report without a model needs no tokenizer
+
+    return of_model(tokens.renderer(reading.model_folder, reading.chat_template))
+
+
+LOOKS = (
+    _look_at_answers,
+    _look_at_preference,
+    _look_for_refusals,
+    _look_at_roles,
+    _look_at_texts,
+    _look_for_marks,
+    _look_for_repetition,
+    _look_at_language,
+)
 
 
 def joined(parts: Sequence[ScannedPart]) -> ScannedPart:
@@ -286,5 +338,8 @@ def joined(parts: Sequence[ScannedPart]) -> ScannedPart:
         whole.one_word += part.one_word
         whole.rows_of_one_word += part.rows_of_one_word
         whole.labels.update(part.labels)
+        whole.marks.update(part.marks)
+        for check, names in part.names.items():
+            whole.names.setdefault(check, Counter()).update(names)
         whole.rows_with_answers += part.rows_with_answers
     return whole

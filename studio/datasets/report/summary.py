@@ -12,6 +12,7 @@ from studio.datasets.report.checks import CHECKS
 from studio.datasets.report.scan import EXAMPLES, ScannedPart
 
 SHOWN_ROWS = 100
+SHOWN_NAMES = 100
 LONG_CHARS, LONG_TIMES = 6000, 10
 MOSTLY = 0.5  # a language that fewer rows are in is not the dataset's own
 ONE_WORD_SHARE = 0.3  # from here on, answering in one word is how this dataset answers
@@ -52,7 +53,14 @@ def shares(languages: Mapping[int, str]) -> list[dict[str, Any]]:
     return [{"language": code, "share": round(count / len(languages), 4)} for code, count in counts]
 
 
-def findings(rows: Mapping[str, list[int]], excerpts: Mapping[str, list[tuple[int, str]]]) -> list[dict[str, Any]]:
+def single_class(part: ScannedPart) -> list[int]:
+    """All rows, where every answer is marked and all are marked alike."""
+    return list(range(1, len(part.sizes) + 1)) if len(part.marks) == 1 and part.marks.total() == len(part.sizes) else []
+
+
+def findings(
+    rows: Mapping[str, list[int]], excerpts: Mapping[str, list[tuple[int, str]]], names: Mapping[str, Counter[str]]
+) -> list[dict[str, Any]]:
     """One entry per check that found rows, in the order of the checks."""
     return [
         {
@@ -65,6 +73,7 @@ def findings(rows: Mapping[str, list[int]], excerpts: Mapping[str, list[tuple[in
             "fix": check.fix,
             "action": check.action,
             "severity": check.severity,
+            "names": dict(names[check.name].most_common(SHOWN_NAMES)) if check.name in names else {},
         }
         for check in CHECKS
         if rows.get(check.name)
