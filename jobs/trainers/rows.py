@@ -33,7 +33,7 @@ Row = dict[str, Any]
 class TokenRows:
     """Columns of tokens, without the rows that hold nothing to learn or that the template refuses.
 
-    `refusal` says where and why the template refused a row first; those rows count as without learned tokens.
+    `refusal` says where and why a row was refused first, and `way_on` what helps; those rows count as without learned tokens.
     """
 
     dataset: Dataset
@@ -41,6 +41,7 @@ class TokenRows:
     without_learned_tokens: int
     truncated: int
     refusal: str
+    way_on: str
     left_out: Mapping[DroppedPart, int]  # rows of which the chat template does not write something
     empty_reasoning: int  # rows that teach an empty block of reasoning
 
@@ -52,6 +53,7 @@ class Tokens:
     columns: Row | None
     truncated: bool = False
     refusal: str = ""
+    way_on: str = ""  # what helps against the refusal
     left_out: Collection[DroppedPart] = ()
     empty_reasoning: bool = False
 
@@ -60,10 +62,10 @@ def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
     """Raises DatasetError naming the line of what is no row at all."""
     rows = list(token_rows(path, renderer, config))
     found = [row.columns for row in rows if row.columns is not None]
-    refusal = next((row.refusal for row in rows if row.refusal), "")
+    refusal, way_on = next(((row.refusal, row.way_on) for row in rows if row.refusal), ("", ""))
     left_out = Counter(what for row in rows for what in row.left_out)
     empty = sum(row.empty_reasoning for row in rows)
-    return TokenRows(_table(found), len(rows), len(rows) - len(found), sum(row.truncated for row in rows), refusal, left_out, empty)
+    return TokenRows(_table(found), len(rows), len(rows) - len(found), sum(row.truncated for row in rows), refusal, way_on, left_out, empty)
 
 
 def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[Tokens]:
@@ -73,7 +75,7 @@ def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[To
         try:
             yield render(example, renderer, config)
         except DatasetError as exc:
-            yield Tokens(None, refusal=f"{path.name}, line {number}: {exc.message}")
+            yield Tokens(None, refusal=f"{path.name}, line {number}: {exc.message}", way_on=exc.fix)
 
 
 def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
@@ -101,8 +103,14 @@ def _paired(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
     prompt, (chosen, rejected), left_out = _split(example, (example.chosen, example.rejected), renderer)
     room = config.max_length - len(prompt)
     truncated = max(len(chosen), len(rejected)) > room
-    if room < 1 or not chosen or not rejected or chosen[:room] == rejected[:room]:
-        return Tokens(None, truncated)
+    if room < 1:
+        raise _no_room(len(prompt), config)
+    if chosen == rejected:
+        raise DatasetError("The two answers are equal, so there is nothing to prefer.", "Leave the row out, or correct an answer.")
+    if not chosen or not rejected:
+        raise DatasetError("An answer is empty, or the chat template leaves it out.", "Leave the row out, or correct the answer.")
+    if chosen[:room] == rejected[:room]:
+        raise DatasetError(f"The two answers differ only behind max_length={config.max_length}.", "Raise max_length.")
     return Tokens({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}, truncated, left_out=left_out)
 
 
@@ -112,10 +120,17 @@ def _marked(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
         raise DatasetError("The row holds no answer marked good or bad.", "Map its columns first.")
     prompt, (answer,), left_out = _split(example, (_turns(example.completion, "assistant"),), renderer)
     room = config.max_length - len(prompt)
-    if room < 1 or not answer:
-        return Tokens(None, len(answer) > room)
+    if room < 1:
+        raise _no_room(len(prompt), config)
+    if not answer:
+        raise DatasetError("The answer is empty, or the chat template leaves it out.", "Leave the row out, or correct the answer.")
     columns = {"prompt_ids": prompt, "completion_ids": answer[:room], "label": example.label}
     return Tokens(columns, len(answer) > room, left_out=left_out)
+
+
+def _no_room(prompt: int, config: JobConfig) -> DatasetError:
+    reason = f"The prompt has {prompt} tokens, so nothing of an answer is left of max_length={config.max_length}."
+    return DatasetError(reason, "Raise max_length, or shorten the prompt.")
 
 
 def _split(

@@ -180,15 +180,11 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
         raise DatasetError("There are no rows to train on.", "Choose a dataset with rows, or a smaller test_size.")
     share = rows.without_learned_tokens / rows.read
     if share > MAX_ROWS_WITHOUT_LEARNED_TOKEN or len(rows.dataset) == 0:
-        why, way_on = (
-            "the answer is missing, marked not to be trained, or cut off",
-            "Correct the rows, set learned_turns, or raise max_length",
-        )
-        if rows.refusal:
-            why, way_on = rows.refusal, "Correct these rows, or choose another chat template"
+        why = rows.refusal or "the answer is missing, marked not to be trained, or cut off"
+        way_on = rows.way_on or "Correct the rows, set learned_turns, or raise max_length."
         raise DatasetError(
             f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn ({why}).",
-            f"{way_on}; the Data tab shows what is learned.",
+            f"{way_on} The Data tab shows what is learned.",
         )
     if rows.without_learned_tokens:
         why = f" ({rows.refusal})" * bool(rows.refusal)

@@ -33,6 +33,7 @@ from studio.records import Dataset, JobKind, Refusal
 from studio.services import loggers
 from studio.services.chosen_options import ChosenOptions, fitted
 from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
+from studio.services.launch_answers import answer_notices
 from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, template_refusals
 from studio.services.models import ModelService
 from studio.settings import Settings
@@ -141,7 +142,9 @@ class Launcher:
                 continue
             if key not in compared:
                 compared[key] = parity_notices(self.datasets.sample_parity(dataset, renderer, config.max_length))
-            plans.append(Plan(dataset, chosen.name, config, renderer, (*chosen_options.notices, *compared[key])))
+            answers = problems.gather(answer_notices, self.datasets.path(dataset.id), dataset, renderer, config)
+            if answers is not None:
+                plans.append(Plan(dataset, chosen.name, config, renderer, (*chosen_options.notices, *compared[key], *answers)))
         if plans:
             problems.gather(self.check_disk, [plan.config for plan in plans])
         return plans

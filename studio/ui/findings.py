@@ -82,12 +82,14 @@ def _finding(finding: Finding, total: int) -> dict[str, Any]:
         "more": max(0, finding.count - SHOWN_NUMBERS),
         "share": finding.count / max(1, total),
         "button": BUTTONS[finding.action].format(count=words.count(finding.count, "row")),
+        "found": [{"name": name, "rows": rows} for name, rows in finding.names.items()],
         "blanks": _blanks(finding),
     }
 
 
-def _blanks(finding: Finding) -> dict[str, str]:
-    """Of placeholders: what each asks for, and how it is written."""
+def _blanks(finding: Finding) -> list[dict[str, str]]:
+    """Of placeholders: what each asks for, and how it is written; once, however often it is written otherwise."""
     if finding.action != FixAction.FILL:
-        return {}
-    return {key(name): name for name in reversed(finding.names)}
+        return []
+    written = {key(name): name for name in reversed(finding.names)}
+    return [{"key": asked, "name": name} for asked, name in reversed(written.items())]

@@ -275,6 +275,6 @@ def test_repeats_of_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[
 
 
 def test_checks_say_what_they_are() -> None:
-    assert len(BY_NAME) == len(CHECKS) == 17
+    assert len(BY_NAME) == len(CHECKS) == 21
     for check in CHECKS:
         assert check.title and check.explanation.endswith(".") and check.fix.endswith(".")

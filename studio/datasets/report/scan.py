@@ -308,7 +308,7 @@ def _control_tokens(reading: ScanOptions) -> ControlTokens:
         return of_model(None)
     from studio.datasets.report import tokens  # a report without a model needs no tokenizer
 
-    return of_model(tokens.renderer(reading.model_folder, reading.chat_template))
+    return of_model(tokens.renderer(reading.model_folder, reading.chat_template, reading.date))
 
 
 LOOKS = (
