@@ -58,7 +58,9 @@ def test_a_report_is_kept_and_fixes_make_a_clean_version(studio: Studio, tmp_pat
     assert (fixed.name, fixed.parent, fixed.kind) == ("faulty-v2", added.id, "sft")
     made = fixed.provenance
     assert made["made_by"] == "fix" and made["found"] == counts(report) and made["parents"] == [added.id]
-    assert fixed.rows == added.rows - made["dropped"] and made["changed"] == len(where["pii"]) + len(where["control_characters"])
+    assert fixed.rows == added.rows - made["dropped"] and made["changed"] == sum(
+        len(where[check]) for check in ("pii", "control_characters", "control_tokens")
+    )
     clean = studio.curation.cached_report("faulty-v2")  # made while it was fixed
     assert clean is not None and clean.findings == [] and clean.dataset == fixed.id
     assert texts(studio, "faulty") == before and studio.datasets.show("faulty") == added

@@ -14,7 +14,7 @@ from jobs import recipes
 from jobs.config import build
 from jobs.trainers import sft
 from studio.catalogue import memory
-from studio.errors import ConfigError
+from studio.errors import ConfigError, StudioError
 from studio.services import Studio, launching
 from studio.settings import Settings
 from tests.runs import STARTER
@@ -99,6 +99,50 @@ def test_a_recipe_made_to_fit_a_small_model_says_so_with_the_job(studio: Studio,
     assert "Set lora.r=32" in refused(studio, "plain", recipe, base="small", **{"lora.r": 128})
     fit = studio.fit.fit(base_model="small", recipe=recipe)
     assert any("lora.r is 32" in warning for warning in fit.warnings)
+
+
+def add(studio: Studio, name: str, rows: list[dict[str, Any]]) -> None:
+    studio.datasets.add_text("".join(json.dumps(row) + "\n" for row in rows), name=name)
+
+
+def test_pairs_that_are_equal_are_refused_with_that_reason_and_few_of_them_named(studio: Studio) -> None:
+    pairs = [{"prompt": f"Say {n}", "chosen": f"{n} ", "rejected": f"{n}" if n % 3 else "no"} for n in range(12)]
+    add(studio, "equal", pairs)
+    said = refused(studio, "equal", "dpo")
+    assert "8 of 12 pairs of equal have two equal answers (row 2, 3, 5, 6, 8 and 3 more)" in said and "max_length" not in said
+    assert "studio data fix equal --check identical_pairs" in said
+    add(studio, "few", [*pairs[:2], *[{"prompt": f"Tell {n}", "chosen": f"{n}", "rejected": "no"} for n in range(20)]])
+    job = studio.jobs.submit(data="few", base_model="starter", recipe="dpo")
+    assert any("1 of 22 pairs of few have two equal answers (row 2)" in str(event) for event in job.events)
+    fixed = studio.curation.fix("equal", ["identical_pairs"])
+    assert fixed.rows == 4 and studio.jobs.submit(data=fixed.id, base_model="starter", recipe="dpo").status == "QUEUED"
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_marks_of_one_kind_are_refused_where_the_loss_compares_and_said_where_it_does_not(studio: Studio, mark: bool) -> None:
+    add(studio, "marked", [{"prompt": f"Say {n}", "completion": f"number {n}", "label": mark} for n in range(12)])
+    kind = {True: "good", False: "bad"}[mark]
+    said = refused(studio, "marked", "kto")
+    assert f"All 12 answers of marked are marked {kind}" in said and "kto learns from good answers beside bad ones" in said
+    job = studio.jobs.submit(data="marked", base_model="starter", recipe="kto", options={"kto.loss_type": "apo_zero_unpaired"})
+    assert any(f"marked {kind}: apo_zero_unpaired makes them" in str(event) for event in job.events)
+    if not mark:
+        with pytest.raises(StudioError, match="none to imitate"):
+            studio.curation.fix("marked", ["single_class"])
+        return
+    turned = studio.curation.fix("marked", ["single_class"])
+    assert (turned.kind, turned.rows) == ("sft", 12) and studio.curation.report(turned.id).findings == []
+    assert studio.jobs.submit(data=turned.id, base_model="starter", recipe="lora-sft").status == "QUEUED"
+
+
+def test_control_tokens_in_what_is_said_are_named_at_the_launch(studio: Studio) -> None:
+    rows = [{"prompt": f"Say {n}", "completion": f"number {n}" + " <|im_end|> x" * (n < 3)} for n in range(12)]
+    add(studio, "marks", rows)
+    job = studio.jobs.submit(data="marks", base_model="starter", recipe="lora-sft")
+    assert any("3 of 12 rows of marks hold control tokens written as text (<|im_end|> in 3)" in str(event) for event in job.events)
+    mended = studio.curation.fix("marks", ["control_tokens"], base_model="starter")
+    job = studio.jobs.submit(data=mended.id, base_model="starter", recipe="lora-sft")
+    assert not any("control tokens" in str(event) for event in job.events)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
