@@ -46,7 +46,13 @@ def attach(base: nn.Module, folder: Path) -> nn.Module:
     if read_json(folder / "adapter_config.json").get("peft_type") == bottleneck.KIND:
         bottleneck.register()
 
-    model: nn.Module = PeftModel.from_pretrained(base, str(folder), adapter_name=ATTACHED, torch_device=str(_device(base)))
+    try:
+        model: nn.Module = PeftModel.from_pretrained(base, str(folder), adapter_name=ATTACHED, torch_device=str(_device(base)))
+    except (RuntimeError, ValueError, KeyError) as exc:  # peft's words for weights of another shape, or layers that are not there
+        if isinstance(exc, RuntimeError) and "size mismatch" not in str(exc):  # want of memory, for one
+            raise
+        said = " ".join(str(exc).split())[:200]
+        raise ModelError(f"The adapter can't be attached to its base: {said}.", "Train it again, or import it for its own base.") from None
     return model.eval().requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import rundir
+from studio.catalogue import adapter_fit
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db import lifecycle
@@ -82,6 +83,7 @@ class AdapterService:
         config = _checked_config(source)
         base = self._base_of(config, base_model)
         _check_fit(source / WEIGHTS, config, base)
+        adapter_fit.check(source / WEIGHTS, config.values, base.path, base.name)
         with self.db.read() as session:
             self.choose_name(session, name, source.name)  # a bad name is told before anything is copied
         adapter_id = new_id()

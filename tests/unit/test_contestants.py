@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from studio.db.models import JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
@@ -153,3 +153,36 @@ def test_an_import_never_takes_a_name_that_a_job_will_need(studio: Studio, tmp_p
     with studio.db.write() as session:
         session.add(JobRow(kind="train", name="soon"))
     assert studio.adapters.add(adapter_folder(tmp_path / "soon"), base_model="stories260K").name == "soon-2"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "said"),
+    [
+        ("base_model.model.model.embed_tokens.weight", [520, 64], "embed_tokens.weight has 520 rows, and stories260K has 512"),
+        ("base_model.model.lm_head.weight", [520, 64], "lm_head.weight has 520 rows"),  # tied there
+        ("base_model.model.model.norm.weight", [32], "model.norm.weight is 32, and 64 there"),
+        ("base_model.model.model.wpe.weight", [8, 64], "that layer does not exist there"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", [2, 520], "has 520 rows"),
+        ("base_model.model.model.norm.weight", [64], "modules_to_save does not name"),
+    ],
+)
+def test_layers_that_an_adapter_saves_are_compared_with_the_base(
+    studio: Studio, tmp_path: Path, tensor: str, shape: list[int], said: str
+) -> None:
+    folder = adapter_folder(tmp_path / "whole")
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({**weights, tensor: numpy.full(shape, 7, numpy.float32)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError) as refusal:
+        studio.adapters.add(folder, base_model="stories260K")
+    assert said in refusal.value.message and refusal.value.fix
+
+
+def test_a_whole_layer_that_is_named_or_equals_the_base_is_taken(studio: Studio, tmp_path: Path, stories260k: Path) -> None:
+    own = load_file(stories260k / "model.safetensors")["model.norm.weight"].astype(numpy.float32)
+    for name, values, config in (("equal", own, {}), ("named", own + 1, {"modules_to_save": ["norm"]})):
+        folder = adapter_folder(tmp_path / name)
+        weights = load_file(folder / "adapter_model.safetensors")
+        save_file({**weights, "base_model.model.model.norm.weight": values}, folder / "adapter_model.safetensors")
+        options = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**options, **config}))
+        assert studio.adapters.add(folder, base_model="stories260K").name == name
