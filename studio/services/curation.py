@@ -15,6 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from studio.datasets.children import run_child
+from studio.datasets.json_records import json_bytes
 from studio.datasets.rendering import Renderer
 from studio.datasets.report import placeholders
 from studio.datasets.report.checks import BY_NAME, CHECKS
@@ -300,7 +301,7 @@ def _checked_example(record: Dataset, old: Example, example: Mapping[str, Any]) 
     """A row as it is kept. Raises StudioError when it is no row of this dataset's kind."""
     try:
         new = Example.model_validate(example).as_json()
-        line = orjson.dumps(new) + b"\n"
+        line = json_bytes(new) + b"\n"
     except ValidationError as exc:
         problem = exc.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the row"

@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from studio.datasets.json_records import json_bytes
 from studio.db.models import AnswerRow, ComparisonRow, VerdictRow
 from studio.db.session import Database
 from studio.errors import StudioError
@@ -140,7 +141,7 @@ class PreferenceService:
         draft = Draft(origin=origin, provenance=provenance, name=name, default_name=f"{rows[0].name[:50]}-preferences")
         with self._shelf.drafting() as drafts:
             drafts.append(draft)
-            self._shelf.write(draft, (orjson.dumps(pair.example.as_json()) + b"\n" for pair in pairs))
+            self._shelf.write(draft, (json_bytes(pair.example.as_json()) + b"\n" for pair in pairs))
             self._shelf.keep([draft])
         return self.datasets.show(draft.id)
 

@@ -14,6 +14,7 @@ import pytest
 
 from studio.datasets.ingest import open_ingest
 from studio.datasets.records import Problem
+from studio.datasets.report.fixing import changed
 from studio.errors import DatasetError
 from studio.types import Example
 
@@ -421,3 +422,8 @@ def test_keys_that_only_other_rows_of_a_parquet_file_have_are_no_values(tmp_path
     assert [each["messages"][1]["tool_calls"][0]["function"]["arguments"] for each in made] == [{"hour": 6}, {"to": "x"}]
     assert [list(each["tools"][0]["function"]["parameters"]["properties"]) for each in made] == [["hour"], ["to"]]
     assert not problems and not unused.columns and not unused.message_keys
+
+
+def test_a_fix_keeps_the_digits_of_whole_numbers() -> None:
+    row = {"messages": [u(), m("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": BIG}}}])]}
+    assert json.loads(changed(json.dumps(row).encode(), [lambda each: each]) or b"") == row

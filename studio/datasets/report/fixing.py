@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from studio.datasets.json_records import json_bytes, json_value
 from studio.datasets.report.checks import BY_NAME
 from studio.datasets.report.control_tokens import ControlTokens
 from studio.datasets.report.placeholders import filled
@@ -59,10 +58,10 @@ def write_fixed(source: Path, target: Path, faults: Mapping[str, Sequence[int]],
 
 def changed(line: bytes, changes: Sequence[Change]) -> bytes | None:
     """A row after every change; None where one of them leaves it out."""
-    row: Row | None = orjson.loads(line)
+    row: Row | None = json_value(line)
     for change in changes:
         row = row and change(row)
-    return orjson.dumps(row) + b"\n" if row else None
+    return json_bytes(row) + b"\n" if row else None
 
 
 def _change(check: str, means: Means) -> Change:
