@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from studio.commands import curation
 from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
 from studio.datasets.file_types import PACKED, SUFFIXES
-from studio.errors import StudioError
+from studio.errors import StudioError, listed
 from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 if TYPE_CHECKING:
@@ -165,6 +165,9 @@ def _rendered_text(rendered: Rendering) -> str:
     said = [f"{count} rows: the chat template leaves out {what.replace('_', ' ')}." for what, count in rendered.left_out.items()]
     if rendered.empty_reasoning:
         said.append(f"{rendered.empty_reasoning} rows teach an empty block of reasoning (reasoning=context does not).")
+    if rendered.control_tokens:
+        tokens = listed(f"{token} in {rows}" for token, rows in rendered.control_tokens.items())
+        said.append(f"Control tokens are written as text, and the model reads them as such: {tokens} rows.")
     refused = [f"Row {problem.line}: {problem.problem} {problem.fix}" for problem in rendered.problems[:MAX_PROBLEMS]]
     return "\n\n".join([*lines, "\n".join([f"All rows: {shares}; tokens {lengths}.", *said, *refused])])
 

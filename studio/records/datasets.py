@@ -284,6 +284,7 @@ class TokenFigures(LengthFigures):
     nothing_learned: int = 0  # rows without a token to learn at any length
     left_out: dict[DroppedPart, int] = {}  # rows of which the chat template leaves something out
     empty_reasoning: int = 0  # rows that teach an empty block of reasoning
+    control_tokens: dict[str, int] = {}  # control token that is written as text -> rows
 
 
 class TrainingCheck(TokenFigures):

@@ -16,7 +16,7 @@ from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.objectives import RowForm
 from studio.datasets.rendering import Renderer
 from studio.datasets.report.control_tokens import ControlTokens
-from studio.datasets.report.rows import Row, is_identical, strings_of
+from studio.datasets.report.rows import Row, is_identical
 from studio.errors import ConfigError, listed
 from studio.records import Dataset
 
@@ -43,7 +43,7 @@ def look(path: Path, renderer: Renderer, form: RowForm) -> AnswersSeen:
             seen.identical.append(seen.rows)
         if form == RowForm.MARKED:
             seen.marks[row.get("label") is True] += 1
-        if "text" not in row and (found := {token for text in strings_of(row) for token in control.found(text)}):
+        if found := control.in_row(row):
             seen.rows_with_control += 1
             seen.control.update(found)
     return seen

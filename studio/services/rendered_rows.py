@@ -9,6 +9,7 @@ from studio.datasets import lengths
 from studio.datasets.ingest import Problems
 from studio.datasets.records import Problem
 from studio.datasets.rendering import Rendered, Renderer
+from studio.datasets.report.control_tokens import of_model
 from studio.errors import DatasetError
 from studio.records import RenderedRow, TrainingCheck
 from studio.types import DroppedPart, Example, Message, Role
@@ -55,8 +56,10 @@ def check(renderer: Renderer, examples: Iterable[tuple[int, Example]], max_lengt
     problems, found, truncated, checked = Problems(), [], 0, 0
     cut = nothing = empty = 0
     left_out: Counter[DroppedPart] = Counter()
+    control, written = of_model(renderer), Counter[str]()
     for number, example in examples:
         checked += 1
+        written.update(control.in_row(example.as_json()))
         rendered = _rendered(renderer, example, max_length)
         if isinstance(rendered, DatasetError):
             problems.add(Problem(number, rendered.message, rendered.fix))
@@ -81,6 +84,7 @@ def check(renderer: Renderer, examples: Iterable[tuple[int, Example]], max_lengt
         nothing_learned=nothing,
         left_out=dict(left_out),
         empty_reasoning=empty,
+        control_tokens=dict(written.most_common()),
     )
 
 

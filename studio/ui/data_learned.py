@@ -123,6 +123,9 @@ def warnings(rendered: Rendering) -> list[str]:
     if rendered.empty_reasoning:
         rows = words.count(rendered.empty_reasoning, "row")
         found.append(f"An empty block of reasoning is learned in {rows}, which teaches not to think. Set reasoning=context.")
+    for token, count in list(rendered.control_tokens.items())[:MAX_WARNINGS]:
+        rows = words.count(count, "row")
+        found.append(f"{token} is written as text in {rows}, and the model reads it as a mark, here and in a chat. The report mends it.")
     return found
 
 

@@ -30,6 +30,8 @@ FAULTY = {
         "The caf\ufffds near the harbour were opened by sailors who had come home from the sea.",
     ),
     "Control characters": ("What is in the margin?", "The margin holds a note\u0007 about the price of grain and the name of a miller."),
+    "Control tokens written as text": ("How does a turn end?", "A turn of this model ends with <|im_end|> and a new line follows it."),
+    "Placeholders that nobody filled in": ("Who wrote to me?", "It was {{name}}, who keeps the archive near the harbour of [CITY]."),
     "Text that repeats itself": ("How do echoes go?", ("and on and on " * 30).strip()),
     "Answers that are cut off": ("Describe the wall.", " ".join(f"Stone {n} came from quarry {n * 7}." for n in range(130))),
 }
@@ -212,13 +214,52 @@ def test_every_planted_fault_is_found_shown_and_mended(visit: Callable[..., Page
     opened(page, "planted-v3")
 
     expect(page.locator("#data-findings")).to_contain_text("Nothing to mend")
-    expect(page.locator("#data-head .facts").first).to_contain_text("14 rows")
+    expect(page.locator("#data-head .facts").first).to_contain_text("15 rows")
     page.locator("#data-head .versions button").first.click()
     opened(page, "planted")
-    expect(page.locator("#data-head .facts").first).to_contain_text("20 rows")
+    expect(page.locator("#data-head .facts").first).to_contain_text("22 rows")
     expect(page.locator("#data-findings .findings > li")).to_have_count(len(FAULTY) + 1)
     page.reload()
     opened(page, "planted")
+
+
+def test_placeholders_are_filled_and_pairs_and_marks_are_mended_by_one_click(visit: Callable[..., Page], api: httpx.Client) -> None:
+    sound = [{"prompt": question, "completion": answer} for question, answer in SOUND]
+    open_places = {"prompt": "Who are you?", "completion": "I am {{name}}, and [YOUR NAME] keeps me near the harbour of ${city}."}
+    pairs = [{"prompt": question, "chosen": answer, "rejected": "Nothing of that is known to me."} for question, answer in SOUND]
+    pairs[4]["rejected"] = f"{pairs[4]['chosen']} "
+    marked = [{**row, "label": True} for row in sound]
+    for name, rows in {"open": [*sound, open_places], "equal": pairs, "onlygood": marked}.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        api.post("/datasets", files={"file": (f"{name}.jsonl", text)}, data={"name": name}).raise_for_status()
+    page = visit("data")
+    finding = page.locator("#data-findings .findings > li")
+
+    page.locator("#data-list button", has_text="open").first.click()
+    opened(page, "open")
+    expect(finding).to_have_count(1)
+    finding.locator("summary").click()
+    expect(finding.locator(".blanks input")).to_have_count(3)
+    for written, value in {"{{name}}": "Ada", "[YOUR NAME]": "Ben", "${city}": "Oslo"}.items():
+        finding.get_by_label(written, exact=True).fill(value)
+    page.screenshot(path=SCREENSHOTS / "placeholders.png", full_page=True)
+    finding.get_by_role("button", name="Fill in 1 row").click()
+    opened(page, "open-v2")
+    expect(page.locator("#data-findings")).to_contain_text("Nothing to mend")
+    assert "I am Ada, and Ben keeps me near the harbour of Oslo." in api.get("/datasets/open-v2/export").text
+
+    for name, title, button, facts in (
+        ("equal", "Two answers that are the same", "Drop 1 row", "11 rows"),
+        ("onlygood", "Only one kind of label", "Imitate the good", "12 rows"),
+    ):
+        page.locator("#data-list button", has_text=name).first.click()
+        opened(page, name)
+        expect(finding).to_have_count(1)
+        expect(finding).to_contain_text(title)
+        finding.get_by_role("button", name=re.compile(button)).click()
+        opened(page, f"{name}-v2")
+        expect(page.locator("#data-findings")).to_contain_text("Nothing to mend")
+        expect(page.locator("#data-head .facts").first).to_contain_text(facts)
 
 
 def test_what_is_learned_and_whether_chat_agrees(visit: Callable[..., Page], api: httpx.Client, planted: Path) -> None:

@@ -1,7 +1,7 @@
 """Texts that a tokenizer or a chat template reads as something else than text, such as <|im_end|>, where a person wrote them.
 
 Inside a message the model reads such a text as the control token: a turn ends in the middle of the answer. With a base model the
-texts are its own; without one they are those that are widely used. Knows no rows.
+texts are its own; without one they are those that are widely used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from studio.datasets.rendering import Renderer
+from studio.datasets.report.rows import Row, strings_of
 from studio.errors import DatasetError
 
 WIDELY_USED = re.compile(
@@ -48,6 +49,12 @@ class ControlTokens:
     def found(self, text: str) -> list[str]:
         """In their order, as often as they stand there."""
         return self._pattern.findall(text)
+
+    def in_row(self, row: Row) -> set[str]:
+        """Those of a row's messages; a plain text to read on from may be written in a template."""
+        if "text" in row:
+            return set()
+        return {mark for text in strings_of(row) for mark in self.found(text)}
 
     def broken_up(self, text: str) -> str:
         """Text that is read as text: what stands at either end goes, and inside a space behind the first character breaks it."""
