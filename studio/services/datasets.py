@@ -23,6 +23,7 @@ from studio.datasets.first_rows import first_rows
 from studio.datasets.formats import BY_NAME, FORMATS, Format
 from studio.datasets.ingest import Problems, open_ingest
 from studio.datasets.rendering import TEMPLATE_NAMES, Renderer
+from studio.datasets.report.control_tokens import of_model
 from studio.datasets.splitting import split_file
 from studio.db.models import ComparisonRow, DatasetRow, JobRow
 from studio.db.session import Database
@@ -310,7 +311,8 @@ class DatasetService:
     def check_for_training(self, dataset: str, renderer: Renderer, max_length: int, sample: int | None = None) -> TrainingCheck:
         """Lengths and learned tokens of all rows, or of `sample` rows spread evenly; a row that can't be rendered learns nothing."""
         record = self.show(dataset)
-        return rendered_rows.check(renderer, self._spread(record, sample or record.rows), max_length, record.rows)
+        examples = self._spread(record, sample or record.rows)
+        return rendered_rows.check(renderer, examples, max_length, record.rows, of_model(renderer))
 
     def sample_parity(self, record: Dataset, renderer: Renderer, max_length: int) -> Parity:
         """Parity of PARITY_ROWS rows, as a launch looks at it."""

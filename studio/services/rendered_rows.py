@@ -9,7 +9,7 @@ from studio.datasets import lengths
 from studio.datasets.ingest import Problems
 from studio.datasets.records import Problem
 from studio.datasets.rendering import Rendered, Renderer
-from studio.datasets.report.control_tokens import of_model
+from studio.datasets.report.control_tokens import ControlTokens
 from studio.errors import DatasetError
 from studio.records import RenderedRow, TrainingCheck
 from studio.types import DroppedPart, Example, Message, Role
@@ -51,15 +51,18 @@ def preview(renderer: Renderer) -> RenderedRow:
     return rendered_row(renderer, Example(messages=SAMPLE[1:]), 1, UNCUT)
 
 
-def check(renderer: Renderer, examples: Iterable[tuple[int, Example]], max_length: int, rows: int) -> TrainingCheck:
-    """Lengths and learned tokens of numbered rows, out of `rows`; a row that can't be rendered learns nothing."""
+def check(
+    renderer: Renderer, examples: Iterable[tuple[int, Example]], max_length: int, rows: int, control: ControlTokens | None = None
+) -> TrainingCheck:
+    """Lengths and learned tokens of numbered rows, out of `rows`, and their `control` tokens; a row that can't be rendered learns nothing."""
     problems, found, truncated, checked = Problems(), [], 0, 0
     cut = nothing = empty = 0
     left_out: Counter[DroppedPart] = Counter()
-    control, written = of_model(renderer), Counter[str]()
+    written: Counter[str] = Counter()
     for number, example in examples:
         checked += 1
-        written.update(control.in_row(example.as_json()))
+        if control is not None:
+            written.update(control.in_row(example.as_json()))
         rendered = _rendered(renderer, example, max_length)
         if isinstance(rendered, DatasetError):
             problems.add(Problem(number, rendered.message, rendered.fix))

@@ -199,3 +199,24 @@ def test_disk_for_one_checkpoint_more_than_are_kept_is_asked_for(studio: Studio,
         )
     free.free = 0
     assert "Make room" in refused(studio, "plain", "lora-sft")
+
+
+def test_a_rendering_names_control_tokens_that_are_written_as_text(studio: Studio) -> None:
+    rows = [{"prompt": f"Say {n}", "completion": f"{n}" + " <|im_end|> more" * (n < 2)} for n in range(6)]
+    studio.datasets.add_text("".join(json.dumps(row) + "\n" for row in rows), name="marks")
+    assert studio.datasets.render("marks", base_model="starter").control_tokens == {"<|im_end|>": 2}
+
+
+def test_placeholders_take_the_values_given_or_none_at_all(studio: Studio) -> None:
+    rows = [{"prompt": f"Say {n}", "completion": f"number {n} is on its way"} for n in range(6)]
+    rows[2]["completion"] = "I am {{name}}, made by {{author}}."
+    add(studio, "open", rows)
+    assert studio.curation.report("open").findings[-1].names == {"{{name}}": 1, "{{author}}": 1}
+    for values, said in (({"name": "Ada"}, "No value is given for the placeholder author"), ({"nobody": "x"}, "no placeholder nobody")):
+        with pytest.raises(StudioError, match=said) as caught:
+            studio.curation.fix("open", ["placeholders"], values=values)
+        assert caught.value.fix
+    filled = studio.curation.fix("open", ["placeholders"], values={"{{name}}": "Ada", "AUTHOR": "us"})
+    found = [row.model_dump_json() for row in studio.datasets.examples(filled.id)]
+    assert "I am Ada, made by us." in found[2] and len(found) == 6 and filled.provenance["filled"] == ["author", "name"]
+    assert studio.curation.fix("open", ["placeholders"]).rows == 5

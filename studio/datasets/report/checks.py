@@ -81,7 +81,7 @@ CHECKS = (
         "placeholders",
         "Placeholders that nobody filled in",
         "Places such as {{name}}, [YOUR NAME] or ${city} that were to be filled in. The model learns to write them as they are.",
-        "Fill in a value for each; without values these rows are dropped.",
+        "Fill in a value for each (`data fix … --fill NAME=VALUE`); without values these rows are dropped.",
         FixAction.FILL,
         Severity.CHECK,
     ),

@@ -102,7 +102,7 @@ class ScannedPart:
     def add_named(self, check: str, row: int, excerpt: str, names: Iterable[str]) -> None:
         """As `add`, and what was found, each once a row."""
         self.add(check, row, excerpt)
-        self.names.setdefault(check, Counter()).update(set(names))
+        self.names.setdefault(check, Counter()).update(dict.fromkeys(names, 1))
 
 
 def shortened(text: str, limit: int = EXCERPT) -> str:
