@@ -12,7 +12,7 @@ from typing import Any
 
 import regex
 
-from studio.errors import StudioError
+from studio.errors import StudioError, listed
 
 NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*%?")
 # capital at the beginning of a sentence only, wherever that begins
@@ -76,10 +76,8 @@ def lost(original: str, short: str, kinds: Sequence[str]) -> dict[str, list[str]
 
 
 def warning(kind: str, gone: Sequence[str], total: int) -> str:
-    shown = ", ".join(" ".join(text.split())[:40] for text in dict.fromkeys(gone[: 3 * SHOWN]))
-    shown = ", ".join(shown.split(", ")[:SHOWN])
-    more = ", …" if len(set(gone)) > SHOWN else ""
-    return f"{len(gone)} of {total} {kind} lost: {shown}{more}."
+    shown = listed(dict.fromkeys(" ".join(text.split())[:40] for text in gone), SHOWN)
+    return f"{len(gone)} of {total} {kind} lost: {shown}."
 
 
 def count(text: str, kind: str) -> int:

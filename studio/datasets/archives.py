@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from studio.datasets.records import CHUNK_BYTES
-from studio.errors import DatasetError
+from studio.errors import DatasetError, listed
 
 MAX_UNPACKED_RATIO = 200  # text seldom packs better than 20 times; what does is a bomb
 ALWAYS_UNPACKED_BYTES = 256 * 1024**2
@@ -246,7 +246,7 @@ def _suffix(entry: Entry) -> str:
 
 def _names(entries: list[Entry]) -> str:
     names = [entry.filename[:100] for entry in entries]
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return listed(names, 10)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import orjson
 from studio.datasets import records
 from studio.datasets.json_stream import MAX_SEARCHED, JsonStream, JsonStreamError, key_twice
 from studio.datasets.records import MAX_COLUMNS, SAMPLE_BYTES, Problem, Record, Row, is_too_long, lines_of, skip_line, too_long
-from studio.errors import DatasetError
+from studio.errors import DatasetError, listed
 
 CONVERSATION_KEYS = ("messages", "conversations", "conversation")
 MAX_VALUES = 500_000  # of one row
@@ -211,7 +211,7 @@ def _rows_of_object(row: Row, name: str) -> Iterator[tuple[int, Row]]:
         return
     lengths = [len(column) for column in values]
     if len(set(lengths)) > 1:
-        counts = ", ".join(f"{column} {length}" for column, length in list(zip(row, lengths, strict=True))[:10])
+        counts = listed(f"{column} {length}" for column, length in zip(row, lengths, strict=True))
         raise DatasetError(f"{name}: the columns have different numbers of values ({counts}).", "Give every column one value per row.")
     for number, fields in enumerate(zip(*values, strict=True), start=1):
         yield number, dict(zip(row, fields, strict=True))

@@ -30,7 +30,7 @@ from studio.datasets.archives import (
 )
 from studio.datasets.file_types import PACKED, PROSE, SUFFIXES, UNRECOGNISED, file_type
 from studio.datasets.records import CHUNK_BYTES, SAMPLE_BYTES, Problem, Record
-from studio.errors import DatasetError
+from studio.errors import DatasetError, listed
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # with entries, and without
 INSIDE = ("an archive inside an archive", "Unpack it once.")
@@ -151,10 +151,10 @@ def _archive_source(packed: list[Entry], name: str, scratch: Path | None, stack:
     first = opened(entries[0], stack)
     notes = [*first.notes]
     if left_out:
-        notes.append(f"Left out: {', '.join(left_out[:10])}{' …' if len(left_out) > 10 else ''}.")
+        notes.append(f"Left out: {listed(left_out, 10)}.")
     if len(entries) == 1:
         return Source(first.name, first.file_type, first.records, first.encoding, notes)
-    notes.append(f"Read one after the other: {', '.join(entry.filename for entry in entries[:10])}{' …' if len(entries) > 10 else ''}.")
+    notes.append(f"Read one after the other: {listed((entry.filename for entry in entries), 10)}.")
     return Source(name, first.file_type, all_records(), first.encoding, notes)
 
 
@@ -174,7 +174,7 @@ def _named_records(source: Source, file_type: str = "", columns: frozenset[str] 
         if not own:
             own = frozenset(row)
             if columns and not own & columns:
-                raise DatasetError(f"{source.name} has none of the columns of the first file ({', '.join(sorted(columns)[:10])}).", fix)
+                raise DatasetError(f"{source.name} has none of the columns of the first file ({listed(sorted(columns))}).", fix)
         yield line, row
     return own
 
