@@ -151,6 +151,11 @@ def _read(added: Dataset) -> list[str]:
     columns = [f"{column!r} ({count} rows)" for column, count in added.unused.columns.items()]
     keys = [f"{key!r} ({count} messages)" for key, count in added.unused.message_keys.items()]
     lines = [f"Used: {used}."]
+    if added.used_message_keys:
+        read = [
+            f"{key!r} as {use.read_as} ({use.messages} message{'s' * (use.messages != 1)})" for key, use in added.used_message_keys.items()
+        ]
+        lines.append(f"Message keys used: {', '.join(read)}.")
     if columns:
         lines.append(f"Columns not used: {', '.join(columns)}.")
     if keys:

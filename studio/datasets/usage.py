@@ -13,8 +13,9 @@ from studio.datasets.row_errors import RowError
 from studio.datasets.shapes import unpacked
 from studio.datasets.telling import MESSAGE_KEYS, RowMeaning, changes_meaning, holds_something, unread
 from studio.errors import DatasetError
-from studio.records import UnusedParts
+from studio.records import UnusedParts, UsedKey
 
+IMPLIED = frozenset({"role", "content"})  # what every message has
 MAX_NAMES = 1000  # of message keys that are counted
 READ_OF_CALLS = frozenset({"function", "name", "arguments", "type"})
 READ_OF_REQUESTS = frozenset({"messages", "tools", "functions"})
@@ -75,6 +76,7 @@ class ColumnUsage:
         self._used = frozenset(layout.mapping.values())
         self._columns: Counter[str] = Counter()
         self._message_keys: Counter[str] = Counter()
+        self._used_keys: Counter[str] = Counter()
         self._labels: dict[str, Any] = {}  # the first value of each spelling of which a file may have one
         self.known: dict[str, RowMeaning | None] = {}  # each unused column that was seen, and what may not be left out of it
 
@@ -145,12 +147,20 @@ class ColumnUsage:
 
     def _see_message(self, turn: dict[str, Any]) -> None:
         for key, held in turn.items():
-            if key not in MESSAGE_KEYS and holds_something(held) and (key in self._message_keys or len(self._message_keys) < MAX_NAMES):
+            if not holds_something(held):
+                continue
+            if key in MESSAGE_KEYS:
+                self._used_keys[key] += MESSAGE_KEYS[key] not in IMPLIED
+            elif key in self._message_keys or len(self._message_keys) < MAX_NAMES:
                 self._message_keys[str(key)] += 1
         calls = turn.get("tool_calls")
         if isinstance(calls, list):
             keys = {key for call in calls if isinstance(call, dict) for key, held in call.items() if holds_something(held)}
             self._message_keys.update(f"tool_calls.{key}" for key in keys - READ_OF_CALLS)
+
+    def used_message_keys(self) -> dict[str, UsedKey]:
+        """The keys of messages that were read beside role and content."""
+        return {key: UsedKey(read_as=MESSAGE_KEYS[key], messages=count) for key, count in self._used_keys.items() if count}
 
     def unused(self, most: int | None = None) -> UnusedParts:
         """The columns and keys that were not read, the most frequent first where only so many are wanted."""

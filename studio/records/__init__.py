@@ -78,6 +78,7 @@ from studio.records.datasets import TemplateLoss as TemplateLoss
 from studio.records.datasets import TokenFigures as TokenFigures
 from studio.records.datasets import TrainingCheck as TrainingCheck
 from studio.records.datasets import UnusedParts as UnusedParts
+from studio.records.datasets import UsedKey as UsedKey
 from studio.records.datasets import WrittenRows as WrittenRows
 from studio.records.jobs import ENDED as ENDED
 from studio.records.jobs import PENDING as PENDING

@@ -49,6 +49,13 @@ class RowProblem(Record):
     fix: str
 
 
+class UsedKey(Record):
+    """A key of messages that was read beside role and content."""
+
+    read_as: str  # train, reasoning, tool_calls, name
+    messages: int  # that hold something under it
+
+
 class UnusedParts(Record):
     """What of a file was not read, and how often it held something."""
 
@@ -67,6 +74,7 @@ class Dataset(Record):
     skipped: int  # rows of the file that were left out because of a problem
     mapping: dict[str, str]  # role -> column
     used: dict[str, str] = {}  # role -> column, as `mapping`
+    used_message_keys: dict[str, UsedKey] = {}  # beside role and content
     unused: UnusedParts = UnusedParts()  # what of the file was not read
     notes: list[str] = []  # what was guessed or left out, in sentences
     problems: list[RowProblem] = []  # of the rows that were left out, the first 100; told by `add` only
@@ -123,6 +131,7 @@ class Inspection(Record):
     roles: list[str]  # of the format
     mapping: dict[str, str]
     used: dict[str, str]  # role -> column, as `mapping`
+    used_message_keys: dict[str, UsedKey]  # beside role and content
     unused: UnusedParts
     encoding: str
     notes: list[str]  # what was guessed or left out, in sentences

@@ -45,6 +45,7 @@ def as_record(row: DatasetRow) -> Dataset:
         skipped=row.skipped,
         mapping=row.mapping,
         used=row.mapping,
+        used_message_keys=provenance.get("used_message_keys") or {},
         unused=provenance.get("unused") or UnusedParts(),
         notes=provenance.get("notes") or [],
         source=row.source,
@@ -150,6 +151,7 @@ def _row(dataset_id: str, ingest: Ingest, written: _Written, source: str, size: 
             "encoding": opened.encoding,
             "notes": ingest.notes(),
             "columns": ingest.columns[:MAX_KEPT_COLUMNS],
+            "used_message_keys": {key: used.model_dump() for key, used in ingest.usage.used_message_keys().items()},
             "unused": ingest.usage.unused(MAX_KEPT_COLUMNS).model_dump(mode="json"),
         },
     )

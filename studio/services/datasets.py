@@ -144,6 +144,7 @@ class DatasetService:
                 roles=found.role_names(),
                 mapping=ingest.layout.mapping,
                 used=ingest.layout.mapping,
+                used_message_keys=ingest.usage.used_message_keys(),
                 unused=ingest.usage.unused(),
                 encoding=ingest.source.encoding,
                 notes=ingest.notes(),

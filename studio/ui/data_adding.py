@@ -225,6 +225,7 @@ def _understood(found: Inspection | None, reading: TableReading) -> str:
         kind=choices.KINDS[found.kind],
         notes=notes,
         used=found.used,
+        used_keys=found.used_message_keys,
         unused=found.unused,
         total=found.rows,
         problems=found.problems,

@@ -427,3 +427,14 @@ def test_keys_that_only_other_rows_of_a_parquet_file_have_are_no_values(tmp_path
 def test_a_fix_keeps_the_digits_of_whole_numbers() -> None:
     row = {"messages": [u(), m("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": BIG}}}])]}
     assert json.loads(changed(json.dumps(row).encode(), [lambda each: each]) or b"") == row
+
+
+def test_message_keys_that_were_read_are_counted_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    marked = {"messages": [u(), m("b", weight=0, reasoning_content="because"), u(), m("c")]}
+    plain = {"messages": [u(), m("b")]}
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in [plain] * 50 + [marked] * 3))
+    with open_ingest(path) as found:
+        assert sum(batch.rows for batch in found.batches()) == 53
+        used = {key: (use.read_as, use.messages) for key, use in found.usage.used_message_keys().items()}
+    assert used == {"weight": ("train", 3), "reasoning_content": ("reasoning", 3)}
