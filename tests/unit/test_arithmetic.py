@@ -66,6 +66,14 @@ def test_ties_drops_what_is_small_and_what_disagrees(tmp_path: Path) -> None:
         assert found == pytest.approx(np.mean(agreeing) if agreeing else 0.0, abs=1e-5)
 
 
+def test_ties_keeps_the_positive_value_where_signs_balance() -> None:
+    """As peft's calculate_majority_sign_mask, which counts a sum of 0 as positive."""
+    layer = LAYER.format(0)
+    parts = [arithmetic.AdapterPart({layer: (np.full((1, 4), value, np.float32),) * 2}, 1.0, 1) for value in (2.0, -2.0)]
+    down, up = arithmetic.combine(parts, [1.0, 1.0], "ties", 1.0)[layer]
+    assert (down == 2.0).all() and (up == 2.0).all()
+
+
 def test_dare_drops_its_share_and_keeps_the_expectation_and_is_the_same_every_time(tmp_path: Path) -> None:
     part = adapter(tmp_path / "one", r=64)
     a, _ = arithmetic.combine([part], [1.0], "dare", 0.25)[LAYER.format(0)]

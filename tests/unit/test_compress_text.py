@@ -10,7 +10,8 @@ import pytest
 
 from jobs.compress import recommend, shorten
 from jobs.panel import ReferenceJudge, judge_both_orders, score_of_first
-from studio.compress import budget, checks, ranking, sections, spans
+from studio.compress import budget, checks, methods, ranking, sections, spans
+from studio.compress.models import CAUSAL, CompressorFacts
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
 from studio.records import (
@@ -112,6 +113,20 @@ def test_sentences_that_begin_alike_are_told_apart() -> None:
 def test_labelled_words_are_found_again_past_letters_without_a_word() -> None:
     kept, known = word_mask("aé ☃☃ b", [("a", 1), ("b", 0)])
     assert list(kept) == [1, 0, 0, 0, 0, 0, 0] and known[6] == 1
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "options", "expected"),
+    [
+        (500, {}, True),
+        (500, {"use_token_level_filter": True}, False),
+        (500, {"use_token_level_filter": False}, False),
+        (50_000, {}, False),
+        (50_000, {"use_token_level_filter": True}, False),
+    ],
+)
+def test_passages_stay_whole_with_a_small_vocabulary_and_only_by_default(vocabulary: int, options: dict[str, bool], expected: bool) -> None:
+    assert methods.keeps_passages(CompressorFacts(CAUSAL, "llama", vocabulary), options) == expected
 
 
 def test_what_is_lost_is_counted_not_only_missed() -> None:

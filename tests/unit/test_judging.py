@@ -12,6 +12,7 @@ import pytest
 
 from studio.evaluation import judging, prompts, readings
 from studio.evaluation.verdicts import VerdictLine
+from studio.types import Example, Message, Role
 from tests.attacks import ATTACKS
 
 PROMPT = {"id": "1", "turns": [[{"role": "user", "content": "What is {answer_a}?"}]], "reference": "right"}
@@ -100,6 +101,23 @@ def test_mt_bench_questions_fill_mt_bench_templates(shared_data: Path) -> None:
         assert user["content"].startswith(own[name]["prompt_template"].split("{")[0])
         assert all(text in user["content"] for text in ("one", "two", "three", "four", prompt["turns"][1][0]["content"]))
         assert "{" not in user["content"].replace(prompt["turns"][0][0]["content"], "").replace(prompt["turns"][1][0]["content"], "")
+
+
+def test_rows_become_prompts_up_to_their_last_answer() -> None:
+    system = Message(role=Role.SYSTEM, content="Be brief.")
+    asked, answered = Message(role=Role.USER, content="One?"), Message(role=Role.ASSISTANT, content="1")
+    rows = [
+        Example(messages=[system, asked]),
+        Example(text="no prompt"),
+        Example(messages=[system, asked, answered, asked, answered, asked]),
+        Example(prompt="Two?", completion="2", label=True),
+        Example(prompt="Two?", completion="3", label=False),
+        Example(prompt=[asked], chosen=[answered], rejected=[asked]),
+    ]
+    found = prompts.from_examples(rows)
+    assert [prompt["id"] for prompt in found] == ["1", "3", "4", "5", "6"]
+    assert [prompt.get("reference") for prompt in found] == [None, "1", "2", None, "1"]
+    assert [len(prompt["turns"][0]) for prompt in found] == [2, 4, 1, 1, 1]
 
 
 def judged(prefers_longer: float, better: float, count: int = 200) -> readings.ReadingsInput:

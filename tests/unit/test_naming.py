@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.orm import Session
 
-from studio.db.models import AdapterRow, JobRow
+from studio.db.models import AdapterRow, JobRow, new_id
 from studio.errors import NotFoundError, StudioError, TakenError
 from studio.services import Studio, naming
 from studio.settings import Settings
@@ -24,6 +24,12 @@ def session(settings: Settings) -> Iterator[Session]:
     with opened.db.read() as reading:
         yield reading
     opened.db.dispose()
+
+
+def test_new_ids_are_ten_characters_that_can_be_read_aloud() -> None:
+    ids = {new_id() for _ in range(200)}
+    assert len(ids) == 200 and {len(made) for made in ids} == {10}
+    assert not set("".join(ids)) - set("abcdefghijkmnpqrstuvwxyz23456789")
 
 
 def test_a_row_is_found_by_its_name_and_first_by_its_id(session: Session) -> None:
