@@ -27,15 +27,18 @@ def worker(queue: str = "gpu", module: str = "jobs.worker") -> Iterator[subproce
     try:
         yield process
     finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else [process]
-        for member in family:
-            member.kill()
+        children = []
+        if process.poll() is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            child.kill()
         process.wait()
         assert process.stdin
         process.stdin.close()
 
 
-def wait_for(what: Callable[[], T], timeout: float = PATIENCE_S) -> T:
+def wait_for(what: Callable[[], T | None], timeout: float = PATIENCE_S) -> T:
     """The first true answer of `what`."""
     deadline = time.monotonic() + timeout
     while not (answer := what()):
