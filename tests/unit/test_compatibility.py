@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from jobs import config
-from studio.catalogue.compatibility import Cell, conflicts, table
+from studio.catalogue.compatibility import Cell, Conflict, conflicts, table
 from studio.services.script_text import Script, text
 
 CELLS = list(table("cpu"))
@@ -53,6 +53,19 @@ def test_what_cannot_work_is_refused_and_the_named_change_mends_it(name: str) ->
 def test_other_families_have_limits_under_names_of_their_own() -> None:
     said = " ".join(str(one) for one in conflicts(config.build({"max_length": 1024, "lora.r": 128}), "cpu", OLD))
     assert "Set max_length=256." in said and "Set lora.r=64." in said
+
+
+@pytest.mark.parametrize(
+    ("because", "sentence"),
+    [
+        ("lora.r 128 is above the layer", "lora.r 128 is above the layer."),
+        ("max_length=4096 is too much", "max_length=4096 is too much."),
+        ("max_length is too much", "max_length is too much."),
+        ("pairs can't be packed, see lora.r", "Pairs can't be packed, see lora.r."),
+    ],
+)
+def test_a_reason_begins_with_a_capital_but_an_option_keeps_its_name(because: str, sentence: str) -> None:
+    assert Conflict(because, {}).sentence == sentence
 
 
 def test_every_reason_is_told_at_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import config as job_config
 from jobs import recipes
-from studio.catalogue import memory
+from studio.catalogue import activations, memory
 from studio.catalogue.architecture import decoder
 from studio.catalogue.known import known_models
 from studio.catalogue.trainable import trainable
@@ -49,6 +49,22 @@ SHAPES = [
     ("opt", {**WIDE, "ffn_dim": 160, "word_embed_proj_dim": 96}),
     ("gpt_oss", {**SMALL, "head_dim": 16, "num_local_experts": 4}),
 ]  # fmt: skip
+# families whose blocks keep, in float32 and without adapters, just what their layers' shapes say
+PLAIN = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma3_text",
+    "phi",
+    "olmo",
+    "olmo2",
+    "granite",
+    "stablelm",
+    "smollm3",
+    "starcoder2",
+)
 METHODS: list[dict[str, Any]] = [
     {"lora.r": 4},
     {"lora.r": 4, "lora.target_modules": ["q_proj", "v_proj"]},
@@ -104,6 +120,48 @@ def test_every_method_trains_the_parameters_that_peft_makes(options: dict[str, A
         trained = get_peft_model(model, methods.peft_config(wanted, model, Path()))
     count = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     assert trainable(decoder(config.to_dict()), wanted).parameters == count
+
+
+def kept_by_one_block(kind: str, values: dict[str, Any]) -> int:
+    """Bytes that autograd saves for one frozen block, in float32 on 16 tokens, without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found = []
+    for layers in (1, 2):
+        config = AutoConfig.for_model(kind, **{**values, "num_hidden_layers": layers})
+        model = AutoModelForCausalLM.from_config(config).base_model.requires_grad_(False)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        saved: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor, saved: dict[int, torch.UntypedStorage] = saved) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(inputs_embeds=torch.ones(1, 16, 96, requires_grad=True), use_cache=False)
+        found.append(sum(storage.nbytes() for place, storage in saved.items() if place not in weights))
+    return found[1] - found[0]
+
+
+def predicted_for_one_block(kind: str, values: dict[str, Any]) -> int:
+    at = activations.Setting("cpu", 4, 1, 16, "lora", 0, (), 0.0, is_dora=False, is_quantized=False, is_masked=False)
+    return activations.saved_by_layer(decoder({"model_type": kind, **values}), at)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_block_keeps_what_autograd_saves_for_it(kind: str) -> None:
+    # red when a norm, the attention or the feed-forward layer is taken to keep tensors that it doesn't, or too few
+    values = dict(SHAPES)[kind]
+    assert predicted_for_one_block(kind, values) == pytest.approx(kept_by_one_block(kind, values), rel=0.03)
+
+
+def test_norms_of_queries_and_keys_keep_what_autograd_saves_for_them() -> None:
+    values = {**SMALL, "head_dim": 16}
+    predicted = [predicted_for_one_block(kind, values) for kind in ("llama", "qwen3")]
+    measured = [kept_by_one_block(kind, values) for kind in ("llama", "qwen3")]
+    assert predicted[1] - predicted[0] == pytest.approx(measured[1] - measured[0], rel=0.1)
 
 
 def test_counts_of_published_models(shared_data: Path) -> None:
