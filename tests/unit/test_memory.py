@@ -57,7 +57,6 @@ PLAIN = (
     "qwen3",
     "gemma",
     "gemma3_text",
-    "phi",
     "olmo",
     "olmo2",
     "granite",
