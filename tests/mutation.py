@@ -105,23 +105,50 @@ def read(file: Path) -> str:
 
 
 @lru_cache
+def suites() -> dict[str, str]:
+    """The text of each test file, by its path."""
+    return {f"{suite}/{file.name}": read(file) for suite in SUITES for file in sorted((ROOT / suite).glob("test_*.py"))}
+
+
+def mention(module: str) -> re.Pattern[str]:
+    """How source and tests import a module or run it."""
+    package, _, name = module.rpartition(".")
+    return re.compile(rf"\b{re.escape(module)}\b|from {re.escape(package)} import .*\b{name}\b")
+
+
+@lru_cache
+def importers(module: str) -> list[str]:
+    """The modules of the product that import this one or run it as a process."""
+    wanted = mention(module)
+    files = [file.relative_to(ROOT) for place in ("studio", "jobs") for file in sorted((ROOT / place).rglob("*.py"))]
+    users = [file for file in files if wanted.search((ROOT / file).read_text(encoding="utf-8"))]
+    names = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in users]
+    return [name for name in names if name != module]
+
+
+@lru_cache
 def related(path: Path) -> list[str]:
-    """Test files that mention the module, or classes and functions that it defines, the closest first."""
+    """Test files that mention the module, those that import it, or what it defines; the closest first.
+
+    A word counts for less the more test files have it; the package's name in the name of a test file counts too.
+    """
     module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     package, _, name = module.rpartition(".")
+    defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    words = [re.compile(rf"\b{re.escape(word)}\b") for word in (name, *defined) if len(word) > 3 and not word.startswith("_")]
+    spread = {word: sum(bool(word.search(text)) for text in suites().values()) for word in words}
+    users = importers(module)
     scores = {}
-    for suite in SUITES:
-        for file in sorted((ROOT / suite).glob("test_*.py")):
-            text = read(file)
-            mention = rf"\b{re.escape(module)}\b|from {re.escape(package)} import .*\b{name}\b"
-            score = 10.0 * bool(re.search(mention, text)) + 3.0 * (name in file.stem)
-            score += sum(2.0 for word in defined if len(word) > 6 and re.search(rf"\b{word}\b", text))
-            if package.endswith("services"):
-                score += 2.0 * len(re.findall(rf"studio\.{name}\.", text)) ** 0.5
-            if score > 0:
-                scores[f"{suite}/{file.name}"] = score
+    for file, text in suites().items():
+        stem = Path(file).stem
+        score = 10.0 * bool(mention(module).search(text)) + 3.0 * (name in stem)
+        score += sum(4.0 / spread[word] for word in words if word.search(text))
+        score += min(4.0, sum(2.0 for user in users if mention(user).search(text))) + 3.0 * (package.rpartition(".")[2] in stem)
+        if package.endswith("services"):
+            score += 2.0 * len(re.findall(rf"studio\.{name}\.|/api/{name}\b", text)) ** 0.5
+        if score > 0:
+            scores[file] = score
     return sorted(scores, key=lambda file: -scores[file])[:MAX_FILES]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 import subprocess
@@ -82,6 +83,18 @@ def test_without_calibration_the_defaults_are_the_librarys(compressors: dict[str
     labelled = tiny.compress(PROMPT, rate=0.5, calibrate=False, return_word_label=True, word_sep="|", label_sep="=")
     pairs = [pair.rpartition("=") for pair in (labelled.fn_labeled_original_prompt or "").split("|")]
     assert {label for _, _, label in pairs} == {"0", "1"} and pairs[0][0] == "Item"
+
+
+def test_the_librarys_own_numbers_are_ours(starter: Compressor, words: Compressor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmlingua import PromptCompressor
+
+    monkeypatch.setattr(PromptCompressor, "load_model", lambda *_: None)
+    monkeypatch.setattr("llmlingua.prompt_compressor.tiktoken.encoding_for_model", lambda _: None)
+    given = {name: value for name, value in vars(PromptCompressor()).items() if type(value) is int}
+    assert given and {name: getattr(starter.backend, name) for name in given} == given
+    initial = inspect.signature(PromptCompressor.init_llmlingua2).parameters
+    defaults = {name: one.default for name, one in initial.items() if type(one.default) is int}
+    assert defaults and {name: getattr(words.backend, name) for name in defaults} == defaults
 
 
 def test_a_brain_float_model_gives_the_library_numbers(golden: Path) -> None:

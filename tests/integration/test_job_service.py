@@ -226,6 +226,7 @@ def test_jobs_are_found_by_what_people_wrote_on_them(studio: Studio) -> None:
         ("", ["first", "second"]),
     ):
         assert [job.name for job in studio.jobs.list(search=search)] == names, search
+    studio.jobs.tag("second", ["x" * 40])
     studio.jobs.tag("first", [], remove=["good run"])
     assert studio.jobs.note("second", "").notes == "" and studio.jobs.show("first").tags == ["Ältere"]
     for bad in ([""], ["x" * 41], ["a\nb\x00"], [str(n) for n in range(20)]):

@@ -87,6 +87,7 @@ def test_base_and_adapter_answer_rows_that_were_held_out(studio: Studio, tmp_pat
     assert (found.rows, found.held_out, found.base, found.adapter) == (4, 4, "base", "first")
     for figures in found.metrics.values():
         assert figures["n"] == figures["answers"] == 4 and 0 <= figures["exact_match"] <= 1 and figures["ci95"]["rougeL"]
+        # from `studio.evaluation.likelihood`, a process of its own
         assert figures["perplexity"] > 1 and math.isfinite(figures["perplexity"])
     assert found.judge.judge == "reference" and found.judge.ci95[0] <= found.judge.win_rate <= found.judge.ci95[1]
     assert sum(dict(found.counts).values()) == 4 and len(found.losses) == min(3, found.counts.losses)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from jobs.compress import recommend, shorten
 from jobs.panel import ReferenceJudge, judge_both_orders, score_of_first
 from studio.compress import budget, checks, methods, ranking, sections, spans
+from studio.compress.importance import Importance
 from studio.compress.models import CAUSAL, CompressorFacts
 from studio.compress.tracing import sentence_mask, token_mask, word_mask
 from studio.errors import StudioError
@@ -127,6 +130,18 @@ def test_labelled_words_are_found_again_past_letters_without_a_word() -> None:
 )
 def test_passages_stay_whole_with_a_small_vocabulary_and_only_by_default(vocabulary: int, options: dict[str, bool], expected: bool) -> None:
     assert methods.keeps_passages(CompressorFacts(CAUSAL, "llama", vocabulary), options) == expected
+
+
+def test_a_word_without_a_token_stands_where_it_is_and_is_as_important_as_its_neighbours() -> None:
+    # a classifier that has read "one", "two" and "three" in two chunks, and knows neither the other word nor the snowman
+    trace = SimpleNamespace(words=[[("one", True), ("two", True), ("three", False)]], probabilities=[[0.9, 0.5], [0.1]])
+    backend = SimpleNamespace(oai_tokenizer=Mock(count=len), run=lambda call, arguments: ({}, trace))
+    text = "one भाषा two three ☃"
+    (reading,) = Importance(backend).read([text], {})
+    assert [text[slice(*place)] for place in reading.places if place] == ["one", "भाषा", "two", "three", "☃"]
+    assert [len(probabilities) for probabilities, _ in reading.chunks] == [3, 2]
+    found = [float(value) for probabilities, _ in reading.chunks for value in probabilities]
+    assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1], abs=0.011)
 
 
 def test_what_is_lost_is_counted_not_only_missed() -> None:

@@ -47,6 +47,7 @@ def test_the_starter_can_be_carried(model: Callable[..., Path]) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"vocab_size": 100}, "100 rows"),
+        ({"vocab_size": None}, "embedding 0 rows"),
     ],
 )
 def test_a_model_that_gguf_would_change_is_refused(model: Callable[..., Path], change: dict[str, Any], reason: str) -> None:

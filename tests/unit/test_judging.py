@@ -12,6 +12,7 @@ import pytest
 
 from studio.evaluation import judging, prompts, readings
 from studio.evaluation.verdicts import VerdictLine
+from studio.records import ComparisonPrompt, PromptMessage
 from studio.types import Example, Message, Role
 from tests.attacks import ATTACKS
 
@@ -118,6 +119,20 @@ def test_rows_become_prompts_up_to_their_last_answer() -> None:
     assert [prompt["id"] for prompt in found] == ["1", "3", "4", "5", "6"]
     assert [prompt.get("reference") for prompt in found] == [None, "1", "2", None, "1"]
     assert [len(prompt["turns"][0]) for prompt in found] == [2, 4, 1, 1, 1]
+
+
+def test_a_long_reference_is_an_essay_and_a_note_in_words_makes_notes_of_all_questions_of_several_turns() -> None:
+    def prompt(name: str, reference: str | None, turns: int = 1) -> ComparisonPrompt:
+        made = ComparisonPrompt(id=name, turns=[[PromptMessage(role="user", content="How many?")]] * turns)
+        if reference is not None:
+            made["reference"] = reference
+        return made
+
+    single = [prompt("without", None), prompt("answer", "7" * prompts.ESSAY), prompt("essay", "7" * (prompts.ESSAY + 1))]
+    short = [prompt("silent", None, 2), prompt("number", "It is 36, not 37.", 2)]
+    assert prompts.essays(single + short) == {"essay"}
+    note = prompt("note", "The sum of all is 36.", 2)
+    assert prompts.essays([*single, *short, note]) == {"essay", "silent", "number", "note"}
 
 
 def judged(prefers_longer: float, better: float, count: int = 200) -> readings.ReadingsInput:

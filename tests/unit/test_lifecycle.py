@@ -248,6 +248,18 @@ def test_cancelling(db: Database) -> None:
         assert lifecycle.claim(session, waiting, "us", None) is None
 
 
+def test_a_checkpoint_is_kept_once_and_a_running_job_is_still_asked_to_keep_its_own(db: Database) -> None:
+    waiting, running = submit(db, "waiting", checkpoint_step=10), submit(db, "running", checkpoint_step=10)
+    claim(db, running)
+    with db.write() as session:
+        assert [lifecycle.cancel(session, job, keep=True) for job in (waiting, running)] == ["CANCELLED", "RUNNING"]
+        assert [job.id for job in lifecycle.to_keep(session)] == [waiting]
+        for job_id in (waiting, running):
+            lifecycle.kept(session, job_id)
+        assert not lifecycle.to_keep(session)
+    assert (row(db, waiting).cancel, row(db, running).cancel) == (None, "keep")
+
+
 def test_a_cancelled_job_is_not_queued_again_when_its_worker_dies(db: Database) -> None:
     job_id = submit(db)
     held = claim(db, job_id)

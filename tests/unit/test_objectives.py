@@ -59,7 +59,7 @@ def test_an_entry_is_complete_and_reaches_every_place_that_reads_it(entry: Objec
     assert config.objective == entry.name and entry.help.startswith(f"{entry.name} ") and entry.help in DESCRIPTION
     assert entry.trains_on and set(entry.trains_on) <= {known.kind for known in FORMATS}
     assert entry.rows in RowForm and entry.family in _CLASSES and entry.rows in _RENDERERS
-    assert "auto" in entry.orders and set(entry.orders) <= set(ANY_ORDER) and entry.computed_together >= 1
+    assert "auto" in entry.orders and set(entry.orders) <= set(ANY_ORDER) and entry.computed_together == 1 + (entry.rows == RowForm.PAIRED)
     known = {option.key for option in job_config.options()}
     assert set(entry.only_options) <= known
     own = {key for key in known if key.startswith(f"{entry.name}.")}

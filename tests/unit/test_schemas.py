@@ -396,6 +396,22 @@ def test_what_the_engine_answers_is_what_v1_promises(is_chat: bool) -> None:
     assert found.model_dump(mode="json") == json.loads(json.dumps(reply.body()))
 
 
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_the_engine_answers_with_log_probabilities_only_where_they_were_asked_for(is_chat: bool) -> None:
+    asked = {"model": "starter", "studio": {"base": {"name": "starter", "path": "/models/starter"}}}
+    if is_chat:
+        request = bodies.parse_chat({**asked, "messages": [{"role": "user", "content": "Hi"}]})
+    else:
+        request = bodies.parse_completion({**asked, "prompt": "Hi"})
+    event = Event(0, "yes", (TokenLogprob(b"yes", -0.1, ()),), finish_reason="stop", usage=Usage(3, 1))
+    reply = Reply(request)
+
+    chunks = list(reply.chunks(event))
+
+    assert [choice["logprobs"] for chunk in chunks for choice in chunk["choices"]] == [None, None]
+    assert [choice["logprobs"] for choice in reply.body()["choices"]] == [None]
+
+
 def test_a_status_is_one_of_six() -> None:
     schema = TypeAdapter(get_type_hints(JobService.show)["return"]).json_schema(mode="serialization")
     (status,) = forms(schema["properties"]["status"], schema)
