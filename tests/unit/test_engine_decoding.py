@@ -12,7 +12,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from studio.catalogue import hardware, keys
 from studio.catalogue.hardware import Memory
-from studio.engine import adapting, intake, kinds, local
+from studio.engine import adapting, intake, kinds, loading, local
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.decoding import Batch
 from studio.engine.leases import LoadTimes
