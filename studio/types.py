@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from studio.row_options import LearnedTurns as LearnedTurns
+from studio.row_options import Reasoning as Reasoning
+from studio.row_options import RowOptions as RowOptions
+from studio.row_options import SystemMessage as SystemMessage
 
 
 class Role(StrEnum):
@@ -79,42 +83,9 @@ class GenerationParams(Value):
     stop: tuple[str, ...] = Field(default=(), description="Texts that end the answer.")
 
 
-class LearnedTurns(StrEnum):
-    """Which turns of a conversation carry loss."""
-
-    MARKED = "marked"  # every turn of the assistant but those marked otherwise, and other turns marked to be trained
-    ALL = "all"  # every turn of the assistant, whatever is marked
-    LAST = "last"  # the last turn of the assistant
-
-
-class Reasoning(StrEnum):
-    """What becomes of reasoning."""
-
-    LEARN = "learn"  # written and learned, as a part of the answer
-    CONTEXT = "context"  # written before the answer, but not learned
-    DROP = "drop"  # left out
-
-
-class SystemMessage(StrEnum):
-    """What becomes of system messages."""
-
-    KEEP = "keep"  # as the template writes them
-    FOLD = "fold"  # put before the question that follows
-
-
 class DroppedPart(StrEnum):
     """What a template does not write of a row."""
 
     SYSTEM = "system"  # a system message
     REASONING = "reasoning"  # all reasoning of the row
     EARLIER_REASONING = "earlier_reasoning"  # the reasoning of some answers, usually of all but the last
-
-
-@dataclass(frozen=True)
-class RowOptions:
-    """Options of a job of the same names. `date` is what templates that print a date are given, such as 2026-11-30; None: today."""
-
-    learned_turns: LearnedTurns = LearnedTurns.MARKED
-    reasoning: Reasoning = Reasoning.LEARN
-    system_message: SystemMessage = SystemMessage.KEEP
-    date: str | None = None

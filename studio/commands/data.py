@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import JsonValue
 
 from studio.commands import curation
 from studio.commands.terminal import JsonFlag, group, open_studio, say, show, table
 from studio.datasets.file_types import PACKED, SUFFIXES
 from studio.errors import StudioError, listed
-from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
+from studio.row_options import LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from studio.records import Dataset, Parity, RenderedRow, Rendering
 
 app = group("Datasets: add, look, render, report, fix, split, export.")

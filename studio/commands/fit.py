@@ -70,7 +70,7 @@ def _text(found: Fit) -> str:
         ]
     if found.room_bytes is not None:
         lines.append(f"Fits up to max_length {found.longest_max_length:,}, or up to {found.largest_batch:,} rows at once.")
-    return "\n".join([*lines, *(f"Note: {warning}" for warning in found.warnings)])
+    return "\n".join([*lines, *(f"Note: {warning}" for warning in [*found.notices, *found.warnings])])
 
 
 def _line(words: str, value: int) -> str:

@@ -110,7 +110,8 @@ class Fit(Record):
     longest_max_length: int | None
     largest_batch: int | None
     chat: ChatMemory
-    warnings: list[str]
+    warnings: list[str]  # why a launch would refuse it
+    notices: list[str] = []  # options that nobody set and that are made to fit the model
     correction: MemoryCorrection
 
 

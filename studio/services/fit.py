@@ -101,7 +101,7 @@ class FitService:
             raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
         asked = FitQuestion(config, job, where, _room(where, gpu_gib), factor)
         found = _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
-        return found.model_copy(update={"warnings": [*chosen.notices, *found.warnings]})
+        return found.model_copy(update={"notices": [*chosen.notices]})
 
     def measured(self, job_id: str) -> MeasuredMemory | None:
         """What a run took that has reported its peak; None for others."""
