@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.records import ENDED, UNSUCCESSFUL, Job, JobStatus
+from studio.records import ENDED, UNSUCCESSFUL, JobStatus
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.demo import DemoState, DemoSteps
@@ -141,13 +141,14 @@ class DemoStep:
 def steps(state: DemoState) -> list[DemoStep]:
     """The five steps with what is done, what is next and what comes later; only the possible ones have a button."""
     has_rows, has_job, has_adapter = state.dataset is not None, state.job is not None, state.adapter is not None
-    has_failed = state.job is not None and state.job.status in UNSUCCESSFUL
+    # one that was stopped and kept has an adapter too
+    has_failed = state.job is not None and state.job.status in UNSUCCESSFUL and not has_adapter
     is_trained = has_job and not has_failed
     done = [has_rows, is_trained, has_adapter, state.chatted, state.compared]
     offered = [not has_rows, has_rows and not is_trained, has_job, has_adapter, has_adapter]
     found = []
     for number, (act, title, button, text) in enumerate(STEPS):
-        step = DemoStep(act, title, text or _progress(state.job), button * offered[number], _when(done, number))
+        step = DemoStep(act, title, text or _progress(state), button * offered[number], _when(done, number))
         if act == "train" and has_failed and has_rows:
             step = replace(step, button=AGAIN)
         if act == "watch" and state.job is not None and not has_adapter:
@@ -164,8 +165,9 @@ def _when(done: list[bool], number: int) -> str:
     return "later"
 
 
-def _progress(job: Job | None) -> str:
-    if job is None or job.status == JobStatus.SUCCEEDED:
+def _progress(state: DemoState) -> str:
+    job = state.job
+    if job is None or state.adapter is not None or job.status == JobStatus.SUCCEEDED:
         return "The loss falls while it learns; you may close the page meanwhile."
     if job.status in UNSUCCESSFUL:
         return f"{words.STATUS_WORDS[job.status].capitalize()}: {job.reason or 'stopped by you'}. {AGAIN}."

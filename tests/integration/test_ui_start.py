@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from studio.db.models import JobRow
+from studio.db.models import AdapterRow, JobRow
 from studio.errors import StudioError
 from studio.records import EngineStatus, LoadedModel, MemoryLease
 from studio.services import Studio
@@ -61,6 +61,19 @@ def test_a_training_that_has_failed_is_offered_again(studio: Studio, reason: str
     second = demo.train()
     assert second.id != first.id and second.name != first.name and demo.job().id == second.id
     assert shown(demo)[1:3] == [("done", ""), ("now", "Watch it")]
+
+
+def test_a_training_that_was_stopped_and_kept_is_done(studio: Studio) -> None:
+    # red when a step that has made an adapter is offered again
+    demo = DemoSteps(studio)
+    demo.add()
+    job = demo.train()
+    studio.jobs.cancel(job.id)
+    with studio.db.write() as session:
+        session.add(AdapterRow(name=NAME, base_model="starter", method="lora", path="runs/x/adapter", job_id=job.id, bytes=1, sha256=""))
+    found = steps(demo.state())
+    assert [step.state for step in found[:4]] == ["done", "done", "done", "now"]
+    assert "again" not in found[2].text
 
 
 def test_the_strip_says_what_waits_and_what_the_engine_holds(studio: Studio) -> None:
