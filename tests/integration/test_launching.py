@@ -98,7 +98,7 @@ def test_a_recipe_made_to_fit_a_small_model_says_so_with_the_job(studio: Studio,
     assert job.config["lora"]["r"] == 32 and "lora.r is 32 instead of" in str(notice)
     assert "Set lora.r=32" in refused(studio, "plain", recipe, base="small", **{"lora.r": 128})
     fit = studio.fit.fit(base_model="small", recipe=recipe)
-    assert any("lora.r is 32" in warning for warning in fit.warnings)
+    assert any("lora.r is 32" in notice for notice in fit.notices)
 
 
 def add(studio: Studio, name: str, rows: list[dict[str, Any]]) -> None:
