@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import torch
 from tokenizers import normalizers, pre_tokenizers
 from torch import nn
 
 from jobs.exporters import gguf_lora, models
 from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.folders import TEMPLATE
+from studio.catalogue import text_models
 from studio.catalogue.gguf import rope
 from studio.catalogue.models import read_json
 from studio.datasets.rendering import Renderer
@@ -50,12 +50,10 @@ def same_ids(config: ExportConfig, folder: Path, renderer: Renderer, prompts: Se
 
 def _gguf_model(config: ExportConfig, folder: Path) -> nn.Module:
     base = Path(config.base_path)
-    options: dict[str, Any] = {"gguf_file": config.file_name, "use_safetensors": None}
-    if rope(read_json(base / "config.json"))["rope_type"] != "default":
-        from transformers import AutoConfig
-
-        options["config"] = AutoConfig.from_pretrained(str(base))  # transformers' reader passes scaled positions over
-    return models.load(folder, dtype=torch.float32, **options)
+    if rope(read_json(base / "config.json"))["rope_type"] == "default":
+        return models.load_gguf(folder, config.file_name)
+    # transformers' reader passes scaled positions over
+    return models.load_gguf(folder, config.file_name, text_models.config_of(base))
 
 
 def _tokenizer(config: ExportConfig, folder: Path) -> Any:

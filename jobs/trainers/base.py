@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.trainers.events import EventLog
-from studio.catalogue import keys, models
+from studio.catalogue import keys, models, text_models
 from studio.catalogue.architecture import sees_whole_rows
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
@@ -119,20 +119,15 @@ def give_back_freed_memory(folder: Path) -> None:
 def load(config: JobConfig, device: ComputeDevice) -> Any:
     """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a log file can't show it
-    model, report = AutoModelForCausalLM.from_pretrained(
-        str(folder_of(config)),
+    model, report = text_models.load(
+        folder_of(config),
         dtype=getattr(torch, device.dtype),
         quantization_config=_quantization(config, device),
         attn_implementation=config.attn_implementation,
         device_map={"": 0 if device.name == "cuda" else "cpu"},
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
     )
     keys.reported(report).check(f"The base model {config.base_model}")
     for module in model.modules():

@@ -21,6 +21,7 @@ from typing import Any
 
 from studio import lifeline, processes
 from studio.catalogue.models import read_json, tensors, weight_files
+from studio.catalogue.text_models import config_of, family_of
 from studio.errors import ModelError
 
 AGAIN = "Download the model again, or save it whole with save_pretrained."
@@ -28,7 +29,6 @@ PATIENCE_S = 300.0
 MOST_BYTES = 12 * 1024**3  # of the child's memory: a config.json may ask for any number of layers
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 BLOCK = re.compile(r"^(.*?\.)(\d+)\.")  # of a tensor's name: the list of layers, and the layer's number
-CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number of leading underscores
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,10 @@ def _shape(shape: Iterable[int]) -> str:
 def compare(folder: Path) -> WeightKeys:
     """Match the headers of `folder` with the model of its config.json. Reads no weights. Raises whatever building the model raises."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = config_of(folder)
-    family = AutoModelForCausalLM._model_mapping[type(config)]
-    if getattr(family, "config_class", None) == config.sub_configs.get("text_config", False):  # as from_pretrained decides
-        config = config.get_text_config()
+    family, config = family_of(config_of(folder))
     stored = {
         name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for file in weight_files(folder) for name, _, shape in tensors(file)
     }
@@ -167,25 +163,6 @@ def _reports() -> Iterator[list[Any]]:
         yield found
     finally:
         modeling_utils.log_state_dict_report = usual
-
-
-def config_of(folder: Path) -> Any:
-    """config.json as transformers' configuration, without anything that chooses code. Raises ModelError."""
-    from transformers import CONFIG_MAPPING
-
-    values = _without_code(read_json(folder / "config.json"))
-    kind = values.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{folder} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
-    return CONFIG_MAPPING[kind].from_dict(values)
-
-
-def _without_code(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_code(inner) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    return {k: _without_code(v) for k, v in value.items() if k != "auto_map" and not k.lstrip("_").startswith(CODE_KEYS)}
 
 
 # without torch: the child is asked

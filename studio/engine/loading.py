@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from studio.catalogue import hardware, keys
+from studio.catalogue import hardware, keys, text_models
 from studio.catalogue.models import ModelFacts, inspect_folder, tensors, weight_files
 from studio.engine.protocol import ModelFolder
 from studio.errors import ModelError
@@ -39,25 +38,18 @@ def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) 
     if not facts.loadable:
         raise ModelError(f"{folder.name} can't be loaded: {facts.reason}", facts.fix)
     device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
-    config = keys.config_of(folder.path)
     dtype = choose_dtype(_stored_dtype(folder.path), facts.parameters, device)
     if folder.quantization:
         dtype = torch.bfloat16
     check_memory(folder, facts, dtype, device, most)
     transformers_logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(
-        str(folder.path),
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **_quantized(folder, device),
-    )
+    model, report = text_models.load(folder.path, dtype=dtype, **_quantized(folder, device))
     keys.reported(report, model.state_dict()).check(folder.name)  # transformers would make up what is missing
     model = model.eval().requires_grad_(False)
-    return _unpacked(model) if folder.quantization else model.to(device)
+    if folder.quantization:
+        return _unpacked(model)
+    moved: nn.Module = model.to(device)
+    return moved
 
 
 def check_memory(folder: ModelFolder, facts: ModelFacts, dtype: torch.dtype, device: torch.device, most: int | None = None) -> None:
@@ -136,7 +128,7 @@ def _admit_bitsandbytes() -> None:
         raise ModelError(f"bitsandbytes can't be used here ({type(exc).__name__}).", "Answer in 16 bit instead.") from None
 
 
-def _unpacked(model: nn.Module) -> nn.Module:
+def _unpacked(model: Any) -> nn.Module:
     """On a CPU bitsandbytes repacks 4-bit weights in place at the first forward, which shapes of 64 alone survive."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from studio.catalogue import text_models
 from studio.datasets.rendering import Rendered, Renderer
 from studio.datasets.report.child import Progress, run
 from studio.engine.protocol import read_folders
@@ -58,9 +59,8 @@ def _last_only(row: Rendered) -> Rendered:
 
 def load_model(base: Any, adapter: Any) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    model, _ = text_models.load(base, dtype=torch.float32)
     if adapter is not None:
         from peft import PeftModel
 

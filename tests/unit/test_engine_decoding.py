@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from studio.catalogue import hardware, keys
+from studio.catalogue import hardware, text_models
 from studio.catalogue.hardware import Memory
 from studio.engine import adapting, intake, kinds, loading, local
 from studio.engine.answer import GeneratedAnswer
@@ -130,7 +130,7 @@ def test_config_keys_that_choose_code_are_dropped(folder: ModelFolder, tmp_path:
         _attn_implementation_internal="evil/kernel",
         _attn_implementation="evil/kernel",
     )
-    config = keys.config_of(hostile)
+    config = text_models.config_of(hostile)
     assert config._attn_implementation is None and not hasattr(config, "auto_map")
 
 

@@ -60,6 +60,7 @@ TRAINER_MAY_IMPORT = (
     "studio.catalogue.architecture",  # what a config.json says, without torch
     "studio.catalogue.keys",  # whether a base holds all its weights
     "studio.catalogue.models",  # headers of safetensors files
+    "studio.catalogue.text_models",  # the class that loads a base as a model of text
     "studio.datasets",
     "studio.datasets.rendering",
     "studio.errors",

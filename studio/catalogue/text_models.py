@@ -1,0 +1,69 @@
+"""The folder of a base model as a model of text: its configuration, the class for its text part, its weights.
+
+Trainer, engine, exports and checks all load a base through here, so that they mean the same model. Runs no code of a folder. Imports
+transformers, and torch with it, only when a function is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from studio.catalogue.models import read_json
+from studio.errors import ModelError
+
+CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number of leading underscores
+
+
+def config_of(folder: Path) -> Any:
+    """config.json as transformers' configuration, without anything that chooses code. Raises ModelError."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    values = _without_code(read_json(folder / "config.json"))
+    kind = values.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(f"{folder} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
+    # transformers writes infinity as {"__float__": "Infinity"}
+    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(values))
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a configuration as a model of text. Raises ModelError where there is none.
+
+    AutoModelForCausalLM takes the text part of some multimodal models and the whole of others. Those that it does not know answer
+    text as a whole too, through AutoModelForImageTextToText.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            return auto
+    raise ModelError(
+        f"The installed transformers has no causal language model for model_type {config.model_type!r}.",
+        "Use a chat or text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
+    )
+
+
+def family_of(config: Any) -> tuple[Any, Any]:
+    """The model's own class, and the configuration that it takes: of a multimodal model's text part where only that is loaded."""
+    family = auto_class(config)._model_mapping[type(config)]
+    text = config.sub_configs.get("text_config")
+    if text is not None and getattr(family, "config_class", None) == text:  # as from_pretrained decides
+        return family, config.get_text_config()
+    return family, config
+
+
+def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report of its loading. `config`: instead of the folder's own; `options`: of from_pretrained."""
+    config = config or config_of(folder)
+    fixed = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, report = auto_class(config).from_pretrained(str(folder), config=config, **options, **fixed)
+    return model, report
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_code(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_code(v) for k, v in value.items() if k != "auto_map" and not k.lstrip("_").startswith(CODE_KEYS)}
