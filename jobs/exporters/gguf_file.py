@@ -16,14 +16,14 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor, nn
 
-from studio.catalogue.gguf import GgufVocabulary, check, read_vocabulary, rope, without_generation_tags
+from jobs.exporters import gguf_rope
+from studio.catalogue.gguf import GgufVocabulary, check, read_vocabulary, without_generation_tags
 from studio.catalogue.models import read_json
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
 
 LARGEST_F16 = 65504.0
 FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-ROPE_FACTORS = "rope_freqs.weight"
 Array = np.ndarray[Any, Any]
 
 
@@ -35,9 +35,10 @@ def write(target: Path, model: nn.Module, base: Path, renderer: Renderer, outtyp
     writer.add_file_type(FILE_TYPES[outtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config)
+    gguf_rope.add_keys(writer, config)
     _add_tokenizer(writer, read_vocabulary(base), renderer)
     weights = _named(model, family, config)
-    factors = {ROPE_FACTORS: _rope_factors(config)} if rope(config)["rope_type"] == "llama3" else {}
+    factors = gguf_rope.tensors(config)
     kinds = {key: _kind(value.shape, outtype) for key, value in weights.items()}
     for key, value in factors.items():
         writer.add_tensor_info(key, value.shape, value.dtype, value.nbytes, Kind.F32)
@@ -106,7 +107,6 @@ def _stored(name: str, value: Array, kind: Kind) -> Array:
 def _add_shape(writer: Any, config: Mapping[str, Any]) -> None:
     heads = int(config["num_attention_heads"])
     head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
-    positions = rope(config)
     writer.add_context_length(int(config["max_position_embeddings"]))
     writer.add_embedding_length(int(config["hidden_size"]))
     writer.add_block_count(int(config["num_hidden_layers"]))
@@ -116,24 +116,9 @@ def _add_shape(writer: Any, config: Mapping[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     writer.add_vocab_size(int(config["vocab_size"]))
     writer.add_rope_dimension_count(head_size)
-    writer.add_rope_freq_base(positions["rope_theta"])
     if head_size * heads != config["hidden_size"]:
         writer.add_key_length(head_size)
         writer.add_value_length(head_size)
-    if positions["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(positions["factor"]))
-
-
-def _rope_factors(config: Mapping[str, Any]) -> Array:
-    """Llama 3.1's scaling as llama.cpp keeps it: a divisor per frequency (transformers' modeling_rope_utils)."""
-    positions = rope(config)
-    size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-    lengths = 2 * np.pi * positions["rope_theta"] ** (np.arange(0, size, 2) / size)
-    low, high, factor = (float(positions[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
-    context = float(positions["original_max_position_embeddings"])
-    smooth = np.clip((context / lengths - low) / (high - low), 0.0, 1.0)
-    return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
 
 
 def _add_tokenizer(writer: Any, vocabulary: GgufVocabulary, renderer: Renderer) -> None:
