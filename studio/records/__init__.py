@@ -158,6 +158,13 @@ from studio.records.models import MemoryBreakdown as MemoryBreakdown
 from studio.records.models import MemoryCorrection as MemoryCorrection
 from studio.records.models import Refusal as Refusal
 from studio.records.models import RemovedModel as RemovedModel
+from studio.records.probe import BlockKind as BlockKind
+from studio.records.probe import BlockWeight as BlockWeight
+from studio.records.probe import Probe as Probe
+from studio.records.probe import Reach as Reach
+from studio.records.probe import Targets as Targets
+from studio.records.probe import WeightForm as WeightForm
+from studio.records.probe import WeightKind as WeightKind
 from studio.records.ratings import Ballot as Ballot
 from studio.records.ratings import ContestantFacts as ContestantFacts
 from studio.records.ratings import Leaderboard as Leaderboard
