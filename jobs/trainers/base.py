@@ -57,22 +57,6 @@ def max_length(config: JobConfig, folder: Path) -> int:
     return min(config.max_length, context)
 
 
-def import_bitsandbytes() -> None:
-    """Import it with torch.compile out of the way.
-
-    It wraps its plain fallbacks in torch.compile at import: that pulls in the whole compiler (seconds), and would make
-    their results depend on whether this machine has a C++ compiler.
-    """
-    import torch
-
-    compiler = torch.compile
-    torch.compile = lambda function=None, **_: function if function is not None else (lambda inner: inner)
-    try:
-        import bitsandbytes  # noqa: F401
-    finally:
-        torch.compile = compiler
-
-
 def choose_device(config: JobConfig, log: EventLog) -> ComputeDevice:
     import torch
 

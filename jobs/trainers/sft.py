@@ -21,6 +21,7 @@ from jobs.trainers.events import EventLog
 from jobs.trainers.peak import Peak
 from jobs.trainers.rows import TokenRows, tokenize
 from jobs.trainers.stopping import Stopped, StopWish
+from studio.catalogue.quick_imports import import_bitsandbytes
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
 from studio.types import DroppedPart
@@ -42,7 +43,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template, config.row_options())
     rows = _training_rows(run.train, renderer, config, log)
     held_out = _held_out(run, renderer, config)
-    base.import_bitsandbytes()
+    import_bitsandbytes()
     from jobs.trainers.exact import Reporter
     from jobs.trainers.watch import Watch
 
@@ -203,7 +204,7 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
 
 def import_libraries() -> None:
     """All that a training imports, and nothing else: no random number is drawn, no file written, no GPU touched."""
-    base.import_bitsandbytes()
+    import_bitsandbytes()
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import trl  # noqa: F401

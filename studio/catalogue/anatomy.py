@@ -114,17 +114,17 @@ class _Block:
                 kind = self._kind(name, module, tensor)
                 full = ".".join(step for step in (name, parameter) if step and step != "weight")
                 bias = own.get("bias" if parameter == "weight" else f"{parameter}_bias")
-                number, form, (columns, *inputs) = 1, WeightForm.OTHER, tensor.shape
+                number, form, columns = 1, WeightForm.OTHER, tensor.shape[0]
                 if is_linear(module):
                     form = WeightForm.LINEAR
                     if not isinstance(module, nn.Linear):  # GPT-2's Conv1D keeps the transpose
-                        columns, inputs = tensor.shape[1], [tensor.shape[0]]
+                        columns = tensor.shape[1]
                 elif isinstance(module, convolutions):
                     form = WeightForm.CONVOLUTION
                 elif name in self.experts:
                     form = WeightForm.EXPERTS
                     if tensor.dim() == 3:
-                        number, columns, *inputs = tensor.shape
+                        number, columns = tensor.shape[:2]
                 rows = tensor.numel() // max(number * columns, 1)
                 yield Part(full, module, parameter, kind, form, rows, columns, number, 0 if bias is None else bias.numel())
 

@@ -6,6 +6,7 @@ transformers, and torch with it, only when a function is called.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number
 
 def config_of(folder: Path) -> Any:
     """config.json as transformers' configuration, without anything that chooses code. Raises ModelError."""
+    return configuration(read_json(folder / "config.json"), str(folder))
+
+
+def configuration(values: Mapping[str, Any], name: str) -> Any:
+    """What a config.json holds, in the same way. `name`: of the model, for the error."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-    values = _without_code(read_json(folder / "config.json"))
     kind = values.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ModelError(f"{folder} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ModelError(f"{name} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
     # transformers writes infinity as {"__float__": "Infinity"}
-    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(values))
+    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(_without_code(dict(values))))
 
 
 def auto_class(config: Any) -> Any:

@@ -27,14 +27,24 @@ def list_models(json: JsonFlag = False) -> None:
 def add_model(source: Annotated[str, typer.Argument(metavar="PATH|hub:NAME")], name: Name = None, json: JsonFlag = False) -> None:
     """Make a folder, or a model of the hub, usable by name."""
     added = open_studio().models.add(source, name)
+    from studio.services.probes import described
+
     said = f"{added.name}: {added.architecture or added.reason}, {added.parameters:,} parameters."
-    show(added, json, "\n".join((said, *added.warnings)))
+    known = described(added.probe) if added.probe else []
+    show(added, json, "\n".join((said, *known, *added.warnings)))
 
 
 @models.command("show")
 def show_model(model: Annotated[str, typer.Argument(metavar="MODEL")], json: JsonFlag = False) -> None:
-    """One base model."""
-    show(open_studio().models.show(model), json)
+    """One base model, and what it can do."""
+    from studio.services.probes import described
+
+    found = open_studio().models.show(model)
+    if json or found.probe is None:
+        show(found, json)
+    else:
+        facts = found.model_dump(mode="json", exclude={"probe"})
+        show(found, json, "\n".join([*(f"{key}: {value}" for key, value in facts.items()), *described(found.probe)]))
 
 
 @models.command("remove")

@@ -58,6 +58,7 @@ class BaseModelRow(Base):
     context: Mapped[int]
     loadable: Mapped[bool]
     reason: Mapped[str] = mapped_column(default="")
+    probe: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # a studio.records.Probe; None until it was made
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from studio.records.base import Record
+from studio.records.probe import Probe
 
 
 class BaseModel(Record):
@@ -19,6 +20,7 @@ class BaseModel(Record):
     loadable: bool  # it can answer and be trained
     reason: str  # why it is not loadable; "" where it is
     warnings: list[str] = []  # only where it is added: what of its folder is stored and not used
+    probe: Probe | None = None  # only where it is added or shown; null for what can't be loaded
 
 
 class RemovedModel(Record):

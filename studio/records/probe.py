@@ -82,6 +82,7 @@ class Targets(Reach):
     modules: list[str] = []  # peft's target_modules
     parameters: list[str] = []  # peft's target_parameters: fused experts
     excluded: str = ""  # peft's exclude_modules: the parts that text never reaches
+    refused: list[str] = []  # linear layers that peft takes in no model of this type
 
 
 class Probe(Record):
@@ -89,7 +90,7 @@ class Probe(Record):
 
     model_config = ConfigDict(serialize_by_alias=True, populate_by_name=True)
 
-    version: int
+    digest: str  # of the config.json, the libraries and the probe's own version: all that it depends on
     transformers: str
     peft: str
     class_name: str = Field(alias="class")  # that transformers builds

@@ -12,12 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from studio import processes
-from studio.catalogue import keys
-from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, unused_weights
+from studio.catalogue import keys, probes
+from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, read_json, unused_weights
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, TakenError
-from studio.records import UNENDED, BaseModel, RemovedModel
+from studio.records import UNENDED, BaseModel, Probe, RemovedModel
 from studio.services import naming
 from studio.services.folders import delete_inside
 from studio.settings import STATIC, Settings
@@ -43,10 +43,39 @@ class ModelService:
 
     def show(self, name: str) -> BaseModel:
         """One model by name or ID."""
+        found = self._shown(name)
+        if not found.loadable:
+            return found
+        try:
+            return found.model_copy(update={"probe": self.probe(name)})
+        except ModelError as refusal:
+            return found.model_copy(update={"warnings": [str(refusal)]})
+
+    def _shown(self, name: str) -> BaseModel:
         if name == STARTER:
             return _starter()
         with self.db.read() as session:
             return _record(self.find(session, name))
+
+    def probe(self, name: str) -> Probe:
+        """What is true of a model, as it was stored where that is still current. Raises ModelError for what can't be loaded.
+
+        `name`: as for `resolve`.
+        """
+        ref = self.resolve(name)
+        config = read_json(ref.path / "config.json")
+        with self.db.read() as session:
+            row = naming.get(session, BaseModelRow, name)
+        key = probes.digest(config)
+        if row is not None and row.probe and row.probe.get("digest") == key:
+            found = Probe.model_validate(row.probe)
+            probes.keep(key, found)
+            return found
+        found = probes.ask(config, ref.name, self.settings.cache)
+        if row is not None:
+            with self.db.write() as session:
+                self.find(session, row.id).probe = found.model_dump(mode="json")
+        return found
 
     def add(self, source: str | Path, name: str | None = None) -> BaseModel:
         """Check a folder, or fetch `hub:NAME`, and list it. Raises ModelError saying why it can't be used and what would work."""
@@ -58,8 +87,11 @@ class ModelService:
         if is_hub:
             folder = self._download(text.removeprefix(HUB), chosen)
         facts = inspect_folder(folder)
+        probe = None
         try:
             warnings = _checked(folder, facts)
+            if facts.loadable:
+                probe = probes.ask(read_json(folder / "config.json"), str(folder), self.settings.cache)
         except ModelError:
             if is_hub:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -74,8 +106,10 @@ class ModelService:
                 loadable=facts.loadable,
                 reason=facts.reason,
             )
+            if probe is not None:
+                row.probe = probe.model_dump(mode="json")
             session.add(row)
-        return _record(row).model_copy(update={"warnings": warnings})
+        return _record(row).model_copy(update={"warnings": warnings, "probe": probe})
 
     def remove(self, name: str) -> RemovedModel:
         """Forget a model; files are deleted only where the studio fetched them. Refused while something needs it."""

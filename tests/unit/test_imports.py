@@ -60,6 +60,9 @@ TRAINER_MAY_IMPORT = (
     "studio.catalogue.architecture",  # what a config.json says, without torch
     "studio.catalogue.keys",  # whether a base holds all its weights
     "studio.catalogue.models",  # headers of safetensors files
+    "studio.catalogue.quick_imports",  # bitsandbytes
+    "studio.catalogue.anatomy",  # what a model's weights are for
+    "studio.catalogue.targets",  # what all-linear means
     "studio.catalogue.text_models",  # the class that loads a base as a model of text
     "studio.datasets",
     "studio.datasets.rendering",

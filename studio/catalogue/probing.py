@@ -1,0 +1,310 @@
+"""Asks transformers and peft what is true of a model: `python -m studio.catalogue.probing FILE NAME` prints a Probe.
+
+The model is built on the meta device, without weights, and cut to the first blocks that show every kind of block it has. What peft
+takes, whether rows stay apart and what the cache holds is tried on those. Needs no network, runs no code of a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from studio import lifeline
+from studio.catalogue import anatomy, text_models
+from studio.catalogue.models import CONTEXT_KEYS
+from studio.catalogue.probes import MOST_BYTES, digest
+from studio.catalogue.quick_imports import import_bitsandbytes
+from studio.catalogue.targets import LoraTargets, lora_targets
+from studio.errors import ModelError
+from studio.records import BlockKind, BlockWeight, Probe, Reach, Targets, WeightKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_LAYERS = 2_000
+ATTENTION = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
+RANK = 4  # of the trial adapters
+
+
+def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
+    """What is true of the model that a config.json describes. Raises ModelError, and whatever building the model raises."""
+    import torch
+
+    from studio.catalogue import trials
+
+    config = text_models.configuration(values, name)
+    auto = text_models.auto_class(config)
+    family, config = text_models.family_of(config)
+    text = config.get_text_config(decoder=True)
+    _check(config, text, name)
+    with torch.device("meta"):
+        model = family._from_config(config).eval()
+    place, blocks = anatomy.blocks_of(model)
+    if not blocks:
+        raise ModelError(f"{name} describes {family.__name__}, which has no blocks that could be trained.", "Use another model.")
+    prefix = anatomy.text_prefix(model)
+    by_kind = _parameters(model, place, prefix)
+    groups = _groups(blocks)
+    found = lora_targets(model)
+    _cut(model, place, 1 + max(layers[0] for layers in groups))
+    cache, layers = _cache(family, text)
+    rows = trials.two_rows(trials.made_up(model), place, cache)
+    shares = _Shares(model, place, groups)
+    lora, reached = _lora(model, found, shares)
+    why = _unmixable(found, rows)
+    return Probe(  # type: ignore[call-arg]  # `class` is a word of the language
+        digest=digest(values),
+        transformers=version("transformers"),
+        peft=version("peft"),
+        class_name=family.__name__,
+        auto_class=auto.__name__,
+        model_type=config.model_type,
+        text_prefix=prefix,
+        attention=["eager", *(name for name, flag in ATTENTION.items() if getattr(family, flag, False))],
+        targets=lora,
+        methods=_methods(model, shares),
+        mixable=not why,
+        mixable_reason=why,
+        padding="left" * rows.is_padded_right,
+        cache=type(cache).__name__ if cache is not None else "",
+        cache_layers=layers,
+        croppable=cache is not None and cache.is_croppable,
+        context=_number(text, *CONTEXT_KEYS),
+        tied=bool(getattr(model, "all_tied_weights_keys", {})),
+        parameters=sum(by_kind.values()),
+        parameters_by_kind=by_kind,
+        **_sizes(text),
+        blocks=[_block(blocks[layers[0]], layers, reached, rows.cache) for layers in groups],
+    )
+
+
+def _check(config: Any, text: Any, name: str) -> None:
+    """Raises ModelError for what is no decoder, or would take too long to build."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{name} describes an encoder-decoder ({config.model_type}), which reads and writes with two models.",
+            "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
+        )
+    layers = getattr(text, "num_hidden_layers", 0)
+    if isinstance(layers, int) and not 0 < layers <= MOST_LAYERS:
+        raise ModelError(
+            f"{name} asks for {layers:,} layers, which no model has.", "Use the config.json that was published with the model."
+        )
+
+
+def _number(config: Any, *names: str) -> int:
+    """The first of these fields that holds a size; 0 where none does."""
+    config.allow_global_per_layer_attribute_access = True  # Gemma 4's heads differ in width between layers
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 0
+
+
+def _sizes(text: Any) -> dict[str, Any]:
+    hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
+    activation = getattr(text, "hidden_act", None) or getattr(text, "activation_function", None) or getattr(text, "hidden_activation", None)
+    dropout = getattr(text, "attention_dropout", None) or getattr(text, "attn_pdrop", None) or 0.0
+    return {
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": _number(text, "num_key_value_heads") or heads,
+        "head_width": _number(text, "head_dim") or hidden // max(heads, 1),
+        "intermediate": _number(text, "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"),
+        "vocabulary": _number(text, "vocab_size"),
+        "activation": str(activation or ""),
+        "attention_dropout": float(dropout),
+    }
+
+
+def _parameters(model: Any, place: str, prefix: str) -> dict[WeightKind, int]:
+    """All parameters by what they are for; a tensor with two names counts once."""
+    kinds: Counter[WeightKind] = Counter()
+    ends = {id(model.get_input_embeddings()): WeightKind.EMBEDDINGS, id(model.get_output_embeddings()): WeightKind.HEAD}
+    inner: dict[str, WeightKind] = {}
+    for number, block in enumerate(anatomy.blocks_of(model)[1]):
+        inner |= {f"{place}.{number}.{part.name}": part.kind for part in anatomy.parts(block)}
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        kind = inner.get(name) or inner.get(owner) or ends.get(id(modules[owner]))
+        kinds[kind or _elsewhere(name, modules[owner], place, prefix)] += parameter.numel()
+    return dict(kinds)
+
+
+def _elsewhere(name: str, module: nn.Module, place: str, prefix: str) -> WeightKind:
+    kind = type(module).__name__.lower()
+    if prefix and not name.startswith(f"{prefix}."):
+        if "audio" in name:
+            return WeightKind.AUDIO
+        return WeightKind.VISION
+    if "norm" in kind:
+        return WeightKind.NORM
+    if "embedding" in kind and not name.startswith(f"{place}."):
+        return WeightKind.EMBEDDINGS
+    return WeightKind.OTHER
+
+
+def _groups(blocks: list[nn.Module]) -> list[list[int]]:
+    """Places of the blocks that have the same weights, the first kind first."""
+    found: dict[Any, list[int]] = {}
+    for number, block in enumerate(blocks):
+        kinds = tuple((name, type(module).__name__) for name, module in block.named_modules())
+        shapes = tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+        found.setdefault((kinds, shapes), []).append(number)
+    return list(found.values())
+
+
+def _cut(model: Any, place: str, count: int) -> None:
+    """Leave the first blocks only."""
+    holder, _, name = place.rpartition(".")
+    parent = model.get_submodule(holder)
+    setattr(parent, name, getattr(parent, name)[:count])
+
+
+def _cache(family: Any, text: Any) -> tuple[Any, dict[str, int]]:
+    """The cache that generation uses, and its layers by class; None where the class makes one of its own."""
+    from transformers import DynamicCache
+
+    if not family._supports_default_dynamic_cache():
+        return None, {}
+    cache = DynamicCache(config=text)
+    return cache, dict(Counter(type(layer).__name__ for layer in cache.layers))
+
+
+def _unmixable(targets: LoraTargets, rows: Any) -> str:
+    """Why rows with different adapters can't share a batch; "" where they can."""
+    if rows.error:
+        return f"a trial of two rows failed ({rows.error})"
+    if targets.parameters:
+        return f"peft adapts fused experts ({', '.join(targets.parameters)}) for the whole batch only"
+    if rows.flattens:
+        return f"{rows.flattens} is given the tokens of all rows in one list"
+    return ""
+
+
+class _Shares:
+    """The matrices of all blocks, from the blocks that a model was cut to. `layers`: places of the blocks of each kind."""
+
+    def __init__(self, model: Any, place: str, layers: list[list[int]]) -> None:
+        blocks = anatomy.blocks_of(model)[1]
+        self.place = place
+        self.matrices = {}  # number.name -> kind, weights in all blocks of that kind
+        for group in layers:
+            for part in anatomy.parts(blocks[group[0]]):
+                if part.kind != WeightKind.NORM:
+                    self.matrices[f"{group[0]}.{part.name}"] = (part.kind, part.weights * len(group))
+
+    def reach(self, adapted: set[str], reason: str = "") -> Reach:
+        """What a method trains. `adapted`: parts as `number.name`."""
+        total = sum(weights for _, weights in self.matrices.values()) or 1
+        left: Counter[WeightKind] = Counter()
+        for name, (kind, weights) in self.matrices.items():
+            if name not in adapted:
+                left[kind] += weights
+        missing = {kind: round(weights / total, 6) for kind, weights in left.most_common()}
+        return Reach(share=round(1 - sum(left.values()) / total, 6), left_out=missing, accepted=not reason, reason=reason)
+
+
+def _lora(model: Any, found: LoraTargets, shares: _Shares) -> tuple[Targets, set[str]]:
+    from peft import LoraConfig
+
+    from studio.catalogue import trials
+
+    adapted, reason = trials.adapted(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", r=RANK, **found.options()))
+    reached = set()
+    if adapted is not None:
+        reached = trials.reached(adapted, shares.place)
+    reach = shares.reach(reached, reason)
+    targets = Targets(
+        **reach.model_dump(),
+        modules=list(found.modules),
+        parameters=list(found.parameters),
+        excluded=found.excluded,
+        refused=list(found.refused),
+    )
+    return targets, reached
+
+
+def _methods(model: Any, shares: _Shares) -> dict[str, Reach]:
+    """Other methods with their own defaults."""
+    from peft import IA3Config, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
+
+    from studio.catalogue import trials
+
+    found = {"full": shares.reach(set(shares.matrices))}
+    reached, reason = set(), f"peft knows no layers of {model.config.model_type} models for IA3"
+    if model.config.model_type in KNOWN:
+        adapted, reason = trials.adapted(copy.deepcopy(model), IA3Config(task_type="CAUSAL_LM"))
+        if adapted is not None:
+            reached = trials.reached(adapted, shares.place)
+    found["ia3"] = shares.reach(reached, reason)
+    tokens = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    for method, kind in (("prompt-tuning", PromptTuningConfig), ("p-tuning", PromptEncoderConfig), ("prefix-tuning", PrefixTuningConfig)):
+        found[method] = shares.reach(set(), trials.takes_tokens(model, kind(**tokens)))
+    return found
+
+
+def _block(block: nn.Module, layers: list[int], reached: set[str], cache: Any) -> BlockKind:
+    """One kind of block. `block` has the shapes, at the place `layers[0]`."""
+    from studio.catalogue import trials
+
+    weights = [
+        BlockWeight(
+            name=part.name,
+            kind=part.kind,
+            form=part.form,
+            rows=part.rows,
+            columns=part.columns,
+            number=part.number,
+            bias=part.bias,
+            target=f"{layers[0]}.{part.name}" in reached,
+        )
+        for part in anatomy.parts(block)
+    ]
+    norms = anatomy.norms(block)
+    per_token, state = trials.cached(cache, layers[0])
+    return BlockKind(
+        layers=layers,
+        weights=weights,
+        norms=[max(parameter.numel() for parameter in norm.parameters(recurse=False)) for norm in norms],
+        norm_bias=any(getattr(norm, "bias", None) is not None for norm in norms),
+        parameters=sum(parameter.numel() for parameter in block.parameters()),
+        cache_per_token=per_token,
+        state=state,
+    )
+
+
+def main() -> None:
+    lifeline.end_with_parent()
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    import_bitsandbytes()
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print; the pipe carries the answer only
+    answer: dict[str, Any] = {"probe": None, "error": None}
+    name = sys.argv[2]
+    try:
+        with open(sys.argv[1], encoding="utf-8") as file:
+            answer["probe"] = probe(json.load(file), name).model_dump(mode="json")
+    except ModelError as exc:
+        answer["error"] = exc.as_json()
+    except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the libraries say about a config.json becomes one line
+        said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+        answer["error"] = {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
+    print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
