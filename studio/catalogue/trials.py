@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -166,7 +167,8 @@ def adapted(model: nn.Module, config: Any) -> tuple[Any, str]:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, config), ""
+        with warnings.catch_warnings(action="ignore"):
+            return get_peft_model(model, config), ""
     except Exception as exc:  # noqa: BLE001 - whatever peft says becomes one line
         return None, _said(exc)
 
