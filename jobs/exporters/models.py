@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from jobs import bottleneck
 from studio.catalogue import hardware, text_models
+from studio.catalogue.models import context as text_context
 from studio.catalogue.models import count_parameters, read_json, tensors, weight_files
 from studio.errors import ModelError
 
@@ -96,8 +97,7 @@ def half(folder: Path) -> torch.dtype:
 
 
 def context(folder: Path) -> int:
-    found = read_json(folder / "config.json").get("max_position_embeddings")
-    return found if isinstance(found, int) and found > 0 else 2048
+    return text_context(read_json(folder / "config.json")) or 2048
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +50,8 @@ def check_weights(config: JobConfig, folder: Path, log: EventLog) -> None:
 
 def max_length(config: JobConfig, folder: Path) -> int:
     """Rows longer than the model's context can't be learned, whatever the option says."""
-    context = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    if not isinstance(context, int) or context <= 0:
-        return config.max_length
-    return min(config.max_length, context)
+    context = models.context(models.read_json(folder / "config.json"))
+    return min(config.max_length, context or config.max_length)
 
 
 def choose_device(config: JobConfig, log: EventLog) -> ComputeDevice:

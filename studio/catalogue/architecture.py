@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from studio.catalogue import library
 from studio.errors import ModelError
 
 FIELDS = {
@@ -229,12 +230,12 @@ class Decoder:
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that describes the language model, where a config describes several."""
+    """The part that describes the language model, where a config describes several, with what its class adds to it."""
     inner = config.get("text_config")
     if not isinstance(inner, Mapping):
-        return dict(config)
+        return library.completed(config)
     kept = {key: value for key, value in config.items() if key in ("architectures", "tie_word_embeddings")}
-    return {**kept, **inner}
+    return library.completed({**kept, **inner})
 
 
 def decoder(config: Mapping[str, Any]) -> Decoder:

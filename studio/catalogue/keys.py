@@ -203,9 +203,10 @@ def _check_layers(folder: Path) -> None:
     """Every layer has a tensor at least, so a config.json that asks for more layers is not built at all."""
     config = read_json(folder / "config.json")
     stored = sum(1 for file in weight_files(folder) for _ in tensors(file))
-    for key in LAYERS:
-        if isinstance(config.get(key), int) and config[key] > stored:
-            raise ModelError(f"{folder} holds {stored:,} weights, and config.json asks for {config[key]:,} layers ({key}).", AGAIN)
+    for place in (config, *(inner for inner in config.values() if isinstance(inner, dict))):
+        for key in LAYERS:
+            if isinstance(place.get(key), int) and place[key] > stored:
+                raise ModelError(f"{folder} holds {stored:,} weights, and config.json asks for {place[key]:,} layers ({key}).", AGAIN)
 
 
 def _digest(folder: Path) -> str:

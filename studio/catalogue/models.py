@@ -5,17 +5,15 @@ Knows no names in a database and imports neither torch nor transformers. Nothing
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from studio.catalogue import library, wrappers
 from studio.errors import ModelError
 
 TOKENIZER_ONLY = "Tokenizer only: it shows how rows become tokens, and can't answer or be trained."
@@ -23,7 +21,7 @@ TOKENIZER_ONLY = "Tokenizer only: it shows how rows become tokens, and can't ans
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
-CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number of leading underscores
+OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # values that name no kernel of the hub
 MAX_JSON_BYTES = 100_000_000  # safetensors' own limit on a header
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 IN_16_BIT = "Use the model's 16-bit version: the studio quantises it to 4 bits itself."
@@ -70,15 +68,24 @@ def inspect_folder(folder: Path) -> ModelFacts:
         _check_is_model(folder)
         config = read_json(folder / "config.json")
         check_no_remote_code(folder, config)
-        _check_architecture(config)
+        wrappers.text_model(config)
         _check_one_checkpoint(folder, config)
         check_no_adapter(folder)
         parameters = count_parameters(folder, tied=config.get("tie_word_embeddings") is True)
         _check_full_precision(folder, config)
         _check_tokenizer(folder)
     except ModelError as refusal:
-        return ModelFacts(_architecture(config), parameters, _context(config), False, refusal.message, refusal.fix)
-    return ModelFacts(_architecture(config), parameters, _context(config), True)
+        return ModelFacts(*_said(config, parameters), False, refusal.message, refusal.fix)
+    return ModelFacts(*_said(config, parameters), True)
+
+
+def _said(config: dict[str, Any], parameters: int) -> tuple[str, int, int]:
+    return wrappers.architecture(config), parameters, context(config)
+
+
+def context(config: Mapping[str, Any]) -> int:
+    """Tokens that the text model of a config.json reads; 0 where nothing says it."""
+    return wrappers.context(config, CONTEXT_KEYS)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -155,17 +162,9 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-@lru_cache(maxsize=1)
 def known_architectures() -> frozenset[str]:
-    """Causal language models that the installed transformers can load, read from its source: importing it would import torch."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or not spec.submodule_search_locations:
-        return frozenset()
-    source = Path(spec.submodule_search_locations[0], "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
-            return frozenset(leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str))
-    return frozenset()
+    """Causal language models that the installed transformers can load."""
+    return library.classes(library.CAUSAL_LM)
 
 
 def _check_is_model(folder: Path) -> None:
@@ -184,40 +183,26 @@ def _check_is_model(folder: Path) -> None:
 
 
 def check_no_remote_code(folder: Path, config: dict[str, Any]) -> None:
-    """transformers would fetch and run Python named by these keys, some of them even with trust_remote_code=False."""
-    places = [("config.json", config)]
+    """transformers would fetch and run Python named by these keys, some of them even with trust_remote_code=False.
+
+    What nothing here reads, because transformers has its own code for the model_type, passes: see wrappers.ignored_code.
+    """
+    is_built_in = library.is_built_in(config.get("model_type"))
+    names = [key for key, value in wrappers.code_keys(config) if not (is_built_in and _is_left_out(key, value))]
+    places = [("config.json", names)]
     if (folder / "tokenizer_config.json").is_file():
-        places.append(("tokenizer_config.json", read_json(folder / "tokenizer_config.json")))
-    for name, value in places:
-        key = next(_code_keys(value), None)
-        if key:
+        places.append(("tokenizer_config.json", [key for key, _ in wrappers.code_keys(read_json(folder / "tokenizer_config.json"))]))
+    for name, found in places:
+        if found:
             raise ModelError(
-                f"{folder / name} asks for code of its own ({key}), which the studio never runs.",
-                f"Use a model that transformers supports by itself, or remove {key} if this one is.",
+                f"{folder / name} asks for code of its own ({found[0]}), which the studio never runs.",
+                f"Use a model that transformers supports by itself, or remove {found[0]} if this one is.",
             )
 
 
-def _code_keys(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            names_code = key in ("auto_map", "custom_pipelines") or key.lstrip("_").startswith(CODE_KEYS)
-            if names_code and inner not in (None, {}, ""):
-                yield key
-            yield from _code_keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _code_keys(inner)
-
-
-def _check_architecture(config: dict[str, Any]) -> None:
-    name = _architecture(config)
-    if not name:
-        raise ModelError("config.json names no architecture.", "Use a model that was saved with transformers' save_pretrained.")
-    if name not in known_architectures():
-        raise ModelError(
-            f"{name} is no causal language model that the installed transformers knows.",
-            "Use a chat or text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
-        )
+def _is_left_out(key: str, value: object) -> bool:
+    """Whether every loading here leaves a key out that names no code by itself: `attn_implementation` may name a kernel of the hub."""
+    return key in wrappers.IGNORED or isinstance(value, bool) or (isinstance(value, str) and value in OWN_ATTENTION)
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -260,17 +245,3 @@ def _check_full_precision(folder: Path, config: dict[str, Any]) -> None:
 def _check_tokenizer(folder: Path) -> None:
     if not has_tokenizer(folder):
         raise ModelError(f"{folder} holds no tokenizer.", "Add tokenizer.json and tokenizer_config.json of the same model to the folder.")
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
-
-
-def _context(config: dict[str, Any]) -> int:
-    inner = config.get("text_config")
-    for place in (config, inner if isinstance(inner, dict) else {}):
-        for key in CONTEXT_KEYS:
-            if isinstance(place.get(key), int) and place[key] > 0:
-                return int(place[key])
-    return 0

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from studio.catalogue.models import read_json
+from studio.catalogue.wrappers import without_code
 from studio.errors import ModelError
-
-CODE_KEYS = ("attn_implementation", "experts_implementation")  # with any number of leading underscores
 
 
 def config_of(folder: Path) -> Any:
@@ -29,7 +28,7 @@ def configuration(values: Mapping[str, Any], name: str) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{name} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
     # transformers writes infinity as {"__float__": "Infinity"}
-    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(_without_code(dict(values))))
+    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(without_code(dict(values))))
 
 
 def auto_class(config: Any) -> Any:
@@ -64,11 +63,3 @@ def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict
     fixed = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = auto_class(config).from_pretrained(str(folder), config=config, **options, **fixed)
     return model, report
-
-
-def _without_code(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_code(inner) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    return {k: _without_code(v) for k, v in value.items() if k != "auto_map" and not k.lstrip("_").startswith(CODE_KEYS)}

@@ -31,7 +31,7 @@ def add_model(source: Annotated[str, typer.Argument(metavar="PATH|hub:NAME")], n
 
     said = f"{added.name}: {added.architecture or added.reason}, {added.parameters:,} parameters."
     known = described(added.probe) if added.probe else []
-    show(added, json, "\n".join((said, *known, *added.warnings)))
+    show(added, json, "\n".join((said, *added.notices, *known, *added.warnings)))
 
 
 @models.command("show")

@@ -28,8 +28,9 @@ from llmlingua import prompt_compressor as library
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, DynamicCache
+from transformers import AutoModelForTokenClassification, AutoTokenizer, DynamicCache
 
+from studio.catalogue import text_models
 from studio.catalogue.models import read_json
 from studio.compress import models, spans
 from studio.compress.tracing import Trace
@@ -152,7 +153,7 @@ class Backend(library.PromptCompressor):
 
     def _load(self, device: str, dtype: str) -> None:
         place, safe = str(self.folder), {"local_files_only": True, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(place, **safe)
+        config = text_models.config_of(self.folder)
         self.tokenizer = AutoTokenizer.from_pretrained(place, **safe)
         self._cleaned_up = True
         if (self.folder / "tokenizer_config.json").is_file():
@@ -161,8 +162,11 @@ class Backend(library.PromptCompressor):
         self.tokenizer.padding_side = "left"
         if (pad := config.pad_token_id or self.tokenizer.eos_token_id) is not None:
             self.tokenizer.pad_token_id = pad
-        family = {True: AutoModelForTokenClassification, False: AutoModelForCausalLM}[self.use_llmlingua2]
-        model = family.from_pretrained(place, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **safe)
+        options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **safe}
+        if self.use_llmlingua2:
+            model = AutoModelForTokenClassification.from_pretrained(place, config=config, **options)
+        else:
+            model, _ = text_models.load(self.folder, config=config, dtype=options["dtype"])
         model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.raw_model = model
@@ -170,7 +174,7 @@ class Backend(library.PromptCompressor):
         if not self.use_llmlingua2:
             self.model = CachedCausal(model)
         self.context_idxs: list[list[int]] = []
-        self.max_position_embeddings = config.max_position_embeddings
+        self.max_position_embeddings = config.get_text_config().max_position_embeddings
 
     def init_llmlingua2(self, max_batch_size: int = 50, max_force_token: int = 100) -> None:
         """As the library's, but the new rows are the mean of the old ones, and no random state is touched."""

@@ -21,6 +21,7 @@ class BaseModel(Record):
     reason: str  # why it is not loadable; "" where it is
     warnings: list[str] = []  # only where it is added: what of its folder is stored and not used
     probe: Probe | None = None  # only where it is added or shown; null for what can't be loaded
+    notices: list[str] = []  # where it is added or shown alone: what is used otherwise than it was published, or ignored
 
 
 class RemovedModel(Record):

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from studio import processes
 from studio.catalogue import keys, probes
 from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, read_json, unused_weights
+from studio.catalogue.wrappers import ignored_code, text_model
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, TakenError
@@ -55,7 +56,8 @@ class ModelService:
         if name == STARTER:
             return _starter()
         with self.db.read() as session:
-            return _record(self.find(session, name))
+            model = _record(self.find(session, name))
+        return model.model_copy(update={"notices": _notices(Path(model.path))})
 
     def probe(self, name: str) -> Probe:
         """What is true of a model, as it was stored where that is still current. Raises ModelError for what can't be loaded.
@@ -109,7 +111,8 @@ class ModelService:
             if probe is not None:
                 row.probe = probe.model_dump(mode="json")
             session.add(row)
-        return _record(row).model_copy(update={"warnings": warnings, "probe": probe})
+        found = {"warnings": warnings, "notices": _notices(folder), "probe": probe}
+        return _record(row).model_copy(update=found)
 
     def remove(self, name: str) -> RemovedModel:
         """Forget a model; files are deleted only where the studio fetched them. Refused while something needs it."""
@@ -201,6 +204,21 @@ def _checked(folder: Path, facts: ModelFacts) -> list[str]:
     notes = [found.note()]
     if unused:
         notes.append(f"{len(unused):,} safetensors files are no part of the model and are ignored: {', '.join(unused[:5])}.")
+    return [note for note in notes if note]
+
+
+def _notices(folder: Path) -> list[str]:
+    """What a folder's config.json says that the studio takes otherwise, or leaves out."""
+    try:
+        config = read_json(folder / "config.json")
+        notes = [text_model(config).note()]
+    except ModelError:  # a tokenizer alone, or a folder that is gone: its reason says so
+        return []
+    if ignored := ignored_code(config):
+        notes.append(
+            f"config.json names Python of its own ({', '.join(ignored)}), which is ignored: transformers' own "
+            f"{config['model_type']} is used."
+        )
     return [note for note in notes if note]
 
 

@@ -52,7 +52,7 @@ def main():
     device, dtype = device_and_type()
     rows, held_out = read("train"), read("eval")
     evaluates = len(held_out) > 0
-    model = AutoModelForCausalLM.from_pretrained(
+    model = {auto_class}.from_pretrained(
         MODEL,
         dtype=dtype,{quantized}
         attn_implementation={attention},

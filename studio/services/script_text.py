@@ -15,6 +15,9 @@ from jobs.objectives import RowForm, TrainerFamily
 from jobs.trainers import objectives
 from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.memory import model_config
+from studio.catalogue.models import read_json
+from studio.catalogue.wrappers import CAUSAL as CAUSAL_LM
+from studio.catalogue.wrappers import text_model
 from studio.services import script_blocks as blocks
 
 COLUMNS = {
@@ -45,6 +48,14 @@ class Script:
         if not self.config.packing or self.config.attn_implementation != "sdpa":
             return False
         return sees_whole_rows(model_config(Path(self.config.model_name_or_path)), self.config.max_length)
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads the base."""
+        config = Path(self.config.model_name_or_path or self.config.base_model) / "config.json"
+        if not config.is_file():
+            return CAUSAL_LM
+        return text_model(read_json(config)).auto_class
 
     def of_the_studio(self) -> dict[str, str]:
         """What only the studio has: import line -> why it is needed."""
@@ -95,7 +106,7 @@ def _head(script: Script) -> str:
 def _imports(script: Script) -> str:
     entry = script.config.objective_entry
     module, _, trainer = entry.trainer.partition(":")
-    names = ["AutoModelForCausalLM", "AutoTokenizer", "EarlyStoppingCallback", "TrainerCallback"]
+    names = [script.auto_class, "AutoTokenizer", "EarlyStoppingCallback", "TrainerCallback"]
     lines = ["import json", "import math", "import platform", "import sys", "from pathlib import Path", ""]
     if script.is_quantised:
         names.append("BitsAndBytesConfig")
@@ -196,6 +207,7 @@ def _main(script: Script) -> str:
     ready = {"": "{}"}.get(_ready(script.config), "ready({})")
     before, saving = _start(script.config)
     return blocks.MAIN_BODY.format(
+        auto_class=script.auto_class,
         quantized="\n        quantization_config=quantization(dtype)," * script.is_quantised,
         attention=_value(script.config.attn_implementation),
         unpacked=blocks.NO_REPACKING * script.is_quantised,

@@ -115,7 +115,7 @@ class ModelsTab:
         added = self._studio.models.add(f"hub:{wanted}")
         now = f"{BASE}/{added.name}"
         return {
-            self.notice: pieces.said(" ".join((f"{added.name} is here.", *added.warnings))),
+            self.notice: pieces.said(" ".join((f"{added.name} is here.", *added.notices, *added.warnings))),
             self.source: "",
             self._page.place.model: now,
             **self.look(now),

@@ -79,7 +79,7 @@ def test_an_index_can_not_name_files_elsewhere(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}}, "auto_map"),
+        ({"model_type": "evil", "auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}}, "auto_map"),
         ({"_attn_implementation": "evil/kernel"}, "_attn_implementation"),
         ({"_attn_implementation_internal": "evil/kernel"}, "_attn_implementation_internal"),
         ({"text_config": {"attn_implementation": "evil/kernel"}}, "attn_implementation"),
