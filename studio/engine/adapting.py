@@ -5,8 +5,9 @@ Imports torch, and peft on the first adapter. Knows nothing of requests, batches
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from studio.catalogue import attaching
 from studio.catalogue.models import read_json, tensors
 from studio.engine.kinds import BASE_CHANGING_INITS, LEADING_KINDS, UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, ModelFolder
@@ -38,7 +40,7 @@ class Lead:
 
 @dataclass(eq=False)
 class Attached:
-    """An adapter in memory. `is_mixable`: may share a batch with other adapters and the base.
+    """An adapter in memory. `is_shared`: in the tree of plain LoRAs. `is_mixable`: may share a batch with other adapters and the base.
 
     `effect` is the largest difference that it makes to the base's logits on a few fixed tokens; 0 means that it does nothing.
     """
@@ -46,16 +48,24 @@ class Attached:
     key: str
     name: str
     kind: str  # for people: LoRA, DoRA, IA3, ...
-    is_mixable: bool
     bytes: int
+    is_shared: bool = False
+    is_mixable: bool = False
     effect: float = 0.0
+    idle: int = 0  # tensors that adapter_config.json asks for and the file lacks
     tree: Any = None  # modules of its own over the base's weights; None: in the tree of plain LoRAs, or a lead
     lead: Lead | None = field(default=None, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What whoever reads the answer must know."""
-        found = [] if self.is_mixable else [f"{self.name} answered in a pass of its own: {self.kind} can't share a batch."]
+        found = []
+        if not self.is_shared:
+            found.append(f"{self.name} answered in a pass of its own: {self.kind} can't share a batch.")
+        elif not self.is_mixable:
+            found.append(f"{self.name} answered in a pass of its own: this base can't tell adapters apart in one batch.")
+        if self.idle:
+            found.append(f"{self.name} lacks {self.idle:,} of the tensors that its adapter_config.json names; these change nothing.")
         if self.effect == 0:
             found.append(f"{self.name} changes nothing: its logits equal the base's.")
         return tuple(found)
@@ -107,7 +117,7 @@ def _misfit(name: str, shape: Sequence[int], base: nn.Module) -> str:
     try:
         module = base.get_submodule(module_name)
     except AttributeError:
-        return f"this base has no layer {module_name}"
+        return ""  # of a fused or renamed layer, or of another base: peft knows
     width = {"lora_A": getattr(module, "in_features", None), "lora_B": getattr(module, "out_features", None)}
     part = name.removesuffix(".weight").rpartition(".")[2]
     axis = 1 if part == "lora_A" else 0
@@ -151,23 +161,49 @@ def _admit(adapter: AdapterRef) -> None:
         bottleneck.register()
 
 
-def attach_alone(adapter: AdapterRef, base: nn.Module, device: torch.device) -> Any:
-    """A peft model of its own for one adapter that can't share a tree. Raises ModelError when its weights are another base's."""
-    from peft import PeftModel
-
+def attach(adapter: AdapterRef, model: Any, name: str, device: torch.device) -> tuple[Any, int]:
+    """peft's model of `model` with the adapter under `name`, and how many tensors its file lacks. Raises ModelError where it misfits."""
     _admit(adapter)
     try:
-        model = PeftModel.from_pretrained(share_weights(base), str(adapter.path), adapter_name="alone", torch_device=str(device))
-    except (RuntimeError, ValueError, KeyError) as exc:  # peft's words for weights of another shape, or layers that are not there
-        raise foreign(adapter, None, " ".join(str(exc).split())[:200]) from None
-    return model.eval().requires_grad_(False)
+        made, missing = attaching.attach(model, adapter.path, name, str(device))
+    except attaching.Misfit as exc:
+        raise foreign(adapter, None, str(exc)) from None
+    return made.eval().requires_grad_(False), len(missing)
+
+
+def attach_alone(adapter: AdapterRef, base: nn.Module, device: torch.device) -> tuple[Any, int]:
+    """As `attach`, in a tree of its own over the base's weights."""
+    return attach(adapter, share_weights(base), "alone", device)
+
+
+def as_loaded(adapter: AdapterRef, config: dict[str, Any], base: nn.Module) -> dict[str, Any]:
+    """adapter_config.json as peft takes it for this base: it renames experts that transformers fuses. Raises ModelError."""
+    if config["peft_type"] != "LORA":
+        return config
+    try:
+        return {**config, **attaching.config_for(base, adapter.path)}
+    except attaching.Misfit as exc:
+        raise foreign(adapter, None, str(exc)) from None
+
+
+@contextlib.contextmanager
+def without_left_hooks(model: nn.Module) -> Iterator[None]:
+    """peft leaves the hooks that name the adapter of each row where a pass fails; take them away again."""
+    before = [(module, set(module._forward_pre_hooks)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, known in before:
+            for number in set(module._forward_pre_hooks) - known:
+                del module._forward_pre_hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def lead_of(adapter: AdapterRef, base: nn.Module, device: torch.device) -> Lead:
     """What a prompt adapter puts before the prompt, computed once; its encoder is not needed afterwards."""
-    model = attach_alone(adapter, base, device)
+    model, _ = attach_alone(adapter, base, device)
     count = int(model.active_peft_config.num_virtual_tokens)
     found = model.get_prompt(batch_size=1)
     dtype = next(base.parameters()).dtype

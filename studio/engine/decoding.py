@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
 
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
@@ -31,13 +30,22 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether its cache can be cut, and kept for the next prompt."""
+        ...
+
     def lead(self, key: str | None) -> int:
         """Columns that an adapter puts before a prompt."""
         ...
 
-    def forward(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, adapters: Sequence[str | None], keep: int = 1
-    ) -> Tensor:
+    def new_cache(self) -> Any: ...
+
+    def shares_batch(self, first: str | None, second: str | None) -> bool:
+        """Whether rows of two adapters, None for the base, may be in one batch."""
+        ...
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, adapters: Sequence[str | None], keep: int = 1) -> Tensor:
         """Logits of the last `keep` columns, [rows, keep, vocabulary]; fills the cache. `adapters`: a key per row, None for the base."""
         ...
 
@@ -52,6 +60,46 @@ class Group:
     states: States = ()
 
 
+class Passes:
+    """Answers in the making, in as many batches as the model needs: what can't share one is read in passes of its own, in turn."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._batches: list[Batch] = []
+
+    @property
+    def answers(self) -> list[GeneratedAnswer]:
+        return [answer for batch in self._batches for answer in batch.answers]
+
+    @property
+    def adapters(self) -> list[str | None]:
+        return [key for batch in self._batches for key in batch.adapters]
+
+    def join(self, answers: Sequence[GeneratedAnswer], adapters: Sequence[str | None]) -> None:
+        """Read the prompts of `answers`, choose their first tokens, and take in those that go on."""
+        joining: list[tuple[Batch, list[tuple[GeneratedAnswer, str | None]]]] = [(batch, []) for batch in self._batches]
+        for answer, key in zip(answers, adapters, strict=True):
+            among = (rows for batch, rows in joining if self._admits([*batch.adapters, *(other for _, other in rows)], key))
+            rows = next(among, None)
+            if rows is None:
+                rows = []
+                joining.append((Batch(self._model), rows))
+            rows.append((answer, key))
+        self._batches = [batch for batch, _ in joining]
+        for batch, rows in joining:
+            if rows:
+                batch.join([answer for answer, _ in rows], [key for _, key in rows])
+
+    def step(self) -> None:
+        """One more token for every answer, batch by batch."""
+        for batch in self._batches:
+            batch.step()
+        self._batches = [batch for batch in self._batches if batch.answers]
+
+    def _admits(self, present: Sequence[str | None], key: str | None) -> bool:
+        return all(self._model.shares_batch(other, key) for other in set(present))
+
+
 class Batch:
     """Answers in the making. `answers` and `adapters` have one entry per row."""
 
@@ -59,7 +107,7 @@ class Batch:
         self._model = model
         self._samplers: list[Sampler] = []
         self.adapters: list[str | None] = []
-        self._cache = DynamicCache()  # full attention for every layer: rows can be joined, and masks see to sliding windows
+        self._cache = model.new_cache()
         self._mask = torch.empty(0, 0, dtype=torch.long)
         self._next = torch.empty(0, dtype=torch.long)
 
@@ -130,7 +178,9 @@ class Batch:
         alike = []
         fresh: list[tuple[GeneratedAnswer, str | None]] = []
         for key, members in by_adapter.items():
-            found = [] if self._model.lead(key) else list(self._alike(members, key))
+            found = []
+            if self._model.has_columns and not self._model.lead(key):
+                found = list(self._alike(members, key))
             alike += found
             taken = {id(answer) for group in found for answer in group.answers}
             fresh += [(answer, key) for answer in members if id(answer) not in taken]
@@ -215,7 +265,7 @@ class Batch:
         self._samplers = [self._samplers[row] for row in keep]
         self.adapters = [self.adapters[row] for row in keep]
         if not keep:
-            self._cache = DynamicCache()
+            self._cache = self._model.new_cache()
             return
         index = torch.tensor(keep, device=self._mask.device)
         self._mask, self._next = self._mask[index], self._next[index]
@@ -229,6 +279,8 @@ class Batch:
 
     def _remember(self, rows: set[int]) -> None:
         """Conversations go on: the next prompt begins with this one and its answer. Batch jobs ask each thing once."""
+        if not self._model.has_columns:
+            return
         for row in rows:
             answer, key = self._samplers[row].answer, self.adapters[row]
             if answer.lane != "chat" or answer.error is not None or self._model.lead(key):

@@ -1,14 +1,13 @@
 """One base model in memory and the adapters attached to it.
 
-Plain LoRAs share one tree of modules, so that a batch may mix them with each other and the base. Every other kind gets a tree
-of its own over the same weights, or is a lead of tokens, and answers in passes of its own. Adapters that were not used for
-longest leave when the budget is spent. Imports torch; knows nothing of requests or batches.
+Plain LoRAs share one tree of modules, so that a batch may mix them with each other and the base where the model allows it. Every
+other kind gets a tree of its own over the same weights, or is a lead of tokens, and answers in passes of its own. Adapters that were
+not used for longest leave when the budget is spent. Imports torch; knows nothing of requests or batches.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from studio.catalogue import hardware
 from studio.catalogue.models import weight_files
@@ -24,10 +22,13 @@ from studio.engine import adapting, kinds, loading
 from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
 from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
+from studio.engine.stepping import FAILURES, Stepper
+from studio.errors import ModelError
 
 MAX_ATTACHED = 256  # beyond the budget in bytes: modules cost time too
 BUDGET_SHARE = 0.25  # of what is free after the base was loaded, where nobody has set a budget
 PROBE_TOKENS = 8
+MIXED_SHARE = 0.1  # of the spread of the logits: what rounding may move a row beside another
 BASE = "__base__"  # peft's word for a row without adapter
 
 
@@ -53,9 +54,7 @@ class LocalModel:
         self._count = 0
         self._probe: Tensor | None = None
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._keeps_last = "logits_to_keep" in accepted
+        self._steps = Stepper(model)
 
     @property
     def is_exact(self) -> bool:
@@ -79,20 +78,46 @@ class LocalModel:
         attached = self._by_key.get(key or "")
         return attached.lead.count if attached and attached.lead else 0
 
-    def forward(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, adapters: Sequence[str | None], keep: int = 1
-    ) -> Tensor:
+    @property
+    def is_padded(self) -> bool:
+        """Whether rows of different length may be read together."""
+        return self._steps.way.is_padded
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether what was read can be cut off again, and kept for the next prompt that begins alike."""
+        return self._steps.way.has_columns
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever reads any answer of this model must know."""
+        if not self._steps.way.is_cached:
+            return (f"{self.folder.name} keeps no cache that can be used here: each token reads the whole text again.",)
+        if not self.is_padded:
+            return (f"{self.folder.name} answered in a pass of its own: its rows can't be padded, so they share no batch.",)
+        return ()
+
+    def new_cache(self) -> Any:
+        return self._steps.new_cache()
+
+    def shares_batch(self, first: str | None, second: str | None) -> bool:
+        """Whether rows of these two adapters (None: of the base) may be in one batch."""
+        if not self.is_padded:
+            return False
+        return first == second or all(key is None or self._by_key[key].is_mixable for key in (first, second))
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, adapters: Sequence[str | None], keep: int = 1) -> Tensor:
         """Logits of the last `keep` columns, [rows, keep, vocabulary]. `adapters`: an attached key per row, None for the base.
 
         `ids` are the columns that the cache lacks; `mask` and `positions` have all of them, also those before.
         """
-        inputs: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
         model, chosen = self._model_for(adapters)
-        inputs |= chosen | self._tokens(ids, cache, adapters)
-        if self._takes_positions:
-            inputs["position_ids"] = positions[:, -inputs.get("inputs_embeds", ids).shape[1] :]
-        if self._keeps_last:
-            inputs["logits_to_keep"] = keep
+        attached = self._by_key.get(adapters[0] or "")
+        lead = attached.lead if attached else None
+        if lead is not None and lead.states and mask.shape[1] - ids.shape[1] == lead.count:
+            lead.fill(cache, len(ids))
+        embeddings = lead.embeddings if lead else None
+        inputs = chosen | self._steps.inputs(ids, mask, positions, cache, keep, embeddings)
         with torch.inference_mode(), self._casting(adapters[0]):
             logits: Tensor = model(**inputs).logits[:, -keep:]
         return logits
@@ -100,18 +125,8 @@ class LocalModel:
     def _casting(self, key: str | None) -> Any:
         """Kinds other than plain LoRA keep float32 weights, which a base of 16 bit does not take as they are."""
         attached = self._by_key.get(key or "")
-        is_needed = attached is not None and not attached.is_mixable and self.dtype in (torch.bfloat16, torch.float16)
+        is_needed = attached is not None and not attached.is_shared and self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.dtype) if is_needed else contextlib.nullcontext()
-
-    def _tokens(self, ids: Tensor, cache: DynamicCache, adapters: Sequence[str | None]) -> dict[str, Any]:
-        attached = self._by_key.get(adapters[0] or "")
-        if attached is None or attached.lead is None or cache.get_seq_length():
-            return {"input_ids": ids}
-        if attached.lead.embeddings is None:
-            attached.lead.fill(cache, len(ids))
-            return {"input_ids": ids}
-        embedded = self._base.get_input_embeddings()(ids)
-        return {"inputs_embeds": torch.cat([attached.lead.embeddings.expand(len(ids), -1, -1).to(embedded.dtype), embedded], dim=1)}
 
     def _model_for(self, adapters: Sequence[str | None]) -> tuple[Any, dict[str, Any]]:
         """The tree to run, and what to tell it: one LoRA that all rows use is switched on, several are named per row."""
@@ -121,7 +136,7 @@ class LocalModel:
         if len(chosen) > 1:
             return self._peft, {"adapter_names": [key or BASE for key in adapters]}
         attached = self._by_key[str(adapters[0])]
-        if not attached.is_mixable:
+        if not attached.is_shared:
             return (attached.tree or self._base), {}
         if attached.key != self._active:
             self._switch_to(attached.key)
@@ -153,43 +168,48 @@ class LocalModel:
             self.attached.move_to_end(identity)
             return self.attached[identity]
         adapting.check(adapter, config, self._base)
+        if config["peft_type"] == "PREFIX_TUNING" and not self.has_columns:
+            raise ModelError(
+                f"Adapter {adapter.name} is a prefix of keys and values, which {self.folder.name} does not keep in every layer.",
+                "Train a LoRA adapter.",
+            )
+        config = adapting.as_loaded(adapter, config, self._base)
         size = adapting.weight_bytes(adapter)
         self._make_room(size, in_use)
         self._count += 1
         key = f"adapter_{self._count}"  # module names can't hold the dots a name may have
-        attached = Attached(key, adapter.name, kinds.kind_of(config), kinds.is_mixable(config), size)
-        if attached.is_mixable:
-            self._load_lora(adapter, key)
+        is_plain = kinds.is_mixable(config)
+        attached = Attached(key, adapter.name, kinds.kind_of(config), size, is_shared=is_plain, is_mixable=is_plain)
+        if is_plain:
+            self._load_lora(adapter, attached)
         elif config["peft_type"] in kinds.LEADING_KINDS:
             attached.lead = adapting.lead_of(adapter, self._base, self.device)
         else:
-            attached.tree = adapting.attach_alone(adapter, self._base, self.device)
+            attached.tree, attached.idle = adapting.attach_alone(adapter, self._base, self.device)
         self._by_key[key] = attached
         try:
             attached.effect = self._effect(key)
         except (RuntimeError, ValueError) as exc:  # shapes that only meet in a forward pass
             self._forget(attached)
             raise foreign(adapter, self.folder, " ".join(str(exc).split())[:200]) from None
+        except FAILURES as exc:  # layers whose results peft does not expect, such as routers that give several
+            self._forget(attached)
+            raise ModelError(
+                f"peft can't run adapter {adapter.name} on {self.folder.name}: {' '.join(str(exc).split())[:200]}.",
+                "Train it with other target_modules.",
+            ) from None
+        attached.is_mixable = is_plain and self.is_padded and self._mixes(key)
         self.attached[identity] = attached
         return attached
 
-    def _load_lora(self, adapter: AdapterRef, key: str) -> None:
-        from peft import PeftModel  # takes seconds: only when there is an adapter
-
-        path, device = str(adapter.path), str(self.device)
+    def _load_lora(self, adapter: AdapterRef, attached: Attached) -> None:
+        """Put a plain LoRA into the tree that all of them share."""
+        holder = adapting.share_weights(self._base) if self._peft is None else self._peft
         try:
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(adapting.share_weights(self._base), path, adapter_name=key, torch_device=device)
-                unexpected = []
-            else:
-                unexpected = self._peft.load_adapter(path, adapter_name=key, torch_device=device).unexpected_keys
-        except (RuntimeError, ValueError) as exc:
-            self._drop_lora(key)
-            raise foreign(adapter, self.folder, " ".join(str(exc).split())[:200]) from None
-        if unexpected:
-            self._drop_lora(key)
-            raise foreign(adapter, self.folder, f"it has weights for {unexpected[0]}, which this base lacks")
-        self._peft.eval()
+            self._peft, attached.idle = adapting.attach(adapter, holder, attached.key, self.device)
+        except ModelError:
+            self._drop_lora(attached.key)
+            raise
         self._active, self._tuned = "", []
 
     def _effect(self, key: str) -> float:
@@ -197,13 +217,27 @@ class LocalModel:
         if self._probe is None:
             self._probe = self._probe_logits(None)
         moved = (self._probe_logits(key) - self._probe).abs().max()
-        return float(moved) if torch.isfinite(moved) else float("inf")
+        return float(moved.nan_to_num(nan=float("inf")))
 
-    def _probe_logits(self, key: str | None) -> Tensor:
+    def _probe_logits(self, *keys: str | None) -> Tensor:
         size = self._base.get_input_embeddings().num_embeddings
-        ids = torch.tensor([[number % size for number in range(1, PROBE_TOKENS + 1)]], device=self.device)
-        mask = torch.ones(1, PROBE_TOKENS + self.lead(key), dtype=torch.long, device=self.device)
-        return self.forward(ids, mask, mask.cumsum(1) - 1, DynamicCache(), [key]).float()
+        row = [number % size for number in range(1, PROBE_TOKENS + 1)]
+        ids = torch.tensor([row] * len(keys), device=self.device)
+        mask = torch.ones(len(keys), PROBE_TOKENS + self.lead(keys[0]), dtype=torch.long, device=self.device)
+        return self.forward(ids, mask, mask.cumsum(1) - 1, self.new_cache(), keys).float()
+
+    def _mixes(self, key: str) -> bool:
+        """Whether a row of this adapter beside one of the base says what both say alone: not where a layer flattens the batch."""
+        assert self._probe is not None
+        try:
+            with adapting.without_left_hooks(self._peft):
+                both = self._probe_logits(key, None)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:
+            return False
+        alone = torch.cat([self._probe_logits(key), self._probe])
+        return bool((both - alone).abs().mean() <= MIXED_SHARE * self._probe.std())
 
     def _make_room(self, needed: int, in_use: Sequence[str]) -> None:
         while self.attached and (len(self.attached) >= MAX_ATTACHED or self.adapter_bytes + needed > self.budget_bytes):
@@ -215,7 +249,7 @@ class LocalModel:
     def _forget(self, gone: Attached) -> None:
         del self._by_key[gone.key]
         self.prefixes.forget(gone.key)
-        if gone.is_mixable:
+        if gone.is_shared:
             self._drop_lora(gone.key)
 
     def _drop_lora(self, key: str) -> None:

@@ -1,7 +1,7 @@
 """One thread owns the model: it takes waiting answers, loads what they need and makes them together, step by step.
 
-Answers for the same base join the running batch between two steps, chat before batch jobs; the first one that can't join
-(another base, an adapter that can't be mixed) lets the batch run out and goes next. Imports torch on first use only.
+Answers for the same base join what is being made between two steps, chat before batch jobs; the first one that can't join (another
+base, no memory for its adapter) lets the others run out and goes next. Imports torch on first use only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from studio.records import EngineStatus, LoadedModel, LoadingModel
 
 if TYPE_CHECKING:
     from studio.engine.adapting import Attached
-    from studio.engine.decoding import Batch
+    from studio.engine.decoding import Passes
     from studio.engine.local import LocalModel
 
 MAX_ROWS = 16  # answers made together
@@ -153,9 +153,9 @@ class Scheduler:
             self._last_used = time.monotonic()
 
     def _make_answers(self, model: LocalModel) -> None:
-        from studio.engine.decoding import Batch
+        from studio.engine.decoding import Passes
 
-        batch = Batch(model)
+        batch = Passes(model)
         while not self._is_closing:
             newcomers = self._admit(model, batch)
             self._running = batch.answers + [answer for answer, _ in newcomers]
@@ -169,7 +169,7 @@ class Scheduler:
                 if answer.is_over:
                     self._answer_s += 0.2 * (time.monotonic() - answer.started_at - self._answer_s)
 
-    def _admit(self, model: LocalModel, batch: Batch) -> list[tuple[GeneratedAnswer, Attached | None]]:
+    def _admit(self, model: LocalModel, batch: Passes) -> list[tuple[GeneratedAnswer, Attached | None]]:
         """Take answers off the queue, first come first, as long as they fit into the batch."""
         admitted: list[tuple[GeneratedAnswer, Attached | None]] = []
         by_key = {attached.key: attached for attached in model.attached.values()}
@@ -194,7 +194,8 @@ class Scheduler:
         from studio.engine.speculation import Assistant, Gain, PromptLookup
 
         answer.started_at = time.monotonic()
-        answer.notes = (*(attached.notes if attached else ()), *self._note_place(model))
+        own = attached.notes if attached else ()
+        answer.notes = (*own, *model.notes, *self._note_place(model))
         answer.gain = Gain()
         if answer.speculation is None or answer.is_over:
             return
@@ -202,7 +203,12 @@ class Scheduler:
             answer.notes += ("Drafts are checked in 16 bit, where a near tie may fall the other way.",)
         try:
             assistant = answer.speculation.assistant
-            answer.drafter = PromptLookup() if assistant is None else Assistant(self._assistant_for(assistant))
+            drafting = None if assistant is None else self._assistant_for(assistant)
+            slow = next((each for each in (model, drafting) if each is not None and not each.has_columns), None)
+            if slow is not None:
+                answer.notes += (f"No drafts were used: what {slow.folder.name} has read can't be taken back.",)
+                return
+            answer.drafter = PromptLookup() if drafting is None else Assistant(drafting)
         except Exception as exc:  # noqa: BLE001  (a folder from outside)
             answer.fail(as_engine_error(exc, f"{answer.speculation.assistant.name if answer.speculation.assistant else 'It'} can't assist"))
 
@@ -220,22 +226,13 @@ class Scheduler:
         return (f"Answered on the CPU while {lease.job} trains on the GPU.",) if lease and self._is_moved else ()
 
     def _fits(self, answer: GeneratedAnswer, model: LocalModel, lanes: Sequence[Attached | None]) -> bool:
-        """Whether `answer` can be made beside those in `lanes`."""
-        from studio.engine import adapting, kinds
-
+        """Whether `answer` can be made beside those in `lanes`: on the same base, with memory for its adapter."""
         if (answer.base.path, answer.base.quantization) != (model.folder.path, model.folder.quantization):
             return False
-        if not lanes:
+        if not lanes or answer.adapter is None:
             return True
-        if answer.adapter is None:
-            return all(lane is None or lane.is_mixable for lane in lanes)
         try:
-            config, identity = adapting.adapter_facts(answer.adapter)
-            known = model.attached.get(identity)
-            if known is not None and all(lane == known for lane in lanes):
-                return True
-            mixable = kinds.is_mixable(config) and all(lane is None or lane.is_mixable for lane in lanes)
-            return mixable and model.has_room(answer.adapter, [lane.key for lane in lanes if lane])
+            return model.has_room(answer.adapter, [lane.key for lane in lanes if lane])
         except (ModelError, OSError):
             return True  # it will be refused when it is attached
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import DynamicCache
 
 from studio.engine.prefixes import shared_length
 
@@ -42,11 +41,11 @@ class PromptLookup:
 
 
 class Assistant:
-    """A smaller model with the same vocabulary; likeliest tokens only."""
+    """A smaller model with the same vocabulary, whose cache has columns; likeliest tokens only."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._cache = DynamicCache()
+        self._cache = model.new_cache()
         self._known: list[int] = []
 
     def propose(self, ids: Sequence[int], limit: int) -> list[int]:
@@ -70,7 +69,7 @@ class Assistant:
         return draft
 
 
-def crop(cache: DynamicCache, columns: int) -> None:
+def crop(cache: Any, columns: int) -> None:
     """Forget the last `columns` of every layer."""
     for layer in cache.layers:
         if columns and layer.is_initialized:

@@ -1,0 +1,64 @@
+"""One way to put an adapter on a base: peft's own, which knows how saved names become those of the loaded model.
+
+Fused experts, renamed layers and the prefixes of multimodal models are peft's and transformers' to resolve. Check, engine and exports
+ask here, so that an adapter that is accepted is one that answers. Imports peft, and torch with it, only when a function is called.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+SAID = 200  # characters of a library's words
+
+
+class Misfit(Exception):
+    """Why an adapter does not belong to a base, as the end of a sentence."""
+
+
+def attach(model: Any, folder: Path, name: str, device: str) -> tuple[Any, list[str]]:
+    """`model`, a base or a peft model with other adapters, with the adapter of `folder` as `name`; and the tensors that its file lacks.
+
+    Raises Misfit. A peft model may then hold a half-made adapter of that name.
+    """
+    from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        # what transformers renames when it loads a multimodal checkpoint; peft looks it up for the first adapter only
+        renamed = {} if config.is_prompt_learning else getattr(base, "_checkpoint_conversion_mapping", {})
+        if not isinstance(model, PeftModel):
+            config.inference_mode = True
+            kinds = {"CAUSAL_LM": PeftModelForCausalLM}
+            model = kinds.get(str(getattr(config.task_type, "value", config.task_type)), PeftModel)(model, config, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is missing, which the caller says
+            result = model.load_adapter(str(folder), adapter_name=name, torch_device=device, key_mapping=renamed)
+    except (RuntimeError, ValueError, KeyError) as exc:  # peft's words for layers of another shape, or that are not there
+        if isinstance(exc, RuntimeError) and "size mismatch" not in str(exc):  # want of memory, for one
+            raise
+        raise Misfit(" ".join(str(exc).split())[:SAID]) from None
+    if result.unexpected_keys and not config.is_prompt_learning:  # whose tensors are no parameters of the model
+        raise Misfit(f"this base has no layer {layer(result.unexpected_keys[0], name)}")
+    return model, list(result.missing_keys)
+
+
+def config_for(base: Any, folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a LoRA after peft has adapted it to the loaded base. Raises Misfit."""
+    from peft import PeftConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        convert_peft_config_for_transformers(config, base, conversions=None)
+    except (ValueError, TypeError) as exc:
+        raise Misfit(" ".join(str(exc).split())[:SAID]) from None
+    return dict(config.to_dict())
+
+
+def layer(tensor: str, name: str) -> str:
+    """The layer that a tensor of the adapter `name` belongs to."""
+    bare = tensor.removeprefix("base_model.model.").replace(f".{name}.", ".")
+    return bare.partition(".lora_")[0].removesuffix(".weight")
