@@ -54,8 +54,13 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     groups = _groups(blocks)
     found = lora_targets(model)
     _cut(model, place, 1 + max(layers[0] for layers in groups))
-    cache, layers = _cache(family, text)
-    rows = trials.two_rows(trials.made_up(model), place, cache)
+    rows = trials.two_rows(trials.made_up(model), place, lambda: _cache(family, text))
+    if not rows.is_causal:
+        raise ModelError(
+            f"{name} describes {family.__name__}, which reads in both directions and so can't write.",
+            "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
+        )
+    cache = _cache(family, text)
     shares = _Shares(model, place, groups)
     lora, reached = _lora(model, found, shares)
     why = _unmixable(found, rows)
@@ -74,7 +79,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
         mixable_reason=why,
         padding="left" * rows.is_padded_right,
         cache=type(cache).__name__ if cache is not None else "",
-        cache_layers=layers,
+        cache_layers=dict(Counter(type(layer).__name__ for layer in getattr(cache, "layers", []))),
         croppable=cache is not None and cache.is_croppable,
         context=_number(text, *CONTEXT_KEYS),
         tied=bool(getattr(model, "all_tied_weights_keys", {})),
@@ -170,14 +175,13 @@ def _cut(model: Any, place: str, count: int) -> None:
     setattr(parent, name, getattr(parent, name)[:count])
 
 
-def _cache(family: Any, text: Any) -> tuple[Any, dict[str, int]]:
-    """The cache that generation uses, and its layers by class; None where the class makes one of its own."""
+def _cache(family: Any, text: Any) -> Any:
+    """The cache that generation uses; None where the class makes one of its own."""
     from transformers import DynamicCache
 
     if not family._supports_default_dynamic_cache():
-        return None, {}
-    cache = DynamicCache(config=text)
-    return cache, dict(Counter(type(layer).__name__ for layer in cache.layers))
+        return None
+    return DynamicCache(config=text)
 
 
 def _unmixable(targets: LoraTargets, rows: Any) -> str:
@@ -249,8 +253,13 @@ def _methods(model: Any, shares: _Shares) -> dict[str, Reach]:
             reached = trials.reached(adapted, shares.place)
     found["ia3"] = shares.reach(reached, reason)
     tokens = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
-    for method, kind in (("prompt-tuning", PromptTuningConfig), ("p-tuning", PromptEncoderConfig), ("prefix-tuning", PrefixTuningConfig)):
-        found[method] = shares.reach(set(), trials.takes_tokens(model, kind(**tokens)))
+    configs = {
+        "prompt-tuning": PromptTuningConfig(**tokens),
+        "p-tuning": PromptEncoderConfig(**tokens, encoder_hidden_size=8),  # of any width: a narrow one is made at once
+        "prefix-tuning": PrefixTuningConfig(**tokens),
+    }
+    for method, config in configs.items():
+        found[method] = shares.reach(set(), trials.takes_tokens(model, config))
     return found
 
 

@@ -23,37 +23,44 @@ from studio.catalogue import anatomy
 
 SHORT, LONG = 5, 8  # tokens of the two rows
 WIDTH = 61  # of the cheap function: a prime, so that heads differ
-LARGEST = 50_000_000  # numbers of a tensor that is made up
+UNIT = 1e-6  # the single number that stands for a left-out weight, times its place
+LARGEST = 5_000_000  # numbers of a tensor that is made up
 CLOSE = 1e-3  # of the largest number of an answer
 
 
 class CheapLayers(TorchFunctionMode):
-    """Replaces linear layers and embeddings by functions that mix their inputs, without reading their weights."""
+    """Replaces products with weights that `made_up` has left out by functions that mix their inputs."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        values = inspect_call(func, args, kwargs or {})
-        if values is None:
+        given = dict(zip(NAMES.get(func, ()), args, strict=False)) | (kwargs or {})
+        weight = given.get("weight")
+        if not isinstance(weight, torch.Tensor) or not weight.numel() or any(weight.stride()):
             return func(*args, **(kwargs or {}))
+        seed = round(weight.as_strided((1,), (1,)).item() / UNIT)
         if func is nn.functional.embedding:
-            return embedded(values["input"], values["weight"])
-        return mixed(values["input"], values["weight"].shape[0], values["weight"])
+            return embedded(given["input"], weight.shape[1], seed)
+        outputs = weight.shape[1]
+        if func is nn.functional.linear:
+            outputs = weight.shape[0]
+        return mixed(given["input"], outputs, seed)
 
 
-def inspect_call(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any] | None:
-    """The arguments of a call that is replaced; None for others."""
-    if func not in (nn.functional.linear, nn.functional.embedding):
-        return None
-    found = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-    if any(found["weight"].stride()):
-        return None
-    return found
+# functions through which models use their weights -> names of the arguments
+NAMES: dict[Any, tuple[str, ...]] = {
+    nn.functional.linear: ("input", "weight"),
+    nn.functional.embedding: ("input", "weight"),
+    torch.matmul: ("input", "weight"),
+    torch.Tensor.matmul: ("input", "weight"),
+    torch.Tensor.__matmul__: ("input", "weight"),
+    torch.addmm: ("bias", "input", "weight"),
+}
 
 
-def mixed(values: torch.Tensor, outputs: int, weight: torch.Tensor) -> torch.Tensor:
+def mixed(values: torch.Tensor, outputs: int, seed: int) -> torch.Tensor:
     """[..., inputs] -> [..., outputs]: folded to a small width, multiplied by a random matrix, and spread again. Linear in `values`."""
     folds = -(-values.shape[-1] // WIDTH)
     padded = nn.functional.pad(values, (0, folds * WIDTH - values.shape[-1]))
-    generator = torch.Generator().manual_seed(id(weight) % 2**31)
+    generator = torch.Generator().manual_seed(seed)
     signs = torch.randn(folds, WIDTH, generator=generator).to(values.dtype)
     folded = (padded.unflatten(-1, (folds, WIDTH)) * signs).sum(-2) / folds**0.5
     matrix = torch.randn(WIDTH, WIDTH, generator=generator).to(values.dtype) / WIDTH**0.5
@@ -61,23 +68,24 @@ def mixed(values: torch.Tensor, outputs: int, weight: torch.Tensor) -> torch.Ten
     return ((folded @ matrix).unsqueeze(-2) * spread).flatten(-2)[..., :outputs].contiguous()
 
 
-def embedded(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A vector for each number, different for each weight."""
-    places = torch.arange(1, weight.shape[1] + 1, dtype=torch.float32)
-    return torch.sin((ids.unsqueeze(-1) + 1).float() * (places * 0.7 + id(weight) % 97))
+def embedded(ids: torch.Tensor, width: int, seed: int) -> torch.Tensor:
+    """A vector for each number."""
+    places = torch.arange(1, width + 1, dtype=torch.float32)
+    return torch.sin((ids.unsqueeze(-1) + 1).float() * (places * 0.7 + seed))
 
 
 def made_up(model: nn.Module) -> nn.Module:
-    """A copy with numbers in everything that is small; what CheapLayers replaces, and experts, are views of a single zero."""
+    """A copy with numbers in everything that is small. Of what CheapLayers replaces, and of experts, a single number is left."""
     model = copy.deepcopy(model)
-    nothing, generator = torch.zeros(1), torch.Generator().manual_seed(0)
+    generator, count = torch.Generator().manual_seed(0), 0
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.device.type == "meta":
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
         for name, parameter in list(module.named_parameters(recurse=False)):
+            count += 1
             if (is_replaced(module) and name == "weight") or parameter.numel() > LARGEST:
-                values = nothing.expand(parameter.shape)
+                values = torch.full((1,), count * UNIT).expand(parameter.shape)
             else:
                 values = torch.randn(parameter.shape, generator=generator) * 0.1 + ("norm" in type(module).__name__.lower())
             module._parameters[name] = nn.Parameter(values, requires_grad=False)
@@ -87,8 +95,6 @@ def made_up(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) and not isinstance(module, nn.Conv1d):
             module.forward = lambda hidden, *_, **__: hidden.clone()
-        if isinstance(module, Conv1D):
-            module.forward = lambda hidden, layer=module: mixed(hidden, layer.nf, layer.weight)
     return model.eval()
 
 
@@ -101,46 +107,59 @@ class TwoRows:
     """What two rows of different lengths in one batch have shown."""
 
     flattens: str = ""  # a layer whose input has lost the row, "" for none
-    is_padded_right: bool = False  # the shorter row answers beside a longer one as it does alone
+    is_padded_right: bool = False  # a shorter row answers beside a longer one as it does alone
+    is_causal: bool = True  # no token changes what was said before it
     cache: Any = None  # of one row of LONG tokens
     error: str = ""
 
 
-def two_rows(model: nn.Module, place: str, cache: Any) -> TwoRows:
-    """`model` as `made_up` gives it. `place`: of its blocks."""
-    found = TwoRows()
-    short = torch.arange(3, 3 + SHORT).unsqueeze(0)
-    long = torch.arange(20, 20 + LONG).unsqueeze(0)
-    gap = torch.full((1, LONG - SHORT), 1)
-    both, mask = torch.cat([torch.cat([gap, short], 1), long]), torch.ones(2, LONG, dtype=torch.long)
-    mask[0, : LONG - SHORT] = 0
+def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoRows:
+    """`model` as `made_up` gives it; `place`: of its blocks. Reads the rows, and then one token more from the cache."""
+    found = TwoRows(cache=new_cache())
+    short, long = torch.arange(3, 3 + SHORT).unsqueeze(0), torch.arange(20, 20 + LONG).unsqueeze(0)
+    gap = LONG - SHORT
+    both = torch.cat([torch.cat([torch.ones(1, gap, dtype=torch.long), short], 1), long])
+    mask = torch.ones(2, LONG + 1, dtype=torch.long)
+    mask[0, :gap] = 0
     try:
         with torch.no_grad(), CheapLayers():
-            alone = answer(model, short)
+            alone = _steps(model, short, torch.ones(1, SHORT + 1, dtype=torch.long), new_cache())
             with watched(model, place) as shapes:
-                beside = answer(model, both, mask)
-            answer(model, long, cache=cache)
+                beside = _steps(model, both, mask, new_cache())
+            said = model(input_ids=long, use_cache=False).logits
+            cut = model(input_ids=long[:, :-1], use_cache=False).logits
+            _read(model, long, mask[1:, :LONG], found.cache)
     except Exception as exc:  # noqa: BLE001 - whatever this architecture raises: it is then served row by row
         found.error = _said(exc)
         return found
     found.flattens = next((name for name, rows in shapes.items() if rows != {2}), "")
-    found.is_padded_right = bool((beside[0] - alone[0]).abs().max() <= CLOSE * alone.abs().max())
-    found.cache = cache
+    found.is_padded_right = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
+    found.is_causal = _close(said[:, :-1], cut)
     return found
 
 
-def answer(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor | None = None, cache: Any = None) -> torch.Tensor:
-    """What the model says behind the last token of each row, as the engine asks it."""
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one.float() - other.float()).abs().max() <= CLOSE * other.float().abs().max())
+
+
+def _steps(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> list[torch.Tensor]:
+    """What the model says behind each row, and behind one token more. `mask` counts that token too."""
+    more = torch.full((len(ids), 1), 9)
+    if cache is None:
+        return [_read(model, ids, mask[:, :-1]), _read(model, torch.cat([ids, more], 1), mask)]
+    return [_read(model, ids, mask[:, :-1], cache), _read(model, more, mask, cache)]
+
+
+def _read(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any = None) -> torch.Tensor:
+    """What the model says behind the last token of each row, asked as the engine asks it. [rows, words]"""
     takes = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": cache is not None}
+    options: dict[str, Any] = {"use_cache": cache is not None, "attention_mask": mask}
     if cache is not None:
         options["cache_params" if "cache_params" in takes else "past_key_values"] = cache
-    if mask is not None:
-        options["attention_mask"] = mask
-        if "position_ids" in takes:
-            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "position_ids" in takes:
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     logits: torch.Tensor = model(input_ids=ids, **options).logits
-    return logits[:, -1].float()
+    return logits[:, -1]
 
 
 @contextlib.contextmanager
