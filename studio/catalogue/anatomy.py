@@ -91,6 +91,27 @@ def norms(block: nn.Module) -> list[nn.Module]:
     return [module for module in block.modules() if "norm" in type(module).__name__.lower() and _own(module)]
 
 
+def mixers(block: nn.Module) -> list[nn.Module]:
+    """The state spaces and short convolutions of a block."""
+    found = _Block(block)
+    return [found.modules[name] for name in found.recurrent]
+
+
+def quantizable(model: Any) -> dict[str, nn.Module]:
+    """The linear layers that bitsandbytes keeps in 4 or 8 bits, by name, as transformers chooses them."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    left = get_keys_to_not_convert(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, left)
+    }
+
+
 class _Block:
     """One block, with what has to be known of its modules before one of them can be placed."""
 

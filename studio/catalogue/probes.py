@@ -19,7 +19,7 @@ from studio import processes
 from studio.errors import ModelError
 from studio.records import Probe
 
-VERSION = 1  # of what is asked; a stored probe of another version is made again
+VERSION = 2  # of what is asked; a stored probe of another version is made again
 PATIENCE_S = 120.0
 MOST_BYTES = 8 * 1024**3  # of the child's memory
 KEPT = 256  # probes in memory

@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,11 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     prefix = anatomy.text_prefix(model)
     by_kind = _parameters(model, place, prefix)
     groups = _groups(blocks)
+    small = anatomy.quantizable(model)
     found = lora_targets(model)
     _cut(model, place, 1 + max(layers[0] for layers in groups))
-    rows = trials.two_rows(trials.made_up(model), place, lambda: _cache(family, text))
+    tried = trials.made_up(model)
+    rows = trials.two_rows(tried, place, lambda: _cache(family, text))
     if not rows.is_causal:
         raise ModelError(
             f"{name} describes {family.__name__}, which reads in both directions and so can't write.",
@@ -63,6 +66,8 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     cache = _cache(family, text)
     shares = _Shares(model, place, groups)
     lora, reached = _lora(model, found, shares)
+    methods, scaled = _methods(model, shares)
+    facts = _BlockFacts(model, place, reached, scaled, set(small), rows.cache, trials.norm_outputs(tried, place))
     why = _unmixable(found, rows)
     return Probe(  # type: ignore[call-arg]  # `class` is a word of the language
         digest=digest(values),
@@ -74,7 +79,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
         text_prefix=prefix,
         attention=["eager", *(name for name, flag in ATTENTION.items() if getattr(family, flag, False))],
         targets=lora,
-        methods=_methods(model, shares),
+        methods=methods,
         mixable=not why,
         mixable_reason=why,
         padding="left" * rows.is_padded_right,
@@ -85,8 +90,10 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
         tied=bool(getattr(model, "all_tied_weights_keys", {})),
         parameters=sum(by_kind.values()),
         parameters_by_kind=by_kind,
+        quantizable=sum(layer.weight.numel() for layer in small.values()),
+        quantizable_columns=sum(layer.weight.shape[0] for layer in small.values()),
         **_sizes(text),
-        blocks=[_block(blocks[layers[0]], layers, reached, rows.cache) for layers in groups],
+        blocks=[facts.block(blocks[layers[0]], layers) for layers in groups],
     )
 
 
@@ -127,6 +134,8 @@ def _sizes(text: Any) -> dict[str, Any]:
         "vocabulary": _number(text, "vocab_size"),
         "activation": str(activation or ""),
         "attention_dropout": float(dropout),
+        "attention_softcap": bool(getattr(text, "attn_logit_softcapping", None)),
+        "logit_softcap": bool(getattr(text, "final_logit_softcapping", None)),
     }
 
 
@@ -238,20 +247,21 @@ def _lora(model: Any, found: LoraTargets, shares: _Shares) -> tuple[Targets, set
     return targets, reached
 
 
-def _methods(model: Any, shares: _Shares) -> dict[str, Reach]:
-    """Other methods with their own defaults."""
+def _methods(model: Any, shares: _Shares) -> tuple[dict[str, Reach], dict[str, str]]:
+    """Other methods with their own defaults, and what IA3 scales of which part."""
     from peft import IA3Config, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
     from studio.catalogue import trials
 
     found = {"full": shares.reach(set(shares.matrices))}
-    reached, reason = set(), f"peft knows no layers of {model.config.model_type} models for IA3"
+    scaled: dict[str, str] = {}
+    reason = f"peft knows no layers of {model.config.model_type} models for IA3"
     if model.config.model_type in KNOWN:
         adapted, reason = trials.adapted(copy.deepcopy(model), IA3Config(task_type="CAUSAL_LM"))
         if adapted is not None:
-            reached = trials.reached(adapted, shares.place)
-    found["ia3"] = shares.reach(reached, reason)
+            scaled = trials.ia3(adapted, shares.place)
+    found["ia3"] = shares.reach(set(scaled), reason)
     tokens = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
     configs = {
         "prompt-tuning": PromptTuningConfig(**tokens),
@@ -260,15 +270,42 @@ def _methods(model: Any, shares: _Shares) -> dict[str, Reach]:
     }
     for method, config in configs.items():
         found[method] = shares.reach(set(), trials.takes_tokens(model, config))
-    return found
+    return found, scaled
 
 
-def _block(block: nn.Module, layers: list[int], reached: set[str], cache: Any) -> BlockKind:
-    """One kind of block. `block` has the shapes, at the place `layers[0]`."""
-    from studio.catalogue import trials
+@dataclass(frozen=True)
+class _BlockFacts:
+    """What has been found of the blocks that a model was cut to. Parts are `number.name`."""
 
-    weights = [
-        BlockWeight(
+    model: Any
+    place: str
+    reached: set[str]
+    scaled: Mapping[str, str]
+    small: set[str]  # layers of the model that bitsandbytes takes
+    cache: Any
+    norms: Mapping[int, list[int]]
+
+    def block(self, block: nn.Module, layers: list[int]) -> BlockKind:
+        """One kind of block; `block` is the one at the place `layers[0]`."""
+        from studio.catalogue import trials
+
+        first = layers[0]
+        per_token, state = trials.cached(self.cache, first)
+        return BlockKind(
+            layers=layers,
+            weights=[self._weight(part, first) for part in anatomy.parts(block)],
+            norms=self.norms.get(first, []),
+            norm_bias=any(getattr(norm, "bias", None) is not None for norm in anatomy.norms(block)),
+            parameters=sum(parameter.numel() for parameter in block.parameters()),
+            active_experts=_active(self.model.config.get_text_config(decoder=True)),
+            cache_per_token=per_token,
+            state=state,
+            kept_per_token=trials.kept(anatomy.mixers(block), _number(self.model.config.get_text_config(decoder=True), "hidden_size")),
+        )
+
+    def _weight(self, part: anatomy.Part, number: int) -> BlockWeight:
+        name = f"{number}.{part.name}"
+        return BlockWeight(
             name=part.name,
             kind=part.kind,
             form=part.form,
@@ -276,21 +313,15 @@ def _block(block: nn.Module, layers: list[int], reached: set[str], cache: Any) -
             columns=part.columns,
             number=part.number,
             bias=part.bias,
-            target=f"{layers[0]}.{part.name}" in reached,
+            target=name in self.reached,
+            ia3=self.scaled.get(name, ""),
+            quantizable=f"{self.place}.{name}" in self.small,
         )
-        for part in anatomy.parts(block)
-    ]
-    norms = anatomy.norms(block)
-    per_token, state = trials.cached(cache, layers[0])
-    return BlockKind(
-        layers=layers,
-        weights=weights,
-        norms=[max(parameter.numel() for parameter in norm.parameters(recurse=False)) for norm in norms],
-        norm_bias=any(getattr(norm, "bias", None) is not None for norm in norms),
-        parameters=sum(parameter.numel() for parameter in block.parameters()),
-        cache_per_token=per_token,
-        state=state,
-    )
+
+
+def _active(text: Any) -> int:
+    """How many experts a token passes."""
+    return _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ SHORT, LONG = 5, 8  # tokens of the two rows
 WIDTH = 61  # of the cheap function: a prime, so that heads differ
 UNIT = 1e-6  # the single number that stands for a left-out weight, times its place
 LARGEST = 5_000_000  # numbers of a tensor that is made up
+LENGTHS = (256, 512)  # of rows by which the memory of a state space is measured: its chunks divide them
 CLOSE = 1e-3  # of the largest number of an answer
 
 
@@ -179,6 +180,63 @@ def watched(model: nn.Module, place: str) -> Iterator[dict[str, set[int]]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def norm_outputs(model: nn.Module, place: str) -> dict[int, list[int]]:
+    """Numbers that the norms of each block put out for a token. `model` as `made_up` gives it. Empty where a trial fails."""
+    found: dict[int, list[int]] = {}
+    hooks = []
+    for number, block in enumerate(model.get_submodule(place)):
+        for module in block.modules():
+            if "norm" in type(module).__name__.lower():
+
+                def note(_: Any, __: Any, output: Any, number: int = number) -> None:
+                    if isinstance(output, torch.Tensor):
+                        found.setdefault(number, []).append(output.numel() // LONG)
+
+                hooks.append(module.register_forward_hook(note))
+    try:
+        with torch.no_grad(), CheapLayers():
+            model(input_ids=torch.arange(20, 20 + LONG).unsqueeze(0), use_cache=False)
+    except Exception:  # noqa: BLE001 - whatever this architecture raises: two_rows says so
+        return {}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def kept(mixers: list[nn.Module], width: int) -> int:
+    """Numbers that state spaces or convolutions keep of a token for the backward pass, on the meta device; 0 where they fail."""
+    found = 0
+    for mixer in mixers:
+        sizes = []
+        for length in LENGTHS:
+            saved: dict[int, torch.UntypedStorage] = {}
+
+            def keep(tensor: torch.Tensor, saved: dict[int, torch.UntypedStorage] = saved) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                saved[storage._cdata] = storage
+                return tensor
+
+            try:
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    mixer(torch.empty(1, length, width, device="meta", requires_grad=True))
+            except Exception:  # noqa: BLE001 - a mixer of another signature is counted by its layers' shapes
+                return 0
+            weights = {parameter.untyped_storage()._cdata for parameter in mixer.parameters()}
+            sizes.append(sum(storage.nbytes() // 4 for key, storage in saved.items() if key not in weights))
+        found += (sizes[1] - sizes[0]) // (LENGTHS[1] - LENGTHS[0])
+    return found
+
+
+def ia3(adapted: Any, place: str) -> dict[str, str]:
+    """Parts of blocks, as `number.name`, that IA3 scales -> what of them."""
+    from peft.tuners.ia3 import IA3Layer
+
+    start = f"base_model.model.{place}."
+    layers = {name.removeprefix(start): module for name, module in adapted.named_modules() if isinstance(module, IA3Layer)}
+    return {name: {True: "inputs", False: "outputs"}[bool(layer.is_feedforward)] for name, layer in layers.items()}
 
 
 def adapted(model: nn.Module, config: Any) -> tuple[Any, str]:

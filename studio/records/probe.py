@@ -47,6 +47,8 @@ class BlockWeight(Record):
     number: int = 1  # experts
     bias: int = 0  # parameters
     target: bool  # LoRA's default targets reach it
+    ia3: str = ""  # what IA3's default scales: its "inputs", its "outputs", or nothing of it
+    quantizable: bool = False  # bitsandbytes keeps it in 4 or 8 bits
 
     @property
     def weights(self) -> int:
@@ -58,13 +60,13 @@ class BlockKind(Record):
 
     layers: list[int]  # their places
     weights: list[BlockWeight]
-    norms: list[int] = []  # widths of the norms
+    norms: list[int] = []  # numbers that each norm puts out for a token
     norm_bias: bool = False
     parameters: int
     active_experts: int = 0  # that a token passes
     cache_per_token: int = 0  # numbers that a token leaves in the cache
     state: int = 0  # numbers of a row's recurrent state, whatever its length
-    saved_per_token: int = 0  # numbers that a state space or convolution keeps for the backward pass
+    kept_per_token: int = 0  # numbers that state spaces and convolutions keep of a token for the backward pass
 
 
 class Reach(Record):
@@ -118,6 +120,10 @@ class Probe(Record):
     vocabulary: int
     activation: str
     attention_dropout: float
+    attention_softcap: bool = False  # attention scores are bent
+    logit_softcap: bool = False  # logits are bent
+    quantizable: int  # weights that bitsandbytes keeps in 4 or 8 bits
+    quantizable_columns: int  # of these, for which 8 bits keep a scale each
     blocks: list[BlockKind]
 
     @property
