@@ -127,10 +127,10 @@ class _Options(Config):
         gt=0,
         description="Noise on the embeddings while training (NEFTune), 5 is usual; empty for none.",
     )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        default="sdpa",
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto",
         title="Attention code",
-        description="Code that computes attention: sdpa suits every machine; flash_attention_2 needs a GPU and the package flash-attn.",
+        description="Code that computes attention: auto takes sdpa where the model has it; flash_attention_2 needs the package flash-attn.",
     )
     use_liger_kernel: bool = Field(
         default=False, title="Fused kernels (Liger)", description="Fused layer code for GPUs: less memory; needs the package liger-kernel."

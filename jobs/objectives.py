@@ -179,6 +179,8 @@ class Objective:
         return self.rows is RowForm.IMITATION
 
 
+# trl would add a loss that spreads tokens evenly over experts, which teaches the frozen switches between them nothing
+ROUTERS_STAY = {"router_aux_loss_coef": 0.0}
 MASKS = ("assistant_only_loss", "completion_only_loss")
 ANY_ORDER = ("auto", "random", "batch_rebalance", "group_by_length", "sequential")
 BY_CHANCE_OR_AS_THEY_ARE = ("auto", "random", "sequential")
@@ -198,7 +200,7 @@ ENTRIES = (
         has_whole_logits=False,
         measures_against_base=False,
         takes_virtual_tokens=True,
-        fixed={"eval_packing": False},
+        fixed={"eval_packing": False, **ROUTERS_STAY},
     ),
     Objective(
         name="continued-pretraining",
@@ -214,7 +216,7 @@ ENTRIES = (
         has_whole_logits=False,
         measures_against_base=False,
         takes_virtual_tokens=True,
-        fixed={"eval_packing": False},
+        fixed={"eval_packing": False, **ROUTERS_STAY},
     ),
     Objective(
         name="dpo",
@@ -230,6 +232,7 @@ ENTRIES = (
         has_whole_logits=False,
         measures_against_base=True,
         takes_virtual_tokens=True,
+        fixed=ROUTERS_STAY,
     ),
     Objective(
         name="kto",
@@ -245,7 +248,7 @@ ENTRIES = (
         has_whole_logits=False,
         measures_against_base=True,
         takes_virtual_tokens=True,
-        fixed={"train_sampling_strategy": "sequential"},
+        fixed={"train_sampling_strategy": "sequential", **ROUTERS_STAY},
     ),
     Objective(
         name="orpo",

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import JobConfig
 from jobs.trainers import methods
+from studio.catalogue import fused
+from studio.catalogue.reach import sentence
+from studio.catalogue.targets import LoraTargets
 from studio.datasets.rendering import TEMPLATES, Renderer
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ class AdapterCard:
 
     config: JobConfig
     renderer: Renderer
+    targets: LoraTargets | None = None  # of a LoRA
 
     @property
     def template_name(self) -> str:
@@ -47,8 +51,16 @@ class AdapterCard:
             "special_tokens": self.renderer.card()["special_tokens"],
             "stop_strings": list(self.renderer.stop_strings),
             "config": {**options, "chat_template": self.template_name},
+            **self._adapted(),
             "metrics": figures,
         }
+
+    def _adapted(self) -> dict[str, Any]:
+        """Which share of the blocks' weights a LoRA reaches, and what it leaves as it is."""
+        if self.targets is None:
+            return {}
+        left_out = {str(kind): round(share, 6) for kind, share in self.targets.left_out.items()}
+        return {"targets": {"share": round(self.targets.share, 6), "left_out": left_out}}
 
 
 def weights(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -72,7 +84,7 @@ def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, A
     (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config)), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(card.renderer.template, encoding="utf-8")
     (folder / "studio.json").write_text(_json(card.as_json(figures)), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(card.config, figures), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(card, figures), encoding="utf-8")
 
 
 def save_raw(checkpoint: Path, model: PeftModel) -> None:
@@ -98,6 +110,8 @@ def restore(checkpoint: Path, model: PeftModel) -> None:
 
 def _peft_config(model: PeftModel, config: JobConfig) -> dict[str, Any]:
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in model.peft_config["default"].to_dict().items()}
+    if config.method == "lora":
+        values = fused.for_any_peft(values, model)
     return {**methods.saved_config(config, values), "base_model_name_or_path": config.base_model, "inference_mode": True}
 
 
@@ -105,13 +119,18 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n"
 
 
-def _readme(config: JobConfig, figures: dict[str, Any]) -> str:
+def _readme(card: AdapterCard, figures: dict[str, Any]) -> str:
+    config = card.config
+    reached = ""
+    if card.targets is not None:
+        reached = f"{sentence(card.targets.share, card.targets.left_out)}\n\n"
     lines = "\n".join(f"- {name}: {value:.6g}" if isinstance(value, float) else f"- {name}: {value}" for name, value in figures.items())
     return (
         f"---\nbase_model: {config.base_model}\nlibrary_name: peft\ntags: [{config.method}, {config.objective}, adapter-studio]\n---\n\n"
         f"# Adapter for {config.base_model}\n\n"
         f"Trained by Adapter Studio: {methods.describe(config)}, objective {config.objective}, learning rate {config.learning_rate:g}. "
         "Every option is in `studio.json`; write conversations with `chat_template.jinja`.\n\n"
+        f"{reached}"
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         + ("from jobs.bottleneck import register  # of Adapter Studio\n\nregister()\n" if config.method == "bottleneck" else "")
         + 'base = AutoModelForCausalLM.from_pretrained("PATH OF THE BASE MODEL")\n'

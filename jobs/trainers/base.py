@@ -11,10 +11,12 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.trainers.events import EventLog
-from studio.catalogue import keys, models, text_models
+from studio.catalogue import anatomy, keys, models, quantising, text_models
 from studio.catalogue.architecture import sees_whole_rows
+from studio.catalogue.reach import WORDS
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
+from studio.records import WeightKind
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 OWN_MAPPING = 256 * 1024  # bytes
@@ -103,14 +105,20 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a log file can't show it
+    folder = folder_of(config)
     model, report = text_models.load(
-        folder_of(config),
+        folder,
         dtype=getattr(torch, device.dtype),
-        quantization_config=_quantization(config, device),
-        attn_implementation=config.attn_implementation,
+        quantization_config=_quantization(config, device, folder),
         device_map={"": 0 if device.name == "cuda" else "cpu"},
+        **_attention(config, folder),
     )
     keys.reported(report).check(f"The base model {config.base_model}")
+    if config.quantization.load_in_4bit:
+        quantization = config.quantization
+        quantising.quantise_experts(
+            model, folder, quant_type=quantization.bnb_4bit_quant_type, double_quant=quantization.bnb_4bit_use_double_quant
+        )
     for module in model.modules():
         # else the first forward in eval mode repacks 4-bit weights in place: widths that are no multiple of 64 fail,
         # and models with biases can't be evaluated during training
@@ -118,11 +126,50 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
             module.support_avx512bf16_for_cpu = False
     if getattr(model, "is_quantized", False) and device.name == "cpu":
         _leave_the_file(model)
+    if config.packing:
+        _check_packs(config, model)
     if config.packing and sees_whole_rows(model.config.to_dict(), config.max_length):
         from jobs.trainers import packed
 
         packed.use(model)
+    if config.method == "full":
+        _name_experts_as_trl_does(model)
     return model
+
+
+def _attention(config: JobConfig, folder: Path) -> dict[str, str]:
+    """transformers' option; none leaves the choice to the model's class. Raises ModelError for what the class does not have."""
+    wanted = config.attn_implementation
+    if wanted == "auto":
+        return {}
+    family, _ = text_models.family_of(text_models.config_of(folder))
+    needed = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(wanted)
+    if needed is not None and not getattr(family, needed):
+        raise ModelError(
+            f"{config.base_model} ({family.__name__}) has no attention code for {wanted}.",
+            "Set attn_implementation=auto, which takes what it has.",
+            remedy={"attn_implementation": "auto"},
+        )
+    return {"attn_implementation": wanted}
+
+
+def _check_packs(config: JobConfig, model: Any) -> None:
+    """Raises ModelError where packed rows would read each other: eager attention, and what carries a state over the row."""
+    _, blocks = anatomy.blocks_of(model)
+    kinds = {part.kind for block in blocks for part in anatomy.parts(block)} & {WeightKind.STATE_SPACE, WeightKind.CONVOLUTION}
+    if model.config._attn_implementation != "eager" and not kinds:
+        return
+    why = "eager attention, which does not keep packed rows apart"
+    if kinds:
+        why = f"layers that carry a state from token to token ({', '.join(sorted(WORDS[kind] for kind in kinds))}), also from one packed row into the next"
+    raise ModelError(f"{config.base_model} has {why}.", "Set packing=false.", remedy={"packing": False})
+
+
+def _name_experts_as_trl_does(model: Any) -> None:
+    """trl's loss that balances experts asks for `num_experts`, which some configurations call `num_local_experts`."""
+    text = model.config.get_text_config()
+    if not hasattr(text, "num_experts") and hasattr(text, "num_local_experts"):
+        text.num_experts = text.num_local_experts
 
 
 def _leave_the_file(model: Any) -> None:
@@ -134,19 +181,18 @@ def _leave_the_file(model: Any) -> None:
         tensor.data = copies[place]
 
 
-def _quantization(config: JobConfig, device: ComputeDevice) -> Any:
+def _quantization(config: JobConfig, device: ComputeDevice, folder: Path) -> Any:
     import torch
-    from transformers import BitsAndBytesConfig
 
     values = config.quantization.model_dump()
     if values["load_in_8bit"]:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return quantising.bits_and_bytes(folder, load_in_8bit=True)
     if not values["load_in_4bit"]:
         return None
     compute = values["bnb_4bit_compute_dtype"]
     if compute == "bfloat16":
         compute = device.dtype
-    return BitsAndBytesConfig(**{**values, "bnb_4bit_compute_dtype": getattr(torch, compute)})
+    return quantising.bits_and_bytes(folder, **{**values, "bnb_4bit_compute_dtype": getattr(torch, compute)})
 
 
 def tokenizer(renderer: Renderer) -> Any:

@@ -7,6 +7,7 @@ as tokens, which chat needs; checkpoints also hold the network (see `keeps_raw`)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import bottleneck
 from jobs.config import JobConfig
+from studio.catalogue import fused
+from studio.catalogue.targets import LoraTargets, learning_layers, lora_targets
 from studio.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,13 +26,63 @@ PROMPT_FAMILY = ("prompt-tuning", "p-tuning", "prefix-tuning")
 Tensors = dict[str, "torch.Tensor"]
 
 
-def peft_config(config: JobConfig, model: Any, folder: Path, tell: Callable[[str], None] = print) -> Any:
-    """peft's configuration of this job's method; `tell` hears what a person should know. Raises ModelError where no layer fits."""
-    found = _MAKERS[config.method](config, model, folder)
-    if config.method == "lora" and config.lora.use_dora and (dead := _with_dead_rows(model)):
+def peft_config(
+    config: JobConfig, model: Any, folder: Path, tell: Callable[[str], None] = print, found_targets: LoraTargets | None = None
+) -> Any:
+    """peft's configuration of this job's method; `tell` hears what a person should know. Raises ModelError where no layer fits.
+
+    `found_targets`: of `targets`, where it has been asked already.
+    """
+    fused.prepare_peft()
+    if config.method != "lora":
+        return _MAKERS[config.method](config, model, folder)
+    found = _lora(config, found_targets or targets(config, model))
+    if config.lora.use_dora and (dead := _with_dead_rows(model)):
         found.exclude_modules = dead
         tell(f"DoRA leaves out {len(dead)} layers, such as {dead[0]}: it divides by the length of each row of weights, and some are zero.")
     return found
+
+
+def targets(config: JobConfig, model: Any, plain: Any = None) -> LoraTargets | None:
+    """Where a LoRA goes in this model; None for other methods. `plain`: the same model without weights, where these are quantised.
+
+    Raises ModelError where it can't.
+    """
+    if config.method != "lora":
+        return None
+    found = lora_targets(plain or model, config.lora.target_modules, learning_layers(model))
+    if not found.modules and not found.parameters:
+        raise ModelError(
+            f"{config.base_model} has no layer that a LoRA can go to.",
+            "Choose method prompt-tuning, or another base model.",
+            remedy={"method": "prompt-tuning"},
+        )
+    if found.parameters:
+        _check_takes_experts(config, found)
+    return found
+
+
+def _check_takes_experts(config: JobConfig, found: LoraTargets) -> None:
+    """Raises ModelError for what peft's wrapper of fused experts can't do."""
+    lora = config.lora
+    unfit: dict[str, Any] = {}
+    if lora.lora_dropout:
+        unfit["lora.lora_dropout"] = 0.0
+    if lora.use_dora:
+        unfit["lora.use_dora"] = False
+    if is_pissa(config):
+        unfit["lora.init_lora_weights"] = "default"
+    if not unfit:
+        return
+    names = sorted({name.rpartition(".")[2] for name in found.modules})
+    advice = " and ".join(f"{key}={str(value).lower()}" for key, value in unfit.items())
+    if names:
+        advice += f", or leave the experts out: lora.target_modules={json.dumps(names)}"
+    raise ModelError(
+        f"The experts of {config.base_model} are stored as one tensor, on which peft's LoRA takes no {', '.join(unfit)}.",
+        f"Set {advice}.",
+        remedy=unfit,
+    )
 
 
 def keeps_raw(config: JobConfig) -> bool:
@@ -100,12 +153,14 @@ def faster_second_matrix(trainer: Any, config: JobConfig) -> None:
     trainer.optimizer = create_loraplus_optimizer(model=trainer.model, optimizer_cls=kind, loraplus_lr_ratio=ratio, **values)
 
 
-def _lora(config: JobConfig, model: Any, folder: Path) -> Any:
+def _lora(config: JobConfig, found: LoraTargets | None) -> Any:
     from peft import LoraConfig
 
-    _check_layers(model, config, config.lora.target_modules, "lora.target_modules")
-    values = config.lora.model_dump(exclude={"loraplus_lr_ratio"})
-    return LoraConfig(task_type="CAUSAL_LM", **{**values, "init_lora_weights": _start(config)})
+    assert found is not None
+    values = config.lora.model_dump(exclude={"loraplus_lr_ratio", "target_modules"})
+    values["init_lora_weights"] = _start(config)
+    modules, parameters = list(found.modules), list(found.parameters) or None
+    return LoraConfig(task_type="CAUSAL_LM", target_modules=modules, target_parameters=parameters, **values)
 
 
 def _with_dead_rows(model: Any) -> list[str]:
@@ -212,7 +267,6 @@ def _check_layers(model: Any, config: JobConfig, wanted: str | list[str], option
 
 
 _MAKERS = {
-    "lora": _lora,
     "ia3": _ia3,
     "prompt-tuning": _prompt_tuning,
     "p-tuning": _p_tuning,

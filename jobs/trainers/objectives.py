@@ -38,6 +38,8 @@ def option_values(config: JobConfig) -> dict[str, Any]:
         **config.own_options(),
         **entry.fixed,
     }
+    if config.method == "full":
+        values.pop("router_aux_loss_coef", None)  # the switches between experts are trained too, with trl's loss for them
     if not entry.packs:
         values.pop("packing")
     if entry.family is TrainerFamily.SFT:

@@ -28,11 +28,17 @@ def undisturbed(model: Any) -> Iterator[None]:
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    text = model.config.get_text_config()
+    gives_routers = getattr(text, "output_router_logits", None)
     try:
+        if gives_routers:
+            text.output_router_logits = False  # a model that answers has them of one token only
         model.eval()
         with torch.no_grad():  # not inference_mode: what a model caches on the way must not be barred from training
             yield
     finally:
+        if gives_routers:
+            text.output_router_logits = True
         for module, mode in modes:
             module.training = mode
         for parameter, learns in learning:

@@ -21,6 +21,7 @@ from jobs.trainers.events import EventLog
 from jobs.trainers.peak import Peak
 from jobs.trainers.rows import TokenRows, tokenize
 from jobs.trainers.stopping import Stopped, StopWish
+from studio.catalogue import reach, text_models
 from studio.catalogue.quick_imports import import_bitsandbytes
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError
@@ -51,7 +52,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     base.give_back_freed_memory(model_folder)
     peak = Peak(device.name)
     base.bound_threads(config)
-    card, store = AdapterCard(config, renderer), CheckpointStore(run, config.save_total_limit)
+    store = CheckpointStore(run, config.save_total_limit)
     resumed = _resume_point(run, store, log)
     evaluates = held_out is not None
     best = Best(patience=config.early_stopping_patience)
@@ -60,13 +61,17 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     config = config.model_copy(update={"train_sampling_strategy": _sampling(config, rows, log)})
     base.check_weights(config, model_folder, log)
     model = base.load(config, device)
+    targets = methods.targets(config, model, text_models.without_weights(text_models.config_of(model_folder)))
+    if targets is not None and targets.left_out:
+        log.notice(reach.sentence(targets.share, targets.left_out))
+    card = AdapterCard(config, renderer, targets)
     trainer = objectives.trainer_class(config.objective)(
         model=model,
         args=_arguments(run, config, device, evaluates),
         train_dataset=objectives.ready_rows(rows.dataset, config),
         eval_dataset=held_out and objectives.ready_rows(held_out, config),
         processing_class=base.tokenizer(renderer),
-        peft_config=methods.peft_config(config, model, model_folder, log.notice),
+        peft_config=methods.peft_config(config, model, model_folder, log.notice, targets),
         card=card,
         store=store,
         reporter=reporter,

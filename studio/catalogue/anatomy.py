@@ -158,7 +158,9 @@ class _Block:
             return self.recurrent[place]
         if self._around(name, self.experts) or any(".experts." in f".{step}." and _is_number(step) for step in steps):
             return WeightKind.EXPERTS
-        if self.experts and ("router" in classes or (tensor.dim() == 2 and tensor.shape[0] in (1, *self.numbers) and "gate" in name)):
+        if self.experts and (
+            "router" in classes or (tensor.dim() == 2 and tensor.shape[0] in (1, *self.numbers) and ("gate" in name or "router" in name))
+        ):
             return WeightKind.ROUTER
         if self._around(name, self.mixtures) or (self.experts and "shared" in name):
             return WeightKind.SHARED_EXPERTS

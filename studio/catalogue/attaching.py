@@ -10,6 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from studio.catalogue import fused
+
 SAID = 200  # characters of a library's words
 
 
@@ -24,6 +26,7 @@ def attach(model: Any, folder: Path, name: str, device: str) -> tuple[Any, list[
     """
     from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 
+    fused.prepare_peft()
     try:
         config = PeftConfig.from_pretrained(str(folder))
         base = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -156,7 +156,9 @@ def weights(model: Decoder, job: JobConfig, size: int) -> tuple[int, int]:
 def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size: int, config: dict[str, Any]) -> Setting:
     """The batch of the longest rows that this job may meet."""
     length = min(job.max_length, model.context or job.max_length)
-    is_apart = job.attn_implementation == "sdpa" and sees_whole_rows(config, length)  # see jobs.trainers.packed
+    is_apart = (
+        job.attn_implementation in ("auto", "sdpa") and not model.is_eager and sees_whole_rows(config, length)
+    )  # see jobs.trainers.packed
     sequences = job.per_device_train_batch_size * job.objective_entry.computed_together
     if job.packing:  # trl puts the rows of a packed batch behind each other in one sequence
         length, sequences = length * sequences, 1

@@ -21,8 +21,9 @@ from studio import lifeline
 from studio.catalogue import anatomy, text_models
 from studio.catalogue.models import CONTEXT_KEYS
 from studio.catalogue.probes import MOST_BYTES, digest
+from studio.catalogue.quantising import read_directly
 from studio.catalogue.quick_imports import import_bitsandbytes
-from studio.catalogue.targets import LoraTargets, lora_targets
+from studio.catalogue.targets import LoraTargets, ends_of, lora_targets, within_block
 from studio.errors import ModelError
 from studio.records import BlockKind, BlockWeight, Probe, Reach, Targets, WeightKind
 
@@ -53,8 +54,8 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     prefix = anatomy.text_prefix(model)
     by_kind = _parameters(model, place, prefix)
     groups = _groups(blocks)
-    small = anatomy.quantizable(model)
-    found = lora_targets(model)
+    read = read_directly(family)
+    small = {name: layer for name, layer in anatomy.quantizable(model).items() if name.rpartition(".")[2] not in read}
     _cut(model, place, 1 + max(layers[0] for layers in groups))
     tried = trials.made_up(model)
     rows = trials.two_rows(tried, place, lambda: _cache(family, text))
@@ -64,6 +65,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
             "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
         )
     cache = _cache(family, text)
+    found = lora_targets(model, learning=rows.learning)
     shares = _Shares(model, place, groups)
     lora, reached = _lora(model, found, shares)
     methods, scaled = _methods(model, shares)
@@ -198,7 +200,8 @@ def _unmixable(targets: LoraTargets, rows: Any) -> str:
     if rows.error:
         return f"a trial of two rows failed ({rows.error})"
     if targets.parameters:
-        return f"peft adapts fused experts ({', '.join(targets.parameters)}) for the whole batch only"
+        names = sorted({within_block(name) for name in targets.parameters})
+        return f"peft adapts fused experts ({', '.join(names)}) for the whole batch only"
     if rows.flattens:
         return f"{rows.flattens} is given the tokens of all rows in one list"
     return ""
@@ -239,10 +242,10 @@ def _lora(model: Any, found: LoraTargets, shares: _Shares) -> tuple[Targets, set
     reach = shares.reach(reached, reason)
     targets = Targets(
         **reach.model_dump(),
-        modules=list(found.modules),
-        parameters=list(found.parameters),
-        excluded=found.excluded,
+        modules=list(ends_of(found.modules, model)),
+        parameters=sorted({within_block(name) for name in found.parameters}),
         refused=list(found.refused),
+        bypassed=list(found.bypassed),
     )
     return targets, reached
 

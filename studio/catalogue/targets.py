@@ -1,69 +1,165 @@
 """What LoRA's default, target_modules=all-linear, means here: the text model's linear layers and fused experts, without routers.
 
 peft's own reading of it takes vision layers along that text never reaches, and of some mixtures of experts it loses the experts or
-the dense layers beside them. Asks a built model, also on the meta device; imports peft only when it is called.
+the dense layers beside them. Asks a built model, also on the meta device; imports torch and peft only when it is called.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from studio.catalogue import anatomy
+from studio.catalogue.anatomy import Part
+from studio.errors import ModelError, listed
 from studio.records import WeightForm, WeightKind
 
 ALL_LINEAR = "all-linear"
-FROZEN = (WeightKind.ROUTER,)  # trained only where a person names them
+FROZEN = (WeightKind.ROUTER, WeightKind.NORM)  # trained only where a person names them
 
 
 @dataclass(frozen=True)
 class LoraTargets:
-    """peft's options: ends of the names of linear layers, of fused experts, and a pattern of what is left alone."""
+    """Where a LoRA goes, under full names, and which share of the matrices in the blocks it leaves as it is."""
 
-    modules: tuple[str, ...]
-    parameters: tuple[str, ...] = ()
-    excluded: str = ""  # "" leaves nothing alone
-    refused: tuple[str, ...] = ()  # linear layers that peft does not take in this architecture
+    modules: tuple[str, ...]  # linear layers
+    parameters: tuple[str, ...] = ()  # tensors that hold all experts of a block
+    refused: tuple[str, ...] = ()  # linear layers that peft does not take in this architecture, by their names within a block
+    bypassed: tuple[str, ...] = ()  # those that no gradient reaches
+    share: float = 1.0
+    left_out: dict[WeightKind, float] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """As LoraConfig takes them."""
-        return {
-            "target_modules": list(self.modules),
-            "target_parameters": list(self.parameters) or None,
-            "exclude_modules": self.excluded or None,
-        }
+        return {"target_modules": list(self.modules), "target_parameters": list(self.parameters) or None}
 
 
-def lora_targets(model: Any) -> LoraTargets:
-    """What all-linear means for this model."""
-    place, blocks = anatomy.blocks_of(model)
-    wanted, experts, refused = set(), set(), set()
-    for number, block in enumerate(blocks):
-        for part in anatomy.parts(block):
-            if part.kind in FROZEN:
-                continue
-            if part.form == WeightForm.EXPERTS:
-                experts.add(part.name)
-            elif part.form == WeightForm.LINEAR and _is_refused(model, part.name):
-                refused.add(part.name)
-            elif part.form == WeightForm.LINEAR:
-                wanted.add(f"{place}.{number}.{part.name}")
-    linear = [name for name, module in model.named_modules() if anatomy.is_linear(module)]
-    ends = _ends(wanted, linear, place)
-    return LoraTargets(ends, tuple(sorted(experts)), _outside(model, place, linear, ends), tuple(sorted(refused)))
+@dataclass(frozen=True)
+class _Place:
+    """A part of the model under its full name, and why no LoRA goes there of itself."""
+
+    name: str  # as LoraConfig wants it: a layer's, or a tensor's
+    part: Part
+    in_block: bool
+    obstacle: str = ""
+
+    @property
+    def is_layer(self) -> bool:
+        return self.part.form == WeightForm.LINEAR
+
+    @property
+    def is_usual(self) -> bool:
+        reachable = self.part.form in (WeightForm.LINEAR, WeightForm.EXPERTS)
+        return reachable and not self.obstacle and self.part.kind not in FROZEN
 
 
-def _ends(wanted: set[str], linear: Iterable[str], place: str) -> tuple[str, ...]:
-    """The shortest ends of names that mean the wanted layers of the text model's blocks and no others of it."""
-    inside = [name for name in linear if name.startswith(f"{place}.")]
+REFUSED = "peft takes it in no model of this type"
+BYPASSED = "no gradient reaches it, since the model reads its weights past the layer, gets several tensors from it, or only chooses by it"
+
+
+def lora_targets(model: Any, wanted: str | list[str] = ALL_LINEAR, learning: frozenset[str] | None = None) -> LoraTargets:
+    """What these target_modules mean for this model: names stand for layers, and for what is stored as one tensor.
+
+    `learning`: layers that a LoRA would teach something, where that is known. Raises ModelError where nothing bears a name, or where
+    no LoRA can go.
+    """
+    places = _places(model, learning)
+    names = [wanted] if isinstance(wanted, str) else wanted
+    chosen: dict[str, _Place] = {}
+    for name in names:
+        found = [place for place in places if place.is_usual] if name == ALL_LINEAR else _named(places, name)
+        chosen |= {place.name: place for place in found}
+    total = sum(place.part.weights for place in places if place.in_block and place.part.kind != WeightKind.NORM) or 1
+    left: Counter[WeightKind] = Counter()
+    for place in places:
+        if place.in_block and place.name not in chosen and place.part.kind != WeightKind.NORM:
+            left[place.part.kind] += place.part.weights
+    return LoraTargets(
+        modules=tuple(name for name, place in chosen.items() if place.is_layer),
+        parameters=tuple(name for name, place in chosen.items() if not place.is_layer),
+        refused=_with_obstacle(places, REFUSED),
+        bypassed=_with_obstacle(places, BYPASSED),
+        share=1 - sum(left.values()) / total,
+        left_out={kind: weights / total for kind, weights in left.most_common()},
+    )
+
+
+def learning_layers(model: Any) -> frozenset[str] | None:
+    """Names of the linear layers that a LoRA would teach something, by a pass over a few tokens as in training.
+
+    None for a model without weights. Random numbers and modes are as before.
+    """
+    import torch
+
+    if model.device.type == "meta":
+        return None
+    modes = [(module, module.training) for module in model.modules()]
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    state = torch.get_rng_state()
+    ids = torch.arange(1, 17, device=model.device).view(2, 8)
+    try:
+        model.train()
+        return with_gradient(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        torch.set_rng_state(state)
+        if on_devices is not None:
+            torch.cuda.set_rng_state_all(on_devices)
+
+
+def with_gradient(model: Any, logits: Callable[[], Any]) -> frozenset[str]:
+    """Names of the linear layers that give one tensor, which changes what `logits` computes with `model`.
+
+    A layer whose weights are read past it is not called, some routers give several tensors, and what only chooses which tokens are
+    attended to has no gradient: a LoRA there would learn nothing.
+    """
+    import torch
+
+    shifts: dict[str, torch.Tensor] = {}
+
+    def shifting(name: str) -> Callable[..., Any]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            if not isinstance(output, torch.Tensor):
+                return output
+            shift = shifts.setdefault(name, torch.zeros(output.shape[-1], device=output.device, dtype=output.dtype, requires_grad=True))
+            return output + shift
+
+        return hook
+
+    linears = [(name, module) for name, module in model.named_modules() if anatomy.is_linear(module)]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [module.register_forward_hook(shifting(name)) for name, module in linears]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            found = logits().float().logsumexp(-1).sum()
+            gradients = torch.autograd.grad(found, list(shifts.values()), allow_unused=True)
+    finally:
+        for hook_of in hooks:
+            hook_of.remove()
+        for parameter in learning:
+            parameter.requires_grad_(True)
+    return frozenset(name for name, gradient in zip(shifts, gradients, strict=True) if gradient is not None)
+
+
+def ends_of(names: Iterable[str], model: Any) -> tuple[str, ...]:
+    """The shortest ends of names that mean these layers, among the layers of the text model's blocks."""
+    place, _ = anatomy.blocks_of(model)
+    wanted = set(names)
+    inside = [name for name, module in model.named_modules() if anatomy.is_linear(module) and name.startswith(f"{place}.")]
     beside = Counter(end for name in inside if name not in wanted for end in _all_ends(name))
-    found = set()
-    for name in wanted:
-        found.add(next((end for end in _all_ends(name) if not beside[end]), name))
-    return tuple(sorted(found))
+    return tuple(sorted({next((end for end in _all_ends(name) if not beside[end]), name) for name in wanted}))
+
+
+def within_block(name: str) -> str:
+    """`mlp.experts.down_proj` of `model.layers.3.mlp.experts.down_proj`."""
+    steps = name.split(".")
+    number = next((place for place, step in enumerate(steps) if step.isdigit()), -1)
+    return ".".join(steps[number + 1 :])
 
 
 def _all_ends(name: str) -> list[str]:
@@ -73,19 +169,59 @@ def _all_ends(name: str) -> list[str]:
     return [end for end in ends if not end.partition(".")[0].isdigit()]
 
 
-def _outside(model: Any, place: str, linear: Iterable[str], ends: Iterable[str]) -> str:
-    """A pattern of the layers outside of the text model's blocks that have the same names, as peft's exclude_modules takes it."""
-    names = [name for name in linear if not name.startswith(f"{place}.") and any(f".{name}".endswith(f".{end}") for end in ends)]
-    output = model.get_output_embeddings()
-    tops = {_top(name, place) for name in names if model.get_submodule(name) is not output}
-    return "|".join(f"{re.escape(top)}(\\..*)?" for top in sorted(tops))
+def _with_obstacle(places: Iterable[_Place], obstacle: str) -> tuple[str, ...]:
+    return tuple(sorted({within_block(place.name) for place in places if place.obstacle == obstacle}))
 
 
-def _top(name: str, place: str) -> str:
-    """The outermost module of `name` that does not hold the blocks."""
-    steps = name.split(".")
-    heads = [".".join(steps[:count]) for count in range(1, len(steps) + 1)]
-    return next(head for head in heads if head != place and not place.startswith(f"{head}."))
+def _places(model: Any, learning: frozenset[str] | None) -> list[_Place]:
+    """The parts of all blocks, and the linear layers of the text model around them."""
+    start, blocks = anatomy.blocks_of(model)
+    found = []
+    for number, block in enumerate(blocks):
+        for part in anatomy.parts(block):
+            full = f"{start}.{number}.{part.name}"
+            if part.form != WeightForm.LINEAR and part.parameter == "weight":
+                full += ".weight"
+            found.append(_Place(full, part, True, _obstacle(model, full, part, learning)))
+    prefix = anatomy.text_prefix(model)
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    for name, module in model.named_modules():
+        is_around = name.startswith(f"{prefix}." if prefix else "") and not name.startswith(f"{start}.")
+        if is_around and anatomy.is_linear(module) and id(module) not in ends:
+            rows, columns = module.weight.shape[-1], module.weight.shape[0]
+            part = Part(name, module, "weight", WeightKind.OTHER, WeightForm.LINEAR, rows, columns)
+            found.append(_Place(name, part, False, _obstacle(model, name, part, learning)))
+    return found
+
+
+def _named(places: list[_Place], name: str) -> list[_Place]:
+    """What bears a name: layers and tensors, else what a module of that name holds. Raises ModelError."""
+    same = [place for place in places if f".{place.name}".endswith(f".{name}")]
+    inside = [place for place in places if not place.is_layer and f".{place.name.rpartition('.')[0]}".endswith(f".{name}")]
+    bearing = same or inside
+    remedy = {"lora.target_modules": ALL_LINEAR}
+    if not bearing:
+        leaves = dict.fromkeys(place.name.rpartition(".")[2] for place in places if place.is_usual)
+        raise ModelError(
+            f"The model has no layers named {name}.",
+            f"Set lora.target_modules to {ALL_LINEAR}, or to some of {listed(leaves)}.",
+            remedy=remedy,
+        )
+    possible = [place for place in bearing if not place.obstacle and place.part.form != WeightForm.CONVOLUTION]
+    if not possible:
+        why = bearing[0].obstacle or "it is a convolution"
+        raise ModelError(f"No LoRA can go to {name}: {why}.", f"Set lora.target_modules to {ALL_LINEAR}.", remedy=remedy)
+    return possible
+
+
+def _obstacle(model: Any, name: str, part: Part, learning: frozenset[str] | None) -> str:
+    if part.form != WeightForm.LINEAR:
+        return ""
+    if _is_refused(model, name):
+        return REFUSED
+    if learning is not None and name not in learning and part.kind != WeightKind.EXPERTS:  # no token may have passed an expert
+        return BYPASSED
+    return ""
 
 
 def _is_refused(model: Any, name: str) -> bool:

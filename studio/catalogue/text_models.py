@@ -57,6 +57,15 @@ def family_of(config: Any) -> tuple[Any, Any]:
     return family, config
 
 
+def without_weights(config: Any) -> Any:
+    """The model of a configuration on the meta device, as `load` makes it: its modules and shapes."""
+    import torch
+
+    family, own = family_of(config)
+    with torch.device("meta"):
+        return family._from_config(own).eval()
+
+
 def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model and transformers' report of its loading. `config`: instead of the folder's own; `options`: of from_pretrained."""
     config = config or config_of(folder)

@@ -19,7 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-from studio.catalogue import anatomy
+from studio.catalogue import anatomy, fused
+from studio.catalogue.targets import with_gradient
 
 SHORT, LONG = 5, 8  # tokens of the two rows
 WIDTH = 61  # of the cheap function: a prime, so that heads differ
@@ -111,6 +112,7 @@ class TwoRows:
     is_padded_right: bool = False  # a shorter row answers beside a longer one as it does alone
     is_causal: bool = True  # no token changes what was said before it
     cache: Any = None  # of one row of LONG tokens
+    learning: frozenset[str] | None = None  # linear layers that a LoRA would teach something; None where the trial failed
     error: str = ""
 
 
@@ -130,6 +132,8 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
             said = model(input_ids=long, use_cache=False).logits
             cut = model(input_ids=long[:, :-1], use_cache=False).logits
             _read(model, long, mask[1:, :LONG], found.cache)
+            found.learning = with_gradient(model.train(), lambda: model(input_ids=long, use_cache=False).logits)
+            model.eval()
     except Exception as exc:  # noqa: BLE001 - whatever this architecture raises: it is then served row by row
         found.error = _said(exc)
         return found
@@ -243,6 +247,7 @@ def adapted(model: nn.Module, config: Any) -> tuple[Any, str]:
     """The model with an adapter of peft's, or why it takes none. It is changed: give a copy."""
     from peft import get_peft_model
 
+    fused.prepare_peft()
     try:
         with warnings.catch_warnings(action="ignore"):
             return get_peft_model(model, config), ""

@@ -81,10 +81,10 @@ class Reach(Record):
 class Targets(Reach):
     """LoRA with target_modules=all-linear, as a training here understands it: the text model's linear layers and fused experts."""
 
-    modules: list[str] = []  # peft's target_modules
-    parameters: list[str] = []  # peft's target_parameters: fused experts
-    excluded: str = ""  # peft's exclude_modules: the parts that text never reaches
+    modules: list[str] = []  # ends of the names of linear layers in the blocks
+    parameters: list[str] = []  # fused experts, within a block
     refused: list[str] = []  # linear layers that peft takes in no model of this type
+    bypassed: list[str] = []  # those that no gradient reaches: a LoRA there would learn nothing
 
 
 class Probe(Record):

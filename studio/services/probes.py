@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from studio.records import Probe, WeightKind
-
-WORDS = {
-    WeightKind.MLP: "dense feed-forward layers",
-    WeightKind.SHARED_EXPERTS: "shared experts",
-    WeightKind.ROUTER: "routers",
-    WeightKind.CONVOLUTION: "convolutions",
-    WeightKind.STATE_SPACE: "state space layers",
-    WeightKind.OTHER: "other weights",
-}
+from studio.catalogue.reach import sentence
+from studio.records import Probe
 
 
 def described(probe: Probe) -> list[str]:
@@ -34,18 +24,4 @@ def reach(probe: Probe) -> str:
     targets = probe.targets
     if not targets.accepted:
         return f"LoRA can't be trained on it: {targets.reason}."
-    if not targets.left_out:
-        return "LoRA reaches all weights of its blocks."
-    return f"LoRA reaches {percent(targets.share)} of the weights of its blocks; left out: {left_out(targets.left_out)}."
-
-
-def left_out(shares: Mapping[WeightKind, float]) -> str:
-    """`dense feed-forward layers 20 %, routers 0.2 %`."""
-    return ", ".join(f"{WORDS.get(kind, kind.replace('_', ' '))} {percent(share)}" for kind, share in shares.items())
-
-
-def percent(share: float) -> str:
-    """Two significant digits, and never 100 for less than everything."""
-    if 0.995 <= share < 1:
-        return f"{100 * share:.2f} %"
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+    return sentence(targets.share, targets.left_out)

@@ -45,7 +45,7 @@ class Script:
     @property
     def is_packed_apart(self) -> bool:
         """Whether packed rows attend each to itself by the studio's code."""
-        if not self.config.packing or self.config.attn_implementation != "sdpa":
+        if not self.config.packing or self.config.attn_implementation not in ("auto", "sdpa"):
             return False
         return sees_whole_rows(model_config(Path(self.config.model_name_or_path)), self.config.max_length)
 
@@ -209,7 +209,7 @@ def _main(script: Script) -> str:
     return blocks.MAIN_BODY.format(
         auto_class=script.auto_class,
         quantized="\n        quantization_config=quantization(dtype)," * script.is_quantised,
-        attention=_value(script.config.attn_implementation),
+        attention=_value({"auto": None}.get(script.config.attn_implementation, script.config.attn_implementation)),
         unpacked=blocks.NO_REPACKING * script.is_quantised,
         packed="    packed.use(model)\n" * script.is_packed_apart,
         padding=_value(script.padding),

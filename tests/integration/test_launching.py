@@ -52,7 +52,7 @@ def refused(studio: Studio, data: str, recipe: str, base: str = "starter", **opt
 
 def test_every_reason_is_told_at_once_with_what_mends_it(studio: Studio) -> None:
     said = refused(studio, "pairs", "lora-sft", **BAD)
-    for word in ("learning_rate=", "lora.r=256", "max_length=512", "lora.init_lora_weights=default", "attn_implementation=sdpa"):
+    for word in ("learning_rate=", "lora.r=256", "max_length=512", "lora.init_lora_weights=default", "attn_implementation=auto"):
         assert f"Set {word}" in said
     assert "holds preference rows" in said and "Set objective=dpo (recipe dpo)" in said and "\n" not in said
 

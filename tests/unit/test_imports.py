@@ -58,12 +58,16 @@ TRAINER_MAY_IMPORT = (
     "studio",
     "studio.catalogue",
     "studio.catalogue.architecture",  # what a config.json says, without torch
+    "studio.catalogue.fused",  # experts that are stored as one tensor
     "studio.catalogue.keys",  # whether a base holds all its weights
     "studio.catalogue.models",  # headers of safetensors files
     "studio.catalogue.quick_imports",  # bitsandbytes
     "studio.catalogue.anatomy",  # what a model's weights are for
     "studio.catalogue.targets",  # what all-linear means
+    "studio.catalogue.reach",  # what an adapter reaches, in words
+    "studio.records",
     "studio.catalogue.text_models",  # the class that loads a base as a model of text
+    "studio.catalogue.quantising",  # what of a base is kept in fewer bits
     "studio.datasets",
     "studio.datasets.rendering",
     "studio.errors",
