@@ -14,10 +14,11 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.exporters.config import PROMPTS, PROOF, ExportConfig, ProofPrompt, check_space, expected_bytes, unfinished
+from jobs.exporters.config import CALIBRATION, PROMPTS, PROOF, ExportConfig, ProofPrompt, check_space, expected_bytes, unfinished
 from jobs.rundir import Attempt, RunDir, fsync_folder, move_into_place, write_json, write_manifest
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
@@ -26,6 +27,7 @@ from studio.catalogue.models import count_parameters
 from studio.datasets.rendering import Renderer
 from studio.errors import StudioError
 from studio.records import ExportFormat, ExportProof, WrittenExport
+from studio.types import Example
 
 STEPS = ("load the base and ask the adapter", "write", "read back and ask", "put into place")
 UNPROVED = "unproved"  # cause of a failure: the file is there, and did not pass
@@ -60,7 +62,7 @@ def _attempt(run: RunDir, attempt: Attempt) -> int:
     finally:
         log.close()
     metrics = result.model_dump(mode="json", exclude_none=True)
-    if result.verified.passed:
+    if result.verified.passed is not False:  # what no reader here knows is written, and says that it is not proved
         write_json(attempt.result, {"status": "succeeded", "metrics": metrics})
         return 0
     reason = f"The export is written, and its proof failed: {result.verified.reason}"
@@ -93,34 +95,51 @@ def export(run: RunDir, config: ExportConfig, log: EventLog) -> WrittenExport:
 
 
 def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> ExportProof:
-    from jobs.exporters import cards, llama_cpp_reader, proof, reading
+    from jobs.exporters import cards, gguf_rounding, verification
 
     _tell(log, 1)
     base = Path(config.base_path)
     template = Path(config.adapter_path) / "chat_template.jinja"
     renderer = Renderer.load(base, str(template) if template.is_file() else None)
-    # one line each, and a text may hold other characters that end a line for Python
-    lines = (run.path / PROMPTS).read_text(encoding="utf-8").split("\n")
-    questions = [ProofPrompt.model_validate_json(line) for line in lines if line]
-    reference = write(config, folder, renderer, questions, log)
+    questions = [ProofPrompt.model_validate_json(line) for line in _lines(run.path / PROMPTS)]
+    made = write(config, folder, renderer, questions, log, _calibration(run, config, renderer))
     gc.collect()
     _tell(log, 3)
-    model = reading.model(config, folder)
-    found = proof.observe(model, reference.prompts, renderer.stop_token_ids, reference.behaviour.answers)
-    verified = proof.judge(reference, found, reading.same_ids(config, folder, renderer, questions))
-    if config.format in llama_cpp_reader.FORMATS and llama_cpp_reader.is_here():
-        answers = reference.behaviour.answers
-        seen, same = llama_cpp_reader.observe(config, folder, renderer, reference.prompts, answers, questions)
-        other = proof.judge(reference, seen, same, llama_cpp_reader.max_share(config))
-        verified = proof.with_second_reader(verified, llama_cpp_reader.NAME, other)
+    verified = verification.prove(config.written, folder, renderer, made.reference, questions)
+    notes = list(made.notes)
+    if config.is_rounded:
+        sixteen = folder / config.written.file_name
+        gguf_rounding.quantize(sixteen, folder / config.file_name, config.outtype, made.importance)
+        rounding = gguf_rounding.compare(sixteen, folder / config.file_name, made.importance)
+        notes += gguf_rounding.fallbacks(rounding, config.outtype)
+        sixteen.unlink()
+        verified = verification.prove_rounded(config, folder, renderer, made.reference, questions, verified, rounding)
+    verified = verified.model_copy(update={"notes": notes})
     sentence = cards.proof_sentence(verified)
-    log.notice(f"Proof {sentence[0].lower()}{sentence[1:]}")
+    for said in [f"Proof {sentence[0].lower()}{sentence[1:]}", *notes]:
+        log.notice(said)
     cards.write(folder, config, verified)
     return verified
 
 
-def write(config: ExportConfig, folder: Path, renderer: Renderer, questions: Sequence[ProofPrompt], log: EventLog) -> Any:
-    """Ask the adapter on a fresh base, then write the export into `folder`; the reference that it must match."""
+@dataclass(frozen=True)
+class Made:
+    """What was written, and what it must match."""
+
+    reference: Any  # proof.Reference
+    importance: dict[str, Any]  # of the inputs of every layer, for a K-quant
+    notes: list[str]  # what the file leaves out, or a reader does otherwise
+
+
+def write(
+    config: ExportConfig,
+    folder: Path,
+    renderer: Renderer,
+    questions: Sequence[ProofPrompt],
+    log: EventLog,
+    calibration: Sequence[Sequence[int]] = (),
+) -> Made:
+    """Ask the adapter on a fresh base, then write the export into `folder`: of a K-quant its 16-bit file."""
     from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading
 
     base, adapter = Path(config.base_path), Path(config.adapter_path)
@@ -131,14 +150,46 @@ def write(config: ExportConfig, folder: Path, renderer: Renderer, questions: Seq
     _tell(log, 2)
     if config.format == ExportFormat.ADAPTER:
         folders.write_adapter(folder, adapter, renderer, config.base_model)
-    elif config.format == ExportFormat.GGUF_LORA:
+        return Made(reference, {}, [])
+    if config.format == ExportFormat.GGUF_LORA:
         gguf_lora.write(folder / config.file_name, model, base, config.adapter)
-    elif config.format == ExportFormat.MERGED:
-        folders.write_merged(folder, models.merge(model), base, renderer, models.half(base), config.adapter)
-    else:
-        gguf_file.write(folder / config.file_name, models.merge(model), base, renderer, config.outtype, config.adapter)
-        cards.write_modelfile(folder / cards.MODELFILE, config.file_name, renderer)
-    return reference
+        return Made(reference, {}, [])
+    merged = models.merge(model)
+    if config.format == ExportFormat.MERGED:
+        folders.write_merged(folder, merged, base, renderer, models.half(base), config.adapter)
+        return Made(reference, {}, [])
+    importance, notes = _importance(config, merged, base, calibration)
+    written = config.written
+    notes = gguf_file.write(folder / written.file_name, merged, base, renderer, written.outtype, config.adapter) + notes
+    cards.write_modelfile(folder / cards.MODELFILE, config.file_name, renderer)
+    return Made(reference, importance, notes)
+
+
+def _importance(config: ExportConfig, merged: Any, base: Path, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], list[str]]:
+    """The importance matrix of a K-quant, and what is to be said of it."""
+    from jobs.exporters import importance
+    from jobs.exporters.gguf_tensors import text_config
+    from studio.catalogue import gguf
+
+    if not config.is_rounded or not config.importance:
+        return {}, []
+    if not rows:
+        return {}, [f"{config.outtype} was rounded without an importance matrix: the rows that the adapter was trained on are not here."]
+    return importance.collect(merged, gguf.check(base), text_config(merged), rows), []
+
+
+def _calibration(run: RunDir, config: ExportConfig, renderer: Renderer) -> list[list[int]]:
+    """The training rows as ids, for a K-quant; [] where they are not known."""
+    if not config.is_rounded or not config.importance:
+        return []
+    return [list(renderer.example(Example.model_validate_json(line)).ids) for line in _lines(run.path / CALIBRATION)]
+
+
+def _lines(file: Path) -> list[str]:
+    """One JSON object each: a text may hold other characters that end a line for Python."""
+    if not file.is_file():
+        return []
+    return [line for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _check_space(config: ExportConfig, place: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.exporters.config import PROOF, ExportConfig
 from studio.datasets.rendering import Renderer
-from studio.records import ExportFormat, ExportProof
+from studio.records import ExportFormat, ExportProof, RoundingProof
 
 CARD, MODELFILE = "README.md", "Modelfile"
 LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "gguf-lora": "gguf"}
@@ -91,19 +91,38 @@ def _card(config: ExportConfig, run: Mapping[str, Any], verified: ExportProof) -
         "## Data\n\n" + (_list(config.about.items()) or "- not known"),
         "## Figures\n\n" + (_list(_numbers(run.get("metrics"))) or "- none"),
         f"## Proof\n\n{proof_sentence(verified)}\n\nEvery figure of it is in `{PROOF}`.",
+        *(["## Limits\n\n" + "\n".join(f"- {note}" for note in verified.notes)] if verified.notes else []),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def proof_sentence(verified: ExportProof) -> str:
     """The proof for people."""
+    if verified.passed is None:
+        return f"Not proved: {verified.reason}"
     if not verified.passed:
         return f"Failed: {verified.reason}"
+    if verified.rounding:
+        return _rounded_sentence(verified, verified.rounding)
     readers = verified.readers or {}
     return (
-        f"Passed: on {verified.prompts} prompts the file behaves like the base with the adapter: {verified.identical} greedy answers "
-        f"are identical, and its logits are off by at most {verified.worst_share:.2%} of what the adapter changes (5% would fail)."
+        f"Passed: on {verified.prompts} prompts the file, read by {verified.reader}, behaves like the base with the adapter: "
+        f"{verified.identical} greedy answers are identical, and its logits are off by at most {verified.worst_share:.2%} "
+        f"of what the adapter changes (5% would fail)."
         + "".join(f" {name} reads it too: off by at most {reader.worst_share:.2%}." for name, reader in readers.items())
+    )
+
+
+def _rounded_sentence(verified: ExportProof, rounding: RoundingProof) -> str:
+    """Of a K-quant: what was proved before rounding, and what rounding did."""
+    before = next(iter((verified.readers or {}).values()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in rounding.tensors.items())
+    weighed = f"{rounding.importance} of them weighed by the training rows" if rounding.importance else "without an importance matrix"
+    return (
+        f"Passed: the 16-bit file behaves like the base with the adapter (off by at most {before.worst_share:.2%} of what the adapter "
+        f"changes), and every tensor of this one is that file's, rounded ({kinds}; {weighed}): off by at most "
+        f"{rounding.worst_error:.1%} of its size ({rounding.worst_tensor}). Rounding moves logits by up to {verified.worst_share:.0%} of "
+        f"what the adapter changes; {verified.identical} of {verified.prompts} greedy answers are identical."
     )
 
 

@@ -13,18 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from jobs.exporters.gguf_file import rows, tensor_names
+from jobs.exporters.gguf_tensors import rows, tensor_names, text_config, text_name
 from jobs.exporters.models import ATTACHED
 from studio.catalogue.gguf import check
-from studio.catalogue.models import read_json
 from studio.errors import ModelError
 
 
 def write(target: Path, model: nn.Module, base: Path, name: str) -> None:
     """`model` is the base with the adapter attached. Raises ModelError for what GGUF has no place for."""
-    family, config = check(base), read_json(base / "config.json")
+    family, config = check(base), text_config(model)
     names = tensor_names(family, config)
-    writer = gguf.GGUFWriter(target, family)
+    writer = gguf.GGUFWriter(target, family.name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(name)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -32,7 +31,7 @@ def write(target: Path, model: nn.Module, base: Path, name: str) -> None:
     alpha = found[0][3] * found[0][1].shape[0]
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     for module, a, b, scaling in found:
-        place = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
+        place = names.get_name(f"{text_name(module)}.weight", try_suffixes=(".weight",))
         if place is None:
             raise ModelError(f"GGUF has no place for an adapter of {module}.", "Export it as merged or as adapter.")
         writer.add_tensor(f"{place}.lora_a", np.ascontiguousarray(a))
@@ -45,13 +44,13 @@ def write(target: Path, model: nn.Module, base: Path, name: str) -> None:
 
 def apply(source: Path, model: nn.Module, base: Path) -> None:
     """Add the file's updates to the weights of a fresh base, as llama.cpp adds them to its activations."""
-    family, config = check(base), read_json(base / "config.json")
+    family, config = check(base), text_config(model)
     names = tensor_names(family, config)
     reader = gguf.GGUFReader(source)
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents())
     stored = {tensor.name: tensor.data for tensor in reader.tensors}
     for key, parameter in model.named_parameters():
-        place = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        place = names.get_name(text_name(key), try_suffixes=(".weight", ".bias"))
         if f"{place}.lora_a" not in stored:
             continue
         a, b = stored.pop(f"{place}.lora_a"), stored.pop(f"{place}.lora_b")

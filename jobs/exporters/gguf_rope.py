@@ -8,19 +8,24 @@ from typing import Any
 import gguf
 import numpy as np
 
-from studio.catalogue.gguf import rope
+from studio.catalogue.gguf import head_size, rope
 
 FACTORS = "rope_freqs.weight"
 Array = np.ndarray[Any, Any]
 
 
 def add_keys(writer: Any, config: Mapping[str, Any]) -> None:
-    """Base frequency and scaling, as llama.cpp's converter writes them."""
+    """Base frequency, how much of a head is turned, and scaling, as llama.cpp's converter writes them."""
     positions = rope(config)
+    share = float(positions.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
+    writer.add_rope_dimension_count(int(head_size(config) * share))
     writer.add_rope_freq_base(positions["rope_theta"])
     if positions["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(positions["factor"]))
+    local = (config.get("rope_parameters") or {}).get("sliding_attention")
+    if local:  # layers that see a window turn at a pace of their own
+        writer.add_rope_freq_base_swa(float(local["rope_theta"]))
 
 
 def tensors(config: Mapping[str, Any]) -> dict[str, Array]:
@@ -33,7 +38,7 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Array]:
 def _llama3_factors(config: Mapping[str, Any]) -> Array:
     """Llama 3.1's scaling as llama.cpp keeps it: a divisor per frequency (transformers' modeling_rope_utils)."""
     positions = rope(config)
-    size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    size = head_size(config)
     lengths = 2 * np.pi * positions["rope_theta"] ** (np.arange(0, size, 2) / size)
     low, high, factor = (float(positions[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
     context = float(positions["original_max_position_embeddings"])

@@ -5,7 +5,6 @@ transformers' reader and llama.cpp are two readers of one format: a file that on
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 from jobs.exporters import gguf_file, models
 from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.proof import MAX_SHARE, NEW_TOKENS, Behaviour, Ids
+from studio.catalogue.gguf import has_quantizer
 from studio.datasets.rendering import Renderer
 
 FORMATS = ("gguf", "gguf-lora")
@@ -24,7 +24,7 @@ NAME = "llama.cpp"
 
 
 def is_here() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
+    return has_quantizer()
 
 
 def max_share(config: ExportConfig) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from jobs import bottleneck
@@ -35,15 +34,6 @@ def load_base(folder: Path) -> nn.Module:
 
 def load(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
     model: nn.Module = text_models.load(folder, dtype=dtype, **options)[0]
-    return model.eval().requires_grad_(False)
-
-
-def load_gguf(folder: Path, file_name: str, config: Any = None) -> nn.Module:
-    """A GGUF file through transformers' reader, in float32. `config`: instead of what the file says."""
-    chosen = {} if config is None else {"config": config}
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
-        str(folder), gguf_file=file_name, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **chosen
-    )
     return model.eval().requires_grad_(False)
 
 

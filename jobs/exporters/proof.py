@@ -61,7 +61,7 @@ def observe(model: nn.Module, prompts: Sequence[Ids], stops: Sequence[int], answ
     return Behaviour(own, [_forced(model, prompt, answer) for prompt, answer in zip(prompts, along, strict=True)])
 
 
-def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE) -> ExportProof:
+def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE, reader: str | None = None) -> ExportProof:
     """The verdict on what `found` did, against the reference."""
     off = _differences(reference.behaviour.logits, found.logits)
     expected, actual = torch.cat(reference.behaviour.logits), torch.cat(found.logits)
@@ -86,18 +86,25 @@ def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: flo
         same_template_ids=same_ids,
         passed=not reasons,
         reason=" ".join(reasons),
+        reader=reader,
     )
 
 
-def with_second_reader(verdict: ExportProof, name: str, other: ExportProof) -> ExportProof:
-    """The verdict of one reader with that of another beside it; it passes where both do."""
-    reasons = [verdict.reason, f"Read by {name}: {other.reason}" if other.reason else ""]
+def together(verdicts: Sequence[ExportProof]) -> ExportProof:
+    """The verdict of the first reader with those of the others beside it; it passes where all do."""
+    first, *others = verdicts
+    reasons = [first.reason, *(f"Read by {other.reader}: {other.reason}" for other in others if other.reason)]
     update = {
-        "readers": {name: ReaderProof.model_validate(other.model_dump())},
-        "passed": verdict.passed and other.passed,
+        "readers": {str(other.reader): ReaderProof.model_validate(other.model_dump()) for other in others} or None,
+        "passed": all(verdict.passed for verdict in verdicts),
         "reason": " ".join(filter(None, reasons)),
     }
-    return verdict.model_copy(update=update)
+    return first.model_copy(update=update)
+
+
+def unproved(prompts: int, reasons: Sequence[str]) -> ExportProof:
+    """What is said of files that no program here can read."""
+    return ExportProof(prompts=prompts, passed=None, reason=" ".join(filter(None, reasons)))
 
 
 def _reasons(effect: float, share: float, max_share: float, wrong: int, held: int, same_ids: bool) -> Iterator[str]:

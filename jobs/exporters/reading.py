@@ -10,12 +10,9 @@ import gguf
 from tokenizers import normalizers, pre_tokenizers
 from torch import nn
 
-from jobs.exporters import gguf_lora, models
+from jobs.exporters import gguf_lora, gguf_reader, models
 from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.folders import TEMPLATE
-from studio.catalogue import text_models
-from studio.catalogue.gguf import rope
-from studio.catalogue.models import read_json
 from studio.datasets.rendering import Renderer
 
 
@@ -32,7 +29,7 @@ def model(config: ExportConfig, folder: Path) -> nn.Module:
     if config.format == "merged":
         return models.load_base(folder)
     if config.format == "gguf":
-        return _gguf_model(config, folder)
+        return gguf_reader.model(folder, config.file_name, base)
     fresh = models.load_base(base)
     if config.format == "adapter":
         return models.attach(fresh, folder)
@@ -48,14 +45,6 @@ def same_ids(config: ExportConfig, folder: Path, renderer: Renderer, prompts: Se
     return all(_exported_ids(tokenizer, renderer, prompt) == ids(renderer, prompt) for prompt in prompts)
 
 
-def _gguf_model(config: ExportConfig, folder: Path) -> nn.Module:
-    base = Path(config.base_path)
-    if rope(read_json(base / "config.json"))["rope_type"] == "default":
-        return models.load_gguf(folder, config.file_name)
-    # transformers' reader passes scaled positions over
-    return models.load_gguf(folder, config.file_name, text_models.config_of(base))
-
-
 def _tokenizer(config: ExportConfig, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -64,7 +53,7 @@ def _tokenizer(config: ExportConfig, folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         tokenizer.chat_template = (folder / TEMPLATE).read_text(encoding="utf-8")
         return tokenizer
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=config.file_name, local_files_only=True)
+    tokenizer = gguf_reader.tokenizer(folder, config.file_name)
     _cut_as_llama_cpp(tokenizer.backend_tokenizer, folder / config.file_name)
     return tokenizer
 

@@ -18,8 +18,9 @@ router = APIRouter(prefix="/api")
 class NewExport(Body):
     adapter: str
     format: str = Field(description="adapter, merged, gguf or gguf-lora.")
-    outtype: str = Field(default="f16", description="Numbers of a gguf: f16 or q8_0.")
+    outtype: str = Field(default="f16", description="Numbers of a gguf: f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m.")
     verify: int = Field(default=8, description="Prompts of the proof.")
+    importance: bool = Field(default=True, description="Round q6_k … q4_k_m with an importance matrix from the training rows.")
 
 
 class Push(Body):
@@ -42,7 +43,7 @@ def list_exports(studio: Here) -> list[Export]:
 @router.post("/exports", status_code=201)
 def export(studio: Here, body: NewExport) -> Export:
     """Queue an export and its proof."""
-    return studio.exports.create(body.adapter, body.format, outtype=body.outtype, verify=body.verify)
+    return studio.exports.create(body.adapter, body.format, outtype=body.outtype, verify=body.verify, importance=body.importance)
 
 
 @router.get("/exports/{export}")

@@ -10,7 +10,7 @@ import typer
 from studio.commands.terminal import JsonFlag, follow, leave_unless_succeeded, load_settings, open_studio, plain, say, show
 
 if TYPE_CHECKING:
-    from studio.records import Export
+    from studio.records import Export, ExportProof
 
 
 def export(
@@ -23,8 +23,14 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write, or to hold it where it is not empty; else in STUDIO_HOME/exports."),
     ] = None,
-    outtype: Annotated[str, typer.Option(metavar="T", help="Numbers of a gguf: f16, or q8_0 of half the size.")] = "f16",
+    outtype: Annotated[
+        str,
+        typer.Option(metavar="T", help="Numbers of a gguf: f16, bf16, q8_0 of half the size; q6_k, q5_k_m, q4_k_m need llama.cpp."),
+    ] = "f16",
     verify: Annotated[int, typer.Option(metavar="N", help="Prompts of the proof.")] = 8,
+    importance: Annotated[
+        bool, typer.Option("--importance/--no-importance", help="Round q6_k … q4_k_m by what matters on the training rows.")
+    ] = True,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub once it is proved; needs HF_TOKEN.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository of --push public.")] = False,
     json: JsonFlag = False,
@@ -37,7 +43,7 @@ def export(
     studio = open_studio(settings)
     if push is not None:
         studio.exports.check_push(push)
-    made = studio.exports.create(adapter, format, outtype=outtype, to=to, verify=verify)
+    made = studio.exports.create(adapter, format, outtype=outtype, to=to, verify=verify, importance=importance)
     try:
         with supervisor.assistance(settings, say, queues=("gpu",)):
             job = follow(studio, made.id)
@@ -74,9 +80,19 @@ def _text(done: Export) -> str:
     verified = done.verified
     if verified is None:
         return f"Nothing was written: {done.reason}"
+    notes = "".join(f"\nNote: {note}" for note in verified.notes)
+    return f"{done.path} ({done.bytes / 1e6:.1f} MB): {', '.join(done.files)}\n{_proof(verified)}{notes}"
+
+
+def _proof(verified: ExportProof) -> str:
+    if verified.passed is None:
+        return f"Not proved: {verified.reason}"
     what = "passed" if verified.passed else f"FAILED ({verified.reason})"
+    if verified.identical is None:
+        return f"Proof {what}."
+    rounded = f" Rounding moved its tensors by up to {verified.rounding.worst_error:.1%} of their size." if verified.rounding else ""
+    limit = "" if verified.rounding else " (5% would fail)"
     return (
-        f"{done.path} ({done.bytes / 1e6:.1f} MB): {', '.join(done.files)}\n"
         f"Proof {what}: {verified.identical} of {verified.prompts} greedy answers are identical; logits differ by at most "
-        f"{verified.max_logit_diff:.3g}, {verified.worst_share:.2%} of what the adapter changes (5% would fail)."
+        f"{verified.max_logit_diff:.3g}, {verified.worst_share:.2%} of what the adapter changes{limit}.{rounded}"
     )

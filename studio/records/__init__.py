@@ -1,5 +1,6 @@
 """What people see, as frozen records: services return them; command line, HTTP and page show them. No behaviour."""
 
+from studio.records.adapters import K_QUANTS as K_QUANTS
 from studio.records.adapters import Adapter as Adapter
 from studio.records.adapters import Export as Export
 from studio.records.adapters import ExportFormat as ExportFormat
@@ -8,6 +9,7 @@ from studio.records.adapters import MergeMethod as MergeMethod
 from studio.records.adapters import Outtype as Outtype
 from studio.records.adapters import PushedExport as PushedExport
 from studio.records.adapters import ReaderProof as ReaderProof
+from studio.records.adapters import RoundingProof as RoundingProof
 from studio.records.adapters import WrittenExport as WrittenExport
 from studio.records.base import Deleted as Deleted
 from studio.records.base import Record as Record

@@ -44,7 +44,14 @@ class Outtype(StrEnum):
     """How a GGUF file stores the weights of a whole model."""
 
     F16 = "f16"  # 16 bits per weight
+    BF16 = "bf16"  # 16 bits per weight with the range of 32: what most models are published in
     Q8_0 = "q8_0"  # 8.5 bits per weight
+    Q6_K = "q6_k"  # 6.6 bits per weight; this and the following are made by llama.cpp's quantizer
+    Q5_K_M = "q5_k_m"  # about 5.7 bits per weight
+    Q4_K_M = "q4_k_m"  # about 4.9 bits per weight
+
+
+K_QUANTS = (Outtype.Q6_K, Outtype.Q5_K_M, Outtype.Q4_K_M)
 
 
 class ReaderProof(Record):
@@ -52,32 +59,51 @@ class ReaderProof(Record):
 
     model_config = ConfigDict(extra="ignore")  # kept in files, which a later version may have written
 
-    identical: int
-    max_logit_diff: float
-    worst_share: float
-    clear_tokens: int
-    wrong_tokens: int
-    same_template_ids: bool
+    identical: int | None = None  # null in a file that it does not load
+    max_logit_diff: float | None = None
+    worst_share: float | None = None
+    clear_tokens: int | None = None
+    wrong_tokens: int | None = None
+    same_template_ids: bool | None = None
+    passed: bool
+    reason: str
+
+
+class RoundingProof(Record):
+    """Whether the tensors of a quantised file are those of its 16-bit file, rounded."""
+
+    model_config = ConfigDict(extra="ignore")  # as ReaderProof
+
+    tensors: dict[str, int]  # how many have each type, such as Q4_K
+    worst_error: float  # the largest relative error of a tensor (root mean square)
+    worst_tensor: str
+    importance: int  # tensors that were rounded with an importance matrix from the training rows
     passed: bool
     reason: str
 
 
 class ExportProof(Record):
-    """Whether the written files, read back, behave like the base model with the adapter. Both answer the same prompts."""
+    """Whether the written files, read back, behave like the base model with the adapter. Both answer the same prompts.
+
+    What no program here can read is not proved: `passed` is null, and of the figures only `prompts` is there.
+    """
 
     model_config = ConfigDict(extra="ignore")  # as ReaderProof
 
     prompts: int
-    identical: int  # prompts whose greedy answers are the same
-    max_logit_diff: float  # the largest difference of a logit, over every position of the answers
-    effect: float  # by how much the adapter changes the logits: the median of the largest change at each position
-    worst_share: float  # the largest difference as a share of what the adapter changes; 0.05 would fail
-    clear_tokens: int  # positions where the adapter prefers its token by more than the difference
-    wrong_tokens: int  # of these, where the files prefer another one
-    same_template_ids: bool  # tokenizer and template make the same ids of a conversation
-    passed: bool
-    reason: str  # why it did not pass; "" where it did
+    identical: int | None = None  # prompts whose greedy answers are the same
+    max_logit_diff: float | None = None  # the largest difference of a logit, over every position of the answers
+    effect: float | None = None  # by how much the adapter changes the logits: the median of the largest change at each position
+    worst_share: float | None = None  # the largest difference as a share of what the adapter changes; 0.05 would fail
+    clear_tokens: int | None = None  # positions where the adapter prefers its token by more than the difference
+    wrong_tokens: int | None = None  # of these, where the files prefer another one
+    same_template_ids: bool | None = None  # tokenizer and template make the same ids of a conversation
+    passed: bool | None  # null: not proved
+    reason: str  # why it did not pass, or why it is not proved; "" where it passed
+    reader: str | None = None  # the program that read the files for these figures
     readers: dict[str, ReaderProof] | None = None  # other programs that read the file, such as llama.cpp
+    rounding: RoundingProof | None = None  # of a K-quant, which is proved by its 16-bit file and by what rounding did
+    notes: list[str] = []  # what a program that loads the files does otherwise than the model, and what they leave out
 
 
 class WrittenExport(Record):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,7 +16,16 @@ from sqlalchemy.orm import Session
 
 from jobs import queue
 from jobs.exporters import kinds
-from jobs.exporters.config import MAX_PROMPTS, PROMPTS, ExportConfig, ProofPrompt, check_space, expected_bytes
+from jobs.exporters.config import (
+    CALIBRATION,
+    CALIBRATION_ROWS,
+    MAX_PROMPTS,
+    PROMPTS,
+    ExportConfig,
+    ProofPrompt,
+    check_space,
+    expected_bytes,
+)
 from jobs.kinds import queue_of
 from jobs.rundir import RunDir
 from studio import processes
@@ -28,6 +38,7 @@ from studio.engine.protocol import BaseFolder
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.records import (
     ENDED,
+    K_QUANTS,
     Deleted,
     Export,
     ExportFormat,
@@ -55,6 +66,7 @@ MAX_TEXT = 200  # characters of a plain text that the model goes on from
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 Exports = list[Export]  # inside the class, `list` is a use case
 Prompts = list[ProofPrompt]
+Lines = list[str]
 
 
 class ExportService:
@@ -66,9 +78,18 @@ class ExportService:
         self.adapters = adapters
 
     def create(
-        self, adapter: str, format: str, *, outtype: str = Outtype.F16, to: Path | None = None, verify: int = DEFAULT_PROMPTS
+        self,
+        adapter: str,
+        format: str,
+        *,
+        outtype: str = Outtype.F16,
+        to: Path | None = None,
+        verify: int = DEFAULT_PROMPTS,
+        importance: bool = True,
     ) -> Export:
         """Queue an export; returns it. `to` is a folder of the person at the terminal; left out it is one of STUDIO_HOME/exports.
+
+        `importance`: a K-quant is rounded with an importance matrix from the training rows, where they are known.
 
         Raises StudioError with the reason when this adapter can't take this form or there is no room for it.
         """
@@ -90,6 +111,7 @@ class ExportService:
             outtype=Outtype(outtype),
             to=str(target),
             verify=verify,
+            importance=importance,
             about=self._about(row),
         )
         _check_room(config, row.bytes)
@@ -132,6 +154,8 @@ class ExportService:
         """Upload a proved export to the hub. The token is the environment's, HF_TOKEN. Raises StudioError."""
         self.check_push(repository)
         export = self.show(export_id)
+        if export.verified is not None and export.verified.passed is None:
+            raise StudioError(f"Export {export.name} is not proved: {export.verified.reason}", "Push one that has passed its proof.")
         if export.status != JobStatus.SUCCEEDED or not export.files:
             raise StudioError(f"Export {export.name} is not there, or not proved.", "Push one that has passed its proof.")
         visibility = "private" if private else "public"
@@ -204,6 +228,8 @@ class ExportService:
             run.write_config(job.config)
             lines = [prompt.model_dump_json(exclude_none=True) for prompt in self._prompts(row, config.verify)]
             (run.path / PROMPTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if config.is_rounded and config.importance:
+                (run.path / CALIBRATION).write_text("".join(self._calibration(row)), encoding="utf-8")
             with self.db.write() as session:
                 lifecycle.submit(session, job)
         except BaseException:
@@ -222,6 +248,17 @@ class ExportService:
         more = [f"What comes after {number}?" for number in range(count)]
         general = [ProofPrompt(messages=[Message(role=Role.USER, content=text)]) for text in (*GENERAL, *more)]
         return [*own[:count], *general][:count]
+
+    def _calibration(self, row: AdapterRow) -> Lines:
+        """The first training rows of the adapter's run, a line each; [] where they are not known."""
+        training = self._training(row)
+        if training is None or not training.run_dir:
+            return []
+        file = RunDir(Path(training.run_dir)).train
+        if not file.is_file():
+            return []
+        with file.open(encoding="utf-8") as lines:
+            return [*islice(lines, CALIBRATION_ROWS)]
 
     def _training(self, row: AdapterRow) -> JobRow | None:
         """The job that made the adapter."""
@@ -250,6 +287,11 @@ def _check_choices(format: str, outtype: str, verify: int) -> None:
     for option, value, choices in (("format", format, tuple(ExportFormat)), ("outtype", outtype, tuple(Outtype))):
         if value not in choices:
             raise StudioError(f"{option} {value[:40]!r} is not known.", f"Choose one of {', '.join(choices)}.")
+    if format == ExportFormat.GGUF and outtype in K_QUANTS and not gguf.has_quantizer():
+        raise StudioError(
+            f"{outtype} is made by llama.cpp's quantizer, which is not installed here.",
+            f"{gguf.INSTALL}; or choose f16, bf16 or q8_0.",
+        )
     if not 1 <= verify <= MAX_PROMPTS:
         raise StudioError(f"verify {verify} is no possible number of prompts.", f"Take 1 to {MAX_PROMPTS}.")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import gradio as gr
 
+from studio.catalogue import gguf
 from studio.errors import StudioError
-from studio.records import PENDING, Export, ExportFormat, ExportProof, JobStatus, MergeMethod, Outtype
+from studio.records import K_QUANTS, PENDING, Export, ExportFormat, ExportProof, JobStatus, MergeMethod, Outtype
 from studio.services import Studio
 from studio.services.folders import is_inside
 from studio.services.merging import parse
@@ -33,7 +34,15 @@ WORDS = {
     ExportFormat.GGUF: "GGUF",
     ExportFormat.GGUF_LORA: "GGUF LoRA",
 }
-OUTTYPES = [("16 bit (f16)", Outtype.F16.value), ("8 bit, half the size (q8_0)", Outtype.Q8_0.value)]
+OUTTYPES = [
+    ("16 bit (f16)", Outtype.F16.value),
+    ("16 bit of larger range (bf16)", Outtype.BF16.value),
+    ("8 bit, half the size (q8_0)", Outtype.Q8_0.value),
+    ("6 bit (q6_k)", Outtype.Q6_K.value),
+    ("5 bit (q5_k_m)", Outtype.Q5_K_M.value),
+    ("4 bit, a third of the size (q4_k_m)", Outtype.Q4_K_M.value),
+]
+NEEDS = "q6_k, q5_k_m and q4_k_m are made by llama.cpp's quantizer"
 METHODS = [
     ("Add them up (linear)", MergeMethod.LINEAR.value),
     ("Keep the largest values, agree on signs (TIES)", MergeMethod.TIES.value),
@@ -64,7 +73,17 @@ class ExportsPart:
         self.adapter = gr.Dropdown(label="Adapter", info="What training made, or you brought here.", elem_id="export-adapter")
         self.format = gr.Radio(_formats(), value="merged", label="Form", info="What others can load it with.", elem_id="export-format")
         self.refused = pieces.panel(elem_id="export-refused")
-        self.outtype = gr.Radio(OUTTYPES, value="f16", label="Numbers of the GGUF · outtype", visible=False, elem_id="export-outtype")
+        needs = NEEDS if gguf.has_quantizer() else f"{NEEDS}, which is not installed here."
+        self.outtype = gr.Radio(
+            OUTTYPES, value="f16", label="Numbers of the GGUF · outtype", info=needs, visible=False, elem_id="export-outtype"
+        )
+        self.importance = gr.Checkbox(
+            True,
+            label="Importance matrix · importance",
+            info="Rounds least what matters on the training rows; of q6_k, q5_k_m and q4_k_m.",
+            visible=False,
+            elem_id="export-importance",
+        )
         self.verify = gr.Slider(
             1,
             64,
@@ -102,9 +121,10 @@ class ExportsPart:
         seen: dict[str, Any] = {"inputs": [self.adapter, self.proved, self._stamp], "outputs": shown, **QUIET}
         gr.on([tab.change], steady(self.enter), inputs=[tab, *seen["inputs"]], outputs=shown, **QUIET)
         self._timer.tick(steady(self.enter), inputs=[tab, *seen["inputs"]], outputs=shown, **QUIET)
-        self.format.change(lambda form: gr.Radio(visible=form == "gguf"), inputs=[self.format], outputs=[self.outtype], **QUIET)
+        chosen, depends = [self.format, self.outtype], [self.outtype, self.importance]
+        gr.on([self.format.change, self.outtype.change], _visible, inputs=chosen, outputs=depends, **QUIET)
         self.adapter.change(steady(self.refuse), inputs=[self.adapter], outputs=[self.refused], **QUIET)
-        asked = [self.adapter, self.format, self.outtype, self.verify]
+        asked = [self.adapter, self.format, self.outtype, self.verify, self.importance]
         begun = self.start.click(told(self.write), inputs=asked, outputs=[self.notice, self._stamp], **busy(self.list))
         acted = self.list.select(told(self.act), outputs=[self.notice, self._stamp], **QUIET)
         pushed = [self.proved, self.repository, self.private]
@@ -116,10 +136,10 @@ class ExportsPart:
 
     # what is done
 
-    def write(self, adapter: str | None, form: str, outtype: str, verify: float) -> dict[Any, Any]:
+    def write(self, adapter: str | None, form: str, outtype: str, verify: float, importance: bool) -> dict[Any, Any]:
         if not adapter:
             raise StudioError("No adapter is chosen.", "Train one first, or bring one with `studio adapters add`.")
-        made = self._studio.exports.create(adapter, form, outtype=outtype, verify=int(verify))
+        made = self._studio.exports.create(adapter, form, outtype=outtype, verify=int(verify), importance=importance)
         return {self.notice: pieces.said(f"{made.name} is queued; its proof appears below.", "info"), self._stamp: ""}
 
     def act(self, event: gr.EventData) -> dict[Any, Any]:
@@ -187,12 +207,26 @@ def proof(verified: ExportProof | None) -> str:
     """The proof in words: what was asked, what came out."""
     if not verified:
         return ""
-    if not verified.passed:
+    if verified.passed is None:
+        return f"Not proved. {verified.reason}"
+    if not verified.passed or verified.worst_share is None:
         return f"The proof failed. {verified.reason}"
+    if verified.rounding:
+        return (
+            f"Proved in 16 bit, and rounded: its tensors are off by at most {words.share(verified.rounding.worst_error)} of their size. "
+            f"On {words.count(verified.prompts, 'prompt')} {verified.identical} answers are identical, "
+            f"and logits move by up to {words.share(verified.worst_share)} of what the adapter changes."
+        )
     return (
         f"Proved on {words.count(verified.prompts, 'prompt')}: {verified.identical} answers are identical, "
         f"and it is off by at most {words.share(verified.worst_share)} of what the adapter changes (5 % would fail)."
     )
+
+
+def _visible(form: str, outtype: str) -> tuple[Any, Any]:
+    """Which of the settings of a GGUF are there."""
+    is_gguf = form == ExportFormat.GGUF
+    return gr.Radio(visible=is_gguf), gr.Checkbox(visible=is_gguf and outtype in K_QUANTS)
 
 
 def _formats() -> list[tuple[str, str]]:

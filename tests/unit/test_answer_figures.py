@@ -246,11 +246,11 @@ def test_a_proof_fails_with_its_reason(shift: torch.Tensor, same_ids: bool, reas
 
 def test_a_second_reader_must_pass_too_and_its_figures_stay_apart() -> None:
     good = proof.judge(reference(), reference().behaviour, same_ids=True)
-    bad = good.model_copy(update={"passed": False, "reason": "It differs.", "identical": 1})
-    both = proof.with_second_reader(good, "llama.cpp", bad)
+    bad = good.model_copy(update={"passed": False, "reason": "It differs.", "identical": 1, "reader": "llama.cpp"})
+    both = proof.together([good, bad])
     assert not both.passed and both.reason == "Read by llama.cpp: It differs." and both.identical == 2
     assert both.readers is not None and both.readers["llama.cpp"].identical == 1
-    assert proof.with_second_reader(good, "llama.cpp", good).passed
+    assert proof.together([good, good]).passed
 
 
 def test_a_share_without_end_is_a_number_that_json_has() -> None:

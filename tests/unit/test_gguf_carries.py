@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from studio.catalogue import gguf
+from studio.catalogue import gguf, gguf_vocabulary
 from studio.errors import ModelError
 from studio.settings import STATIC
 
@@ -33,16 +33,16 @@ def model(tmp_path: Path) -> Callable[..., Path]:
 
 def test_the_starter_can_be_carried(model: Callable[..., Path]) -> None:
     folder = model()
-    assert gguf.check(folder) == "llama"
-    found = gguf.read_vocabulary(folder)
+    assert gguf.check(folder).name == "llama"
+    found = gguf_vocabulary.read_vocabulary(folder)
     assert (found.model, found.pre, len(found.tokens)) == ("gpt2", "gpt-2", 4096)
-    assert found.tokens[5] == "<|im_end|>" and found.kinds[5] == gguf.CONTROL and found.kinds[40] == gguf.NORMAL
+    assert found.tokens[5] == "<|im_end|>" and found.kinds[5] == gguf_vocabulary.CONTROL and found.kinds[40] == gguf_vocabulary.NORMAL
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
+        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM"),
         ({"attention_bias": True}, "biases"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
@@ -71,25 +71,25 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(model: Callab
 
 
 def test_qwens_tokenizer_is_known_by_its_pattern_and_may_compose_characters(model: Callable[..., Path]) -> None:
-    pattern = next(text for text, name in gguf.SPLITS.items() if name == "qwen2")
+    pattern = next(text for text, name in gguf_vocabulary.SPLITS.items() if name == "qwen2")
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     steps = {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}
     folder = model(tokenizer=lambda values: values.update(pre_tokenizer=steps, normalizer={"type": "NFC"}))
-    assert gguf.read_vocabulary(folder).pre == "qwen2"
+    assert gguf_vocabulary.read_vocabulary(folder).pre == "qwen2"
 
 
 def test_sentencepiece_scores_follow_the_merges(stories260k: Path, tmp_path: Path) -> None:
-    found = gguf.read_vocabulary(stories260k)
-    assert (found.model, found.adds_space, found.kinds[3]) == ("llama", True, gguf.BYTE)
+    found = gguf_vocabulary.read_vocabulary(stories260k)
+    assert (found.model, found.adds_space, found.kinds[3]) == ("llama", True, gguf_vocabulary.BYTE)
     merges = json.loads((stories260k / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
     made = ["".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1) for merge in merges]
     scores = dict(zip(found.tokens, found.scores, strict=True))
     assert [scores[text] for text in dict.fromkeys(made)] == sorted((scores[text] for text in dict.fromkeys(made)), reverse=True)
     shutil.copy(stories260k / "config.json", tmp_path)
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
-        gguf.read_vocabulary(tmp_path)
+        gguf_vocabulary.read_vocabulary(tmp_path)
 
 
 def test_generation_tags_go_and_blanks_stay() -> None:
     template = "a {%- generation -%} b {%- endgeneration %} c {% generation %}d{%endgeneration-%}"
-    assert gguf.without_generation_tags(template) == "a {%- if true -%} b {%- endif %} c {% if true %}d{% endif -%}"
+    assert gguf_vocabulary.without_generation_tags(template) == "a {%- if true -%} b {%- endif %} c {% if true %}d{% endif -%}"

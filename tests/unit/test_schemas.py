@@ -115,7 +115,7 @@ REPORT: Documented = {
     "findings": [{"check": STR, "count": INT, "rows": [INT], "fix": STR}],
     "lengths": {"p50": INT},
 }
-PROOF = {"prompts": INT, "identical": INT, "max_logit_diff": FLOAT, "passed": BOOL}
+PROOF = {"prompts": INT, "identical": "integer|null", "max_logit_diff": "number|null", "passed": "boolean|null", "reason": STR}
 EXPORT: Documented = {"path": STR, "bytes": INT, "verified": PROOF}
 ANSWERS: Documented = {"answers": [{"contestant": STR, "text": STR, "prompt_tokens": INT, "completion_tokens": INT, "seconds": FLOAT}]}
 COMPRESSION: Documented = {
