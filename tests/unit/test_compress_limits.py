@@ -258,6 +258,7 @@ def test_strings_of_24_characters_with_a_space_are_prose() -> None:
 def test_a_caller_names_what_stays() -> None:
     with pytest.raises(StudioError, match="nothing to keep called 'dates'"):
         MustKeep(["numbers", "dates"])
+    assert MustKeep(words=["né", "a-", "x"]).spans("né nét a-b xy x") == [(0, 2, "né"), (3, 5, "né"), (7, 9, "a-"), (14, 15, "x")]
     must = MustKeep(["numbers", "numbers"], ["cat", "", "cat", "+"], [r"[xy]+", "q*"])
     text = "the cat and cats 12 + xy"
     assert must.kinds == ("numbers",) and must.words == ("cat", "+")
