@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test chaos bench next clients check clean
+.PHONY: install run test chaos bench next clients catalogue check clean
 
 install: $(STAMP)
 
@@ -36,6 +36,7 @@ chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
 	STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
 	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py
+	STUDIO_ALL_MODELS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_catalogue_known.py
 
 # side by side with what people would use instead; TOPICS="reading report" for some of them
 bench: $(STAMP)
@@ -50,6 +51,10 @@ CLIENTS := $(VENV)/clients
 clients: $(STAMP)
 	@test -x $(CLIENTS)/bin/openapi-python-client || { $(PYTHON) -m venv $(CLIENTS) && $(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check "openapi-python-client>=0.29,<0.30"; }
 	@$(BIN)/python -m tests.clients $(CLIENTS)
+
+# what the installed transformers and peft say of the models of the catalogue is stored again
+catalogue: $(STAMP)
+	@$(BIN)/python -m studio.catalogue.probed
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -327,6 +327,19 @@ def _active(text: Any) -> int:
     return _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 
 
+def asked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """{"probe", "error"}, one of them null. Never raises for what a config.json may hold."""
+    answer: dict[str, Any] = {"probe": None, "error": None}
+    try:
+        answer["probe"] = probe(values, name).model_dump(mode="json")
+    except ModelError as exc:
+        answer["error"] = exc.as_json()
+    except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the libraries say about a config.json becomes one line
+        said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+        answer["error"] = {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
+    return answer
+
+
 def main() -> None:
     lifeline.end_with_parent()
     with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
@@ -336,16 +349,8 @@ def main() -> None:
     import_bitsandbytes()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print; the pipe carries the answer only
-    answer: dict[str, Any] = {"probe": None, "error": None}
-    name = sys.argv[2]
-    try:
-        with open(sys.argv[1], encoding="utf-8") as file:
-            answer["probe"] = probe(json.load(file), name).model_dump(mode="json")
-    except ModelError as exc:
-        answer["error"] = exc.as_json()
-    except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the libraries say about a config.json becomes one line
-        said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
-        answer["error"] = {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
+    with open(sys.argv[1], encoding="utf-8") as file:
+        answer = asked(json.load(file), sys.argv[2])
     print(json.dumps(answer), file=out, flush=True)
 
 

@@ -12,15 +12,28 @@ models = group("Base models: list, add, show, remove.")
 adapters = group("Adapters: list, add, show, delete.")
 
 MODEL_COLUMNS = ("name", "architecture", "parameters", "context", "loadable", "path")
+CATALOGUE_COLUMNS = ("repository", "parameters", "context", "licence", "gated", "trains", "chats", "here", "reasons")
 ADAPTER_COLUMNS = ("id", "name", "base_model", "method", "job", "bytes")
 Name = Annotated[str | None, typer.Option(help="What to call it; its folder's name when left out.")]
 
 
 @models.command("list")
-def list_models(json: JsonFlag = False) -> None:
+def list_models(
+    catalogue: Annotated[bool, typer.Option("--catalogue", help="Models that people use, whether or not they are here.")] = False,
+    json: JsonFlag = False,
+) -> None:
     """All base models; the starter is always there."""
+    if catalogue:
+        _list_catalogue(json)
+        return
     rows = open_studio().models.list()
     show(rows, json, table(rows, MODEL_COLUMNS, ""))
+
+
+def _list_catalogue(json: bool) -> None:
+    rows = open_studio().known.list()
+    lines = [{**row.model_dump(mode="json"), "reasons": " ".join(row.reasons)} for row in rows]
+    show(rows, json, table(lines, CATALOGUE_COLUMNS, ""))
 
 
 @models.command("add")

@@ -160,6 +160,7 @@ from studio.records.models import MemoryBreakdown as MemoryBreakdown
 from studio.records.models import MemoryCorrection as MemoryCorrection
 from studio.records.models import Refusal as Refusal
 from studio.records.models import RemovedModel as RemovedModel
+from studio.records.models import SizeSource as SizeSource
 from studio.records.probe import BlockKind as BlockKind
 from studio.records.probe import BlockWeight as BlockWeight
 from studio.records.probe import Probe as Probe

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
+from enum import StrEnum
+
 from pydantic import JsonValue
 
 from studio.records.base import Record
@@ -39,6 +42,16 @@ class HubModel(Record):
     gated: bool  # its terms must be accepted on its page first
 
 
+class SizeSource(StrEnum):
+    """Where the sizes of an entry of the catalogue come from."""
+
+    CONFIG = "config"  # a public copy of its config.json
+    LITGPT = "litgpt"  # litgpt's model configurations
+    LIBRARY = "library"  # defaults of its class in transformers, which were made for it
+    DOCUMENTATION = "documentation"  # a model card, a training recipe, or metadata of a GGUF file
+    MEMORY = "memory"  # what is publicly known; compared with its published number of parameters alone
+
+
 class KnownBaseModel(Record):
     """A base model that people use, whether or not it is here."""
 
@@ -55,6 +68,16 @@ class KnownBaseModel(Record):
     here: bool  # a base model of this name was added
     checked: bool  # against the hub, by this studio
     note: str
+    download_bytes: int  # of its weights, in 16 bits
+    trains: bool  # an adapter can be trained on it here
+    chats: bool  # it can answer here
+    reasons: list[str]  # why it does not train or chat here; empty where it does both
+    notices: list[str]  # what is different with it here: parts that are not trained, rows in separate passes
+    learned_share: float | None  # of the weights in its text model's blocks, that LoRA's default targets reach
+    left_out: dict[str, float]  # kind of weight -> its share of the same, that they don't reach
+    asked: str  # the libraries that said so, with their versions
+    source: SizeSource  # of its sizes
+    checked_on: date  # when the sizes were compared with its published number of parameters
 
 
 # before a training: its memory, and what stands against it

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from studio import processes
 from studio.catalogue.known import KnownModel, known_models
 from studio.errors import ModelError
-from studio.records import HubModel, KnownBaseModel
+from studio.records import HubModel, KnownBaseModel, Probe
 from studio.services.fit import FitService
 from studio.services.models import ModelService
 from studio.settings import Settings
@@ -19,6 +19,7 @@ SEARCH_S = 30
 Known = list[KnownBaseModel]  # inside the class, `list` is a use case
 Found = list[HubModel]
 UNCHECKED = "Licence, gate and weights were written down from what is publicly known, and not checked here."
+ALL = 0.995  # of a share: what is left is less than one would write down
 
 
 def _output_of(command: Sequence[str]) -> str:
@@ -73,6 +74,13 @@ class KnownService:
         return [HubModel.model_validate(model) for model in answer["models"]]
 
     def _record(self, model: KnownModel, here: set[str]) -> KnownBaseModel:
+        probe = model.stored.probe
+        reasons = [reason for reason in (model.refusal, _untrainable(probe)) if reason]
+        asked, share, left_out = "", None, {}
+        if probe:
+            asked = f"transformers {probe.transformers}, peft {probe.peft}"
+            share = probe.targets.share
+            left_out = {str(kind): part for kind, part in probe.targets.left_out.items()}
         return KnownBaseModel(
             repository=model.repository,
             parameters=model.parameters,
@@ -87,4 +95,36 @@ class KnownService:
             here=model.repository.rpartition("/")[2].lower() in here,
             checked=False,
             note=UNCHECKED,
+            download_bytes=model.download_bytes,
+            trains=not reasons,
+            chats=not model.refusal,
+            reasons=reasons,
+            notices=_notices(model),
+            learned_share=share,
+            left_out=left_out,
+            asked=asked,
+            source=model.source,
+            checked_on=model.checked,
         )
+
+
+def _untrainable(probe: Probe | None) -> str:
+    if probe is None or probe.targets.accepted:
+        return ""
+    return f"It can't be trained: {probe.targets.reason}"
+
+
+def _notices(model: KnownModel) -> list[str]:
+    """What a person should know before choosing it."""
+    probe = model.stored.probe
+    if probe is None:
+        return []
+    notes = []
+    if probe.targets.share < ALL:
+        left = ", ".join(f"{kind.replace('_', ' ')} {share:.0%}" for kind, share in probe.targets.left_out.items() if share > 1 - ALL)
+        notes.append(f"LoRA reaches {probe.targets.share:.0%} of its block weights; left out: {left}.")
+    if "text_config" in model.config:
+        notes.append("It is trained and answers as a model of text: what reads images or sound stays as it is.")
+    if not probe.mixable:
+        notes.append(f"Base and adapters answer in separate passes: {probe.mixable_reason}")
+    return notes

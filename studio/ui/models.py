@@ -14,10 +14,10 @@ from studio.records import ComparisonSummary, Dataset, JobDetail
 from studio.services import Studio
 from studio.ui import exports, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.known import KnownPiece, fitting
 from studio.ui.page import Frame, ending, go
 from studio.ui.storage import StoragePiece
 
-FITS = {"qlora-sft": "QLoRA", "lora-sft": "LoRA", "full": "full training"}
 BASE, ADAPTER = "base", "adapter"
 
 
@@ -51,8 +51,7 @@ class ModelsTab:
                 )
                 self.add = gr.Button("Fetch it", elem_id="models-add")
                 self.search = gr.Button("Search the hub", elem_id="models-search")
-            self.filter = gr.Textbox("", label="Show only", info="A word of its name or use.", max_lines=1, elem_id="models-filter")
-            self.known = pieces.panel(elem_id="models-known")
+            self.known = KnownPiece(self._studio)
         self.exports = exports.build(self._studio, self._page)
 
     def _wire(self) -> None:
@@ -64,11 +63,13 @@ class ModelsTab:
         self.list.select(self.choose, outputs=[place.model], **QUIET)
         outputs = [self.notice, self._page.tabs, place.dataset, place.job, place.comparison, place.model, *shown]
         self.card.select(tells(self.notice)(self.act), inputs=[place.model], outputs=outputs, **busy(self.card))
-        gr.on([self.tab.select, self.filter.change], self.draw_known, inputs=[self.filter], outputs=[self.known], **QUIET)
-        self.search.click(tells(self.notice)(self.find), inputs=[self.source], outputs=[self.notice, self.known], **busy(self.known))
+        known = self.known.panel
+        gr.on([self.tab.select, self.known.filter.change], self.known.draw, inputs=[self.known.filter], outputs=[known], **QUIET)
+        self.search.click(tells(self.notice)(self.find), inputs=[self.source], outputs=[self.notice, known], **busy(known))
         fetched = {"inputs": [self.source, place.model], "outputs": [self.notice, self.source, place.model, *shown]}
         self.add.click(tells(self.notice)(self.fetch), **fetched, **busy(self.list))
-        self.known.select(self.take, outputs=[self.source], **QUIET)
+        chosen = {"inputs": [place.model], "outputs": [self.notice, self.source, place.model, known, *shown]}
+        known.select(tells(self.notice)(self.add_known), **chosen, **busy(self.list))
 
     def look(self, chosen: str) -> dict[Any, Any]:
         models, adapters = self._studio.models.list(), self._studio.adapters.list()
@@ -121,25 +122,20 @@ class ModelsTab:
             **self.look(now),
         }
 
-    def take(self, event: gr.EventData) -> str:
-        return str(event._data["repository"])
+    def add_known(self, chosen: str, event: gr.EventData) -> dict[Any, Any]:
+        """Fetch an entry of the list."""
+        added = self.fetch(str(event._data["repository"]), chosen)
+        return {**added, self.known.panel: self.known.draw("")}
 
     def find(self, query: str) -> dict[Any, Any]:
-        found = self._studio.known.search(query)
-        return {self.known: pieces.piece("found_models", models=found, query=query)}
-
-    def draw_known(self, wanted: str) -> str:
-        rows = self._studio.known.list()
-        text = wanted.strip().lower()
-        found = [row for row in rows if text in f"{row.repository} {row.licence} {row.good_for} {row.template}".lower()]
-        return pieces.piece("known_models", models=[(row, _fits(row.fits)) for row in found], total=len(rows))
+        return {self.known.panel: self.known.find(query)}
 
     def _card(self, kind: str, name: str) -> str:
         if kind == BASE:
             model = self._studio.models.show(name)
             adapters = [adapter.name for adapter in self._studio.adapters.list(name)]
             try:
-                fit = _fits(self._studio.fit.recipes_that_fit(name))
+                fit = fitting(self._studio.fit.recipes_that_fit(name))
             except StudioError:
                 fit = ""
             return pieces.piece("model_card", model=model, adapters=adapters, fit=fit)
@@ -169,16 +165,6 @@ class ModelsTab:
 
 def _contestants(comparison: ComparisonSummary) -> set[str]:
     return {contestant.rpartition(":")[2] for contestant in comparison.contestants}
-
-
-def _fits(found: dict[str, bool | None]) -> str:
-    """What of the usual methods fits here, in words."""
-    good = [FITS[name] for name, fits in found.items() if fits]
-    if good:
-        return "fits here: " + ", ".join(good)
-    if any(fits is False for fits in found.values()):
-        return "too large for this machine"
-    return ""
 
 
 def chat_choice(studio: Studio, chosen: str) -> str:
