@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from studio.catalogue import probes
 from studio.catalogue.models import CONTEXT_KEYS
 from studio.errors import ModelError
 from studio.records import Probe, SizeSource, WeightKind
@@ -78,6 +79,14 @@ class KnownModel:
         if error := values["error"]:
             return StoredProbe(values["digest"], None, f"{error['message']} {error['fix']}", values["parameters"])
         return StoredProbe(values["digest"], Probe.model_validate(values["probe"]), "", values["parameters"])
+
+    def remember(self) -> bool:
+        """Let this process know the stored probe, so that no child is asked. False where it is of other libraries than the installed."""
+        key = probes.digest(self.config)
+        if self.stored.digest != key:
+            return False
+        probes.keep(key, self.stored.probe or ModelError(self.stored.refusal))
+        return True
 
     @property
     def parameters(self) -> int:

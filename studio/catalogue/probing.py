@@ -334,6 +334,12 @@ def asked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         answer["probe"] = probe(values, name).model_dump(mode="json")
     except ModelError as exc:
         answer["error"] = exc.as_json()
+    except ImportError as exc:  # of a part that another library holds
+        said = " ".join(str(exc).split()).partition(". ")[0][:200]
+        answer["error"] = {
+            "message": f"{name} describes a model that needs a library which is not installed: {said}.",
+            "fix": "Install that library beside the studio, or use another model.",
+        }
     except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the libraries say about a config.json becomes one line
         said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
         answer["error"] = {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}

@@ -13,13 +13,13 @@ from studio.errors import ModelError
 from studio.records import HubModel, KnownBaseModel, Probe
 from studio.services.fit import FitService
 from studio.services.models import ModelService
+from studio.services.probes import described
 from studio.settings import Settings
 
 SEARCH_S = 30
 Known = list[KnownBaseModel]  # inside the class, `list` is a use case
 Found = list[HubModel]
 UNCHECKED = "Licence, gate and weights were written down from what is publicly known, and not checked here."
-ALL = 0.995  # of a share: what is left is less than one would write down
 
 
 def _output_of(command: Sequence[str]) -> str:
@@ -76,8 +76,9 @@ class KnownService:
     def _record(self, model: KnownModel, here: set[str]) -> KnownBaseModel:
         probe = model.stored.probe
         reasons = [reason for reason in (model.refusal, _untrainable(probe)) if reason]
-        asked, share, left_out = "", None, {}
+        asked, share, left_out, notices = "", None, {}, []
         if probe:
+            notices = described(probe)[1:]  # without its class
             asked = f"transformers {probe.transformers}, peft {probe.peft}"
             share = probe.targets.share
             left_out = {str(kind): part for kind, part in probe.targets.left_out.items()}
@@ -91,7 +92,7 @@ class KnownService:
             weights=model.weights,
             good_for=model.good_for,
             refusal=model.refusal,
-            fits=self.fit.methods_that_fit(model.config),
+            fits=self._fits(model),
             here=model.repository.rpartition("/")[2].lower() in here,
             checked=False,
             note=UNCHECKED,
@@ -99,7 +100,7 @@ class KnownService:
             trains=not reasons,
             chats=not model.refusal,
             reasons=reasons,
-            notices=_notices(model),
+            notices=notices,
             learned_share=share,
             left_out=left_out,
             asked=asked,
@@ -107,24 +108,14 @@ class KnownService:
             checked_on=model.checked,
         )
 
+    def _fits(self, model: KnownModel) -> dict[str, bool | None]:
+        """Empty where the stored probe is of other libraries: asking the installed ones about every entry takes minutes."""
+        if not model.remember():
+            return {}
+        return self.fit.methods_that_fit(model.config)
+
 
 def _untrainable(probe: Probe | None) -> str:
     if probe is None or probe.targets.accepted:
         return ""
     return f"It can't be trained: {probe.targets.reason}"
-
-
-def _notices(model: KnownModel) -> list[str]:
-    """What a person should know before choosing it."""
-    probe = model.stored.probe
-    if probe is None:
-        return []
-    notes = []
-    if probe.targets.share < ALL:
-        left = ", ".join(f"{kind.replace('_', ' ')} {share:.0%}" for kind, share in probe.targets.left_out.items() if share > 1 - ALL)
-        notes.append(f"LoRA reaches {probe.targets.share:.0%} of its block weights; left out: {left}.")
-    if "text_config" in model.config:
-        notes.append("It is trained and answers as a model of text: what reads images or sound stays as it is.")
-    if not probe.mixable:
-        notes.append(f"Base and adapters answer in separate passes: {probe.mixable_reason}")
-    return notes
