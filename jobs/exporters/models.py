@@ -15,7 +15,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from jobs import bottleneck
-from studio.catalogue import hardware, text_models
+from studio.catalogue import attaching, hardware, text_models
 from studio.catalogue.models import context as text_context
 from studio.catalogue.models import count_parameters, read_json, tensors, weight_files
 from studio.errors import ModelError
@@ -39,19 +39,14 @@ def load(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
 
 def attach(base: nn.Module, folder: Path) -> nn.Module:
     """The base with an adapter of any kind that peft knows, or that the studio has taught it."""
-    from peft import PeftModel
-
     if read_json(folder / "adapter_config.json").get("peft_type") == bottleneck.KIND:
         bottleneck.register()
-
     try:
-        model: nn.Module = PeftModel.from_pretrained(base, str(folder), adapter_name=ATTACHED, torch_device=str(_device(base)))
-    except (RuntimeError, ValueError, KeyError) as exc:  # peft's words for weights of another shape, or layers that are not there
-        if isinstance(exc, RuntimeError) and "size mismatch" not in str(exc):  # want of memory, for one
-            raise
-        said = " ".join(str(exc).split())[:200]
-        raise ModelError(f"The adapter can't be attached to its base: {said}.", "Train it again, or import it for its own base.") from None
-    return model.eval().requires_grad_(False)
+        model, _ = attaching.attach(base, folder, ATTACHED, str(_device(base)))
+    except attaching.Misfit as exc:
+        raise ModelError(f"The adapter can't be attached to its base: {exc}.", "Train it again, or import it for its own base.") from None
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
 
 
 @contextlib.contextmanager

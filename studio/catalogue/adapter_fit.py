@@ -44,7 +44,7 @@ def check(weights: Path, config: Mapping[str, Any], base: Path, base_name: str) 
     if config.get("peft_type") not in ("LORA", "IA3"):
         return
     stored = [StoredTensor(file, name, dtype, shape) for file in weight_files(base) for name, dtype, shape in tensors(file)]
-    layers = {place(tensor.name): tensor for tensor in stored}
+    layers = {place(tensor.name): tensor for tensor in stored} | {tensor.name: tensor for tensor in stored}
     who = weights.parent.name
     whole = [str(name) for name in config.get("modules_to_save") or []]
     for name, dtype, shape in tensors(weights):
@@ -66,7 +66,7 @@ def place(name: str) -> str:
 
 def _counterpart(layer: str, layers: Mapping[str, StoredTensor]) -> StoredTensor | None:
     """The base's tensor; a tied head is stored as the embeddings."""
-    found = layers.get(place(layer))
+    found = layers.get(layer) or layers.get(place(layer))
     if found is None and place(layer) in HEADS:
         found = next((layers[name] for name in EMBEDDINGS if name in layers), None)
     return found

@@ -6,6 +6,7 @@ ask here, so that an adapter that is accepted is one that answers. Imports peft,
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,7 @@ def attach(model: Any, folder: Path, name: str, device: str) -> tuple[Any, list[
             warnings.simplefilter("ignore")  # about what is missing, which the caller says
             result = model.load_adapter(str(folder), adapter_name=name, torch_device=device, key_mapping=renamed)
     except (RuntimeError, ValueError, KeyError) as exc:  # peft's words for layers of another shape, or that are not there
-        if isinstance(exc, RuntimeError) and "size mismatch" not in str(exc):  # want of memory, for one
-            raise
-        raise Misfit(" ".join(str(exc).split())[:SAID]) from None
+        raise Misfit(_reason(exc, name)) from None
     if result.unexpected_keys and not config.is_prompt_learning:  # whose tensors are no parameters of the model
         raise Misfit(f"this base has no layer {layer(result.unexpected_keys[0], name)}")
     return model, list(result.missing_keys)
@@ -59,6 +58,18 @@ def config_for(base: Any, folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError) as exc:
         raise Misfit(" ".join(str(exc).split())[:SAID]) from None
     return dict(config.to_dict())
+
+
+def _reason(exc: Exception, name: str) -> str:
+    """peft's words for layers that are not there or of another size, in ours; its own for others. Raises `exc` where it is about neither."""
+    said = " ".join(str(exc).split())
+    if found := re.search(r"size mismatch for (\S+):", said):
+        return f"its layer {layer(found[1], name)} has another size there"
+    if isinstance(exc, RuntimeError):  # want of memory, for one
+        raise exc
+    if found := re.search(r"Target modules \W*([\w.]+).* not found in the base model", said):
+        return f"this base has no layer {found[1]}"
+    return said[:SAID]
 
 
 def layer(tensor: str, name: str) -> str:

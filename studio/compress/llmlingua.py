@@ -31,13 +31,15 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, AutoTokenizer, DynamicCache
 
 from studio.catalogue import text_models
-from studio.catalogue.models import read_json
+from studio.catalogue.models import context, read_json
 from studio.compress import models, spans
 from studio.compress.tracing import Trace
+from studio.engine.stepping import Stepper
 from studio.errors import StudioError
 
 REMEMBERED_CHUNKS = 2048  # of classifier logits: about 4 KB each
 REMEMBERED_RANKS = 4096
+LONGEST = 32_768  # tokens that are read at once where a model names no context
 ROWS = 16  # of one classifier batch
 
 
@@ -80,27 +82,43 @@ class Counter:
 
 
 class CachedCausal:
-    """A causal model that takes and gives key-value caches as llmlingua knows them: a list of (keys, values)."""
+    """A causal model that takes and gives caches as llmlingua knows them: a list of (keys, values), whose columns it cuts.
+
+    Hybrids and state space models keep states that can't be cut. In their place stand the ids that were read, and each window reads
+    them again.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        accepted = inspect.signature(model.forward).parameters
+        self._can_keep = "logits_to_keep" in accepted
+        self._uncached = {name: False for name in ("use_cache",) if name in accepted}
+        self._has_columns = Stepper(model).way.has_columns
 
     def last_logits(self, input_ids: Tensor, count: int) -> Tensor:
         """Logits of the last `count` tokens, [count, vocabulary], without a cache and without those that nobody asks for."""
         asked = {"logits_to_keep": count}
         if not self._can_keep:
             asked = {}
-        logits: Tensor = self.model(input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **asked).logits
+        logits: Tensor = self.model(input_ids=input_ids, **self._uncached, **asked).logits
         return logits[0, -count:].float()
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any = None, use_cache: bool = True) -> Any:
+        if not self._has_columns:
+            return self._again(input_ids, past_key_values)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(past_key_values or ()):
             cache.update(keys, values, layer)
         out = self.model(input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=use_cache)
         legacy = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
         return SimpleNamespace(logits=out.logits.float(), past_key_values=legacy)  # of bfloat16 the library can make no numbers
+
+    def _again(self, input_ids: Tensor, before: Any) -> Any:
+        known = [keys[:, 0, :, 0] for keys, _ in before or ()]
+        ids = torch.cat([*known, input_ids], dim=1)
+        columns = ids[:, None, :, None]
+        logits = self.last_logits(ids, input_ids.shape[1])[None]
+        return SimpleNamespace(logits=logits, past_key_values=[(columns, columns)])
 
 
 class RememberingClassifier:
@@ -160,7 +178,7 @@ class Backend(library.PromptCompressor):
             said = read_json(self.folder / "tokenizer_config.json")
             self._cleaned_up = bool(said.get("clean_up_tokenization_spaces", True))
         self.tokenizer.padding_side = "left"
-        if (pad := config.pad_token_id or self.tokenizer.eos_token_id) is not None:
+        if (pad := getattr(config, "pad_token_id", None) or self.tokenizer.eos_token_id) is not None:
             self.tokenizer.pad_token_id = pad
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **safe}
         if self.use_llmlingua2:
@@ -174,7 +192,7 @@ class Backend(library.PromptCompressor):
         if not self.use_llmlingua2:
             self.model = CachedCausal(model)
         self.context_idxs: list[list[int]] = []
-        self.max_position_embeddings = config.get_text_config().max_position_embeddings
+        self.max_position_embeddings = context(read_json(self.folder / "config.json")) or LONGEST
 
     def init_llmlingua2(self, max_batch_size: int = 50, max_force_token: int = 100) -> None:
         """As the library's, but the new rows are the mean of the old ones, and no random state is touched."""

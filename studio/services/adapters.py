@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import rundir
-from studio.catalogue import adapter_fit
+from studio.catalogue import adapter_fit, adapter_trial
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db import lifecycle
@@ -258,34 +256,10 @@ def _check_fit(weights: Path, config: AdapterConfig, base: ModelRef) -> None:
     """Every low-rank factor must belong to a layer of `base` of its width. Other kinds are checked when they are loaded."""
     if config.values["peft_type"] != "LORA":
         return
-    files = folders.weight_files(base.path)
-    shapes = {_place(name.removesuffix(".weight")): shape for file in files for name, _, shape in folders.tensors(file)}
-    for module, width in _factors(weights):
-        shape = shapes.get(_place(module))
-        if shape is None or width not in shape:
-            wrong = "does not exist" if shape is None else "has another size"
-            raise ModelError(
-                f"{weights.parent.name} does not fit {base.name}: its layer {module} {wrong} there.",
-                "Name the base model it was trained on with --base-model.",
-            )
-
-
-def _place(module: str) -> str:
-    """A layer's name from its block's number on: wrappers put different prefixes before it."""
-    if found := re.search(r"(?:^|\.)(\w+\.\d+\..+)$", module):
-        return found.group(1)
-    return module.rpartition(".")[2]
-
-
-def _factors(weights: Path) -> Iterable[tuple[str, int]]:
-    found = False
-    for name, _, shape in folders.tensors(weights):
-        module, separator, _ = name.partition(".lora_A")
-        if separator and len(shape) == 2:
-            found = True
-            yield module.removeprefix("base_model.model."), shape[1]
-    if not found:
-        raise ModelError(f"{weights} holds no low-rank factors (lora_A).", "Give an adapter saved by peft's save_pretrained.")
+    if reason := adapter_trial.check(weights, base.path):
+        raise ModelError(
+            f"{weights.parent.name} does not fit {base.name}: {reason}.", "Name the base model it was trained on with --base-model."
+        )
 
 
 def _record(row: AdapterRow) -> Adapter:
