@@ -15,7 +15,10 @@ K1, B = 1.2, 0.75  # Okapi BM25's usual ones
 
 
 def shared_words(passages: Sequence[str], question: str) -> list[float]:
-    """How much each passage shares of the question's rare words, 0-1: BM25 (Robertson and Zaragoza 2009), the best one is 1."""
+    """How much each passage shares of the question's rare words, 0-1: BM25 (Robertson and Zaragoza 2009), the best one is 1.
+
+    Without BM25's constant factor, which the division by the best one takes out again.
+    """
     bags = [Counter(_words(text)) for text in passages]
     lengths = [sum(bag.values()) for bag in bags]
     mean = sum(lengths) / max(1, len(lengths)) or 1.0
@@ -24,7 +27,7 @@ def shared_words(passages: Sequence[str], question: str) -> list[float]:
         holding = sum(word in bag for bag in bags)
         rarity = math.log(1 + (len(bags) - holding + 0.5) / (holding + 0.5))
         for n, bag in enumerate(bags):
-            scores[n] += rarity * bag[word] * (K1 + 1) / (bag[word] + K1 * (1 - B + B * lengths[n] / mean))
+            scores[n] += rarity * bag[word] / (bag[word] + K1 * (1 - B + B * lengths[n] / mean))
     best = max(scores, default=0.0)
     return [score / best if best else 0.0 for score in scores]
 

@@ -68,6 +68,10 @@ def test_the_rates_of_a_search(curve: Any, wanted: int, options: dict[str, Any],
     assert attempt.rates == pytest.approx(rates)
 
 
+def test_more_tokens_than_there_are_cannot_be_met() -> None:
+    assert budget.meet(lambda rate: (1000, rate), 1100, 1000, first=0.5)[0] == 1000
+
+
 def test_a_search_ends_after_eight_tries_or_where_nothing_is_left_between() -> None:
     attempt = Recorded(lambda rate: 900 if rate > 0.7 else 100)
     tokens, _, inner = budget.meet(attempt, 450, 1000, first=0.4)
@@ -156,6 +160,9 @@ def test_a_causal_model_does_no_classifiers_work_and_the_other_way_round() -> No
     with pytest.raises(StudioError) as caught:
         methods.check_options(methods.method("llmlingua"), {"zzzzzz": True})
     assert caught.value.fix == "See /api/docs."
+    with pytest.raises(StudioError) as caught:
+        methods.check_options(methods.method("llmlingua"), {"use_level_filter": True})
+    assert caught.value.fix.count("use_") == 3, "the three nearest"
 
 
 # compressors
@@ -284,7 +291,7 @@ def test_a_warning_shows_five_of_what_was_lost() -> None:
 
 
 def test_the_share_of_rare_words_is_bm25() -> None:
-    # two passages of two words; "key" stands in one of them: ln(1 + 1.5 / 1.5), and "the" in both: ln(1 + 0.5 / 2.5)
+    # passages of two and four words; "key" stands in one of them: ln(1 + 1.5 / 1.5), and "the" in both: ln(1 + 0.5 / 2.5)
     passages, rare, common = ["the key", "the the dog cat"], 0.6931471805599453, 0.1823215567939546
     first = (rare + common) * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 2 / 3))
     second = common * 2 * 2.2 / (2 + 1.2 * (0.25 + 0.75 * 4 / 3))
@@ -421,7 +428,7 @@ class Counter:
 
 
 class Loaded:
-    """A causal model over characters whose next character is always as likely as its code says."""
+    """A causal model over characters: the later a character stands in its window, the surer the model is of the last letters."""
 
     def __init__(self, window: int) -> None:
         self.max_position_embeddings, self.device, self.lock = window, "cpu", nullcontext()
@@ -432,15 +439,14 @@ class Loaded:
 
     def raw_model(self, ids: torch.Tensor) -> Any:
         self.reads.append(ids.shape[1])
-        logits = torch.zeros(1, ids.shape[1], 27)
-        logits[..., :27] = torch.arange(27.0) / 10
-        return SimpleNamespace(logits=logits)
+        logits = torch.stack([torch.arange(27.0) * (1 + place) / 10 for place in range(ids.shape[1])])
+        return SimpleNamespace(logits=logits[None])
 
 
-def loss_of(letter: str) -> float:
-    logits = torch.arange(27.0) / 10
-    place = 26 if letter == " " else ord(letter) - 97
-    return float(torch.logsumexp(logits, 0) - logits[place])
+def loss_of(letter: str, place: int) -> float:
+    """Of a letter behind `place` others of its window."""
+    logits = torch.arange(27.0) * place / 10
+    return float(torch.logsumexp(logits, 0) - logits[26 if letter == " " else ord(letter) - 97])
 
 
 def test_every_token_but_the_first_is_read_once_in_windows_that_overlap_by_a_quarter() -> None:
@@ -448,9 +454,11 @@ def test_every_token_but_the_first_is_read_once_in_windows_that_overlap_by_a_qua
     text = "abc def ghij kl"
     found = Information(backend).words(text)
     assert [text[word.start : word.end] for word in found] == ["abc", "def", "ghij", "kl"]
-    # a space counts to the word behind it, and the first letter of the text has nothing before it
-    wanted = [sum(map(loss_of, part)) for part in ("bc", " def", " ghij", " kl")]
-    assert [word.score for word in found] == pytest.approx(wanted, abs=1e-4)
+    # windows begin at 0, 6 and 12; what two windows hold counts as the first one read it, with more in front of it
+    places = [n if n < 8 else n - 6 if n < 14 else n - 12 for n in range(len(text))]
+    losses = [loss_of(letter, place) for letter, place in zip(text, places, strict=True)]
+    losses[0] = 0.0  # nothing is in front of the first letter; a space counts to the word behind it
+    assert [word.score for word in found] == pytest.approx([sum(losses[a:b]) for a, b in ((0, 3), (3, 7), (7, 12), (12, 15))], abs=1e-3)
     assert backend.reads == [8, 8, 3]  # from 0, 6 and 12
     assert Loaded(10**9).max_position_embeddings > 1024
     long = Loaded(10**9)
@@ -516,7 +524,101 @@ def test_a_share_of_the_tokens_of_each_chunk_stays() -> None:
     assert list(empty.mask(0.5)) == [0]
 
 
+def test_words_that_a_classifier_does_not_know_are_a_little_less_likely_than_those_beside_them() -> None:
+    trace = SimpleNamespace(words=[[("one", True), ("four", True)]], probabilities=[[0.9, 0.5]])
+    backend = SimpleNamespace(oai_tokenizer=Counter(), run=lambda call, arguments: ({}, trace))
+    (reading,) = Importance(backend).read(["one भाषा ☃ four ☃"], {})
+    ((probabilities, tokens),) = reading.chunks
+    golden = 0.6180339887
+    wanted = [0.9, 0.7 - 0.01 * golden, 0.7 - 0.01 * (2 * golden % 1), 0.5, 0.5 - 0.01 * (4 * golden % 1)]
+    assert [float(one) for one in probabilities] == pytest.approx(wanted, abs=1e-9) and list(tokens) == [1] * 5
+    assert reading.unknown == [4, 5, 6, 7, 9, 16]
+    alone = SimpleNamespace(words=[[]], probabilities=[])
+    backend.run = lambda call, arguments: ({}, alone)
+    (reading,) = Importance(backend).read(["☃ ☃"], {})
+    assert [float(one) for one in reading.chunks[0][0]] == pytest.approx([0.5, 0.5 - 0.01 * golden]) and reading.length == 3
+
+
 # choosing
+
+
+class Library:
+    """llmlingua's place: remembers what it was asked, and keeps what the trace says."""
+
+    def __init__(self, trace: Trace, refusals: int = 0) -> None:
+        self.trace, self.refusals, self.asked = trace, refusals, []  # type: ignore[var-annotated]
+        self.oai_tokenizer, self.facts = Counter(lambda text: len(text) * 12), CompressorFacts(CAUSAL, "llama", 50_000)
+
+    def run(self, call: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], Trace]:
+        self.asked.append({"call": call, **arguments})
+        if len(self.asked) <= self.refusals:
+            raise StudioError("It can't cut this question.", "")
+        return {}, self.trace
+
+
+def by_library(name: str, options: dict[str, Any], trace: Trace, refusals: int = 0) -> tuple[Library, Selector]:
+    library = Library(trace, refusals)
+    return library, Selector(library, None, None, methods.method(name), ["ab", "cdefghijkl"], "q?", options)  # type: ignore[arg-type]
+
+
+def test_the_library_is_asked_with_what_makes_the_method() -> None:
+    trace = Trace()
+    trace.contexts = [1]
+    library, chosen = by_library("llmlingua", {"keep_split": True}, trace)
+    found = chosen.select(0.3)
+    assert library.asked == [
+        {
+            "call": "compress_prompt", "context": ["ab", "cdefghijkl"], "rate": 0.3, "iterative_size": 12, "keep_split": True,
+            "question": "q?", "concate_question": False,
+        }
+    ]  # fmt: skip
+    assert (found.order, list(found.masks[0]), list(found.masks[1])) == ([1], [0, 0], [1] * 10)
+    library, chosen = by_library("longllmlingua", {"concate_question": True, "iterative_size": 50}, Trace())
+    assert chosen.select(0.5).order == [0, 1]
+    (asked,) = library.asked
+    wanted = {"rank_method": "longllmlingua", "concate_question": True, "iterative_size": 50, "question": "q?"}
+    assert {name: asked[name] for name in wanted} == wanted
+    assert (asked["condition_in_question"], asked["dynamic_context_compression_ratio"]) == ("after_condition", 0.3)
+    library, chosen = by_library("selective_context", {}, Trace())
+    chosen.select(0.5)
+    assert (
+        library.asked[0]["use_token_level_filter"],
+        library.asked[0]["use_sentence_level_filter"],
+        library.asked[0]["use_context_level_filter"],
+    ) == (False, True, False)
+    library, chosen = by_library("llmlingua2", {"keep_split": True}, Trace())
+    chosen.select(0.5)
+    assert not {"question", "concate_question", "iterative_size"} & set(library.asked[0])
+    lost = Trace()
+    lost.is_lost = True
+    with pytest.raises(StudioError, match="can't be told which words were kept"):
+        by_library("llmlingua", {}, lost)[1].select(0.5)
+
+
+def test_a_question_that_cannot_be_cut_is_put_behind_unless_a_caller_says_where() -> None:
+    library, chosen = by_library("longllmlingua", {}, Trace(), refusals=1)
+    chosen.select(0.5)
+    assert [asked["condition_in_question"] for asked in library.asked] == ["after_condition", "after"]
+    for name, options, refusals in (
+        ("longllmlingua", {"condition_in_question": "after_condition"}, 1),
+        ("llmlingua", {}, 1),
+        ("longllmlingua", {}, 2),
+    ):
+        library, chosen = by_library(name, options, Trace(), refusals)
+        with pytest.raises(StudioError, match="can't cut"):
+            chosen.select(0.5)
+        assert len(library.asked) == refusals
+
+
+def test_letters_without_a_word_stay_and_are_counted() -> None:
+    trace = Trace()
+    trace.contexts, trace.words = [1], [[("cd", 0), ("gh", 1)]]
+    _, chosen = by_library("llmlingua2", {"keep_split": True}, trace)
+    found = chosen.select(0.5)
+    assert list(found.masks[1]) == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1] and (chosen.unknown, chosen.keeps_unknown) == (6, True)
+    trace.words = [[("cdefghijkl", 1)]]
+    chosen.select(0.5)
+    assert (chosen.unknown, chosen.keeps_unknown) == (0, False)
 
 
 class Known:
