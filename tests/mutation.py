@@ -1,34 +1,36 @@
 """Mutation testing: `python -m tests.mutation --seed 1 --count 60`. Small wrong changes, and whether the related tests notice.
 
-Works in a copy of the tree, mutates one place at a time, and runs the tests that mention the module or what it defines. A control
-run without a change comes first: a test that fails there counts for nothing. Prints one line per mutant and the share killed;
-exits with 1 below `--wanted`.
+Works in a copy of the tree, mutates one place at a time, and runs the tests that execute that line (tests.coverage_map; making the map
+takes as long as the suite, once), else those that mention the module or what it defines. A test file that fails without a change
+counts for nothing. Prints one line per mutant and the share killed; exits with 1 below `--wanted`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import os
 import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tests.coverage_map import STARTS_COVERAGE, CoverageMap
+from tests.coverage_map import run as run_tests
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("studio/evaluation", "studio/db", "studio/services", "studio/catalogue", "studio/engine", "studio/compress", "jobs")
 SUITES = ("tests/unit", "tests/integration")
 Change = Callable[[Any], object]
-LIMIT_S = 180
-MAX_FILES = 5  # test files per mutant, the closest first
+LIMIT_S = 400
+BOUND_S = 120  # of tests per mutant, as long as they took for the map
+MAX_FILES = 5  # test files per mutant where no test file executes the line, the closest first
 
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 COMPARISONS |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
@@ -149,7 +151,41 @@ def related(path: Path) -> list[str]:
             score += 2.0 * len(re.findall(rf"studio\.{name}\.|/api/{name}\b", text)) ** 0.5
         if score > 0:
             scores[file] = score
-    return sorted(scores, key=lambda file: -scores[file])[:MAX_FILES]
+    return sorted(scores, key=lambda file: -scores[file])
+
+
+def header(path: Path, line: int) -> tuple[set[str], bool]:
+    """The texts of the lines of the statement at this line, without its body; and whether it stands in a function."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    around = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)]
+    statement = max(around, key=lambda node: node.lineno)
+    end = statement.end_lineno or line
+    if body := getattr(statement, "body", None):
+        end = max(statement.lineno, body[0].lineno - 1)
+    texts = {text.strip() for text in source.splitlines()[statement.lineno - 1 : end]}
+    in_function = any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno < line for node in around)
+    return {text for text in texts if any(map(str.isalnum, text))}, in_function
+
+
+def executing(known: CoverageMap, mutant: Mutant) -> list[str]:
+    """Test files that execute the mutated line: two that are closest by their text, then the fastest, within BOUND_S.
+
+    Whoever imports a module executes its constants: there those come first that execute most of the module.
+    """
+    texts, in_function = header(mutant.path, mutant.line)
+    lines = {file: entry.lines.get(mutant.path.as_posix(), []) for file, entry in known.entries.items()}
+    found = [file for file, executed in lines.items() if texts.intersection(executed) and known.passes(file)]
+    found.sort(key=lambda file: known.entries[file].seconds)
+    if not in_function:
+        found.sort(key=lambda file: -len(lines[file]))
+    closest = [file for file in related(mutant.path) if file in found][:2]
+    chosen_files: list[str] = []
+    spent = 0.0
+    for file in [*closest, *(file for file in found if file not in closest)]:
+        spent += known.entries[file].seconds
+        if not chosen_files or spent <= BOUND_S:
+            chosen_files.append(file)
+    return chosen_files or [file for file in related(mutant.path)[:MAX_FILES] if known.passes(file)]
 
 
 def chosen(seed: int, count: int) -> list[Mutant]:
@@ -167,21 +203,6 @@ def chosen(seed: int, count: int) -> list[Mutant]:
     return found
 
 
-def run(tree: Path, files: list[str], extra: tuple[str, ...] = ()) -> tuple[str, str]:
-    """("passed" | "failed" | "timeout", the end of the output)."""
-    command = [str(tree / ".venv/bin/python"), "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *extra, *files]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDIO_TEST_DATA": str(ROOT.parent / "shared")}
-    with subprocess.Popen(
-        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            return "timeout", ""
-    return "passed" if process.returncode == 0 else "failed", "\n".join(output.splitlines()[-4:])
-
-
 def copied(place: Path) -> Path:
     """A copy of the tree with an environment of its own that shares the installed packages."""
     tree = place / "tree"
@@ -189,7 +210,7 @@ def copied(place: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tree / ".venv")], check=True)
     packages = next((tree / ".venv" / "lib").glob("python*")) / "site-packages"
     others = [entry for entry in sys.path if entry.endswith("site-packages")]
-    (packages / "0copy.pth").write_text("\n".join([str(tree), *others]) + "\n")
+    (packages / "0copy.pth").write_text("\n".join([str(tree), *others, STARTS_COVERAGE]) + "\n")
     for script in (Path(sys.executable).parent).glob("studio*"):
         (tree / ".venv" / "bin" / script.name).write_text(f"#!{tree}/.venv/bin/python\nfrom studio.cli import main\nmain()\n")
         (tree / ".venv" / "bin" / script.name).chmod(0o755)
@@ -202,7 +223,6 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--wanted", type=float, default=0.0, help="share to be killed, equivalent ones included")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to try")
-    parser.add_argument("--no-control", action="store_true", help="the whole suite has just passed on this tree")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     options = parser.parse_args()
     picked = list(enumerate(chosen(options.seed, options.count), 1))
@@ -210,36 +230,34 @@ def main() -> int:
         picked = [pair for pair in picked if pair[0] in options.only]
     if options.list:
         for number, mutant in picked:
-            print(number, mutant, *related(mutant.path))
+            print(number, mutant)
         return 0
     killed = 0
-    broken: dict[str, bool] = {}  # test file -> fails without any change
     with tempfile.TemporaryDirectory() as place:
         tree = copied(Path(place))
+        known = CoverageMap(tree, lambda file: suites()[file])
+        known.complete(list(suites()))
         for number, mutant in picked:
-            files = related(mutant.path)
-            for file in files:
-                if file not in broken and not options.no_control:
-                    broken[file] = run(tree, [file])[0] != "passed"
-                    if broken[file]:
-                        print(f"control: {file} fails or is too slow without a change and is left out", flush=True)
-            files = [file for file in files if not broken.get(file)]
-            target = tree / mutant.path
-            original = target.read_text(encoding="utf-8")
-            began = time.monotonic()
-            target.write_text(mutant.source, encoding="utf-8")
-            try:
-                verdict, tail = run(tree, files) if files else ("passed", "no tests")
-            finally:
-                target.write_text(original, encoding="utf-8")
-            killed += verdict != "passed"
-            name = {"passed": "SURVIVED", "failed": "killed", "timeout": "killed (time)"}[verdict]
-            print(f"{number:3} {name:13} {mutant} [{time.monotonic() - began:.0f} s, {len(files)} files]", flush=True)
-            if verdict == "passed" and not files:
-                print(tail)
+            verdict = tried(tree, mutant, files := executing(known, mutant))
+            killed += verdict.startswith("killed")
+            print(f"{number:3} {verdict:13} {mutant} [{len(files)} files: {', '.join(Path(file).stem for file in files[:5])}]", flush=True)
     share = killed / len(picked)
     print(f"{killed} of {len(picked)} killed ({share:.0%})")
     return int(share < options.wanted)
+
+
+def tried(tree: Path, mutant: Mutant, files: list[str]) -> str:
+    """Run these tests with the change in place."""
+    target = tree / mutant.path
+    original = target.read_text(encoding="utf-8")
+    target.write_text(mutant.source, encoding="utf-8")
+    try:
+        status = "passed"
+        if files:
+            status = run_tests(tree, files, LIMIT_S, "-x")
+    finally:
+        target.write_text(original, encoding="utf-8")
+    return {"passed": "SURVIVED", "failed": "killed", "timeout": "killed (time)"}[status]
 
 
 if __name__ == "__main__":

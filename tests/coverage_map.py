@@ -1,0 +1,118 @@
+"""Which test files execute a line of the product: each runs once under coverage, its child processes too.
+
+Needs a tree with an environment of its own, made by tests.mutation. What was found is kept in the user's cache folder, for each test file
+as long as its text stays the same; whether it passed, as long as the product stays the same too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import coverage
+from platformdirs import user_cache_path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("studio", "jobs")
+CACHE = user_cache_path("adapter-studio") / "coverage_map.json"
+LIMIT_S = 400  # for one test file under coverage; the slowest take a minute or two without
+# begins coverage in every Python process of the tree's environment, where the variable asks for it
+STARTS_COVERAGE = 'import os; exec("import coverage; coverage.process_startup()" if "COVERAGE_PROCESS_START" in os.environ else "")'
+CONFIG = """
+[run]
+source = {source}
+data_file = {data}
+parallel = true
+sigterm = true
+patch = _exit
+disable_warnings = no-data-collected, module-not-measured, module-not-imported, couldnt-parse, no-sysmon
+"""
+
+
+@dataclass
+class Entry:
+    """One test file as it was when it last ran."""
+
+    text: str  # hash of the test file and its helpers
+    product: str  # hash of the product then
+    passed: bool
+    seconds: float
+    lines: dict[str, list[str]] = field(default_factory=dict)  # by source file: texts of the lines that it executed
+
+
+def run(tree: Path, files: list[str], limit_s: float, *extra: str, variables: dict[str, str] | None = None) -> str:
+    """Run test files in a tree: "passed", "failed" or "timeout"."""
+    command = [str(tree / ".venv/bin/python"), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *extra, *files]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDIO_TEST_DATA": str(ROOT.parent / "shared"), **(variables or {})}
+    with subprocess.Popen(
+        command, cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+    ) as process:
+        try:
+            status = process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            return "timeout"
+    return "failed" if status else "passed"
+
+
+class CoverageMap:
+    """What each test file executes; `text_of` gives the text of a test file with that of its helpers."""
+
+    def __init__(self, tree: Path, text_of: Callable[[str], str]) -> None:
+        self.tree = tree
+        self.text_of = text_of
+        self.product = _hash(*(path.read_bytes() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))))
+        self.entries: dict[str, Entry] = {}
+        if CACHE.is_file():
+            self.entries = {file: Entry(**entry) for file, entry in json.loads(CACHE.read_bytes()).items()}
+
+    def complete(self, files: list[str]) -> None:
+        """Run the test files whose text is not known yet."""
+        for file in files:
+            if file not in self.entries or self.entries[file].text != _hash(self.text_of(file).encode()):
+                self._take(file)
+
+    def passes(self, file: str) -> bool:
+        """Whether a test file passes without any change of the product."""
+        if self.entries[file].product != self.product:
+            self._take(file)
+        return self.entries[file].passed
+
+    def _take(self, file: str) -> None:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as place:
+            config = Path(place) / "coveragerc"
+            source = ",".join(str(self.tree / package) for package in PACKAGES)
+            config.write_text(CONFIG.format(source=source, data=Path(place) / "data"))
+            status = run(self.tree, [file], LIMIT_S, variables={"COVERAGE_PROCESS_START": str(config)})
+            lines = self._lines(Path(place))
+        seconds = time.monotonic() - began
+        self.entries[file] = Entry(_hash(self.text_of(file).encode()), self.product, status == "passed", seconds, lines)
+        print(f"control: {file} {status} [{seconds:.0f} s]", flush=True)
+        CACHE.parent.mkdir(parents=True, exist_ok=True)
+        CACHE.write_text(json.dumps({name: asdict(entry) for name, entry in self.entries.items()}))
+
+    def _lines(self, place: Path) -> dict[str, list[str]]:
+        found: dict[str, set[str]] = {}
+        for file in place.glob("data*"):
+            data = coverage.CoverageData(basename=str(file))
+            try:
+                data.read()
+            except coverage.CoverageException:  # a process that was killed while it wrote
+                continue
+            for source in data.measured_files():
+                text = Path(source).read_text(encoding="utf-8").splitlines()
+                executed = found.setdefault(Path(source).relative_to(self.tree).as_posix(), set())
+                executed |= {text[number - 1].strip() for number in data.lines(source) or () if number <= len(text)}
+        return {source: sorted(texts) for source, texts in found.items()}
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
