@@ -148,6 +148,8 @@ def _largest(tensor: Array, density: float) -> Array:
     """The tensor with all but its share `density` of largest values set to zero."""
     count = int(density * tensor.size)
     kept = np.zeros(tensor.size, np.float32)
+    if count == 0:
+        return kept.reshape(tensor.shape)
     flat = tensor.reshape(-1)
     chosen = np.argpartition(np.abs(flat), tensor.size - count)[tensor.size - count :] if count < tensor.size else slice(None)
     kept[chosen] = flat[chosen]

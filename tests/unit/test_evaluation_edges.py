@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from studio.errors import DatasetError, NotFoundError, StudioError
-from studio.evaluation import answers, bleu, judging, metrics, numbers, predictions, prompts, scores, tokens, verdicts
+from studio.evaluation import answers, bleu, judging, metrics, numbers, predictions, prompts, replies, scores, tokens, verdicts, wording
 from studio.evaluation.__main__ import contestant, work
 from studio.evaluation.scores import CantSay, CorpusScore
 from studio.evaluation.verdicts import VerdictLine
@@ -433,3 +433,55 @@ def test_figures_of_contestants_and_what_the_process_does() -> None:
     assert done(do="agreement", verdicts=rows)["pairs"][0]["agreement"] == 0.0
     assert done(do="agreement", verdicts=rows, invalid="skip", truth=["j"])["pairs"][0]["n"] == 0
     assert done(do="metrics", contestants={"x": given}, pattern="a")["x"]["pattern_match"] == 0.5
+
+
+# replies
+
+
+def test_fields_are_read_down_to_a_depth() -> None:
+    words = wording.VerdictWords()
+    found = [
+        replies._stated(value, words) for value in ([("winner", "A")], [("x", [("winner", "B")])], [("x", {"winner": "C"})], [("x", "A")])
+    ]
+    assert [one and one.value for one in found] == ["a", "b", "tie", None]
+    both = replies._stated([("winner", "A"), ("verdict", "B")], words)
+    assert both is not None and both.value == "" and both.level == wording.Level.SCHEMA
+    unclear = replies._stated([("winner", "A"), ("verdict", 7)], words)
+    assert unclear is not None and unclear.value == "a"
+    depths = [replies._stated([("x", value)], words) is not None for value in map(straight, range(9))]
+    assert depths == [True] * 6 + [False] * 3
+    lists = [replies._stated(["x", value], words) is not None for value in map(listed, range(9))]
+    assert lists == [True] * 6 + [False] * 3
+
+
+def straight(depth: int) -> Any:
+    value: Any = [("winner", "A")]
+    for _ in range(depth):
+        value = [("x", value)]
+    return value
+
+
+def listed(depth: int) -> Any:
+    value: Any = [("winner", "A")]
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("{'why': {'winner': 'B'}}", "b"),
+        ("{'a': 1} then {'winner': 'A'}", "a"),
+        ("A is better in style. Overall, B is better in depth.", "b"),
+        ("A is better in style. B is better in depth.", "invalid"),
+        ("{" * 250 + '{"winner": "A"}', "a"),
+    ],
+)
+def test_what_outweighs_what_in_a_reply(reply: str, verdict: str) -> None:
+    assert judging.verdict(reply) == verdict
+
+
+@pytest.mark.parametrize("text", ["-√2", "so - \\pi", "\\boxed{-\\sqrt{3}}", "-2\\sqrt{2}"])
+def test_what_is_no_number_has_no_sign(text: str) -> None:
+    assert numbers.number(text) is None
