@@ -12,21 +12,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from jobs import sections
 from jobs.objectives import DESCRIPTION, OBJECTIVES, Objective, ObjectiveName, ObjectiveSections
 from jobs.row_fields import LearnedTurnsOption, ReasoningOption, SystemMessageOption, TemplateDateOption, TemplateLossesOption
-from jobs.sections import BottleneckSection, Config, Ia3Section, LoraSection, PromptSection, QuantizationSection
+from jobs.sections import Config, Optimizer
 from studio.errors import ConfigError
 from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 
 MAX_ROWS_WITHOUT_LEARNED_TOKEN = 0.2  # a launch above this share is refused
-
-# of transformers' optimizers those that run with what is installed here, on CPU and CUDA
-Optimizer = Literal[
-    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
-    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit",
-    "paged_ademamix_32bit", "adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
-]  # fmt: skip
-
 
 DECISIVE = {"objective", "method"}  # options that all others are read by
 Method = Literal["lora", "ia3", "prompt-tuning", "p-tuning", "prefix-tuning", "bottleneck", "full"]
@@ -187,11 +180,16 @@ class _Options(Config):
         default=0, title="CPU threads", ge=0, le=1024, description="CPU threads of the trainer; 0 leaves room for the page and the engine."
     )
 
-    lora: LoraSection = Field(default_factory=LoraSection, description="Low-rank adapter (LoRA)")
-    ia3: Ia3Section = Field(default_factory=Ia3Section, description="Learned scales (IA3)")
-    prompt: PromptSection = Field(default_factory=PromptSection, description="Virtual tokens (prompt, P- and prefix tuning)")
-    bottleneck: BottleneckSection = Field(default_factory=BottleneckSection, description="Bottleneck adapters")
-    quantization: QuantizationSection = Field(default_factory=QuantizationSection, description="Memory-saving base (quantisation)")
+    lora: sections.LoraSection = Field(default_factory=sections.LoraSection, description="Low-rank adapter (LoRA)")
+    ia3: sections.Ia3Section = Field(default_factory=sections.Ia3Section, description="Learned scales (IA3)")
+    prompt: sections.PromptSection = Field(
+        default_factory=sections.PromptSection, description="Virtual tokens (prompt, P- and prefix tuning)"
+    )
+    bottleneck: sections.BottleneckSection = Field(default_factory=sections.BottleneckSection, description="Bottleneck adapters")
+    quantization: sections.QuantizationSection = Field(
+        default_factory=sections.QuantizationSection, description="Memory-saving base (quantisation)"
+    )
+    rope: sections.RopeSection = Field(default_factory=sections.RopeSection, description="Long context (RoPE scaling)")
 
 
 class JobConfig(ObjectiveSections, _Options):

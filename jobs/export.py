@@ -23,6 +23,7 @@ from jobs.rundir import Attempt, RunDir, fsync_folder, move_into_place, write_js
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
 from jobs.trainers.stopping import StopWish
+from studio.catalogue import rope
 from studio.catalogue.models import count_parameters
 from studio.datasets.rendering import Renderer
 from studio.errors import StudioError
@@ -143,8 +144,9 @@ def write(
     from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading
 
     base, adapter = Path(config.base_path), Path(config.adapter_path)
-    limit = models.context(base) - proof.NEW_TOKENS
-    model = models.attach(models.load_base(base), adapter)
+    positions = rope.of_adapter(adapter)
+    limit = models.context(base, positions) - proof.NEW_TOKENS
+    model = models.attach(models.load_base(base, positions), adapter)
     prompts = [reading.ids(renderer, question)[-limit:] for question in questions]
     reference = proof.refer(model, models.detached(model), prompts, renderer.stop_token_ids)
     _tell(log, 2)

@@ -6,6 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# of transformers' optimizers those that run with what is installed here, on CPU and CUDA
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit",
+    "paged_ademamix_32bit", "adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+]  # fmt: skip
+
 
 class Config(BaseModel):
     """Frozen, and refuses what it does not know."""
@@ -146,4 +153,92 @@ class QuantizationSection(Config):
         default="bfloat16",
         title="Arithmetic on the 4-bit base",
         description="Number format of the arithmetic on the 4-bit base; a processor without bfloat16 instructions takes float32.",
+    )
+
+
+class RopeSection(Config):
+    """Rotary positions beyond the base's context; names and meanings follow transformers' rope_parameters."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.chosen)
+
+    @property
+    def chosen(self) -> dict[str, str | float | list[float]]:
+        """What differs from the defaults, by transformers' names."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    rope_type: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] = Field(
+        default="default",
+        title="Scaling of positions",
+        description="How positions are scaled so that texts longer than the base's context can be learned and read: yarn suits most "
+        "models; llama3 and longrope are for models that have them; default leaves positions as the base has them.",
+    )
+    factor: float | None = Field(
+        default=None,
+        title="Times the context",
+        gt=1,
+        le=1024,
+        allow_inf_nan=False,
+        description="How many times longer the context becomes, against the length that the base was first trained with.",
+    )
+    original_max_position_embeddings: int | None = Field(
+        default=None,
+        title="Original context",
+        ge=1,
+        le=1_048_576,
+        description="The length in tokens that the base was first trained with; empty takes it from the base's config.json.",
+    )
+    attention_factor: float | None = Field(
+        default=None,
+        title="Attention factor",
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Scale of queries and keys with yarn and longrope; empty takes the value that belongs to the factor.",
+    )
+    beta_fast: float | None = Field(
+        default=None,
+        title="Fast boundary (YaRN)",
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="Rotations over the original context above which yarn leaves a dimension alone; empty for 32.",
+    )
+    beta_slow: float | None = Field(
+        default=None,
+        title="Slow boundary (YaRN)",
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="Rotations over the original context below which yarn stretches a dimension whole; empty for 1.",
+    )
+    low_freq_factor: float | None = Field(
+        default=None,
+        title="Low boundary (Llama 3)",
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="Rotations over the original context below which llama3 stretches a dimension whole; empty for 1.",
+    )
+    high_freq_factor: float | None = Field(
+        default=None,
+        title="High boundary (Llama 3)",
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="Rotations over the original context above which llama3 leaves a dimension alone; empty for 4.",
+    )
+    short_factor: list[float] | None = Field(
+        default=None,
+        title="Short factors (LongRoPE)",
+        max_length=4096,
+        description="One divisor per frequency for texts within the original context; empty takes the base's own.",
+    )
+    long_factor: list[float] | None = Field(
+        default=None,
+        title="Long factors (LongRoPE)",
+        max_length=4096,
+        description="One divisor per frequency for texts beyond the original context; empty takes the base's own.",
     )

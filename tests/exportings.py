@@ -1,8 +1,9 @@
 """Train small adapters and export them in one process; prints what came of it as JSON.
 
-`python -m tests.exportings FOLDER < CASES`: one import of torch for all. A case is `{"name", "model", "options", "exports"}`; an
-export is `{"format", "outtype"?, "doubled"?, "packed"?}`, where `doubled` is the place among the adapter's layers whose scale is
-doubled just before merging, and `packed` merges into a 4-bit base that has answered before (true), or has not (false).
+`python -m tests.exportings FOLDER < CASES`: one import of torch for all. A case is `{"name", "model", "options", "exports"}`, with
+`questions` where the proof asks others than usual; an export is `{"format", "outtype"?, "doubled"?, "packed"?, "unscaled"?}`, where
+`doubled` is the place among the adapter's layers whose scale is doubled just before merging, `packed` merges into a 4-bit base that has
+answered before (true), or has not (false), and `unscaled` leaves the scaling of positions out of a GGUF file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from jobs import export
 from jobs.config import JobConfig
-from jobs.exporters import models
+from jobs.exporters import gguf_rope, models
 from jobs.exporters.config import PROMPTS, ExportConfig
 from jobs.rundir import RunDir, write_json
 from jobs.trainers import sft
@@ -39,6 +40,7 @@ def train(folder: Path, case: dict[str, Any]) -> Path:
 
 def export_one(folder: Path, case: dict[str, Any], adapter: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """The export's result, or {"failure"}."""
+    questions = case.get("questions", QUESTIONS)
     run = RunDir(folder / f"{case['name']}-{len(list(folder.iterdir()))}")
     config = ExportConfig(
         adapter=case["name"],
@@ -48,22 +50,25 @@ def export_one(folder: Path, case: dict[str, Any], adapter: Path, wanted: dict[s
         format=wanted["format"],
         outtype=wanted.get("outtype", "f16"),
         to=str(folder / "out" / run.path.name),
-        verify=len(QUESTIONS),
+        verify=len(questions),
     )
     write_json(run.config, config.model_dump(mode="json"))
-    (run.path / PROMPTS).write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS), encoding="utf-8")
-    merge, log = models.merge, EventLog(run.attempt(1).events)
+    (run.path / PROMPTS).write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    merge, add_keys, log = models.merge, gguf_rope.add_keys, EventLog(run.attempt(1).events)
     if "doubled" in wanted:
         models.merge = lambda model: merge(_doubled(model, wanted["doubled"]))
     if "packed" in wanted:
         models.merge = lambda _: merge(_four_bits(Path(case["model"]), adapter, wanted["packed"])).dequantize()
+    if "unscaled" in wanted:
+        plain = {"rope_type": "default", "rope_theta": 1e6}
+        gguf_rope.add_keys = lambda writer, config: add_keys(writer, config | {"rope_parameters": plain})
     try:
         return export.export(run, config, log).model_dump(mode="json", exclude_none=True)
     except Exception as exc:  # noqa: BLE001 - a case may be made to fail
         traceback.print_exc()
         return {"failure": explain(exc).reason}
     finally:
-        models.merge = merge
+        models.merge, gguf_rope.add_keys = merge, add_keys
         log.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.exporters.config import PROOF, ExportConfig
+from studio.catalogue import rope, rope_flags, text_models
 from studio.datasets.rendering import Renderer
 from studio.records import ExportFormat, ExportProof, RoundingProof
 
@@ -87,6 +88,7 @@ def _card(config: ExportConfig, run: Mapping[str, Any], verified: ExportProof) -
         f"# {config.adapter}",
         f"{_what(config)} Made by Adapter Studio from the adapter `{config.adapter}` on `{config.base_model}`.",
         "## Use\n\n" + USE[config.format].format(file=config.file_name),
+        *_long_context(config),
         "## Training\n\n" + (_list(_training(run)) or "- The adapter was brought from elsewhere; nothing is known of its training."),
         "## Data\n\n" + (_list(config.about.items()) or "- not known"),
         "## Figures\n\n" + (_list(_numbers(run.get("metrics"))) or "- none"),
@@ -94,6 +96,35 @@ def _card(config: ExportConfig, run: Mapping[str, Any], verified: ExportProof) -
         *(["## Limits\n\n" + "\n".join(f"- {note}" for note in verified.notes)] if verified.notes else []),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _long_context(config: ExportConfig) -> Iterable[str]:
+    """How the programs that people use are told of positions that are not the base's own."""
+    positions = rope.of_adapter(Path(config.adapter_path))
+    if not positions.is_set:
+        return
+    found = rope_flags.overrides(text_models.config_of(Path(config.base_path), positions))
+    lines = [rope_flags.sentence(positions, found)]
+    if config.format == ExportFormat.MERGED:
+        lines += ["`config.json` says so.", f"`vllm serve THIS-FOLDER {rope_flags.vllm_flags(found, is_in_config=True)}`"]
+    elif config.format == ExportFormat.ADAPTER:
+        serve = f"vllm serve THE-BASE --enable-lora --lora-modules {config.adapter}=THIS-FOLDER {rope_flags.vllm_flags(found)}"
+        lines += [
+            "The base has to be loaded with them, or the answers are wrong without an error:",
+            f"```python\n{rope_flags.transformers_lines(found, 'THE BASE MODEL')}```",
+            f"```sh\n{serve}\n```",
+        ]
+    elif config.format == ExportFormat.GGUF:
+        lines += ["The keys of the file say so.", f"`llama-server -m {config.file_name} -c {rope_flags.reads(found)}`"]
+    else:
+        flags = rope_flags.llama_cpp_flags(positions, found)
+        lines += [
+            "The base has to be run with them, or the answers are wrong without an error:",
+            f"```sh\nllama-server -m THE-BASE.gguf --lora {config.file_name} {flags}\n```",
+        ]
+    if config.format in (ExportFormat.MERGED, ExportFormat.ADAPTER):
+        lines[-1] += rope_flags.vllm_note(positions)
+    yield "## Long context\n\n" + "\n\n".join(lines)
 
 
 def proof_sentence(verified: ExportProof) -> str:

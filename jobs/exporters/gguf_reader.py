@@ -17,6 +17,8 @@ import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from jobs.exporters import gguf_rope
+from jobs.sections import RopeSection
 from studio.catalogue import text_models
 from studio.errors import ModelError
 
@@ -29,16 +31,20 @@ class UnknownFamily(ModelError):
     """transformers' reader does not know the family of the file, or not all of its tensors."""
 
 
-def model(folder: Path, file_name: str, base: Path) -> nn.Module:
-    """The file's weights on the base's config. Raises UnknownFamily where transformers has no reader for them."""
+def model(folder: Path, file_name: str, base: Path, positions: RopeSection) -> nn.Module:
+    """The file's weights on the base's config with the file's positions. Raises UnknownFamily where transformers has no reader for them.
+
+    `positions`: those that the adapter was trained with.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     stated = _stated(folder, file_name)
-    own = text_models.config_of(base).get_text_config()
+    own = text_models.config_of(base, positions).get_text_config()
     if differences := list(_differences(stated, own)):
         raise ModelError(f"The file states other sizes than the base: {', '.join(differences)}.", "Report this as a defect.")
     file = gguf.GGUFReader(folder / file_name)
+    gguf_rope.read_back(file, own)
     config, family = own, type(stated)
     if stated.model_type == "mistral":  # what transformers calls a Llama that is named so
         family = CONFIG_MAPPING["llama"]

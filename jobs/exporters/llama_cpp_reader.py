@@ -16,6 +16,7 @@ import torch
 from jobs.exporters import gguf_file, models
 from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.proof import MAX_SHARE, NEW_TOKENS, Behaviour, Ids
+from studio.catalogue import rope
 from studio.catalogue.gguf import has_quantizer
 from studio.datasets.rendering import Renderer
 
@@ -55,7 +56,8 @@ def _open(config: ExportConfig, folder: Path, place: Path, length: int) -> Any:
     if config.format == "gguf-lora":
         base = Path(config.base_path)
         whole, lora = place / "base.gguf", str(whole)
-        gguf_file.write(whole, models.load_base(base), base, Renderer.load(base), "f16", "base")
+        model = models.load_base(base, rope.of_adapter(Path(config.adapter_path)))
+        gguf_file.write(whole, model, base, Renderer.load(base), "f16", "base")
     return llama_cpp.Llama(
         model_path=str(whole), lora_path=lora, n_ctx=max(length, 64), n_batch=max(length, 64), logits_all=True, verbose=False
     )

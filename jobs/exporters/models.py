@@ -15,21 +15,25 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from jobs import bottleneck
-from studio.catalogue import attaching, hardware, text_models
-from studio.catalogue.models import context as text_context
+from jobs.sections import RopeSection
+from studio.catalogue import attaching, hardware, rope, text_models
 from studio.catalogue.models import count_parameters, read_json, tensors, weight_files
 from studio.errors import ModelError
 
 WORKING_ROOM = 1.2  # of the weights: what computing takes beside them
+UNKNOWN_CONTEXT = 2048  # tokens, where config.json does not say
 ATTACHED = "default"  # peft's name for the only adapter
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def load_base(folder: Path) -> nn.Module:
-    """The base from its own files, in float32 where that fits into memory, else in 16 bit. Raises ModelError where neither fits."""
+def load_base(folder: Path, positions: RopeSection | None = None) -> nn.Module:
+    """The base from its own files, in float32 where that fits into memory, else in 16 bit. Raises ModelError where neither fits.
+
+    `positions`: those that the adapter was trained with.
+    """
     transformers_logging.disable_progress_bar()
     device, dtype = _place(folder)
-    return load(folder, dtype=dtype).to(device)
+    return load(folder, dtype=dtype, config=text_models.config_of(folder, positions)).to(device)
 
 
 def load(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
@@ -81,8 +85,9 @@ def half(folder: Path) -> torch.dtype:
     return HALVES.get(max(set(kinds), key=kinds.count), torch.float16)
 
 
-def context(folder: Path) -> int:
-    return text_context(read_json(folder / "config.json")) or 2048
+def context(folder: Path, positions: RopeSection) -> int:
+    """Tokens that the base reads at once."""
+    return rope.context(read_json(folder / "config.json"), positions) or UNKNOWN_CONTEXT
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -13,6 +13,7 @@ from torch import nn
 from jobs.exporters import gguf_lora, gguf_reader, models
 from jobs.exporters.config import ExportConfig, ProofPrompt
 from jobs.exporters.folders import TEMPLATE
+from studio.catalogue import rope
 from studio.datasets.rendering import Renderer
 
 
@@ -29,10 +30,10 @@ def model(config: ExportConfig, folder: Path) -> nn.Module:
     if config.format == "merged":
         return models.load_base(folder)
     if config.format == "gguf":
-        return gguf_reader.model(folder, config.file_name, base)
-    fresh = models.load_base(base)
+        return gguf_reader.model(folder, config.file_name, base, rope.of_adapter(Path(config.adapter_path)))
     if config.format == "adapter":
-        return models.attach(fresh, folder)
+        return models.attach(models.load_base(base, rope.of_adapter(folder)), folder)
+    fresh = models.load_base(base, rope.of_adapter(Path(config.adapter_path)))
     gguf_lora.apply(folder / config.file_name, fresh, base)
     return fresh
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import JobConfig
 from jobs.trainers import methods
-from studio.catalogue import fused
+from studio.catalogue import fused, rope, rope_flags
 from studio.catalogue.reach import sentence
 from studio.catalogue.targets import LoraTargets
 from studio.datasets.rendering import TEMPLATES, Renderer
@@ -53,6 +53,7 @@ class AdapterCard:
             "config": {**options, "chat_template": self.template_name},
             **self._adapted(),
             "metrics": figures,
+            **self._positions(),
         }
 
     def _adapted(self) -> dict[str, Any]:
@@ -61,6 +62,12 @@ class AdapterCard:
             return {}
         left_out = {str(kind): round(share, 6) for kind, share in self.targets.left_out.items()}
         return {"targets": {"share": round(self.targets.share, 6), "left_out": left_out}}
+
+    def _positions(self) -> dict[str, Any]:
+        """What whoever loads the base has to know; nothing where the base keeps its own positions."""
+        if not self.config.rope.is_set:
+            return {}
+        return {rope.CARD_KEY: self.config.rope.chosen}
 
 
 def weights(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -84,7 +91,7 @@ def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, A
     (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config)), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(card.renderer.template, encoding="utf-8")
     (folder / "studio.json").write_text(_json(card.as_json(figures)), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(card, figures), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(card, figures, model.config), encoding="utf-8")
 
 
 def save_raw(checkpoint: Path, model: PeftModel) -> None:
@@ -119,21 +126,27 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n"
 
 
-def _readme(card: AdapterCard, figures: dict[str, Any]) -> str:
+def _readme(card: AdapterCard, figures: dict[str, Any], base: Any) -> str:
+    """`base`: transformers' configuration of the base, as it was trained on."""
     config = card.config
-    reached = ""
+    reached = long_context = ""
     if card.targets is not None:
         reached = f"{sentence(card.targets.share, card.targets.left_out)}\n\n"
+    names, loading = "AutoModelForCausalLM", 'base = AutoModelForCausalLM.from_pretrained("PATH OF THE BASE MODEL")\n'
+    if config.rope.is_set:
+        found = rope_flags.overrides(base)
+        names, loading = f"AutoConfig, {names}", rope_flags.transformers_lines(found, "PATH OF THE BASE MODEL")
+        long_context = f"{rope_flags.sentence(config.rope, found)} The base has to be loaded with them, as here.\n\n"
     lines = "\n".join(f"- {name}: {value:.6g}" if isinstance(value, float) else f"- {name}: {value}" for name, value in figures.items())
     return (
         f"---\nbase_model: {config.base_model}\nlibrary_name: peft\ntags: [{config.method}, {config.objective}, adapter-studio]\n---\n\n"
         f"# Adapter for {config.base_model}\n\n"
         f"Trained by Adapter Studio: {methods.describe(config)}, objective {config.objective}, learning rate {config.learning_rate:g}. "
         "Every option is in `studio.json`; write conversations with `chat_template.jinja`.\n\n"
-        f"{reached}"
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f"{reached}{long_context}"
+        f"```python\nfrom peft import PeftModel\nfrom transformers import {names}\n\n"
         + ("from jobs.bottleneck import register  # of Adapter Studio\n\nregister()\n" if config.method == "bottleneck" else "")
-        + 'base = AutoModelForCausalLM.from_pretrained("PATH OF THE BASE MODEL")\n'
-        'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n```\n\n'
+        + loading
+        + 'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n```\n\n'
         f"## Figures\n\n{lines or '- none yet'}\n"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.trainers.events import EventLog
-from studio.catalogue import anatomy, keys, models, quantising, text_models
+from studio.catalogue import anatomy, keys, models, quantising, rope, text_models
 from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.reach import WORDS
 from studio.datasets.rendering import Renderer
@@ -52,8 +52,7 @@ def check_weights(config: JobConfig, folder: Path, log: EventLog) -> None:
 
 def max_length(config: JobConfig, folder: Path) -> int:
     """Rows longer than the model's context can't be learned, whatever the option says."""
-    context = models.context(models.read_json(folder / "config.json"))
-    return min(config.max_length, context or config.max_length)
+    return min(config.max_length, rope.context(models.read_json(folder / "config.json"), config.rope) or config.max_length)
 
 
 def choose_device(config: JobConfig, log: EventLog) -> ComputeDevice:
@@ -108,6 +107,7 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
     folder = folder_of(config)
     model, report = text_models.load(
         folder,
+        config=text_models.config_of(folder, config.rope),
         dtype=getattr(torch, device.dtype),
         quantization_config=_quantization(config, device, folder),
         device_map={"": 0 if device.name == "cuda" else "cpu"},

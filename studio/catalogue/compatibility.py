@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.config import JobConfig, build
 from jobs.objectives import OBJECTIVES
-from studio.catalogue import hardware
+from studio.catalogue import hardware, rope
 from studio.catalogue.architecture import Decoder, Linear, decoder
 from studio.catalogue.trainable import PROMPTS, targeted
 from studio.errors import ModelError
@@ -196,13 +196,15 @@ def _numbers(config: JobConfig, model: Mapping[str, Any] | None) -> Iterator[Con
         yield Conflict("ia3.target_modules and ia3.feedforward_modules are named together or left to auto together", {
             "ia3.target_modules": "auto", "ia3.feedforward_modules": None,
         })  # fmt: skip
+    for problem in rope.problems(config.rope, model):
+        yield Conflict(problem.because, problem.change, problem.advice)
     if model is not None:
         yield from _against_model(config, model)
 
 
 def _against_model(config: JobConfig, model: Mapping[str, Any]) -> Iterator[Conflict]:
     try:
-        shape = decoder(model)
+        shape = decoder(rope.stretched(model, config.rope))
     except ModelError:
         return  # nobody knows its sizes
     context = shape.context

@@ -15,11 +15,13 @@ from typing import Any
 
 from studio.catalogue.gguf_vocabulary import OTHER_FORMATS, read_vocabulary
 from studio.catalogue.models import read_json
+from studio.catalogue.rope import ORIGINAL, base_positions
 from studio.errors import ModelError
 
 TANH = "gelu_pytorch_tanh"
 INSTALL = "Install it with `pip install 'adapter-studio[llama-cpp]'`, which needs a C++ compiler and cmake"
-ROPES = ("default", "linear", "llama3")  # kinds of scaled positions that are written
+ROPES = ("default", "linear", "llama3", "yarn", "longrope")  # kinds of positions that are written; llama.cpp knows no dynamic ones
+WITH_LONGROPE = ("phi3",)  # of these families, those in which llama.cpp looks for the factors of longrope
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,16 @@ def check_granted(family: GgufFamily, config: Mapping[str, Any], name: str) -> N
     activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
     if activation != family.activation:
         raise ModelError(f"This {name} uses {activation}, and GGUF knows {family.activation} for it.", OTHER_FORMATS)
-    kind = rope(config)["rope_type"]
-    if kind not in ROPES:
-        raise ModelError(f"Its positions are scaled by {kind}, which can't be written as GGUF here.", OTHER_FORMATS)
+    check_positions(family, config)
     if contradictions := list(_contradictions(family, config)):
         raise ModelError(f"llama.cpp computes {family.name} with {', '.join(contradictions)}.", OTHER_FORMATS)
+
+
+def check_positions(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    """Raises ModelError for scaled positions that a file of this family can't state."""
+    kind = rope(config)["rope_type"]
+    if kind not in ROPES or (kind == "longrope" and family.name not in WITH_LONGROPE):
+        raise ModelError(f"Its positions are scaled by {kind}, which can't be written as GGUF for {family.name}.", OTHER_FORMATS)
 
 
 def has_quantizer() -> bool:
@@ -115,15 +122,16 @@ def notes(family: GgufFamily, config: Mapping[str, Any]) -> list[str]:
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings with `rope_type` and `rope_theta`, wherever this version of config.json keeps them.
+    """The rotary settings with rope_type, rope_theta, factor and the original context, wherever this config.json keeps them.
 
     Of a model whose layers differ, those of the layers that see everything.
     """
-    stated = config.get("rope_parameters") or {}
-    found = {**(config.get("rope_scaling") or {}), **(stated.get("full_attention") or stated)}
-    kind = found.get("rope_type") or found.get("type") or "default"
-    theta = found.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return {**found, "rope_type": str(kind), "rope_theta": float(theta)}
+    base = base_positions(config)
+    theta = base.parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
+    found = {**base.parameters, "rope_type": base.kind, "rope_theta": float(theta)}
+    if base.is_scaled:
+        found |= {"factor": base.factor, ORIGINAL: base.original}
+    return found
 
 
 def head_size(config: Mapping[str, Any]) -> int:

@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio import lifeline, processes
+from studio.catalogue import library_child
 from studio.catalogue.models import read_json, tensors, weight_files
 from studio.catalogue.text_models import config_of, family_of
 from studio.errors import ModelError
 
 AGAIN = "Download the model again, or save it whole with save_pretrained."
-PATIENCE_S = 300.0
-MOST_BYTES = 12 * 1024**3  # of the child's memory: a config.json may ask for any number of layers
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 BLOCK = re.compile(r"^(.*?\.)(\d+)\.")  # of a tensor's name: the list of layers, and the layer's number
 
@@ -176,27 +169,8 @@ def compare_in_child(folder: Path) -> WeightKeys:
     key = _digest(folder)
     if key not in _compared:
         _check_layers(folder)
-        _compared[key] = _ask_child(folder)
+        _compared[key] = WeightKeys(**library_child.ask("studio.catalogue.keys", folder))
     return _compared[key]
-
-
-def _ask_child(folder: Path) -> WeightKeys:
-    environment = {**processes.child_environment(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = processes.module_command("studio.catalogue.keys", str(folder))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
-        assert child.stdout is not None
-        timer = threading.Timer(PATIENCE_S, child.kill)
-        timer.start()
-        out = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
-        timer.cancel()
-    try:
-        answer = json.loads(out.splitlines()[-1])
-    except (ValueError, IndexError):
-        said = f"{folder} describes a model that could not be built: its process was killed for taking too much memory or time."
-        raise ModelError(said, "Check its config.json.") from None
-    if error := answer["error"]:
-        raise ModelError(error["message"], error["fix"])
-    return WeightKeys(**answer["keys"])
 
 
 def _check_layers(folder: Path) -> None:
@@ -218,29 +192,5 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def main() -> None:
-    lifeline.end_with_parent()
-    _limit_memory()
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print; the pipe carries the answer only
-    folder = Path(sys.argv[1])
-    answer: dict[str, Any] = {"error": None}
-    try:
-        answer["keys"] = asdict(compare(folder))
-    except ModelError as exc:
-        answer["error"] = exc.as_json()
-    except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever transformers says about a config.json becomes one line
-        said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
-        answer["error"] = {"message": f"{folder} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
-    print(json.dumps(answer), file=out, flush=True)
-
-
-def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
-
-
 if __name__ == "__main__":
-    main()
+    library_child.answer(lambda folder, _: asdict(compare(folder)))

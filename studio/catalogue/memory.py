@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from studio.catalogue import activations as acts
-from studio.catalogue import hardware
+from studio.catalogue import hardware, rope
 from studio.catalogue.activations import Setting
 from studio.catalogue.architecture import Decoder, decoder, sees_whole_rows, text_config
 from studio.catalogue.trainable import PROMPTS, Trainable, trainable
@@ -103,7 +103,7 @@ def predict(config: dict[str, Any], job: JobConfig, *, device: str | None = None
     """
     device = device or device_of(job)
     size = size or number_bytes(device)
-    model = decoder(config)
+    model = decoder(rope.stretched(config, job.rope))
     trained = trainable(model, job)
     setting = batch(model, job, trained, device, size, config)
     parts = dict.fromkeys(PARTS, 0)

@@ -10,14 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.sections import RopeSection
+from studio.catalogue import rope
 from studio.catalogue.models import read_json
 from studio.catalogue.wrappers import without_code
 from studio.errors import ModelError
 
 
-def config_of(folder: Path) -> Any:
-    """config.json as transformers' configuration, without anything that chooses code. Raises ModelError."""
-    return configuration(read_json(folder / "config.json"), str(folder))
+def config_of(folder: Path, positions: RopeSection | None = None) -> Any:
+    """config.json as transformers' configuration, without anything that chooses code. Raises ModelError.
+
+    `positions`: instead of the base's own, as a job trains or an adapter was trained.
+    """
+    return configuration(rope.scaled(read_json(folder / "config.json"), positions or RopeSection()), str(folder))
 
 
 def configuration(values: Mapping[str, Any], name: str) -> Any:
@@ -71,4 +76,20 @@ def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict
     config = config or config_of(folder)
     fixed = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = auto_class(config).from_pretrained(str(folder), config=config, **options, **fixed)
+    forget_lengths(model)
     return model, report
+
+
+def forget_lengths(model: Any) -> None:
+    """Have dynamic positions follow each text alone: transformers keeps those of the longest text so far for the shorter ones after it."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, "original_max_seq_len"):
+            module.register_forward_pre_hook(_forget_length)
+
+
+def _forget_length(module: Any, _: Any) -> None:
+    kinds = [f"{kind}_" for kind in module.rope_type] if isinstance(module.rope_type, Mapping) else [""]
+    for kind in kinds:
+        if hasattr(module, f"{kind}inv_freq"):
+            setattr(module, f"{kind}max_seq_len_cached", module.original_max_seq_len)
+            setattr(module, f"{kind}inv_freq", getattr(module, f"{kind}original_inv_freq"))

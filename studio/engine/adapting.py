@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from studio.catalogue import attaching
+from jobs.sections import RopeSection
+from studio.catalogue import attaching, rope, rotary
 from studio.catalogue.models import read_json, tensors
 from studio.engine.kinds import BASE_CHANGING_INITS, LEADING_KINDS, UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, ModelFolder
@@ -52,6 +53,8 @@ class Attached:
     is_shared: bool = False
     is_mixable: bool = False
     effect: float = 0.0
+    positions: str = ""  # how they are scaled, where they are not the base's own
+    follows_length: bool = False  # of these positions: they depend on how long a text is
     idle: int = 0  # tensors that adapter_config.json asks for and the file lacks
     tree: Any = None  # modules of its own over the base's weights; None: in the tree of plain LoRAs, or a lead
     lead: Lead | None = field(default=None, repr=False)
@@ -60,7 +63,9 @@ class Attached:
     def notes(self) -> tuple[str, ...]:
         """What whoever reads the answer must know."""
         found = []
-        if not self.is_shared:
+        if self.positions:
+            found.append(f"{self.name} answered in a pass of its own: it has positions of its own ({self.positions}).")
+        elif not self.is_shared:
             found.append(f"{self.name} answered in a pass of its own: {self.kind} can't share a batch.")
         elif not self.is_mixable:
             found.append(f"{self.name} answered in a pass of its own: this base can't tell adapters apart in one batch.")
@@ -84,7 +89,8 @@ def adapter_facts(adapter: AdapterRef) -> tuple[dict[str, Any], tuple[Any, ...]]
     config = read_json(adapter.path / "adapter_config.json")
     if not isinstance(config.get("peft_type"), str):
         raise ModelError(f"{adapter.path / 'adapter_config.json'} names no peft_type.", "Import an adapter that peft saved.")
-    return config, (adapter.sha256, *fingerprint(weights, adapter.path / "adapter_config.json"))
+    told = [file for file in (adapter.path / rope.CARD,) if file.is_file()]
+    return config, (adapter.sha256, *fingerprint(weights, adapter.path / "adapter_config.json", *told))
 
 
 def check(adapter: AdapterRef, config: dict[str, Any], base: nn.Module) -> None:
@@ -151,6 +157,15 @@ def share_weights(base: nn.Module) -> nn.Module:
         if hasattr(state, "has_fp16_weights"):  # bitsandbytes moves 8-bit weights and their scales there on first use
             shared[id(state)] = state
     return copy.deepcopy(base, shared)
+
+
+def with_positions(base: nn.Module, folder: ModelFolder, positions: RopeSection) -> nn.Module:
+    """The base, or a tree of its own over the same weights with the positions that an adapter was trained with. Raises ModelError."""
+    if not positions.is_set:
+        return base
+    tree = share_weights(base)
+    rotary.rescale(tree, folder.path, positions)
+    return tree
 
 
 def _admit(adapter: AdapterRef) -> None:

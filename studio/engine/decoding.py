@@ -30,9 +30,8 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    @property
-    def has_columns(self) -> bool:
-        """Whether its cache can be cut, and kept for the next prompt."""
+    def recalls(self, key: str | None) -> bool:
+        """Whether what was read with an adapter can be kept for the next prompt that begins alike."""
         ...
 
     def lead(self, key: str | None) -> int:
@@ -179,7 +178,7 @@ class Batch:
         fresh: list[tuple[GeneratedAnswer, str | None]] = []
         for key, members in by_adapter.items():
             found = []
-            if self._model.has_columns and not self._model.lead(key):
+            if self._model.recalls(key):
                 found = list(self._alike(members, key))
             alike += found
             taken = {id(answer) for group in found for answer in group.answers}
@@ -279,11 +278,9 @@ class Batch:
 
     def _remember(self, rows: set[int]) -> None:
         """Conversations go on: the next prompt begins with this one and its answer. Batch jobs ask each thing once."""
-        if not self._model.has_columns:
-            return
         for row in rows:
             answer, key = self._samplers[row].answer, self.adapters[row]
-            if answer.lane != "chat" or answer.error is not None or self._model.lead(key):
+            if answer.lane != "chat" or answer.error is not None or not self._model.recalls(key):
                 continue
             columns = self._mask[row].nonzero()[:, 0]
             read = [*answer.prompt_ids, *answer.ids][: len(columns)]

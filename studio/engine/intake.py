@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from studio.catalogue import rope
 from studio.catalogue.models import ModelFacts, inspect_folder
 from studio.datasets.rendering import RenderedPrompt, Renderer
 from studio.engine.answer import GeneratedAnswer
@@ -48,7 +49,7 @@ def preview(request: GenerationRequest) -> PromptPreview:
         text=prompt.text,
         ids=prompt.ids,
         tokens=pieces,
-        context=facts.context or UNKNOWN_CONTEXT,
+        context=_context(request, facts),
         template=renderer.template_name,
     )
 
@@ -146,7 +147,7 @@ def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> RenderedProm
 
 def _room(request: GenerationRequest, renderer: Renderer, ids: list[int], facts: ModelFacts) -> int:
     """Tokens that the answer may have."""
-    context = facts.context or UNKNOWN_CONTEXT
+    context = _context(request, facts)
     if len(ids) >= context:
         excess = len(ids) - context + 1
         raise bad_request(
@@ -156,6 +157,11 @@ def _room(request: GenerationRequest, renderer: Renderer, ids: list[int], facts:
             code="context_length_exceeded",
         )
     return context - len(ids)
+
+
+def _context(request: GenerationRequest, facts: ModelFacts) -> int:
+    """Tokens that the base reads at once, with the positions that the adapter was trained with."""
+    return rope.context_beside(request.base.path, request.adapter and request.adapter.path, facts.context) or UNKNOWN_CONTEXT
 
 
 def _what_to_cut(request: GenerationRequest, renderer: Renderer, excess: int) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studio.catalogue import hardware
-from studio.catalogue.models import weight_files
+from jobs.sections import RopeSection
+from studio.catalogue import hardware, rope
+from studio.catalogue.models import read_json, weight_files
 from studio.engine import adapting, kinds, loading
 from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
 from studio.engine.prefixes import Prefixes
@@ -55,6 +56,7 @@ class LocalModel:
         self._probe: Tensor | None = None
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self._steps = Stepper(model)
+        self._follows_length = rope.base_positions(read_json(folder.path / "config.json")).kind in rope.BY_LENGTH
 
     @property
     def is_exact(self) -> bool:
@@ -95,14 +97,27 @@ class LocalModel:
             return (f"{self.folder.name} keeps no cache that can be used here: each token reads the whole text again.",)
         if not self.is_padded:
             return (f"{self.folder.name} answered in a pass of its own: its rows can't be padded, so they share no batch.",)
+        if self._follows_length:
+            return (f"{self.folder.name} answered in a pass of its own: its positions depend on how long a text is.",)
         return ()
 
     def new_cache(self) -> Any:
         return self._steps.new_cache()
 
+    def follows_length(self, key: str | None) -> bool:
+        """Whether positions depend on how long a text is, so that rows of other lengths and earlier beginnings would move them."""
+        attached = self._by_key.get(key or "")
+        if attached is None or not attached.positions:
+            return self._follows_length
+        return attached.follows_length
+
+    def recalls(self, key: str | None) -> bool:
+        """Whether what was read with an adapter can be kept for the next prompt that begins alike."""
+        return self.has_columns and not self.lead(key) and not self.follows_length(key)
+
     def shares_batch(self, first: str | None, second: str | None) -> bool:
         """Whether rows of these two adapters (None: of the base) may be in one batch."""
-        if not self.is_padded:
+        if not self.is_padded or self.follows_length(first) or self.follows_length(second):
             return False
         return first == second or all(key is None or self._by_key[key].is_mixable for key in (first, second))
 
@@ -178,14 +193,14 @@ class LocalModel:
         self._make_room(size, in_use)
         self._count += 1
         key = f"adapter_{self._count}"  # module names can't hold the dots a name may have
-        is_plain = kinds.is_mixable(config)
+        positions = rope.of_adapter(adapter.path)
+        is_plain = kinds.is_mixable(config) and not positions.is_set
         attached = Attached(key, adapter.name, kinds.kind_of(config), size, is_shared=is_plain, is_mixable=is_plain)
+        attached.positions, attached.follows_length = rope.described(positions), positions.rope_type in rope.BY_LENGTH
         if is_plain:
             self._load_lora(adapter, attached)
-        elif config["peft_type"] in kinds.LEADING_KINDS:
-            attached.lead = adapting.lead_of(adapter, self._base, self.device)
         else:
-            attached.tree, attached.idle = adapting.attach_alone(adapter, self._base, self.device)
+            self._load_alone(adapter, attached, config["peft_type"] in kinds.LEADING_KINDS, positions)
         self._by_key[key] = attached
         try:
             attached.effect = self._effect(key)
@@ -201,6 +216,16 @@ class LocalModel:
         attached.is_mixable = is_plain and self.is_padded and self._mixes(key)
         self.attached[identity] = attached
         return attached
+
+    def _load_alone(self, adapter: AdapterRef, attached: Attached, leads: bool, positions: RopeSection) -> None:
+        """Give an adapter a tree of its own, or make it a lead; with the positions that it was trained with."""
+        base = adapting.with_positions(self._base, self.folder, positions)
+        if not leads:
+            attached.tree, attached.idle = adapting.attach_alone(adapter, base, self.device)
+            return
+        attached.lead = adapting.lead_of(adapter, base, self.device)
+        if positions.is_set:
+            attached.tree = base
 
     def _load_lora(self, adapter: AdapterRef, attached: Attached) -> None:
         """Put a plain LoRA into the tree that all of them share."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from studio.catalogue import text_models
+from studio.catalogue import rope, text_models
 from studio.datasets.rendering import Rendered, Renderer
 from studio.datasets.report.child import Progress, run
 from studio.engine.protocol import read_folders
@@ -60,7 +60,7 @@ def _last_only(row: Rendered) -> Rendered:
 def load_model(base: Any, adapter: Any) -> Any:
     import torch
 
-    model, _ = text_models.load(base, dtype=torch.float32)
+    model, _ = text_models.load(base, config=text_models.config_of(base, rope.of_adapter(adapter)), dtype=torch.float32)
     if adapter is not None:
         from peft import PeftModel
 

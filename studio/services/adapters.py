@@ -12,7 +12,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs import rundir
-from studio.catalogue import adapter_fit, adapter_trial
+from jobs.sections import RopeSection
+from studio.catalogue import adapter_fit, adapter_trial, rope
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db import lifecycle
@@ -84,8 +85,10 @@ class AdapterService:
         adapter_fit.check(source / WEIGHTS, config.values, base.path, base.name)
         with self.db.read() as session:
             self.choose_name(session, name, source.name)  # a bad name is told before anything is copied
+        positions = rope.of_adapter(source)
+        rope.scaled(folders.read_json(base.path / "config.json"), positions)
         adapter_id = new_id()
-        folder = self._keep(source, adapter_id, config)
+        folder = self._keep(source, adapter_id, config, positions)
         try:
             with self.db.write() as session:
                 row = AdapterRow(
@@ -201,7 +204,7 @@ class AdapterService:
             "Add that model first with `studio models add`, or name it with --base-model.",
         )
 
-    def _keep(self, source: Path, adapter_id: str, config: AdapterConfig) -> Path:
+    def _keep(self, source: Path, adapter_id: str, config: AdapterConfig, positions: RopeSection) -> Path:
         folder, part = self.settings.adapters / adapter_id, self.settings.adapters / f".{adapter_id}.part"
         try:
             part.mkdir()
@@ -209,6 +212,8 @@ class AdapterService:
             shutil.copyfile(source / WEIGHTS, part / WEIGHTS)
             if (source / TEMPLATE).is_file():
                 shutil.copyfile(source / TEMPLATE, part / TEMPLATE)
+            if positions.is_set:
+                rundir.write_json(part / rope.CARD, {rope.CARD_KEY: positions.chosen})
             part.rename(folder)
         except OSError as exc:
             shutil.rmtree(part, ignore_errors=True)

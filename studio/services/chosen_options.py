@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.config import JobConfig
+from studio.catalogue import rope
 from studio.catalogue.compatibility import narrowest_layer
 
 
@@ -21,6 +22,8 @@ class ChosenOptions:
 def fitted(config: JobConfig, layer: Mapping[str, Any], model: Mapping[str, Any], context: int | None, model_name: str) -> ChosenOptions:
     """`config`, made to fit where `layer`, what a person has set, says nothing. `model`: its config.json."""
     notices = []
+    if config.rope.is_set:
+        context = rope.context(model, config.rope)
     if context and config.max_length > context and not _sets(layer, "max_length"):
         notices.append(f"max_length is {context} instead of {config.max_length}: {model_name} reads no more tokens at once.")
         config = config.model_copy(update={"max_length": context})

@@ -29,7 +29,7 @@ from jobs.exporters.config import (
 from jobs.kinds import queue_of
 from jobs.rundir import RunDir
 from studio import processes
-from studio.catalogue import gguf
+from studio.catalogue import gguf, rope, rope_flags
 from studio.catalogue.models import count_parameters, read_json
 from studio.db import lifecycle
 from studio.db.models import AdapterRow, DatasetRow, JobRow, new_id
@@ -193,9 +193,17 @@ class ExportService:
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"The files of adapter {row.name} are gone from {folder}.", "Train it again, or delete the adapter.")
         kinds.check(format, read_json(folder / CONFIG))
+        positions = rope.of_adapter(folder)
+        if format == ExportFormat.GGUF_LORA and positions.is_set and not rope_flags.has_llama_cpp_flags(positions):
+            raise ModelError(
+                f"It was trained with positions ({rope.described(positions)}) that llama.cpp has no flags for, and a GGUF LoRA states none.",
+                kinds.AS_MERGED,
+            )
         if format in (ExportFormat.GGUF, ExportFormat.GGUF_LORA):
             try:
-                gguf.check(base.path)
+                family = gguf.check(base.path)
+                if positions.is_set:
+                    gguf.check_positions(family, rope.scaled(read_json(base.path / "config.json"), positions))
             except ModelError as refusal:
                 said = f"{base.name} can't become GGUF: {refusal.message[0].lower()}{refusal.message[1:]}"
                 raise ModelError(said, refusal.fix) from None

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from jobs import config as job_config
 from jobs import recipes
 from jobs.config import JobConfig
-from studio.catalogue import hardware, memory
+from studio.catalogue import hardware, memory, rope
 from studio.catalogue.architecture import decoder, text_config
 from studio.catalogue.compatibility import conflicts
 from studio.catalogue.memory import Prediction
@@ -204,7 +204,7 @@ def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
     found = asked.predict()
     parts = {name: round(value * asked.correction) for name, value in found.parts.items()}
     predicted = sum(parts.values())
-    model = decoder(asked.config)
+    model = decoder(rope.stretched(asked.config, asked.job.rope))
     chat = model.parameters * memory.number_bytes(asked.device)
     margin = fits = stays_loaded = None
     if asked.room is not None:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from jobs import queue
 from jobs.kinds import queue_of
 from studio.catalogue import models as folders
+from studio.catalogue import rope
 from studio.db import lifecycle
 from studio.db.models import AnswerRow, ComparisonRow, JobRow, JudgementRow, VerdictRow
 from studio.db.session import Database
@@ -205,6 +206,7 @@ class JudgingService:
         if model.base is None:  # of another server, whose context is not known
             return "pair"
         context = folders.inspect_folder(model.base.path).context
+        context = rope.context_beside(model.base.path, model.adapter and model.adapter.path, context)
         return "brief" if 0 < context <= SHORT_CONTEXT else "pair"
 
 

@@ -23,12 +23,12 @@ from jobs import config as job_config
 from jobs import kinds, objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
-from studio.catalogue import compatibility, hardware, memory
+from studio.catalogue import compatibility, hardware, memory, rope, rotary
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
-from studio.errors import ConfigError, StudioError
+from studio.errors import ConfigError, ModelError, StudioError
 from studio.records import Dataset, JobKind, Refusal
 from studio.services import loggers
 from studio.services.chosen_options import ChosenOptions, fitted
@@ -190,7 +190,10 @@ class Launcher:
                 problems.gather(check_kind, dataset, config)
                 problems.gather(check_held_out, dataset, config)
             problems.gather(loggers.check, config)
-            problems.found += standing_against(config, model)
+            against = standing_against(config, model)
+            problems.found += against
+            if model and not against:
+                problems.gather(check_positions, config, model)
         return LaunchRequest(dataset, model, found)
 
     def _check_rows(self, problems: LaunchProblems, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
@@ -269,6 +272,14 @@ def standing_against(config: JobConfig, model: ModelRef | None) -> list[ConfigEr
         shape = memory.model_config(model.path)
     found = compatibility.conflicts(config, memory.device_of(config), shape)
     return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]
+
+
+def check_positions(config: JobConfig, model: ModelRef) -> None:
+    """Refuses a rope section that the base's own code can't take. Raises ConfigError with the change that leaves it out."""
+    try:
+        rotary.check_in_child(model.path, config.rope)
+    except ModelError as refusal:
+        raise ConfigError(refusal.message, refusal.fix, change=rope.none_of(config.rope)) from None
 
 
 def recomputing_where_needed(config: JobConfig, model: ModelRef) -> JobConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jobs import rundir
-from studio.catalogue import arithmetic
+from studio.catalogue import arithmetic, rope
 from studio.catalogue.models import read_json
 from studio.db.models import AdapterRow, new_id
 from studio.db.session import Database
@@ -44,6 +44,7 @@ class MergeService:
         bases = sorted({row.base_model for row in rows.values()})
         if len(bases) > 1:
             raise ModelError(f"These adapters belong to different bases ({', '.join(bases)}).", "Merge adapters of one base model.")
+        _check_positions(rows.values())
         used = {row.id: (row, float(weights[wanted])) for wanted, row in rows.items() if weights[wanted] != 0}
         folder = self._write(list(used.values()), method, density)
         try:
@@ -119,6 +120,15 @@ def _check(weights: Mapping[str, float], method: str, density: float) -> None:
         raise StudioError(f"density {density} is no share.", "Take a number above 0 and up to 1; 0.5 is usual.")
 
 
+def _check_positions(rows: Iterable[AdapterRow]) -> None:
+    """A sum of adapters has the positions of all of them."""
+    found = {row.name: rope.of_adapter(Path(row.path)) for row in rows}
+    first, *others = found.values()
+    if any(other != first for other in others):
+        said = ", ".join(f"{name}: {rope.described(positions) or 'as the base has them'}" for name, positions in found.items())
+        raise ModelError(f"These adapters were trained with different positions ({said}).", "Merge adapters of one rope section.")
+
+
 def _stem(rows: Iterable[AdapterRow]) -> str:
     return "-".join(row.name for row in rows)[:50]
 
@@ -129,7 +139,7 @@ def _write_card(target: Path, used: list[tuple[AdapterRow, float]], method: str,
         inherited = json.loads(heaviest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         inherited = {}
-    card = {key: inherited[key] for key in ("chat_template", "special_tokens", "stop_strings") if key in inherited}
+    card = {key: inherited[key] for key in ("chat_template", "special_tokens", "stop_strings", rope.CARD_KEY) if key in inherited}
     merge: dict[str, object] = {"method": method}
     if method != MergeMethod.LINEAR:
         merge["density"] = density

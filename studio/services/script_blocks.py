@@ -34,6 +34,17 @@ def read(part):
     with (HERE / f"{stem}.{{part}}.jsonl").open(encoding="utf-8") as file:
         return Dataset.from_list([json.loads(line) for line in file])
 """
+POSITIONS = """
+def positions():
+    \"\"\"The base's configuration with positions for a longer context; layers that see a window only keep theirs.\"\"\"
+    config = AutoConfig.from_pretrained(MODEL)
+    text = config.get_text_config()
+    by_layer = [one for key, one in text.rope_parameters.items() if isinstance(one, dict) and key not in {windows}]
+    for one in by_layer or [text.rope_parameters]:
+        one.update({scaling})
+    text.max_position_embeddings = {context}
+    return config
+"""
 NEIGHBOURS = """
     def neighbours(batch):
         answers = batch["completion_ids"]
@@ -54,7 +65,7 @@ def main():
     evaluates = len(held_out) > 0
     model = {auto_class}.from_pretrained(
         MODEL,
-        dtype=dtype,{quantized}
+        dtype=dtype,{positions}{quantized}
         attn_implementation={attention},
         device_map={{"": 0 if device == "cuda" else "cpu"}},
     )

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from jobs.config import JobConfig
 from jobs.objectives import RowForm, TrainerFamily
 from jobs.trainers import objectives
+from studio.catalogue import rope
 from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.memory import model_config
 from studio.catalogue.models import read_json
@@ -108,6 +109,8 @@ def _imports(script: Script) -> str:
     module, _, trainer = entry.trainer.partition(":")
     names = [script.auto_class, "AutoTokenizer", "EarlyStoppingCallback", "TrainerCallback"]
     lines = ["import json", "import math", "import platform", "import sys", "from pathlib import Path", ""]
+    if script.config.rope.is_set:
+        names.append("AutoConfig")
     if script.is_quantised:
         names.append("BitsAndBytesConfig")
         lines.insert(2, "import os")
@@ -168,10 +171,17 @@ def _mixins(script: Script) -> list[str]:
 
 def _functions(script: Script) -> str:
     parts = [blocks.DEVICE, blocks.ROWS.format(stem=script.stem), _ready(script.config)]
+    if script.config.rope.is_set:
+        parts.append(_positions(script.config))
     if script.is_quantised:
         parts.append(_quantization(script.config))
     parts.append("def adapter(model):\n" + '    """What is trained."""\n' + _adapter(script.config).body)
     return "\n\n\n".join(part.strip("\n") for part in parts if part)
+
+
+def _positions(config: JobConfig) -> str:
+    scaling, context = rope.scaling(model_config(Path(config.model_name_or_path)), config.rope)
+    return blocks.POSITIONS.format(scaling=_value(scaling), context=context, windows=_value(rope.WINDOWS))
 
 
 def _ready(config: JobConfig) -> str:
@@ -208,6 +218,7 @@ def _main(script: Script) -> str:
     before, saving = _start(script.config)
     return blocks.MAIN_BODY.format(
         auto_class=script.auto_class,
+        positions="\n        config=positions()," * script.config.rope.is_set,
         quantized="\n        quantization_config=quantization(dtype)," * script.is_quantised,
         attention=_value({"auto": None}.get(script.config.attn_implementation, script.config.attn_implementation)),
         unpacked=blocks.NO_REPACKING * script.is_quantised,

@@ -23,9 +23,9 @@ from studio.records import Adapter, ExportFormat, Outtype
 from studio.services import Studio
 from studio.settings import STATIC, Settings
 from tests import servers
+from tests.export_runs import TRAINED, exported
 from tests.upload_server import UploadHub
 
-TRAINED = {"learning_rate": 1e-2, "lora__r": 8, "num_train_epochs": 4, "save_steps": 100, "eval_steps": 100, "sample_answers": 0}
 FORMATS: list[dict[str, Any]] = [
     {"format": "adapter"},
     {"format": "merged"},
@@ -35,14 +35,6 @@ FORMATS: list[dict[str, Any]] = [
 ]
 PACKED = [{"format": "merged", "packed": False}, {"format": "merged", "packed": True}]
 WRONG = [{"format": "merged", "doubled": 0}, {"format": "gguf", "doubled": 20}, {"format": "merged", "doubled": 14}]
-
-
-def exported(folder: Path, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything of `cases`, trained and exported in one process."""
-    command = [sys.executable, "-m", "tests.exportings", str(folder)]
-    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {"folder": folder, **json.loads(done.stdout)}
 
 
 @pytest.fixture(scope="module")

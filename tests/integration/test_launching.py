@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +86,29 @@ def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(s
 def test_a_length_nobody_asked_for_is_that_of_the_model(studio: Studio) -> None:
     job = studio.jobs.submit(data="plain", base_model="starter")
     assert studio.jobs.show(job.id).config["max_length"] == 512
+
+
+def test_a_longer_context_is_launched_with_or_refused_by_what_the_base_is(studio: Studio, tmp_path: Path) -> None:
+    longer = {"rope.rope_type": "yarn", "rope.factor": 4.0}
+    job = studio.jobs.submit(data="plain", base_model="starter", recipe="lora-sft", options=longer)
+    assert job.config["max_length"] == 1024 and job.config["rope"]["factor"] == 4.0
+    assert studio.fit.fit(base_model="starter", options={**longer, "max_length": 2048}).warnings == []
+    said = refused(studio, "plain", "lora-sft", **longer, max_length=4096)
+    assert "max_length=4096 is longer than the 2048 tokens" in said
+    assert "contradicts the base" in refused(studio, "plain", "lora-sft", **longer, **{"rope.original_max_position_embeddings": 2048})
+    learned = learned_positions(tmp_path / "learned")
+    studio.models.add(learned, name="learned")
+    said = refused(studio, "plain", "lora-sft", base="learned", **longer)
+    assert "learned has no rotary positions that can be scaled (GPT2LMHeadModel)" in said
+
+
+def learned_positions(folder: Path) -> Path:
+    """A model without rotary positions, with the starter's tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shutil.copytree(STARTER, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "recipe", "words"))
+    GPT2LMHeadModel(GPT2Config(vocab_size=4096, n_embd=32, n_head=2, n_layer=2, n_positions=512)).save_pretrained(str(folder))
+    return folder
 
 
 def test_a_recipe_made_to_fit_a_small_model_says_so_with_the_job(studio: Studio, shared_data: Path) -> None:

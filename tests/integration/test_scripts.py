@@ -36,12 +36,13 @@ SHORT = {
     "measure_drift": False,
     "quantization.load_in_4bit": False,
 }
-ALWAYS = ("sft LoRA", "sft QLoRA", "sft full", "dpo DoRA", "kto LoRA")  # the others where all cells are tried
+ALWAYS = ("sft LoRA", "sft long context", "sft QLoRA", "sft full", "dpo DoRA", "kto LoRA")  # the others where all cells are tried
 CELLS = {
     f"{objective} {method}": {"recipe": recipe, "options": {**SHORT, **options}}
     for objective, recipe in RECIPES.items()
     for method, options in METHODS.items()
 }
+CELLS["sft long context"] = {"recipe": "lora-sft", "options": {**SHORT, "rope.rope_type": "yarn", "rope.factor": 4.0}}
 # what only the studio has, by the words of the script's first lines
 OF_THE_STUDIO: dict[str, tuple[dict[str, Any], str]] = {
     "balanced": (

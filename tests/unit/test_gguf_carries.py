@@ -44,7 +44,8 @@ def test_the_starter_can_be_carried(model: Callable[..., Path]) -> None:
     [
         ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM"),
         ({"attention_bias": True}, "biases"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "dynamic"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "longrope"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"vocab_size": 100}, "100 rows"),
         ({"vocab_size": None}, "embedding 0 rows"),

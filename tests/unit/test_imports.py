@@ -60,6 +60,8 @@ TRAINER_MAY_IMPORT = (
     "studio.catalogue.architecture",  # what a config.json says, without torch
     "studio.catalogue.fused",  # experts that are stored as one tensor
     "studio.catalogue.keys",  # whether a base holds all its weights
+    "studio.catalogue.rope",  # positions beyond the base's context
+    "studio.catalogue.rope_flags",  # and how other programs are told of them
     "studio.catalogue.models",  # headers of safetensors files
     "studio.catalogue.quick_imports",  # bitsandbytes
     "studio.catalogue.anatomy",  # what a model's weights are for
