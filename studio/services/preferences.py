@@ -79,7 +79,8 @@ class PreferenceService:
         self._shelf.claim(name)
         left_out: Counter[str] = Counter()
         with self.db.read() as session:
-            found = [self.comparisons.find(session, each) for each in dict.fromkeys(comparisons)]
+            named = [self.comparisons.find(session, each) for each in comparisons]
+            found = [*{row.id: row for row in named}.values()]  # one that is named twice, perhaps by its ID too, counts once
             pairs = [pair for row in found for pair in _pairs(session, row, min_margin, source, left_out)]
         if not pairs:
             why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "nobody has judged or voted"
