@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -47,19 +48,25 @@ class Entry:
     lines: dict[str, list[str]] = field(default_factory=dict)  # by source file: texts of the lines that it executed
 
 
-def run(tree: Path, files: list[str], limit_s: float, *extra: str, variables: dict[str, str] | None = None) -> str:
-    """Run test files in a tree: "passed", "failed" or "timeout"."""
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py)", re.MULTILINE)
+
+
+def run(tree: Path, files: list[str], limit_s: float, *extra: str, variables: dict[str, str] | None = None) -> tuple[str, list[str]]:
+    """Run test files in a tree: "passed", "failed" or "timeout", and the files that failed."""
     command = [str(tree / ".venv/bin/python"), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *extra, *files]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDIO_TEST_DATA": str(ROOT.parent / "shared"), **(variables or {})}
-    with subprocess.Popen(
-        command, cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(command, cwd=tree, stdout=output, stderr=subprocess.DEVNULL, env=environment, start_new_session=True) as process,
+    ):
         try:
             status = process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
-            return "timeout"
-    return "failed" if status else "passed"
+            return "timeout", []
+        output.seek(0)
+        failed = FAILED.findall(output.read().decode("utf-8", "replace"))
+    return "failed" if status else "passed", failed
 
 
 class CoverageMap:
@@ -91,7 +98,7 @@ class CoverageMap:
             config = Path(place) / "coveragerc"
             source = ",".join(str(self.tree / package) for package in PACKAGES)
             config.write_text(CONFIG.format(source=source, data=Path(place) / "data"))
-            status = run(self.tree, [file], LIMIT_S, variables={"COVERAGE_PROCESS_START": str(config)})
+            status, _ = run(self.tree, [file], LIMIT_S, variables={"COVERAGE_PROCESS_START": str(config)})
             lines = self._lines(Path(place))
         seconds = time.monotonic() - began
         self.entries[file] = Entry(_hash(self.text_of(file).encode()), self.product, status == "passed", seconds, lines)

@@ -1,8 +1,8 @@
 """Mutation testing: `python -m tests.mutation --seed 1 --count 60`. Small wrong changes, and whether the related tests notice.
 
 Works in a copy of the tree, mutates one place at a time, and runs the tests that execute that line (tests.coverage_map; making the map
-takes as long as the suite, once), else those that mention the module or what it defines. A test file that fails without a change
-counts for nothing. Prints one line per mutant and the share killed; exits with 1 below `--wanted`.
+takes as long as the suite, once), else those that mention the module or what it defines. A file whose tests fail is run once without
+any change too: one that fails then counts for nothing. Prints one line per mutant and the share killed; exits with 1 below `--wanted`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLACES = ("studio/evaluation", "studio/db", "studio/services", "studio/catalogue
 SUITES = ("tests/unit", "tests/integration")
 Change = Callable[[Any], object]
 LIMIT_S = 400
-BOUND_S = 120  # of tests per mutant, as long as they took for the map
+BOUND_S = 120.0  # of tests per mutant, as long as they took for the map
 MAX_FILES = 5  # test files per mutant where no test file executes the line, the closest first
 
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
@@ -167,14 +167,14 @@ def header(path: Path, line: int) -> tuple[set[str], bool]:
     return {text for text in texts if any(map(str.isalnum, text))}, in_function
 
 
-def executing(known: CoverageMap, mutant: Mutant) -> list[str]:
-    """Test files that execute the mutated line: two that are closest by their text, then the fastest, within BOUND_S.
+def executing(known: CoverageMap, mutant: Mutant, bound_s: float = BOUND_S) -> list[str]:
+    """Test files that execute the mutated line: two that are closest by their text, then the fastest, within a time.
 
     Whoever imports a module executes its constants: there those come first that execute most of the module.
     """
     texts, in_function = header(mutant.path, mutant.line)
     lines = {file: entry.lines.get(mutant.path.as_posix(), []) for file, entry in known.entries.items()}
-    found = [file for file, executed in lines.items() if texts.intersection(executed) and known.passes(file)]
+    found = [file for file, executed in lines.items() if texts.intersection(executed) and known.entries[file].passed]
     found.sort(key=lambda file: known.entries[file].seconds)
     if not in_function:
         found.sort(key=lambda file: -len(lines[file]))
@@ -183,9 +183,9 @@ def executing(known: CoverageMap, mutant: Mutant) -> list[str]:
     spent = 0.0
     for file in [*closest, *(file for file in found if file not in closest)]:
         spent += known.entries[file].seconds
-        if not chosen_files or spent <= BOUND_S:
+        if not chosen_files or spent <= bound_s:
             chosen_files.append(file)
-    return chosen_files or [file for file in related(mutant.path)[:MAX_FILES] if known.passes(file)]
+    return chosen_files or [file for file in related(mutant.path) if known.entries[file].passed][:MAX_FILES]
 
 
 def chosen(seed: int, count: int) -> list[Mutant]:
@@ -222,6 +222,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--wanted", type=float, default=0.0, help="share to be killed, equivalent ones included")
+    parser.add_argument("--bound", type=float, default=BOUND_S, help="seconds of tests per mutant, as long as they took for the map")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to try")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     options = parser.parse_args()
@@ -238,7 +239,7 @@ def main() -> int:
         known = CoverageMap(tree, lambda file: suites()[file])
         known.complete(list(suites()))
         for number, mutant in picked:
-            verdict = tried(tree, mutant, files := executing(known, mutant))
+            verdict = tried(known, mutant, files := executing(known, mutant, options.bound))
             killed += verdict.startswith("killed")
             print(f"{number:3} {verdict:13} {mutant} [{len(files)} files: {', '.join(Path(file).stem for file in files[:5])}]", flush=True)
     share = killed / len(picked)
@@ -246,18 +247,24 @@ def main() -> int:
     return int(share < options.wanted)
 
 
-def tried(tree: Path, mutant: Mutant, files: list[str]) -> str:
-    """Run these tests with the change in place."""
-    target = tree / mutant.path
+def tried(known: CoverageMap, mutant: Mutant, files: list[str]) -> str:
+    """Run these tests with the change in place. What fails without it too is left out."""
+    target = known.tree / mutant.path
     original = target.read_text(encoding="utf-8")
-    target.write_text(mutant.source, encoding="utf-8")
-    try:
-        status = "passed"
-        if files:
-            status = run_tests(tree, files, LIMIT_S, "-x")
-    finally:
-        target.write_text(original, encoding="utf-8")
-    return {"passed": "SURVIVED", "failed": "killed", "timeout": "killed (time)"}[status]
+    left = list(files)
+    while left:
+        target.write_text(mutant.source, encoding="utf-8")
+        try:
+            status, failed = run_tests(known.tree, left, LIMIT_S, "-x")
+        finally:
+            target.write_text(original, encoding="utf-8")
+        broken = [file for file in failed if not known.passes(file)]
+        if status == "timeout":
+            return "killed (time)"
+        if not broken:
+            return {"passed": "SURVIVED", "failed": "killed"}[status]
+        left = [file for file in left if file not in broken]
+    return "SURVIVED"
 
 
 if __name__ == "__main__":
