@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from studio import peers
 from studio.settings import STATIC, Settings
 
 SESSION_S = 14 * 24 * 3600
@@ -302,6 +303,14 @@ def unauthorised(path: str) -> Response:
             "code": "invalid_api_key",
         }
     return JSONResponse({"error": error}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
+
+
+def may_name_folders(settings: Settings, scope: Scope) -> bool:
+    """Whether the sender of a request may name folders of this machine: who runs the studio, on it, where nobody logs in."""
+    if settings.has_login or settings.space_host:
+        return False
+    host = Headers(scope=scope).get("host", "")  # another name: the request came through a tunnel
+    return is_loopback(_host_name(host)) and peers.is_own_user(scope)
 
 
 def is_loopback(name: str) -> bool:

@@ -36,6 +36,10 @@ class NotFoundError(StudioError):
     """An unknown name or ID."""
 
 
+class ForbiddenError(StudioError):
+    """What only somebody else may do, or only from another place."""
+
+
 class TakenError(StudioError):
     """A name that is in use already."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 # before anything imports torch or gradio: no network, no analytics, and one thread each for processes that run side by side
@@ -13,6 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "adapter-studio-tests-hf")  # not the cache of who runs the tests
+os.environ.pop("HF_HUB_CACHE", None)
 
 import pytest
 

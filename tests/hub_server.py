@@ -1,7 +1,7 @@
-"""A small Hugging Face Hub on this machine: datasets made of files, and a list of what was asked.
+"""A small Hugging Face Hub on this machine: datasets and models made of files, and a list of what was asked.
 
 `with Hub({"org/name": {"train.jsonl": b"…"}}) as hub:` serves at `hub.url`, which clients take as HF_ENDPOINT. It knows the few routes that
-`datasets` and `huggingface_hub` use to stream a dataset; anything else is a 404.
+`datasets` and `huggingface_hub` use to stream a dataset and to fetch a model; anything else is a 404.
 """
 
 from __future__ import annotations
@@ -10,23 +10,35 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = Mapping[str, bytes]
+SLOW_BYTES = 200_000  # smaller files are never sent slowly
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = r"([\w.-]+/[\w.-]+|[\w.-]+)"
 
 
 class Hub:
-    """Serves datasets; `gated` ones only to those who show `token`. `models`: name -> downloads, to be searched."""
+    """Serves datasets; `gated` ones only to those who show `token`. `models`: name -> downloads, to be searched.
+
+    `published`: models to be fetched. With `slowly`, files are sent in pieces with a pause between.
+    """
 
     def __init__(
-        self, datasets: Mapping[str, Files], gated: tuple[str, ...] = (), token: str = "", models: Mapping[str, int] | None = None
+        self,
+        datasets: Mapping[str, Files],
+        gated: tuple[str, ...] = (),
+        token: str = "",
+        models: Mapping[str, int] | None = None,
+        published: Mapping[str, Files] | None = None,
+        slowly: bool = False,
     ) -> None:
-        self.datasets = datasets
+        self.repositories = {"datasets": datasets, "models": published or {}}
+        self.slowly = slowly
         self.models = models or {}
         self.gated = gated
         self.token = token
@@ -68,16 +80,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes) -> None:
         path = unquote(urlsplit(self.path).path)
         self.owner.requests.append((self.command, self.path, self.headers.get("Authorization", "")))
-        if found := re.fullmatch(rf"/api/datasets/{REPO}(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?", path):
-            name, what, _, folder = found.groups()
-            if self._may_read(name):
-                self._api(name, what or "revision", (folder or "").strip("/"), body)
-        elif found := re.fullmatch(rf"/datasets/{REPO}/resolve/([^/]+)/(.+)", path):
-            name, _, file = found.groups()
-            if self._may_read(name):
-                self._file(self.owner.datasets[name].get(file))
-        elif path == "/api/models":
+        if path == "/api/models":
             self._models(parse_qs(urlsplit(self.path).query))
+        elif found := re.fullmatch(rf"/api/(datasets|models)/{REPO}(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?", path):
+            kind, name, what, _, folder = found.groups()
+            if self._may_read(kind, name):
+                self._api(self.owner.repositories[kind][name], name, what or "revision", (folder or "").strip("/"), body)
+        elif found := re.fullmatch(rf"(/datasets)?/{REPO}/resolve/([^/]+)/(.+)", path):
+            kind, (name, file) = {None: "models"}.get(found[1], "datasets"), (found[2], found[4])
+            if self._may_read(kind, name):
+                self._file(self.owner.repositories[kind][name].get(file))
         else:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
 
@@ -89,8 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._send(200, json.dumps(answer).encode())
 
-    def _may_read(self, name: str) -> bool:
-        if name not in self.owner.datasets:
+    def _may_read(self, kind: str, name: str) -> bool:
+        if name not in self.owner.repositories[kind]:
             self._send(
                 404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
             )
@@ -100,8 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _api(self, name: str, what: str, folder: str, body: bytes) -> None:
-        files = self.owner.datasets[name]
+    def _api(self, files: Files, name: str, what: str, folder: str, body: bytes) -> None:
         if what == "revision":
             siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
             facts = {"id": name, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
@@ -148,5 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if not self.owner.slowly or len(content) < SLOW_BYTES:
             self.wfile.write(content)
+            return
+        for start in range(0, len(content), len(content) // 8 + 1):
+            self.wfile.write(content[start : start + len(content) // 8 + 1])
+            time.sleep(0.2)

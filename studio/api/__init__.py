@@ -29,7 +29,7 @@ from studio.api import (
     rest,
     storage,
 )  # fmt: skip
-from studio.errors import EngineError, NotFoundError, StudioError, TakenError, of_this_machine
+from studio.errors import EngineError, ForbiddenError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ def _status(error: StudioError) -> int:
         return 404
     if isinstance(error, TakenError):
         return 409
+    if isinstance(error, ForbiddenError):
+        return 403
     return 400
 
 

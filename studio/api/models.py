@@ -1,6 +1,7 @@
 """/api/models and /api/adapters: base models and adapters are added, shown, deleted. Same names and JSON as the command line.
 
-Models are named here, never given as a path: what is on this machine's disk is its owner's business.
+Models are named here, not given as a path: what is on this machine's disk is its owner's business. A folder is added by its path where
+the request comes from that owner: over loopback, from the same user of the system, on a studio without a login.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import Field
 
 from studio.api.rest import Body, Here, file_name
-from studio.errors import StudioError
-from studio.records import Adapter, BaseModel, Deleted, RemovedModel
+from studio.auth import may_name_folders
+from studio.errors import ForbiddenError
+from studio.records import Adapter, BaseModel, CachedModel, Deleted, RemovedModel
 from studio.services.models import HUB
 
 router = APIRouter(prefix="/api")
 
 
 class NewModel(Body):
-    source: str = Field(description="hub:OWNER/NAME; folders are added at the terminal.")
+    source: str = Field(description="hub:OWNER/NAME, or a folder's path from the user who runs the studio.")
     name: str | None = None
 
 
@@ -32,13 +34,20 @@ def list_models(studio: Here) -> list[BaseModel]:
 
 
 @router.post("/models", status_code=201)
-def add_model(studio: Here, body: NewModel) -> BaseModel:
-    """Fetch a base model of the hub; answers when it is there."""
-    if not body.source.startswith(HUB):
-        raise StudioError(
-            "Over HTTP a model comes from the hub.", "Send hub:OWNER/NAME, or run `studio models add PATH` on the studio's machine."
+def add_model(studio: Here, body: NewModel, request: Request) -> BaseModel:
+    """Fetch a base model of the hub, or add a folder; answers when it is there."""
+    if not body.source.startswith(HUB) and not may_name_folders(studio.settings, request.scope):
+        raise ForbiddenError(
+            "A folder is added by its path only from the user who runs this studio, on its own machine and without a login.",
+            "Send hub:OWNER/NAME, or run `studio models add PATH` on the studio's machine.",
         )
     return studio.models.add(body.source, body.name)
+
+
+@router.get("/cached-models")
+def cached_models(studio: Here) -> list[CachedModel]:
+    """Models of the hub that lie whole in the Hugging Face cache of this machine; `hub:OWNER/NAME` adds them without fetching anything."""
+    return studio.models.cached()
 
 
 @router.get("/models/{model}")

@@ -79,6 +79,17 @@ def inspect_folder(folder: Path) -> ModelFacts:
     return ModelFacts(*_said(config, parameters), True)
 
 
+def check_described(folder: Path) -> None:
+    """Raises ModelError where the files beside the weights say already that the folder can't be used."""
+    _check_is_model(folder)
+    config = read_json(folder / "config.json")
+    check_no_remote_code(folder, config)
+    wrappers.text_model(config)
+    _check_one_checkpoint(folder, config)
+    _check_not_quantised(config)
+    _check_tokenizer(folder)
+
+
 def _said(config: dict[str, Any], parameters: int) -> tuple[str, int, int]:
     return wrappers.architecture(config), parameters, context(config)
 
@@ -108,10 +119,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model; all of them are there."""
     index = folder / INDEX
     if index.is_file() and not (folder / SINGLE).is_file():  # as transformers chooses
-        weight_map = read_json(index).get("weight_map")
-        names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, Mapping) else []
-        if not names or any(Path(name).name != name for name in names):
-            raise ModelError(f"{index} names no weight files of this folder.", "Download the model again.")
+        names = indexed(index)
     else:
         names = [SINGLE]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -126,6 +134,17 @@ def weight_files(folder: Path) -> list[Path]:
             "Use a version of the model with safetensors files, or convert it: save_pretrained of transformers writes safetensors.",
         )
     raise ModelError(f"{folder} lacks its weights: {missing[0]} is not there.", "Download the model again, with its *.safetensors files.")
+
+
+def indexed(index: Path) -> list[str]:
+    """Names of the weight files that an index lists, all beside it. Raises ModelError."""
+    weight_map = read_json(index).get("weight_map")
+    names: list[str] = []
+    if isinstance(weight_map, Mapping):
+        names = sorted({str(name) for name in weight_map.values()})
+    if not names or any(Path(name).name != name for name in names):
+        raise ModelError(f"{index} names no weight files of this folder.", "Download the model again.")
+    return names
 
 
 def tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
@@ -229,11 +248,15 @@ def unused_weights(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("*.safetensors") if file.name not in used)
 
 
-def _check_full_precision(folder: Path, config: dict[str, Any]) -> None:
+def _check_not_quantised(config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict) and quantization:
         method = quantization.get("quant_method", "an unnamed method")
         raise ModelError(f"The weights are stored quantised ({method}).", IN_16_BIT)
+
+
+def _check_full_precision(folder: Path, config: dict[str, Any]) -> None:
+    _check_not_quantised(config)
     for name, dtype, shape in (tensor for file in weight_files(folder) for tensor in tensors(file)):
         how = next((form for ending, form in QUANTISED.items() if name.endswith(ending)), "")
         if not how and name.endswith(".weight") and len(shape) > 1 and dtype not in FLOATS:

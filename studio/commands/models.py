@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from studio.commands.downloads import DownloadBar
 from studio.commands.terminal import JsonFlag, group, open_studio, show, table
 
 models = group("Base models: list, add, show, remove.")
@@ -13,6 +14,7 @@ adapters = group("Adapters: list, add, show, delete.")
 
 MODEL_COLUMNS = ("name", "architecture", "parameters", "context", "loadable", "path")
 CATALOGUE_COLUMNS = ("repository", "parameters", "context", "licence", "gated", "trains", "chats", "here", "reasons")
+CACHED_COLUMNS = ("repository", "architecture", "parameters", "bytes", "here")
 ADAPTER_COLUMNS = ("id", "name", "base_model", "method", "job", "bytes")
 Name = Annotated[str | None, typer.Option(help="What to call it; its folder's name when left out.")]
 
@@ -36,10 +38,17 @@ def _list_catalogue(json: bool) -> None:
     show(rows, json, table(lines, CATALOGUE_COLUMNS, ""))
 
 
+@models.command("cached")
+def cached_models(json: JsonFlag = False) -> None:
+    """Models of the hub that lie whole in your Hugging Face cache: `models add hub:NAME` uses them in place."""
+    rows = open_studio().models.cached()
+    show(rows, json, table(rows, CACHED_COLUMNS, "No whole model lies in the Hugging Face cache."))
+
+
 @models.command("add")
 def add_model(source: Annotated[str, typer.Argument(metavar="PATH|hub:NAME")], name: Name = None, json: JsonFlag = False) -> None:
     """Make a folder, or a model of the hub, usable by name."""
-    added = open_studio().models.add(source, name)
+    added = open_studio().models.add(source, name, progress=DownloadBar())
     from studio.services.probes import described
 
     said = f"{added.name}: {added.architecture or added.reason}, {added.parameters:,} parameters."
@@ -62,8 +71,12 @@ def show_model(model: Annotated[str, typer.Argument(metavar="MODEL")], json: Jso
 
 @models.command("remove")
 def remove_model(model: Annotated[str, typer.Argument(metavar="MODEL")], json: JsonFlag = False) -> None:
-    """Forget a base model; its files stay unless the studio fetched them."""
-    show(open_studio().models.remove(model), json, f"{model} is removed.")
+    """Forget a base model; files that lie outside STUDIO_HOME stay, as those in the Hugging Face cache do."""
+    removed = open_studio().models.remove(model)
+    kept = ""
+    if removed.kept:
+        kept = f" Its files stay in {removed.kept}."
+    show(removed, json, f"{removed.name} is removed.{kept}")
 
 
 @adapters.command("list")

@@ -150,7 +150,9 @@ from studio.records.judging import Verdict as Verdict
 from studio.records.judging import VerdictAgreement as VerdictAgreement
 from studio.records.judging import Winner as Winner
 from studio.records.models import BaseModel as BaseModel
+from studio.records.models import CachedModel as CachedModel
 from studio.records.models import ChatMemory as ChatMemory
+from studio.records.models import Fetched as Fetched
 from studio.records.models import Fit as Fit
 from studio.records.models import HubModel as HubModel
 from studio.records.models import KnownBaseModel as KnownBaseModel

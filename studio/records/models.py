@@ -28,10 +28,29 @@ class BaseModel(Record):
 
 
 class RemovedModel(Record):
-    """A base model that is no longer known. Its files are deleted only where the studio had fetched them."""
+    """A base model that is no longer known. Its files are deleted only where they lay in STUDIO_HOME."""
 
     name: str
     removed: bool = True
+    kept: str = ""  # the folder whose files stay: one of the person's own, or of the Hugging Face cache
+
+
+class CachedModel(Record):
+    """A model of the hub that lies whole in the person's Hugging Face cache, and can be added without fetching anything."""
+
+    repository: str  # OWNER/NAME
+    path: str  # its newest snapshot
+    architecture: str  # as config.json names it
+    parameters: int
+    bytes: int  # of its weights
+    here: bool  # it is a base model already
+
+
+class Fetched(Record):
+    """How far a download is, in bytes of the files that are fetched."""
+
+    done: int
+    total: int
 
 
 class HubModel(Record):

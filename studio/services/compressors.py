@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import builtins
-import json
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from studio import processes
+from studio.catalogue import hub_cache
 from studio.compress import models as kinds
 from studio.errors import ModelError, NotFoundError
 from studio.records import AvailableCompressor, Compressors, KnownCompressor
-from studio.services import naming
+from studio.services import hub_models, naming
 from studio.services.models import HUB, STARTER, ModelService
 from studio.settings import Settings
 
@@ -60,7 +59,8 @@ class CompressorCatalogue:
         fetched: builtins.list[Path] = []
         if self.settings.models.is_dir():
             fetched = sorted(path for path in self.settings.models.iterdir() if path.is_dir())
-        return [(WORDS, kinds.WORDS_FOLDER), *listed, *((path.name, path) for path in fetched if path.name not in names)]
+        others = [*((path.name, path) for path in fetched), *_cached()]
+        return [(WORDS, kinds.WORDS_FOLDER), *listed, *((name, path) for name, path in others if name not in names)]
 
     def _described(self, name: str, path: Path) -> AvailableCompressor | None:
         try:
@@ -74,22 +74,27 @@ class CompressorCatalogue:
         return AvailableCompressor(name=name, title=title, kind=facts.kind, methods=can, cuts_words=facts.cuts_words)
 
     def _fetched(self, repository: str) -> Path:
-        """A compressor of the hub, downloaded once into STUDIO_HOME/models."""
-        folder = self.settings.models / naming.from_stem(Path(repository).name)
-        if folder.is_dir():
-            return folder
-        command = processes.module_command("studio.catalogue.hub", repository, str(folder))
-        environment = processes.child_environment(for_hub=True)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
-            assert child.stdout is not None
-            answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
-        try:
-            error = json.loads(answer)["error"]
-        except (ValueError, KeyError):
-            error = {"message": f"The download of {repository} ended without an answer.", "fix": "Try again."}
-        if error:
-            raise ModelError(error["message"], error["fix"])
-        return folder
+        """A compressor of the hub: where an earlier studio kept it, or in the Hugging Face cache, into which it is fetched once."""
+        for folder in (self.settings.models / naming.from_stem(Path(repository).name), *hub_cache.snapshots(repository)):
+            if _compresses(folder):
+                return folder
+        return hub_models.fetch(repository, "--compressor")
+
+
+def _cached() -> Iterator[tuple[str, Path]]:
+    """What of the person's Hugging Face cache can compress, by the last part of its name."""
+    for repository in hub_cache.repositories():
+        folder = next(filter(_compresses, hub_cache.snapshots(repository)), None)
+        if folder is not None:
+            yield naming.from_stem(repository.rpartition("/")[2]), folder
+
+
+def _compresses(folder: Path) -> bool:
+    try:
+        kinds.inspect(folder)
+    except ModelError:
+        return False
+    return True
 
 
 def default_for(method: str | None) -> str:

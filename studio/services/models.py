@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
+import builtins
 from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from studio import processes
 from studio.catalogue import keys, probes
 from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, read_json, unused_weights
 from studio.catalogue.wrappers import ignored_code, text_model
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
-from studio.errors import ModelError, NotFoundError, StudioError, TakenError
-from studio.records import UNENDED, BaseModel, Probe, RemovedModel
-from studio.services import naming
+from studio.errors import ModelError, NotFoundError, StudioError
+from studio.records import UNENDED, BaseModel, CachedModel, Probe, RemovedModel
+from studio.services import hub_models, naming
 from studio.services.folders import delete_inside
 from studio.settings import STATIC, Settings
 
@@ -79,25 +76,28 @@ class ModelService:
                 self.find(session, row.id).probe = found.model_dump(mode="json")
         return found
 
-    def add(self, source: str | Path, name: str | None = None) -> BaseModel:
-        """Check a folder, or fetch `hub:NAME`, and list it. Raises ModelError saying why it can't be used and what would work."""
+    def cached(self) -> builtins.list[CachedModel]:
+        """Models of the hub that lie whole in the person's Hugging Face cache: `add("hub:NAME")` uses them in place."""
+        with self.db.read() as session:
+            return hub_models.cached(set(session.scalars(select(BaseModelRow.path))))
+
+    def add(self, source: str | Path, name: str | None = None, progress: hub_models.Progress | None = None) -> BaseModel:
+        """Check a folder, or fetch `hub:NAME`, and list it. Raises ModelError saying why it can't be used and what would work.
+
+        `progress`: told how much of a download is here.
+        """
         text = str(source)
         is_hub = text.startswith(HUB)
         folder = Path(text.removeprefix(HUB)).expanduser().absolute()
         with self.db.read() as session:  # before a long download, so that a bad name is refused at once
             chosen = self._name(session, name, folder.name)
         if is_hub:
-            folder = self._download(text.removeprefix(HUB), chosen)
+            folder = hub_models.folder_of(text.removeprefix(HUB), progress)
         facts = inspect_folder(folder)
         probe = None
-        try:
-            warnings = _checked(folder, facts)
-            if facts.loadable:
-                probe = probes.ask(read_json(folder / "config.json"), str(folder), self.settings.cache)
-        except ModelError:
-            if is_hub:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        warnings = _checked(folder, facts)
+        if facts.loadable:
+            probe = probes.ask(read_json(folder / "config.json"), str(folder), self.settings.cache)
         with self.db.write() as session:
             row = BaseModelRow(
                 name=self._name(session, name, chosen),
@@ -115,7 +115,7 @@ class ModelService:
         return _record(row).model_copy(update=found)
 
     def remove(self, name: str) -> RemovedModel:
-        """Forget a model; files are deleted only where the studio fetched them. Refused while something needs it."""
+        """Forget a model. Refused while something needs it. Only files in STUDIO_HOME are deleted; `kept` says where others stay."""
         if name == STARTER:
             raise StudioError("The starter can't be removed.", "It is part of the studio.")
         with self.db.write() as session:
@@ -128,7 +128,10 @@ class ModelService:
             if jobs:
                 raise StudioError(f"Model {row.name} is needed by {', '.join(jobs)}.", "Cancel these jobs first, or wait for their end.")
             session.delete(row)
-        delete_inside(Path(row.path), self.settings.models)
+        folder = Path(row.path)
+        delete_inside(folder, self.settings.models)
+        if folder.is_dir():
+            return RemovedModel(name=row.name, kept=str(folder))
         return RemovedModel(name=row.name)
 
     def resolve(self, name: str, allow_path: bool | None = None, *, loadable: bool = False) -> ModelRef:
@@ -173,24 +176,6 @@ class ModelService:
         is_added = naming.taken_in(session, BaseModelRow.name)
         return naming.choose(wanted, naming.from_stem(stem), lambda name: name == STARTER or is_added(name))
 
-    def _download(self, repository: str, name: str) -> Path:
-        """Fetch a model of the hub into STUDIO_HOME/models/NAME, in a process of its own. Returns the complete folder."""
-        folder = self.settings.models / name
-        if folder.exists():
-            raise TakenError(f"{folder} exists already.", "Choose another --name, or delete the folder.")
-        command = processes.module_command("studio.catalogue.hub", repository, str(folder))
-        environment = processes.child_environment(for_hub=True)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
-            assert child.stdout is not None
-            answer = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
-        try:
-            error = json.loads(answer)["error"]
-        except (ValueError, KeyError):
-            raise ModelError(f"The download of {repository} ended without an answer.", "Try again.") from None
-        if error:
-            raise ModelError(error["message"], error["fix"])
-        return folder
-
 
 def _checked(folder: Path, facts: ModelFacts) -> list[str]:
     """What a person should know about a folder that can be used. Raises ModelError for one that can't."""
@@ -219,6 +204,7 @@ def _notices(folder: Path) -> list[str]:
             f"config.json names Python of its own ({', '.join(ignored)}), which is ignored: transformers' own "
             f"{config['model_type']} is used."
         )
+    notes.append(hub_models.note(folder))
     return [note for note in notes if note]
 
 

@@ -5,16 +5,18 @@ Knows nothing of files: names in, cards out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from studio.errors import NotFoundError, StudioError
-from studio.records import ComparisonSummary, Dataset, JobDetail
+from studio.records import BaseModel, ComparisonSummary, Dataset, Fetched, JobDetail
 from studio.services import Studio
-from studio.ui import exports, pieces
+from studio.ui import exports, fetching, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.known import KnownPiece, fitting
+from studio.ui.model_folders import OnThisMachine
 from studio.ui.page import Frame, ending, go
 from studio.ui.storage import StoragePiece
 
@@ -41,11 +43,12 @@ class ModelsTab:
         self.list = pieces.panel(elem_id="models-list", elem_classes="card")
         self.notice = pieces.panel(elem_id="models-notice", elem_classes="notice-place")
         with gr.Accordion("Bring a model here: models that people use, or any of the hub", open=False, elem_id="models-bring"):
+            self.own = OnThisMachine(self._studio)
             with gr.Row(elem_classes="fields making"):
                 self.source = gr.Textbox(
                     "",
                     label="Name on the hub",
-                    info="OWNER/NAME. A folder of this machine is added at the terminal: studio models add PATH",
+                    info="OWNER/NAME. It is fetched into your Hugging Face cache. A folder: studio models add PATH",
                     max_lines=1,
                     elem_id="models-source",
                 )
@@ -66,6 +69,7 @@ class ModelsTab:
         known = self.known.panel
         gr.on([self.tab.select, self.known.filter.change], self.known.draw, inputs=[self.known.filter], outputs=[known], **QUIET)
         self.search.click(tells(self.notice)(self.find), inputs=[self.source], outputs=[self.notice, known], **busy(known))
+        self.own.wire(self.tab.select, self.notice, [place.model, *shown], self.added)
         fetched = {"inputs": [self.source, place.model], "outputs": [self.notice, self.source, place.model, *shown]}
         self.add.click(tells(self.notice)(self.fetch), **fetched, **busy(self.list))
         chosen = {"inputs": [place.model], "outputs": [self.notice, self.source, place.model, known, *shown]}
@@ -101,31 +105,36 @@ class ModelsTab:
         if act == "model":
             return {place.model: f"{BASE}/{event._data['name']}"}
         if act == "remove":
+            said = f"{name} is removed."
             if kind == BASE:
-                self._studio.models.remove(name)
+                if kept := self._studio.models.remove(name).kept:
+                    said += f" Its files stay in {kept}."
             else:
                 self._studio.adapters.delete(name)
-            return {self.notice: pieces.said(f"{name} is removed."), place.model: "", **self.look("")}
+            return {self.notice: pieces.said(said), place.model: "", **self.look("")}
         return {}
 
-    def fetch(self, source: str, chosen: str) -> dict[Any, Any]:
-        """Fetch a model of the hub; a path is nobody's to name over HTTP."""
+    def fetch(self, source: str, chosen: str) -> Iterator[dict[Any, Any]]:
+        """Fetch a model of the hub, and show how far it is meanwhile."""
         wanted = source.strip().removeprefix("hub:")
         if not wanted:
             raise StudioError("No model is named.", "Write OWNER/NAME, or take one of the list below.")
-        added = self._studio.models.add(f"hub:{wanted}")
-        now = f"{BASE}/{added.name}"
-        return {
-            self.notice: pieces.said(" ".join((f"{added.name} is here.", *added.notices, *added.warnings))),
-            self.source: "",
-            self._page.place.model: now,
-            **self.look(now),
-        }
+        for step in fetching.fetched(self._studio.models, wanted):
+            if isinstance(step, Fetched):
+                yield {self.notice: fetching.progress(wanted, step)}
+            else:
+                yield {**self.added(step), self.source: ""}
 
-    def add_known(self, chosen: str, event: gr.EventData) -> dict[Any, Any]:
+    def added(self, model: BaseModel) -> dict[Any, Any]:
+        """What is shown once a model is here."""
+        now = f"{BASE}/{model.name}"
+        said = pieces.said(" ".join((f"{model.name} is here.", *model.notices, *model.warnings)))
+        return {self.notice: said, self._page.place.model: now, **self.look(now)}
+
+    def add_known(self, chosen: str, event: gr.EventData) -> Iterator[dict[Any, Any]]:
         """Fetch an entry of the list."""
-        added = self.fetch(str(event._data["repository"]), chosen)
-        return {**added, self.known.panel: self.known.draw("")}
+        yield from self.fetch(str(event._data["repository"]), chosen)
+        yield {self.known.panel: self.known.draw("")}
 
     def find(self, query: str) -> dict[Any, Any]:
         return {self.known.panel: self.known.find(query)}

@@ -157,7 +157,7 @@ def test_files_of_the_machine_can_not_be_named_over_http(client: httpx.Client, s
     folder = str(shared_data / "models" / "stories260K")
     template = str(Path(__file__).parents[2] / "static" / "starter" / "chat_template.jinja")
     refused = [
-        client.post("/api/models", json={"source": folder}),
+        client.post("/api/models", json={"source": folder}, headers={"X-Forwarded-For": "192.0.2.1"}),
         client.post("/api/datasets/text", json={"source": "/etc/passwd"}),
         client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": folder}),
         client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": "stories260K", "chat_template": template}),
@@ -167,9 +167,17 @@ def test_files_of_the_machine_can_not_be_named_over_http(client: httpx.Client, s
         client.post("/v1/chat/completions", json={"model": folder, "messages": MESSAGES}),
         client.post("/v1/chat/completions", json={"model": "http://127.0.0.1:1/v1#x", "messages": MESSAGES}),
     ]
-    assert [answer.status_code for answer in refused] == [400, 400, 404, 400, 404, 400, 404, 404, 404]
+    assert [answer.status_code for answer in refused] == [403, 400, 404, 400, 404, 400, 404, 404, 404]
     assert client.get("/api/jobs").json() == []
     client.delete(f"/api/datasets/{kept['id']}")
+
+
+def test_who_runs_the_studio_adds_a_folder_by_its_path(client: httpx.Client, shared_data: Path) -> None:
+    folder = str(shared_data / "models" / "stories260K")
+    added = client.post("/api/models", json={"source": folder, "name": "by-path"})
+    assert added.status_code == 201 and added.json()["path"] == folder
+    assert client.delete("/api/models/by-path").json() == {"name": "by-path", "removed": True, "kept": folder}
+    assert client.get("/api/cached-models").json() == []
 
 
 def test_a_job_is_queued_shown_and_cancelled(client: httpx.Client) -> None:
