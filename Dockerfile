@@ -20,7 +20,8 @@ COPY --chown=user studio studio
 COPY --chown=user jobs jobs
 COPY --chown=user static static
 
-ENV STUDIO_HOME=/home/user/data STUDIO_HOST=0.0.0.0 STUDIO_PORT=7860
+# HF_HOME in the volume too: models of the hub are fetched into that cache
+ENV STUDIO_HOME=/home/user/data HF_HOME=/home/user/data/huggingface STUDIO_HOST=0.0.0.0 STUDIO_PORT=7860
 EXPOSE 7860
 HEALTHCHECK --interval=30s --start-period=60s CMD .venv/bin/python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/health', timeout=5)"
 ENTRYPOINT ["tini", "--"]

@@ -1,0 +1,82 @@
+"""Base models brought here by mouse: a folder of this machine, a model of the Hugging Face cache, one that is fetched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.e2e.conftest import quiet_window
+from tests.e2e.test_models import photograph
+from tests.hub_server import COMMIT, Hub
+from tests.published import publish
+from tests.runs import STARTER
+from tests.servers import studio
+
+PARTS = shutil.ignore_patterns("words", "recipe")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a multimodal model, and a cache of the hub with one whole model."""
+    folder = tmp_path_factory.mktemp("bring")
+    publish("qwen3_5", folder / "pictures")
+    shutil.copytree(STARTER, folder / "hf" / "hub" / "models--org--kept" / "snapshots" / COMMIT, ignore=PARTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser, place: Path) -> Iterator[str]:
+    files = {path.name: path.read_bytes() for path in STARTER.iterdir() if path.is_file()}
+    with Hub({}, published={"org/far": files}, slowly=True) as hub:
+        more = {"HF_HOME": str(place / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        with studio(place / "home", **more) as server:
+            yield server.url
+
+
+@pytest.fixture
+def models(browser: Browser, address: str) -> Iterator[Page]:
+    with quiet_window(browser, address) as window:
+        page = window.new_page()
+        page.goto(f"{address}/?tab=models")
+        page.get_by_text("Bring a model here").click()
+        yield page
+
+
+def test_a_folder_is_added_on_the_models_tab(models: Page, place: Path) -> None:
+    # red when the field is not there for who runs the studio, or the card does not say that pictures are left alone
+    field = models.locator("#models-folder input, #models-folder textarea").first
+    field.fill(str(place / "nothing"))
+    models.get_by_role("button", name="Add this folder").click()
+    expect(models.locator("#models-notice")).to_contain_text("is not there")
+    field.fill(str(place / "pictures"))
+    models.get_by_role("button", name="Add this folder").click()
+    expect(models.locator("#models-card h2")).to_have_text("pictures", timeout=120_000)
+    expect(models.locator("#models-notice")).to_contain_text("pictures is here")
+    expect(models.locator("#models-card")).to_contain_text("neither trained nor changed")
+    expect(field).to_have_value("")
+    photograph(models, "models-folder")
+
+
+def test_a_model_of_the_cache_is_offered_and_used_in_place(models: Page, place: Path) -> None:
+    # red when a whole model of the cache is not offered, or is offered still when it is here
+    offered = models.get_by_role("list", name="Models of the Hugging Face cache")
+    expect(offered.locator("li")).to_have_count(1)
+    models.get_by_role("button", name="Add org/kept").click()
+    expect(models.locator("#models-card h2")).to_have_text("kept", timeout=120_000)
+    expect(models.locator("#models-card")).to_contain_text("Hugging Face cache")
+    expect(offered).to_have_count(0)
+
+
+def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
+    # red when the page is silent while gigabytes arrive, or they lie in two places afterwards
+    models.locator("#models-source input, #models-source textarea").first.fill("org/far")
+    models.get_by_role("button", name="Fetch it").click()
+    expect(models.locator("#models-notice progress")).to_be_visible()
+    expect(models.locator("#models-notice")).to_contain_text("are here")
+    expect(models.locator("#models-card h2")).to_have_text("far", timeout=120_000)
+    assert (place / "hf" / "hub" / "models--org--far" / "snapshots" / COMMIT / "model.safetensors").is_file()
+    assert list((place / "home" / "models").iterdir()) == []
