@@ -18,7 +18,7 @@ from studio.settings import Settings
 from tests.servers import free_port
 
 CONNECT = """
-import os, socket, sys
+import encodings.idna, os, socket, sys  # all of it before the files of this user can no longer be read
 host, port, user = sys.argv[1:]
 if user != "None":
     os.setuid(int(user))
@@ -38,6 +38,7 @@ def connected(host: str, *, user: int | None = None, family: int = socket.AF_INE
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listening.bind((bound or host, 0))
         listening.listen()
+        listening.settimeout(30)
         port = listening.getsockname()[1]
         command = [sys.executable, "-c", CONNECT, host, str(port), str(user)]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
