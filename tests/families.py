@@ -26,10 +26,12 @@ from jobs.trainers.stopping import StopWish
 from studio.catalogue import fused, models, text_models
 from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
+from tests.published import publish
 from tests.runs import STARTER, make_run
 
 VOCABULARY, CONTEXT = 4096, 256  # of the starter's tokenizer; longest row
 STEPS = 8
+PUBLISHED = "published-"  # before the name of a wrapper of tests.published
 EXACT, QUANTISED_EXPERTS = 0.0005, 0.003  # allowed difference of the held-out loss after loading again
 TRL = 0.03  # and between padded rows by trl and rows alone by the model
 # sizes under the names in use; each is set where a family's configuration has it
@@ -155,6 +157,8 @@ def build(name: str, folder: Path) -> Path:
     """A base model of this family with random weights. Raises whatever transformers says where none can be made."""
     import torch
 
+    if name.startswith(PUBLISHED):
+        return publish(name.removeprefix(PUBLISHED), folder, seed=7)
     torch.manual_seed(7)
     config = small_config(*SPECIAL.get(name, (name, {})))
     model = text_models.auto_class(config).from_config(config).to(torch.bfloat16)

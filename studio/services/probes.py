@@ -11,7 +11,12 @@ def described(probe: Probe) -> list[str]:
     found = [f"Loaded as {probe.class_name}; attention: {', '.join(probe.attention)}."]
     if probe.text_prefix:
         found.append(f"Its text model is {probe.text_prefix}; the weights beside it, for images or sound, stay untouched.")
-    found.append(reach(probe))
+    return [*found, *behaviour(probe)]
+
+
+def behaviour(probe: Probe) -> list[str]:
+    """What LoRA learns of it, and how it answers where that is not as usual."""
+    found = [reach(probe)]
     if not probe.mixable:
         found.append(f"The base and several adapters answer one after another: {probe.mixable_reason}.")
     if not probe.padding:

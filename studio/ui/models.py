@@ -13,6 +13,7 @@ import gradio as gr
 from studio.errors import NotFoundError, StudioError
 from studio.records import BaseModel, ComparisonSummary, Dataset, Fetched, JobDetail
 from studio.services import Studio
+from studio.services.probes import behaviour
 from studio.ui import exports, fetching, pieces
 from studio.ui.handlers import QUIET, busy, steady, tells
 from studio.ui.known import KnownPiece, fitting
@@ -147,7 +148,8 @@ class ModelsTab:
                 fit = fitting(self._studio.fit.recipes_that_fit(name))
             except StudioError:
                 fit = ""
-            return pieces.piece("model_card", model=model, adapters=adapters, fit=fit)
+            facts = [*model.notices, *(behaviour(model.probe) if model.probe else ())]
+            return pieces.piece("model_card", model=model, adapters=adapters, fit=fit, notices=[*facts, *model.warnings])
         adapter = self._studio.adapters.show(name)
         job = self._job(adapter.job)
         return pieces.piece(
