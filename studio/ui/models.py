@@ -120,6 +120,7 @@ class ModelsTab:
         wanted = source.strip().removeprefix("hub:")
         if not wanted:
             raise StudioError("No model is named.", "Write OWNER/NAME, or take one of the list below.")
+        yield {self.notice: pieces.said(f"The hub is asked for {wanted}.", "info")}
         for step in fetching.fetched(self._studio.models, wanted):
             if isinstance(step, Fetched):
                 yield {self.notice: fetching.progress(wanted, step)}

@@ -75,8 +75,8 @@ def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
     # red when the page is silent while gigabytes arrive, or they lie in two places afterwards
     models.locator("#models-source input, #models-source textarea").first.fill("org/far")
     models.get_by_role("button", name="Fetch it").click()
-    expect(models.locator("#models-notice progress")).to_be_visible()
-    expect(models.locator("#models-notice")).to_contain_text("are here")
+    expect(models.locator("#models-notice")).to_contain_text("The hub is asked for org/far")
+    expect(models.locator("#models-notice progress")).to_be_visible(timeout=120_000)
     expect(models.locator("#models-card h2")).to_have_text("far", timeout=120_000)
     assert (place / "hf" / "hub" / "models--org--far" / "snapshots" / COMMIT / "model.safetensors").is_file()
     assert list((place / "home" / "models").iterdir()) == []
