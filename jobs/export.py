@@ -62,7 +62,7 @@ def _attempt(run: RunDir, attempt: Attempt) -> int:
         return 1
     finally:
         log.close()
-    metrics = result.model_dump(mode="json", exclude_none=True)
+    metrics = result.as_json()
     if result.verified.passed is not False:  # what no reader here knows is written, and says that it is not proved
         write_json(attempt.result, {"status": "succeeded", "metrics": metrics})
         return 0

@@ -37,7 +37,7 @@ OPTIONS = (
 def write(folder: Path, config: ExportConfig, verified: ExportProof) -> None:
     """The card and the proof of an export. What is known of the run stands in the adapter's studio.json."""
     run = _run(Path(config.adapter_path))
-    (folder / PROOF).write_text(verified.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+    (folder / PROOF).write_text(json.dumps(verified.as_json(), indent=1) + "\n", encoding="utf-8")
     (folder / CARD).write_text(_card(config, run, verified), encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, JsonValue
 
 from studio.records.base import Record
 from studio.records.jobs import JobProgress, JobStatus
@@ -105,6 +105,10 @@ class ExportProof(Record):
     rounding: RoundingProof | None = None  # of a K-quant, which is proved by its 16-bit file and by what rounding did
     notes: list[str] = []  # what a program that loads the files does otherwise than the model, and what they leave out
 
+    def as_json(self) -> dict[str, JsonValue]:
+        """Without figures that are not there. `passed` always is: null says that nothing was proved."""
+        return {"passed": self.passed, **self.model_dump(mode="json", exclude_none=True)}
+
 
 class WrittenExport(Record):
     """What the process of an export has written and proved."""
@@ -116,6 +120,10 @@ class WrittenExport(Record):
     format: ExportFormat
     files: list[str]
     verified: ExportProof
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """As its proof: without figures that are not there."""
+        return {**self.model_dump(mode="json", exclude={"verified"}), "verified": self.verified.as_json()}
 
 
 class Export(Record):
