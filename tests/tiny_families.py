@@ -104,7 +104,7 @@ def adapt(base: Path, target: Path) -> Path:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
-                parameter.normal_(std=0.1)
+                parameter.normal_(std=0.2)
     model.save_pretrained(str(target))
     return target
 

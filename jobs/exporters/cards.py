@@ -139,9 +139,15 @@ def proof_sentence(verified: ExportProof) -> str:
     return (
         f"Passed: on {verified.prompts} prompts the file, read by {verified.reader}, behaves like the base with the adapter: "
         f"{verified.identical} greedy answers are identical, and its logits are off by at most {verified.worst_share:.2%} "
-        f"of what the adapter changes (5% would fail)."
+        f"of what the adapter changes (5% would fail).{_tied(verified)}"
         + "".join(f" {name} reads it too: off by at most {reader.worst_share:.2%}." for name, reader in readers.items())
     )
+
+
+def _tied(verified: ExportProof) -> str:
+    if not verified.router_ties:
+        return ""
+    return f" {verified.router_ties} tokens are not counted: a router was near a tie, and rounding chose another expert."
 
 
 def _rounded_sentence(verified: ExportProof, rounding: RoundingProof) -> str:

@@ -64,6 +64,7 @@ class ReaderProof(Record):
     worst_share: float | None = None
     clear_tokens: int | None = None
     wrong_tokens: int | None = None
+    router_ties: int | None = None
     same_template_ids: bool | None = None
     passed: bool
     reason: str
@@ -97,6 +98,7 @@ class ExportProof(Record):
     worst_share: float | None = None  # the largest difference as a share of what the adapter changes; 0.05 would fail
     clear_tokens: int | None = None  # positions where the adapter prefers its token by more than the difference
     wrong_tokens: int | None = None  # of these, where the files prefer another one
+    router_ties: int | None = None  # positions left out: a router was near a tie, and rounding chose another expert
     same_template_ids: bool | None = None  # tokenizer and template make the same ids of a conversation
     passed: bool | None  # null: not proved
     reason: str  # why it did not pass, or why it is not proved; "" where it passed
