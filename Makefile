@@ -31,10 +31,19 @@ test: $(STAMP)
 	@$(BIN)/python -m tests.browser
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration tests/chaos tests/e2e
 
+# llama.cpp for Python, built once and kept apart: it reads GGUF exports that transformers does not know, and makes K-quants
+LLAMA_CPP := $(VENV)/llama-cpp
+$(LLAMA_CPP)/.built: $(STAMP)
+	@echo "Building llama-cpp-python (some minutes, a C++ compiler and cmake are needed)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(LLAMA_CPP) "llama-cpp-python>=0.3.36" "diskcache>=5.6"
+	@touch $@
+
 # a storm of kills over a real studio (a quarter of an hour), fault injection in its long form, every cell of the methods' table
-chaos: $(STAMP)
+chaos: $(STAMP) $(LLAMA_CPP)/.built
 	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
 	STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
+	STUDIO_ALL_FAMILIES=1 PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest -q -s --timeout 3600 tests/integration/test_gguf_families.py
+	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m tests.bench gguf
 	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py
 	STUDIO_ALL_MODELS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_catalogue_known.py
 
