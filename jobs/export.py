@@ -107,7 +107,7 @@ def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: Event
     gc.collect()
     _tell(log, 3)
     verified = verification.prove(config.written, folder, renderer, made.reference, questions)
-    notes = list(made.notes)
+    notes = [*made.notes, *verified.notes]
     if config.is_rounded:
         sixteen = folder / config.written.file_name
         gguf_rounding.quantize(sixteen, folder / config.file_name, config.outtype, made.importance)

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from studio.catalogue import text_models
 from tests.exportings import export_one
 
 WIDTH, TOKENS = 256, 512
@@ -45,6 +46,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", {"head_dim": 96, "hidden_act": "gelu_pytorch_tanh"}),
     "gemma2": ("Gemma2Config", {"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 16}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 16, "layer_types": LAYERS}),
+    "gemma3_wrapper": (  # as the models of 4B and more are published
+        "Gemma3Config",
+        {
+            "text_config": {"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 16, "layer_types": LAYERS},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+            "image_token_index": 5,
+        },
+    ),
     "phi3": ("Phi3Config", {"partial_rotary_factor": 0.75, "pad_token_id": 2}),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 4, "pad_token_id": 2}),
     "olmo": ("OlmoConfig", {}),
@@ -78,8 +95,10 @@ def build(folder: Path, family: str) -> Path:
 
     name, own = FAMILIES[family]
     torch.manual_seed(7)
-    config = getattr(transformers, name)(**{**SIZES, **own, "bos_token_id": 0, "eos_token_id": 1})
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    ends = {"bos_token_id": 0, "eos_token_id": 1}
+    text = {**SIZES, **own.get("text_config", own), **ends}
+    config = getattr(transformers, name)(**({**own, "text_config": text, **ends} if "text_config" in own else text))
+    model = text_models.auto_class(config).from_config(config)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -100,7 +119,11 @@ def adapt(base: Path, target: Path) -> Path:
     from jobs.exporters import models
 
     torch.manual_seed(8)
-    model = get_peft_model(models.load_base(base), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    model = models.load_base(base)
+    layers = "all-linear"
+    if any("language_model" in key for key, _ in model.named_modules()):
+        layers = r".*language_model.*(q_proj|v_proj|o_proj|down_proj)"
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=layers))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_B" in key:

@@ -169,7 +169,9 @@ def _ties(model: Any, prompt: Ids, answer: Ids) -> tuple[Tensor, Tensor]:
     near = torch.zeros(len(prompt) + len(answer) - 1, dtype=torch.bool)
 
     def look(_: nn.Module, __: Any, given: Any) -> None:
-        logits, chosen = given[0].float(), given[-1]
+        if not isinstance(given, tuple) or given[-1].is_floating_point():  # of those that do not say what they chose, nothing is known
+            return
+        logits, chosen = (part.reshape(-1, part.shape[-1]) for part in (given[recorder.index].float(), given[-1]))
         is_chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, chosen.long(), True)
         least = logits.masked_fill(~is_chosen, torch.inf).amin(-1)
         next_best = logits.masked_fill(is_chosen, -torch.inf).amax(-1)

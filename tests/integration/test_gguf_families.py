@@ -21,7 +21,7 @@ from tests.tiny_families import FAMILIES
 UNREAD = {"mixtral", "gemma", "smollm3", "olmo", "olmo2", "olmo3", "olmoe", "granite", "granitemoe", "seed_oss"}
 IS_ALL = os.environ.get("STUDIO_ALL_FAMILIES") == "1"
 # by what is particular: norms of a head, offset norms with windows, fused projections, layer norms with biases, fused experts, no reader
-CHOSEN = ("qwen3", "gemma3", "phi3", "starcoder2", "qwen3_moe", "smollm3")
+CHOSEN = ("qwen3", "gemma3_wrapper", "phi3", "starcoder2", "qwen3_moe", "smollm3")
 F16, BF16, Q8, LORA = (
     {"format": "gguf"},
     {"format": "gguf", "outtype": "bf16"},
@@ -35,7 +35,7 @@ Found = dict[str, dict[str, dict[str, Any]]]
 
 def wanted() -> list[dict[str, Any]]:
     if not IS_ALL:
-        more = {"gemma3": [Q8, DOUBLED], "qwen3_moe": [DOUBLED], "phi3": [LORA]}
+        more = {"gemma3_wrapper": [Q8, DOUBLED], "qwen3_moe": [DOUBLED], "phi3": [LORA]}
         return [{"family": family, "exports": [F16, *more.get(family, [])]} for family in CHOSEN]
     every = [F16, BF16, Q8, DOUBLED, *(K_QUANTS if gguf.has_quantizer() else [])]
     return [{"family": family, "exports": every if "moe" in family or family == "mixtral" else [*every, LORA]} for family in FAMILIES]
@@ -72,6 +72,12 @@ def test_every_family_is_written_and_proved_or_says_that_it_is_not(found: Found)
                 wrong[family, export] = verified
     print(dict(outcomes))
     assert wrong == {}
+
+
+def test_the_part_that_sees_is_left_out_by_name(found: Found) -> None:
+    notes = found["gemma3_wrapper"]["gguf"]["verified"]["notes"]
+    assert len(notes) == 1 and "Only the part of the model that reads text" in notes[0]
+    assert "model.multi_modal_projector" in notes[0] and "model.vision_tower" in notes[0]
 
 
 def test_what_no_reader_knows_says_why(found: Found) -> None:
