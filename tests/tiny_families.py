@@ -122,12 +122,12 @@ def adapt(base: Path, target: Path) -> Path:
     model = models.load_base(base)
     layers = "all-linear"
     if any("language_model" in key for key, _ in model.named_modules()):
-        layers = r".*language_model.*(q_proj|v_proj|o_proj|down_proj)"
+        layers = r".*language_model.*_proj"
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=layers))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.3)
     model.save_pretrained(str(target))
     return target
 

@@ -163,7 +163,7 @@ def _answer(model: Any, prompt: Ids, stops: Sequence[int]) -> Ids:
 
 def _ties(model: Any, prompt: Ids, answer: Ids) -> tuple[Tensor, Tensor]:
     """Whether a router of any layer is near a tie at each position of the answer, and whether one was before."""
-    recorder = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")  # transformers' own word for its routers
+    recorder: Any = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")  # transformers' own word for routers
     kind = getattr(recorder, "target_class", None)
     routers = [module for module in model.modules() if kind is not None and isinstance(module, kind)]
     near = torch.zeros(len(prompt) + len(answer) - 1, dtype=torch.bool)

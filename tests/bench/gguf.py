@@ -20,7 +20,7 @@ from jobs import config, recipes
 from jobs.exporters.config import CALIBRATION, CALIBRATION_ROWS, PROMPTS, ExportConfig
 from jobs.rundir import RunDir, write_json
 from studio.catalogue.gguf import has_quantizer
-from studio.records import K_QUANTS
+from studio.records import K_QUANTS, ExportFormat, Outtype
 from studio.settings import PACKAGE_ROOT, STATIC
 
 DEMO = STATIC / "demo"
@@ -109,8 +109,8 @@ def _exported(folder: Path, adapter: Path, outtype: str, weighed: bool) -> dict[
         adapter_path=str(adapter),
         base_model="starter",
         base_path=str(STATIC / "starter"),
-        format="gguf",
-        outtype=outtype,
+        format=ExportFormat.GGUF,
+        outtype=Outtype(outtype),
         to=str(folder / f"{outtype}-{weighed}"),
         importance=weighed,
     )

@@ -29,6 +29,7 @@ F16, BF16, Q8, LORA = (
     {"format": "gguf-lora"},
 )
 K_QUANTS = [{"format": "gguf", "outtype": kind} for kind in ("q4_k_m", "q5_k_m", "q6_k")]
+BORDER = 0.08  # 8 bits round random weights by about the 5 % that the proof allows
 DOUBLED = {"format": "gguf", "doubled": 5}
 Found = dict[str, dict[str, dict[str, Any]]]
 
