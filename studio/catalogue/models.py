@@ -96,7 +96,19 @@ def _said(config: dict[str, Any], parameters: int) -> tuple[str, int, int]:
 
 def context(config: Mapping[str, Any]) -> int:
     """Tokens that the text model of a config.json reads; 0 where nothing says it."""
-    return wrappers.context(config, CONTEXT_KEYS)
+    longest = wrappers.context(config, CONTEXT_KEYS)
+    return round(longest * _dynamic_factor(wrappers.text_part(config) or config))
+
+
+def _dynamic_factor(text: Mapping[str, Any]) -> float:
+    """How much further than max_position_embeddings dynamic positions reach."""
+    for key in ("rope_scaling", "rope_parameters"):
+        stated = text.get(key)
+        if isinstance(stated, Mapping) and "dynamic" in (stated.get("rope_type"), stated.get("type")):
+            factor = stated.get("factor")
+            if isinstance(factor, (int, float)) and 1 <= factor < math.inf:
+                return float(factor)
+    return 1.0
 
 
 def has_tokenizer(folder: Path) -> bool:

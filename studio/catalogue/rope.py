@@ -17,8 +17,8 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from jobs.sections import RopeSection
+from studio.catalogue import wrappers
 from studio.catalogue.models import CONTEXT_KEYS, read_json
-from studio.catalogue.models import context as full_context
 from studio.errors import ModelError
 
 CARD, CARD_KEY = "studio.json", "rope"  # of an adapter's folder: what it was trained with
@@ -98,7 +98,7 @@ def context(config: Mapping[str, Any], rope: RopeSection) -> int:
 
 def stretched(config: Mapping[str, Any], rope: RopeSection) -> dict[str, Any]:
     """config.json with the longer context alone, for what only counts; never refuses."""
-    if not rope.is_set:
+    if not rope.is_set and base_positions(config).kind != "dynamic":
         return dict(config)
     return _replaced(config, {_context_key(config): context(config, rope)})
 
@@ -148,7 +148,7 @@ def base_positions(config: Mapping[str, Any]) -> BasePositions:
     found = _stated(text)
     kind = str(found.get("rope_type") or found.get("type") or "default")
     kind = ALIASES.get(kind, kind)
-    longest = full_context(config)
+    longest = wrappers.context(config, CONTEXT_KEYS)
     if kind == "default":
         return BasePositions(kind, 1.0, longest, longest, found)
     original = _count(found.get(ORIGINAL)) or _count(text.get(ORIGINAL)) or longest

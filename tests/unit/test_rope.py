@@ -12,6 +12,7 @@ from jobs import config as job_config
 from jobs.sections import RopeSection
 from studio.catalogue import memory, rope, rotary, text_models
 from studio.catalogue.compatibility import conflicts
+from studio.catalogue.models import context
 from studio.errors import ModelError
 from studio.services.chosen_options import fitted
 from studio.settings import STATIC
@@ -88,6 +89,7 @@ def test_a_section_becomes_the_rope_parameters_and_the_context_of_a_base(
     found = rope.scaled(base, section(**values))
     assert (found["rope_scaling"], found["max_position_embeddings"]) == (parameters, stated)
     assert rope.context(base, section(**values)) == rope.context(found, RopeSection()) == reads
+    assert context(found) == reads  # as chat counts it, once that is a base of its own
     assert json.dumps(base) == before and found.get("rope_theta") == base.get("rope_theta")
 
 
