@@ -16,12 +16,17 @@ import httpx
 import pytest
 from safetensors import safe_open
 
-from jobs.exporters.config import ExportConfig, check_space, expected_bytes, unfinished
+from jobs.exporters.config import CALIBRATION, CALIBRATION_ROWS, ExportConfig, check_space, expected_bytes, unfinished
 from jobs.rundir import RunDir
+from studio.catalogue import gguf
+from studio.commands.exports import _text
+from studio.db.models import AdapterRow, JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
-from studio.records import Adapter, ExportFormat, Outtype
+from studio.records import Adapter, ExportFormat, ExportProof, JobStatus, Outtype
 from studio.services import Studio
+from studio.services.exports import ExportService
 from studio.settings import STATIC, Settings
+from studio.ui import exports
 from tests import servers
 from tests.export_runs import TRAINED, exported
 from tests.upload_server import UploadHub
@@ -225,3 +230,50 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_queued(studio: St
         with pytest.raises(ModelError, match=reason):
             studio.exports.create(adapter.name, format)
     assert studio.jobs.list() == [] and not any(studio.settings.exports.iterdir())
+
+
+def test_a_k_quant_needs_llama_cpps_quantizer_and_takes_training_rows_along(
+    studio: Studio, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = imported(studio, made)
+    monkeypatch.setattr(gguf, "has_quantizer", lambda: False)
+    with pytest.raises(StudioError, match=r"q4_k_m is made by llama\.cpp's quantizer, which is not installed here.*choose f16, bf16"):
+        studio.exports.create(adapter.name, "gguf", outtype="q4_k_m")
+    assert studio.jobs.list() == []
+    monkeypatch.setattr(gguf, "has_quantizer", lambda: True)
+    unknown = studio.exports.create(adapter.name, "gguf", outtype="q4_k_m")
+    assert (run_of(studio, unknown.id).path / CALIBRATION).read_text() == ""  # it was brought from elsewhere
+    training = RunDir(tmp_path / "training")
+    training.path.mkdir()
+    lines = [json.dumps({"text": f"Row {number}.\u2028"}, ensure_ascii=False) + "\n" for number in range(CALIBRATION_ROWS + 5)]
+    training.train.write_text("".join(lines), encoding="utf-8")
+    with studio.db.write() as session:
+        row = session.get(AdapterRow, adapter.id)
+        assert row is not None
+        session.add(
+            JobRow(id="trained", kind="train", queue="gpu", name="trained", config={}, base_model="stories", run_dir=str(training.path))
+        )
+        session.flush()
+        row.job_id = "trained"
+    known = studio.exports.create(adapter.name, "gguf", outtype="q5_k_m")
+    assert (run_of(studio, known.id).path / CALIBRATION).read_text(encoding="utf-8") == "".join(lines[:CALIBRATION_ROWS])
+    assert known.outtype == Outtype.Q5_K_M and run_of(studio, known.id).read_config()["importance"] is True
+    without = studio.exports.create(adapter.name, "gguf", outtype="q6_k", importance=False)
+    assert not (run_of(studio, without.id).path / CALIBRATION).exists()
+    assert not (run_of(studio, studio.exports.create(adapter.name, "gguf").id).path / CALIBRATION).exists()
+
+
+def run_of(studio: Studio, job: str) -> RunDir:
+    return RunDir(Path(studio.jobs.show(job).run_dir))
+
+
+def test_what_is_not_proved_is_not_pushed(studio: Studio, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExportService, "check_push", lambda *_: None)  # the hub is switched off in tests
+    export = studio.exports.create(imported(studio, made).name, "merged")
+    unproved = ExportProof(prompts=3, passed=None, reason="No reader knows it.")
+    row = export.model_copy(update={"status": JobStatus.SUCCEEDED, "files": ["a.gguf"], "verified": unproved})
+    monkeypatch.setattr(studio.exports, "show", lambda _: row)
+    with pytest.raises(StudioError, match=r"is not proved: No reader knows it\..*passed its proof"):
+        studio.exports.push(export.id, "me/greeter")
+    assert exports.proof(unproved) == "Not proved. No reader knows it."
+    assert _text(row).splitlines()[-1] == "Not proved: No reader knows it."
