@@ -74,6 +74,10 @@ def stray_files() -> list[Path]:
 def main(arguments: Sequence[str]) -> int:
     wanted = [argument for argument in arguments if not argument.startswith("-")]
     is_check = "--check" in arguments
+    unknown = sorted(set(wanted) - {model.repository for model in known_models()})
+    if unknown:
+        print("no entry of models.toml:", ", ".join(unknown))
+        return 1
     STORED.mkdir(exist_ok=True)
     differing = 0
     for model in known_models():

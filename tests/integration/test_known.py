@@ -70,4 +70,5 @@ def test_the_terminal_lists_the_catalogue(settings: Settings, monkeypatch: pytes
         cli.main()
     found = json.loads(capsys.readouterr().out)
     assert left.value.code in (0, None)
-    assert [KnownBaseModel.model_validate(entry) for entry in found] == Studio.open(settings).known.list()
+    listed = [KnownBaseModel.model_validate({**entry, "fits": {}}) for entry in found]  # what fits depends on the memory of the moment
+    assert listed == [entry.model_copy(update={"fits": {}}) for entry in Studio.open(settings).known.list()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,20 @@ def test_a_stored_probe_is_what_the_installed_libraries_say(repository: str) -> 
     model = ALL[repository]
     stored = (probed.STORED / f"{model.name}.json").read_text(encoding="utf-8")
     assert probed.written(probed.made(model)) == stored, "Run `make catalogue`."
+
+
+def test_the_maker_writes_what_differs_and_a_check_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # red when `make catalogue` leaves an old answer, or the check is silent or writes
+    name = "openai-community/gpt2"
+    kept = (probed.STORED / f"{ALL[name].name}.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(probed, "STORED", tmp_path)
+    assert probed.main(["--check", name]) == 1 and list(tmp_path.iterdir()) == []
+    assert probed.main([name]) == 0 and (tmp_path / f"{ALL[name].name}.json").read_text(encoding="utf-8") == kept
+    assert probed.main(["--check", name]) == 0
+    assert probed.main(["nobody/nothing"]) == 1
+    assert capsys.readouterr().out.splitlines() == [f"differs {name}", f"made {name}", "no entry of models.toml: nobody/nothing"]
 
 
 @pytest.mark.parametrize(
