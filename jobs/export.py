@@ -96,7 +96,7 @@ def export(run: RunDir, config: ExportConfig, log: EventLog) -> WrittenExport:
 
 
 def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> ExportProof:
-    from jobs.exporters import cards, gguf_rounding, verification
+    from jobs.exporters import cards, gguf_rounding, reading, routing, verification
 
     _tell(log, 1)
     base = Path(config.base_path)
@@ -107,6 +107,7 @@ def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: Event
     gc.collect()
     _tell(log, 3)
     verified = verification.prove(config.written, folder, renderer, made.reference, questions)
+    verified = routing.explained(verified, made.rounding, lambda: reading.model(config, folder), made.reference)
     notes = [*made.notes, *verified.notes]
     if config.is_rounded:
         sixteen = folder / config.written.file_name
@@ -130,6 +131,7 @@ class Made:
     reference: Any  # proof.Reference
     importance: dict[str, Any]  # of the inputs of every layer, for a K-quant
     notes: list[str]  # what the file leaves out, or a reader does otherwise
+    rounding: Any = None  # routing.Rounding of a merged mixture of experts
 
 
 def write(
@@ -141,7 +143,7 @@ def write(
     calibration: Sequence[Sequence[int]] = (),
 ) -> Made:
     """Ask the adapter on a fresh base, then write the export into `folder`: of a K-quant its 16-bit file."""
-    from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading
+    from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading, routing
 
     base, adapter = Path(config.base_path), Path(config.adapter_path)
     positions = rope.of_adapter(adapter)
@@ -158,8 +160,11 @@ def write(
         return Made(reference, {}, [])
     merged = models.merge(model)
     if config.format == ExportFormat.MERGED:
+        whole = routing.before(merged, reference, renderer.stop_token_ids)
+        dtype = next(merged.parameters()).dtype
         folders.write_merged(folder, merged, base, renderer, models.half(base), config.adapter)
-        return Made(reference, {}, [])
+        rounding = whole and routing.after(whole, merged.to(dtype), reference)
+        return Made(reference, {}, [], rounding)
     importance, notes = _importance(config, merged, base, calibration)
     written = config.written
     notes = gguf_file.write(folder / written.file_name, merged, base, renderer, written.outtype, config.adapter) + notes

@@ -28,6 +28,7 @@ from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
 from tests.published import publish
 from tests.runs import STARTER, make_run
+from tests.serving_stages import answers_as_generate_does, merges
 
 VOCABULARY, CONTEXT = 4096, 256  # of the starter's tokenizer; longest row
 STEPS = 8
@@ -439,7 +440,15 @@ def _tensor_names(adapter: Path) -> list[str]:
     return [name for name, _, _ in models.tensors(adapter / "adapter_model.safetensors")]
 
 
-STAGES: list[Callable[[Trained], list[str]]] = [loss_is_the_models_own, loss_falls, every_target_learns, loads_again, loads_by_peft_alone]
+STAGES: list[Callable[[Trained], list[str]]] = [
+    loss_is_the_models_own,
+    loss_falls,
+    every_target_learns,
+    loads_again,
+    loads_by_peft_alone,
+    answers_as_generate_does,
+    merges,
+]
 
 
 def main() -> None:

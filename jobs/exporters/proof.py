@@ -70,8 +70,12 @@ def refer(model: nn.Module, base: Any, prompts: Sequence[Ids], stops: Sequence[i
 def observe(model: nn.Module, prompts: Sequence[Ids], stops: Sequence[int], answers: Sequence[Ids] | None = None) -> Behaviour:
     """Greedy answers, and the logits along `answers` (its own where they are left out)."""
     own = [_answer(model, prompt, stops) for prompt in prompts]
-    along = own if answers is None else answers
-    return Behaviour(own, [_forced(model, prompt, answer) for prompt, answer in zip(prompts, along, strict=True)])
+    return Behaviour(own, forced(model, prompts, own if answers is None else answers))
+
+
+def forced(model: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[Tensor]:
+    """The logits at every position of `answers`."""
+    return [_forced(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE, reader: str | None = None) -> ExportProof:

@@ -33,12 +33,12 @@ def attach(model: Any, folder: Path, name: str, device: str) -> tuple[Any, list[
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         # what transformers renames when it loads a multimodal checkpoint; peft looks it up for the first adapter only
         renamed = {} if config.is_prompt_learning else getattr(base, "_checkpoint_conversion_mapping", {})
-        if not isinstance(model, PeftModel):
-            config.inference_mode = True
-            kinds = {"CAUSAL_LM": PeftModelForCausalLM}
-            model = kinds.get(str(getattr(config.task_type, "value", config.task_type)), PeftModel)(model, config, adapter_name=name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what is missing, which the caller says
+            if not isinstance(model, PeftModel):
+                config.inference_mode = True
+                kinds = {"CAUSAL_LM": PeftModelForCausalLM}
+                model = kinds.get(str(getattr(config.task_type, "value", config.task_type)), PeftModel)(model, config, adapter_name=name)
             result = model.load_adapter(str(folder), adapter_name=name, torch_device=device, key_mapping=renamed)
     except (RuntimeError, ValueError, KeyError) as exc:  # peft's words for layers of another shape, or that are not there
         raise Misfit(_reason(exc, name)) from None
@@ -50,11 +50,12 @@ def attach(model: Any, folder: Path, name: str, device: str) -> tuple[Any, list[
 def config_for(base: Any, folder: Path) -> dict[str, Any]:
     """adapter_config.json of a LoRA after peft has adapted it to the loaded base. Raises Misfit."""
     from peft import PeftConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from peft.utils import transformers_weight_conversion as conversion
 
+    fused.prepare_peft()
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        convert_peft_config_for_transformers(config, base, conversions=None)
+        conversion.convert_peft_config_for_transformers(config, base, conversions=None)
     except (ValueError, TypeError) as exc:
         raise Misfit(" ".join(str(exc).split())[:SAID]) from None
     return dict(config.to_dict())

@@ -8,6 +8,7 @@ whole one. Imports torch, peft and bitsandbytes in functions only.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -195,10 +196,10 @@ def _removing(usual: Any) -> Any:
     """Its end: the update goes, the quantisation stays."""
 
     def remove(self: Any) -> None:
-        from bitsandbytes.nn.parametrize import Bnb4bitParametrization
-
+        # the engine keeps bitsandbytes out until a quantised base is asked for
+        quantised = getattr(sys.modules.get("bitsandbytes.nn.parametrize"), "Bnb4bitParametrization", ())
         steps = self.get_base_layer().parametrizations[self.parameter_name]
-        if not isinstance(steps[0], Bnb4bitParametrization):
+        if not isinstance(steps[0], quantised):
             usual(self)
             return
         del steps[len(steps) - 1]

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from studio.catalogue import hardware, keys, text_models
+from studio.catalogue import hardware, keys, quantising, text_models
 from studio.catalogue.models import ModelFacts, inspect_folder, tensors, weight_files
 from studio.engine.protocol import ModelFolder
 from studio.errors import ModelError
@@ -46,6 +46,8 @@ def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) 
     model, report = text_models.load(folder.path, dtype=dtype, **_quantized(folder, device))
     keys.reported(report, model.state_dict()).check(folder.name)  # transformers would make up what is missing
     model = model.eval().requires_grad_(False)
+    if folder.quantization == "nf4":
+        quantising.quantise_experts(model, folder.path)
     if folder.quantization:
         return _unpacked(model)
     moved: nn.Module = model.to(device)
@@ -100,8 +102,6 @@ def _quantized(folder: ModelFolder, device: torch.device) -> dict[str, Any]:
     if not folder.quantization:
         return {}
     _admit_bitsandbytes()
-    from transformers import BitsAndBytesConfig
-
     in_4bit = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
@@ -109,7 +109,7 @@ def _quantized(folder: ModelFolder, device: torch.device) -> dict[str, Any]:
         "bnb_4bit_compute_dtype": torch.bfloat16,
     }
     chosen = in_4bit if folder.quantization == "nf4" else {"load_in_8bit": True}
-    return {"quantization_config": BitsAndBytesConfig(**chosen), "device_map": {"": str(device)}}
+    return {"quantization_config": quantising.bits_and_bytes(folder.path, **chosen), "device_map": {"": str(device)}}
 
 
 def _admit_bitsandbytes() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from studio.catalogue import rope, text_models
 from studio.datasets.rendering import Rendered, Renderer
 from studio.datasets.report.child import Progress, run
-from studio.engine.protocol import read_folders
+from studio.engine.protocol import AdapterRef, read_folders
 from studio.types import Example, Message
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def load_model(base: Any, adapter: Any) -> Any:
 
     model, _ = text_models.load(base, config=text_models.config_of(base, rope.of_adapter(adapter)), dtype=torch.float32)
     if adapter is not None:
-        from peft import PeftModel
+        from studio.engine import adapting
 
-        model = PeftModel.from_pretrained(model, adapter)
+        model, _ = adapting.attach(AdapterRef(adapter.name, adapter), model, "default", torch.device("cpu"))
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -166,6 +166,36 @@ def test_base_and_adapters_answer_together_as_they_do_alone(client: openai.OpenA
     assert len(set(alone)) == 4  # base, two LoRA and a DoRA: each speaks its own way, the base as if there were none
 
 
+@pytest.mark.parametrize(("family", "targets"), [("opt", ["fc1", "q_proj"]), ("mixtral", "all-linear"), ("lfm2", ["q_proj"])])
+@pytest.mark.filterwarnings("ignore:.*_pattern keys did not match any targeted module.*:RuntimeWarning")
+def test_one_message_to_base_and_adapters_whose_rows_can_not_be_mixed(
+    client: openai.OpenAI, tmp_path: Path, family: str, targets: Any
+) -> None:
+    # red when a model that flattens its batch, has wrapped experts or keeps states answers wrong, fails, or does not say how it answered
+    import peft
+    import torch
+
+    from studio.catalogue import text_models
+    from tests import families
+
+    folder = families.build(family, tmp_path / family)
+    for seed in (1, 2):
+        model = text_models.load(folder, dtype=torch.float32)[0]
+        made = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in (weight for weight in made.parameters() if weight.requires_grad):
+                weight.add_(torch.randn(weight.shape, generator=random) * 0.2)
+        made.save_pretrained(tmp_path / f"a{seed}")
+    contestants = [None, tmp_path / "a1", tmp_path / "a2"]
+    alone = [text_of(client, folder, adapter) for adapter in contestants]
+    with ThreadPoolExecutor(len(contestants)) as pool:
+        together = list(pool.map(lambda adapter: complete(client, folder, adapter), contestants))
+    assert [answer.choices[0].text for answer in together] == alone and len(set(alone)) == 3
+    notes = [answer.choices[0].model_extra["studio"]["notes"] for answer in together]
+    assert all(any("in a pass of its own" in note for note in said) for said in notes[1:])
+
+
 def test_an_adapter_made_anew_is_loaded_anew(client: openai.OpenAI, base: Path, adapters: list[Path], tmp_path: Path) -> None:
     adapter = shutil.copytree(adapters[0], tmp_path / "changing")
     before = text_of(client, base, adapter)

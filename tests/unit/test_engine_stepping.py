@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +13,10 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from studio.engine import adapting, local
-from studio.engine.answer import GeneratedAnswer
-from studio.engine.decoding import Passes
 from studio.engine.protocol import AdapterRef, ModelFolder
-from studio.engine.speculation import Gain
 from studio.engine.stepping import BY_ROW, ON_STATES, TOGETHER, WHOLE, Way
-from studio.engine.text import AnswerText
 from studio.errors import ModelError
-from studio.types import GenerationParams
+from tests.serving_stages import generated, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # peft asks transformers by the old name
@@ -29,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*_pattern keys did not match any targeted module.*:RuntimeWarning"),  # peft's own patterns
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False.*:UserWarning"),
 ]
-VOCABULARY, TOKENS = 128, 12
+VOCABULARY = 128
 PROMPTS = ([5, 6, 7, 8, 9, 10, 11], [40, 41], list(range(60, 80)))
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -89,43 +84,6 @@ def adapter(family: Family, targets: Any, target: Path, seed: int) -> Any:
             weight.add_(torch.randn(weight.shape, generator=random) * 0.2)
     made.save_pretrained(target)
     return made.eval()
-
-
-def answer(ids: Sequence[int]) -> GeneratedAnswer:
-    params, text = GenerationParams(temperature=0, max_new_tokens=TOKENS), AnswerText(lambda ids: "", [])
-    made = GeneratedAnswer(ModelFolder("m", Path()), None, list(ids), TOKENS, params, 0, frozenset(), text, lambda event: None)
-    made.gain = Gain()
-    return made
-
-
-def write(model: local.LocalModel, asked: Sequence[tuple[Sequence[int], str | None]], *, one_by_one: bool = False) -> tuple[list[Any], int]:
-    """What each row says, and in how many batches they were at most; `one_by_one`: they join between two steps."""
-    passes, made, most = Passes(model), [answer(ids) for ids, _ in asked], 0
-    for number, (_, key) in enumerate(asked):
-        if one_by_one:
-            passes.join([made[number]], [key])
-            passes.step()
-    if not one_by_one:
-        passes.join(made, [key for _, key in asked])
-    while passes.answers:
-        most = max(most, len(passes._batches))
-        passes.step()
-    assert all(one.error is None for one in made)
-    return [one.ids for one in made], most
-
-
-def generated(model: Any, ids: Sequence[int]) -> list[int]:
-    given = torch.tensor([list(ids)])
-    with torch.inference_mode():
-        said = model.generate(
-            input_ids=given,
-            attention_mask=torch.ones_like(given),
-            do_sample=False,
-            max_new_tokens=TOKENS,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return list(said[0].tolist()[len(ids) :])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
