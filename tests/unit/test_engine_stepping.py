@@ -75,6 +75,11 @@ def build(family: Family) -> Any:
     return model.requires_grad_(False)
 
 
+def loaded(name: str, model: Any, folder: Path) -> local.LocalModel:
+    model.config.save_pretrained(folder)
+    return local.LocalModel(ModelFolder(name, folder), model, (), 10**9)
+
+
 def adapter(family: Family, targets: Any, target: Path, seed: int) -> Any:
     """A LoRA as peft saves it, random and strong, and peft's own model of it."""
     made = peft.get_peft_model(build(family), peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
@@ -89,7 +94,7 @@ def adapter(family: Family, targets: Any, target: Path, seed: int) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_base_and_two_adapters_say_together_what_each_says_alone(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
-    model = local.LocalModel(ModelFolder(name, tmp_path), build(family), (), 10**9)
+    model = loaded(name, build(family), tmp_path)
     assert model._steps.way == family.way
     theirs = [build(family), *(adapter(family, targets, tmp_path / f"a{n}", n) for n, targets in enumerate(family.targets))]
     expected = [[generated(each, ids) for ids in PROMPTS] for each in theirs]
@@ -123,7 +128,7 @@ def test_a_model_that_padding_disturbs_is_read_row_by_row(tmp_path: Path) -> Non
         return found
 
     inner.forward = disturbed
-    model = local.LocalModel(ModelFolder("m", tmp_path), inner, (), 10**9)
+    model = loaded("m", inner, tmp_path)
     assert model._steps.way == BY_ROW and "can't be padded" in model.notes[0]
     assert write(model, [(ids, None) for ids in PROMPTS]) == ([generated(build(FAMILIES["llama"]), ids) for ids in PROMPTS], 3)
 
@@ -131,7 +136,7 @@ def test_a_model_that_padding_disturbs_is_read_row_by_row(tmp_path: Path) -> Non
 def test_an_adapter_that_peft_cannot_run_is_refused_in_one_line(tmp_path: Path) -> None:
     family = Family("PhimoeConfig", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, TOGETHER, ("all-linear", []), 1)
     adapter(family, "all-linear", tmp_path / "a", 1)
-    model = local.LocalModel(ModelFolder("phi", tmp_path), build(family), (), 10**9)
+    model = loaded("phi", build(family), tmp_path)
     with pytest.raises(ModelError, match="peft can't run adapter a on phi"):
         model.attach(AdapterRef("a", tmp_path / "a"))
     assert model.attached == {} and write(model, [(PROMPTS[0], None)])[0] == [generated(build(family), PROMPTS[0])]
@@ -144,5 +149,5 @@ def test_weights_that_the_file_lacks_are_counted(tmp_path: Path) -> None:
     adapter(family, ["q_proj", "up_proj"], tmp_path / "a", 1)
     state = load_file(tmp_path / "a" / "adapter_model.safetensors")
     save_file({name: tensor for name, tensor in state.items() if "up_proj" not in name}, tmp_path / "a" / adapting.WEIGHTS)
-    attached = local.LocalModel(ModelFolder("m", tmp_path), build(family), (), 10**9).attach(AdapterRef("a", tmp_path / "a"))
+    attached = loaded("m", build(family), tmp_path).attach(AdapterRef("a", tmp_path / "a"))
     assert attached.idle == 4 and "lacks 4 of the tensors" in attached.notes[0]
