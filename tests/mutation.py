@@ -99,7 +99,7 @@ def call_bool(node: ast.expr) -> ast.expr:
 def read(file: Path) -> str:
     """The text of a test file, with that of the helpers in tests/ which it imports."""
     text = file.read_text(encoding="utf-8")
-    for name in set(re.findall(r"from tests\.(\w+) import|from tests import (\w+)", text)):
+    for name in sorted(set(re.findall(r"from tests\.(\w+) import|from tests import (\w+)", text))):
         helper = ROOT / "tests" / f"{name[0] or name[1]}.py"
         if helper.is_file() and helper != file:
             text += helper.read_text(encoding="utf-8")
