@@ -24,7 +24,7 @@ from jobs.runner import Runner
 from jobs.warm import ReadyTrainer
 from studio import lifeline
 from studio import settings as studio_settings
-from studio.catalogue import hardware
+from studio.catalogue import hardware, probes
 from studio.db import migrations
 from studio.db.session import database
 from studio.errors import StudioError
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = studio_settings.load()
         settings.make_folders()
+        probes.keep_in(settings.cache)
         name = QueueName(arguments.queue)
         serve(settings, name, keeps_ready=name == QueueName.GPU and not arguments.keep_none_ready)
     except (StudioError, ValueError) as exc:

@@ -1,4 +1,4 @@
-"""What one batch keeps in memory: the tensors that the backward pass needs, layer by layer, and the tiles of the output layer.
+"""What one batch keeps in memory: the tensors that the backward pass needs, block by block, and the tiles of the output layer.
 
 The terms are what autograd saves of transformers' layers under peft, as its saved-tensor hooks list them; bytes per token unless
 said otherwise. `size` is the bytes of a number in the arithmetic: 2 under bfloat16 or float16 autocast, 4 in float32.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from studio.catalogue.architecture import Decoder, Linear
-from studio.catalogue.trainable import PROMPTS
+from studio.catalogue.architecture import RESULTS, Block, Decoder, Linear
+from studio.catalogue.trainable import PROMPTS, Trained
+from studio.records import WeightKind
 
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # trl computes the output layer in tiles of at most this size
 # bytes per number of a tile where no Triton kernel folds it: the tile, its float32 copy, log-probabilities, probabilities, gradients
@@ -28,15 +29,13 @@ class Setting:
     length: int
     method: str
     rank: int
-    targets: tuple[Linear, ...]
+    targets: Trained
     dropout: float
     is_dora: bool
     is_quantized: bool
     is_masked: bool
     is_flash: bool = False
     is_eager: bool = False
-    wraps_experts: bool = False
-    activation: str = ""
 
     @property
     def tokens(self) -> int:
@@ -48,25 +47,26 @@ class Setting:
         return self.method == "lora" and self.size == 2 and not (self.device == "cuda" and self.is_quantized)
 
 
-def saved_by_layer(model: Decoder, at: Setting) -> int:
+def saved_by_block(model: Decoder, block: Block, at: Setting) -> int:
     """Bytes that one block keeps for the backward pass of the whole batch."""
-    per_token = _norms(model, at) + _attention(model, at) + _feed_forward(model, at) + _adapters(model, at)
-    fixed = _casts(at)
+    per_token = _norms(block, at) + _attention(model, block, at) + _feed_forward(model, block, at) + _adapters(model, block, at)
+    per_token += at.size * block.kept_per_token
+    targets = at.targets.linears(block)
+    fixed = _casts(targets, at)
     if at.is_dora:
-        fixed += sum(at.size * linear.rows**2 for linear in at.targets)  # peft multiplies by an identity matrix
-    if model.experts and at.wraps_experts:
-        fixed += 2 * at.size * model.experts.parameters  # the update of every expert is written out
+        fixed += sum(at.size * linear.rows**2 for linear in targets)  # peft multiplies by an identity matrix
+    fixed += 2 * at.size * sum(expert.weights for expert in at.targets.experts(block))  # the update of every expert is written out
     return at.tokens * per_token + fixed
 
 
-def _casts(at: Setting) -> int:
+def _casts(targets: tuple[Linear, ...], at: Setting) -> int:
     """Trained weights of one block are float32: autocast keeps 16-bit copies of them for the backward pass."""
     if at.size != 2:
         return 0
     if at.method == "full":
-        return sum(at.size * linear.weights for linear in at.targets)
+        return sum(at.size * linear.weights for linear in targets)
     if at.method == "lora":
-        return sum(at.size * at.rank * (linear.rows + linear.columns) for linear in at.targets)
+        return sum(at.size * at.rank * (linear.rows + linear.columns) for linear in targets)
     return 0
 
 
@@ -75,23 +75,24 @@ def boundary(model: Decoder, at: Setting) -> int:
     return at.tokens * model.hidden * at.size
 
 
-def layer_backward(model: Decoder, at: Setting) -> int:
+def block_backward(model: Decoder, block: Block, at: Setting) -> int:
     """Bytes of gradients alive at once inside a block, and of its largest layer's weights brought out of 4 or 8 bits."""
-    widest = max((max(linear.rows, linear.columns) for linear in model.linears), default=model.hidden)
-    if model.experts:
-        widest = max(widest, model.experts.width)
+    widest = max((max(linear.rows, linear.columns) for linear in block.linears), default=model.hidden)
+    widest = max([widest, *(min(expert.rows, expert.columns) for expert in block.experts)])
     flows = 3 * at.size * widest + 2 * at.size * model.hidden
     if at.copies_inputs:
         flows += 4 * widest
     largest = 0
     if at.is_quantized or at.is_dora:
-        largest = max((linear.weights for linear in model.linears), default=0) * at.size
-    return at.tokens * flows + largest
+        largest = max((linear.weights for linear in block.linears), default=0)
+    if at.is_quantized:
+        largest = max([largest, *(expert.weights for expert in block.experts)])
+    return at.tokens * flows + largest * at.size
 
 
-def layer_forward(model: Decoder, at: Setting) -> int:
+def block_forward(model: Decoder, block: Block, at: Setting) -> int:
     """Bytes of one block while nothing is kept, as in an evaluation."""
-    inner = sum(linear.columns for linear in model.linears if linear.rows == model.hidden)
+    inner = sum(linear.columns for linear in block.linears if linear.rows == model.hidden)
     return at.tokens * (at.size * (inner + 2 * model.hidden) + 4 * model.hidden)
 
 
@@ -104,7 +105,7 @@ def head_backward(model: Decoder, at: Setting) -> int:
     if at.device == "cuda":  # a Triton kernel turns the tile into its gradient in place
         return 2 * tile + hidden
     backward, forward, weights = TILE_BACKWARD[at.size], 4, 0
-    if model.kind == "gemma2":
+    if model.probe.logit_softcap:
         backward += 4  # the tangent that bends the logits
     if at.size == 2:
         forward, weights = at.size + 4, min(model.vocabulary, TILE_WORDS) * model.hidden * 4
@@ -128,29 +129,27 @@ def _tile(model: Decoder, at: Setting) -> int:
     return min(at.tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS)
 
 
-def _norms(model: Decoder, at: Setting) -> int:
+def _norms(block: Block, at: Setting) -> int:
     """An RMSNorm keeps its input in float32, a LayerNorm as it comes."""
-    number = max(model.family.norms, {"olmo": 2}.get(model.kind, 1))
     each = 4
-    if model.family.norm_bias:
+    if block.norm_bias:
         each = at.size
-    per_token = number * each * model.hidden
-    if model.family.qk_norm:
-        per_token += 4 * (model.query_width + model.kv_width)
     if at.method == "full":
-        per_token += number * 4 * model.hidden
-    return per_token
+        each += 4
+    return each * sum(block.norms)
 
 
-def _attention(model: Decoder, at: Setting) -> int:
-    query, kv = model.query_width, model.kv_width
+def _attention(model: Decoder, block: Block, at: Setting) -> int:
+    query, kv = block.query_width, block.kv_width
+    if not query:
+        return 0
     is_flash = at.is_flash and not at.is_eager
     written_out = at.is_eager or (model.is_eager and not is_flash)
     if at.device == "cpu" and model.drops_attention > 0 and not written_out:
         return at.size * 2 * query + 4 * 3 * query + 12 * model.heads * at.length  # no fused kernel drops on a processor
     if written_out:
         per_score = 4
-        if model.kind.startswith("gemma2"):
+        if model.probe.attention_softcap:
             per_score += 2 * at.size
         elif at.size == 2:
             per_score += at.size
@@ -161,39 +160,47 @@ def _attention(model: Decoder, at: Setting) -> int:
     return at.size * (2 * query + repeated) + 4 * model.heads + mask
 
 
-def _feed_forward(model: Decoder, at: Setting) -> int:
-    if model.experts:
-        expert = model.experts
-        shared = max((linear.columns for linear in model.linears if linear.name == "gate_proj"), default=0)
-        return at.size * (expert.active * (2 * model.hidden + 4 * expert.width) + 4 * shared)
-    inner = next((linear.rows for linear in model.linears if linear.columns == model.hidden and linear.rows != model.query_width), None)
-    inner = inner or model.intermediate
-    if model.family.is_gated:
+def _feed_forward(model: Decoder, block: Block, at: Setting) -> int:
+    per_token = 0
+    if block.experts:
+        width = min(min(expert.rows, expert.columns) for expert in block.experts)
+        per_token += at.size * block.active_experts * (2 * model.hidden + 4 * width)
+    for kind in (WeightKind.MLP, WeightKind.SHARED_EXPERTS):
+        per_token += _dense(model, block.of(kind), at)
+    return per_token
+
+
+def _dense(model: Decoder, layers: tuple[Linear, ...], at: Setting) -> int:
+    """What lies between the layers that read the hidden states and the one that writes them."""
+    inner = sum(linear.rows for linear in layers if linear.columns == model.hidden and linear.rows != model.hidden)
+    if not inner:
+        inner = max((linear.rows for linear in layers if linear.columns == model.hidden), default=0)
+    read = sum(linear.columns for linear in layers if linear.rows == model.hidden)
+    if read > inner:  # a gate beside it
         return at.size * 3 * inner
-    if at.activation in PYTHON_GELU:
+    if model.probe.activation in PYTHON_GELU:
         return at.size * 4 * inner
     return at.size * inner
 
 
-def _adapters(model: Decoder, at: Setting) -> int:
+def _adapters(model: Decoder, block: Block, at: Setting) -> int:
     """Inputs that the adapted (or, in full training, all) layers need for their own gradient."""
+    targets = at.targets.linears(block)
     if at.method in PROMPTS:
         return 0
     if at.method == "bottleneck":
         return 2 * (4 * model.hidden + at.size * model.hidden)
     if at.method == "ia3":
-        return at.size * sum(min(linear.rows, linear.columns) for linear in at.targets)
-    targets = at.targets
+        return at.size * sum(min(linear.rows, linear.columns) for linear in targets)
     per_token = 0
     if at.method == "lora":
         per_token = at.size * at.rank * len(targets)
     if at.copies_inputs or (at.method == "full" and at.size == 2):
         per_token += sum(at.size * linear.rows for linear in targets)
     else:
-        into = {(linear.rows, _is_inner(linear, model)) for linear in targets}
-        reads_states = sum(1 for linear in targets if linear.rows == model.hidden and linear.name not in ("dense", "o_proj", "out_proj"))
-        per_token += at.size * model.hidden * min(reads_states, 2)
-        per_token += sum(at.size * rows for rows, is_inner in into if is_inner)
+        into = {linear.rows for linear in targets if _is_inner(linear, model)}
+        reads_states = sum(1 for linear in targets if linear.rows == model.hidden and linear.name.rpartition(".")[2] not in RESULTS)
+        per_token += at.size * model.hidden * min(reads_states, 2) + at.size * sum(into)
     if at.dropout:
         per_token += sum({"cuda": 1, "cpu": 4}[at.device] * linear.rows for linear in targets)
         if not at.copies_inputs:
@@ -204,5 +211,5 @@ def _adapters(model: Decoder, at: Setting) -> int:
 
 
 def _is_inner(linear: Linear, model: Decoder) -> bool:
-    """Whether it reads what the feed-forward part has computed."""
-    return linear.columns == model.hidden and linear.rows == model.intermediate
+    """Whether it reads what a feed-forward part has computed."""
+    return linear.columns == model.hidden and linear.kind in (WeightKind.MLP, WeightKind.SHARED_EXPERTS)

@@ -18,8 +18,8 @@ from typing import Any
 
 from studio import lifeline, processes
 from studio.catalogue import attaching, text_models
+from studio.catalogue.library_child import MOST_BYTES, PATIENCE_S
 from studio.catalogue.models import tensors, weight_files
-from studio.catalogue.probes import MOST_BYTES, PATIENCE_S
 from studio.errors import ModelError
 
 

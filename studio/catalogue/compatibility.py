@@ -20,9 +20,10 @@ from typing import Any
 from jobs.config import JobConfig, build
 from jobs.objectives import OBJECTIVES
 from studio.catalogue import hardware, rope
-from studio.catalogue.architecture import Decoder, Linear, decoder
-from studio.catalogue.trainable import PROMPTS, targeted
+from studio.catalogue.architecture import Decoder, decoder
+from studio.catalogue.trainable import PROMPTS, trained
 from studio.errors import ModelError
+from studio.records import WeightKind
 
 RULES = Path(__file__).with_name("compatibility.toml")
 # highest learning rate, and a usual one: virtual tokens want large steps
@@ -204,7 +205,7 @@ def _numbers(config: JobConfig, model: Mapping[str, Any] | None) -> Iterator[Con
 
 def _against_model(config: JobConfig, model: Mapping[str, Any]) -> Iterator[Conflict]:
     try:
-        shape = decoder(rope.stretched(model, config.rope))
+        shape = decoder(model, context=rope.longer(model, config.rope))
     except ModelError:
         return  # nobody knows its sizes
     context = shape.context
@@ -239,15 +240,13 @@ def narrowest_layer(config: JobConfig, model: Mapping[str, Any]) -> NarrowestLay
 
 
 def _narrowest(config: JobConfig, shape: Decoder) -> NarrowestLayer | None:
-    widths = [NarrowestLayer(layer.name, min(layer.rows, layer.columns)) for layer in _learning(config, shape)]
-    return min(widths, key=lambda layer: layer.width, default=None)
-
-
-def _learning(config: JobConfig, shape: Decoder) -> list[Linear]:
-    """The layers of a block that a LoRA goes to; the switch between experts is narrow by nature and does not count."""
+    """Of the layers of the blocks that a LoRA goes to; the switch between experts is narrow by nature and does not count."""
     if config.method != "lora":
-        return []
-    return [layer for layer in targeted(shape, config.lora.target_modules) if layer.name != "gate"]
+        return None
+    targets = trained(shape, config)
+    layers = [layer for block in shape.blocks for layer in targets.linears(block) if layer.kind != WeightKind.ROUTER]
+    widths = [NarrowestLayer(layer.name.rpartition(".")[2], min(layer.rows, layer.columns)) for layer in layers]
+    return min(widths, key=lambda layer: layer.width, default=None)
 
 
 def _text(value: Any) -> str:

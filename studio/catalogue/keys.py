@@ -1,7 +1,7 @@
-"""Which tensors a base model needs, and which of them its folder holds: `python -m studio.catalogue.keys FOLDER`.
+"""Which tensors a base model needs, and which of them its folder holds.
 
 transformers builds the model on the meta device and matches the names of the safetensors headers by its own rules (renamed, fused and
-tied weights), so nothing is read or computed. Importing this loads no library: the web process asks a child.
+tied weights), so nothing is read or computed. Importing this loads no library: the web process asks a child (studio.catalogue.probes).
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio.catalogue import library_child
 from studio.catalogue.models import read_json, tensors, weight_files
 from studio.catalogue.text_models import config_of, family_of
 from studio.errors import ModelError
@@ -158,22 +157,10 @@ def _reports() -> Iterator[list[Any]]:
         modeling_utils.log_state_dict_report = usual
 
 
-# without torch: the child is asked
+# without torch
 
 
-_compared: dict[str, WeightKeys] = {}
-
-
-def compare_in_child(folder: Path) -> WeightKeys:
-    """As `compare`, in a process of its own; the same headers and config.json are compared once. Raises ModelError."""
-    key = _digest(folder)
-    if key not in _compared:
-        _check_layers(folder)
-        _compared[key] = WeightKeys(**library_child.ask("studio.catalogue.keys", folder))
-    return _compared[key]
-
-
-def _check_layers(folder: Path) -> None:
+def check_layers(folder: Path) -> None:
     """Every layer has a tensor at least, so a config.json that asks for more layers is not built at all."""
     config = read_json(folder / "config.json")
     stored = sum(1 for file in weight_files(folder) for _ in tensors(file))
@@ -183,14 +170,10 @@ def _check_layers(folder: Path) -> None:
                 raise ModelError(f"{folder} holds {stored:,} weights, and config.json asks for {place[key]:,} layers ({key}).", AGAIN)
 
 
-def _digest(folder: Path) -> str:
+def digest(folder: Path) -> str:
     """Of all that decides the result."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in weight_files(folder):
         for name, _, shape in tensors(file):
             digest.update(f"{name}{shape}\n".encode("utf-8", "replace"))
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    library_child.answer(lambda folder, _: asdict(compare(folder)))

@@ -22,8 +22,8 @@ PATIENCE_S = 300.0
 MOST_BYTES = 12 * 1024**3  # of the child's memory: a config.json may ask for any number of layers
 
 
-def ask(module: str, folder: Path, *arguments: str) -> Any:
-    """What `module` answers about `folder`. Raises ModelError with its reason."""
+def ask(module: str, folder: Path, *arguments: str, subject: str = "") -> Any:
+    """What `module` answers about `folder`. Raises ModelError with its reason. `subject`: of a reason, where it is not the folder."""
     environment = {**processes.child_environment(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = processes.module_command(module, str(folder), *arguments)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
@@ -35,7 +35,7 @@ def ask(module: str, folder: Path, *arguments: str) -> Any:
     try:
         found = json.loads(out.splitlines()[-1])
     except (ValueError, IndexError):
-        said = f"{folder} describes a model that could not be built: its process was killed for taking too much memory or time."
+        said = f"{subject or folder} describes a model that could not be built: its process was killed for taking too much memory or time."
         raise ModelError(said, "Check its config.json.") from None
     if error := found["error"]:
         raise ModelError(error["message"], error["fix"])

@@ -1,8 +1,7 @@
-"""What a job will need, from the model's config.json alone: arithmetic, no torch. Knows nothing of what else runs here.
+"""What a job will need, from the model's config.json alone: arithmetic on its probe, no torch. Knows nothing of what else runs here.
 
 The peak is the dearest of a few moments: reading the weights, the output layer's gradient, a block's gradient, the optimizer's step,
-an evaluation. Sizes follow the shapes that transformers builds; an architecture that is not known is read as if it were like Llama,
-and the prediction says so. Bytes throughout.
+an evaluation. Sizes are those of the model that transformers builds from the config. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from jobs.config import JobConfig
 from studio.catalogue import activations as acts
 from studio.catalogue import hardware, rope
 from studio.catalogue.activations import Setting
-from studio.catalogue.architecture import Decoder, decoder, sees_whole_rows, text_config
+from studio.catalogue.architecture import Decoder, decoder, sees_whole_rows
 from studio.catalogue.trainable import PROMPTS, Trainable, trainable
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights per quantisation constant, constants per second-order constant
@@ -40,6 +39,7 @@ OPTIMIZER_BYTES = {
     "rmsprop_bnb_8bit": 1, "rmsprop_bnb_32bit": 4, "paged_adamw_32bit": 8, "paged_adamw_8bit": 2, "paged_lion_8bit": 1,
     "paged_lion_32bit": 4, "paged_ademamix_8bit": 3, "paged_ademamix_32bit": 12,
 }  # fmt: skip
+LEAST_SHARE = 0.005  # of the weights: less is not spoken of
 PARTS = ("base_weights", "full_precision_weights", "adapter", "optimizer", "activations", "logits", "overhead")
 
 
@@ -75,8 +75,9 @@ class Moment:
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder; of the text part where a model has several."""
-    return text_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    """config.json of a model folder."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 def adapter_parameters(config: dict[str, Any], job: JobConfig) -> int:
@@ -99,11 +100,11 @@ def predict_training_bytes(config: dict[str, Any], job: JobConfig) -> int:
 def predict(config: dict[str, Any], job: JobConfig, *, device: str | None = None, size: int | None = None) -> Prediction:
     """Peak memory of `job` on `device` (cuda or cpu; None: the job's own, else this machine's).
 
-    `size`: bytes of a number in the arithmetic; None asks this machine, 2 on a GPU. Raises ModelError for a config without sizes.
+    `size`: bytes of a number in the arithmetic; None asks this machine, 2 on a GPU. Raises ModelError for a config of no decoder.
     """
     device = device or device_of(job)
     size = size or number_bytes(device)
-    model = decoder(rope.stretched(config, job.rope))
+    model = decoder(config, context=rope.longer(config, job.rope))
     trained = trainable(model, job)
     setting = batch(model, job, trained, device, size, config)
     parts = dict.fromkeys(PARTS, 0)
@@ -149,8 +150,11 @@ def weights(model: Decoder, job: JobConfig, size: int) -> tuple[int, int]:
         per_weight = BYTES_4BIT_SINGLE
     elif quantization.load_in_8bit:
         per_weight = 1.0
-        scales = 4 * sum(linear.columns for linear in model.linears) * model.layers
-    return round(model.linear_parameters * per_weight) + scales, (model.parameters - model.linear_parameters) * size
+        scales = 4 * model.probe.quantizable_columns
+    small = model.linear_parameters
+    if quantization.load_in_4bit:
+        small += model.expert_parameters
+    return round(small * per_weight) + scales, (model.parameters - small) * size
 
 
 def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size: int, config: dict[str, Any]) -> Setting:
@@ -167,7 +171,6 @@ def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size:
     rank, dropout = 0, 0.0
     if lora := job.method == "lora":
         rank, dropout = job.lora.r, job.lora.lora_dropout
-    text = text_config(config)
     return Setting(
         device=device,
         size=size,
@@ -182,25 +185,24 @@ def batch(model: Decoder, job: JobConfig, trained: Trainable, device: str, size:
         is_masked=sequences > 1 or (job.packing and not is_apart),
         is_flash=job.attn_implementation == "flash_attention_2",
         is_eager=job.attn_implementation == "eager",
-        wraps_experts=trained.wraps_experts,
-        activation=str(text.get("hidden_act") or text.get("activation_function") or _usual_activation(model)),
     )
 
 
 def moments(model: Decoder, job: JobConfig, trained: Trainable, at: Setting, kept: int) -> list[Moment]:
     """When memory may be at its highest. `kept`: bytes that are there throughout the training."""
-    block = acts.saved_by_layer(model, at)
-    kept_of_block, computed_again = block, 0
+    block = model.most(lambda one: acts.saved_by_block(model, one, at))
+    stored, computed_again = model.total(lambda one: acts.saved_by_block(model, one, at)), 0
     if job.gradient_checkpointing:
-        kept_of_block, computed_again = acts.boundary(model, at), block
-    stored = model.layers * kept_of_block + 4 * at.tokens * model.hidden
+        stored, computed_again = model.layers * acts.boundary(model, at), block
+    stored += 4 * at.tokens * model.hidden
+    flows = model.most(lambda one: acts.block_backward(model, one, at))
     gradients = FULL_PRECISION_GRADIENT * trained.parameters
     at_head = gradients * (job.gradient_accumulation_steps > 1)
     head = acts.head_backward(model, at)
     if job.objective_entry.has_whole_logits:
         head = acts.whole_logits(model, at)
-    inside = stored + acts.layer_backward(model, at) + computed_again
-    below = block + acts.layer_backward(model, at)
+    inside = stored + flows + computed_again
+    below = block + flows
     stacked = gradients * (at.device == "cuda" and job.optim == "adamw_torch")  # that optimizer lays all of them side by side
     found = [
         Moment("output layer", activations=stored, logits=head, adapter=at_head),
@@ -224,7 +226,7 @@ def _evaluation(model: Decoder, job: JobConfig, at: Setting) -> Moment:
     logits = acts.head_forward(model, held)
     if job.objective_entry.has_whole_logits:
         logits = held.tokens * model.vocabulary * (at.size + 4)
-    return Moment("evaluation", activations=acts.layer_forward(model, held), logits=logits)
+    return Moment("evaluation", activations=model.most(lambda one: acts.block_forward(model, one, held)), logits=logits)
 
 
 def _reading(model: Decoder, job: JobConfig, size: int) -> int:
@@ -232,9 +234,13 @@ def _reading(model: Decoder, job: JobConfig, size: int) -> int:
     return sum(weights(model, job, size)) + 2 * model.parameters
 
 
-def _usual_activation(model: Decoder) -> str:
-    return "gelu_new" * (model.kind in ("gpt2", "phi", "gptj", "codegen", "gpt_neo"))
-
-
 def notes(model: Decoder, job: JobConfig) -> tuple[str, ...]:
-    return tuple(note for note in (*model.notes, job.objective_entry.memory_note) if note)
+    """What a person should know of a prediction."""
+    return tuple(note for note in (_whole_note(model, job.quantization.bits), job.objective_entry.memory_note) if note)
+
+
+def _whole_note(model: Decoder, bits: int) -> str:
+    """What stays in 16 bits of the blocks of a base that is kept in fewer."""
+    if bits > 8 or (share := model.whole_share(bits)) < LEAST_SHARE:
+        return ""
+    return f"In {bits} bits, {share:.0%} of the weights of its blocks stay in 16 bits: bitsandbytes reaches only some layers of this model."

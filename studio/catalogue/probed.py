@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studio.catalogue import probes
 from studio.catalogue.known import CONFIGS, STORED, KnownModel, known_models
+from studio.catalogue.models import read_json
 from studio.catalogue.probes import digest
 
 
@@ -71,6 +73,20 @@ def stray_files() -> list[Path]:
     return sorted(file for folder in (CONFIGS, STORED) for file in folder.glob("*.json") if file.stem not in names)
 
 
+def _starter_differs(is_check: bool) -> bool:
+    """The starter's probe lies beside it."""
+    from studio.catalogue import probing
+
+    found = probing.probe(read_json(probes.STARTER.with_name("config.json")), "starter")
+    text = written(found.model_dump(mode="json"))
+    if probes.STARTER.read_text(encoding="utf-8") == text:
+        return False
+    print({True: "differs", False: "made"}[is_check], "starter", flush=True)
+    if not is_check:
+        probes.STARTER.write_text(text, encoding="utf-8")
+    return True
+
+
 def main(arguments: Sequence[str]) -> int:
     wanted = [argument for argument in arguments if not argument.startswith("-")]
     is_check = "--check" in arguments
@@ -90,6 +106,8 @@ def main(arguments: Sequence[str]) -> int:
         print({True: "differs", False: "made"}[is_check], model.repository, flush=True)
         if not is_check:
             file.write_text(text, encoding="utf-8")
+    if not wanted:
+        differing += _starter_differs(is_check)
     for file in stray_files():
         print("belongs to no entry:", file.relative_to(STORED.parent), flush=True)
     return int(is_check and differing > 0)

@@ -6,37 +6,44 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
-import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from studio import processes
+from studio.catalogue import keys, library_child
+from studio.catalogue.keys import WeightKeys
+from studio.catalogue.models import read_json
 from studio.errors import ModelError
 from studio.records import Probe
+from studio.settings import STATIC
 
 VERSION = 2  # of what is asked; a stored probe of another version is made again
-PATIENCE_S = 120.0
-MOST_BYTES = 8 * 1024**3  # of the child's memory
-KEPT = 256  # probes in memory
+KEPT = 1024  # probes in memory: the catalogue's, and more
 FOLDER = "probes"  # of the studio's cache
+STARTER = STATIC / "starter" / "probe.json"  # comes with the starter, which then answers at once
 
 _found: dict[str, Probe | ModelError] = {}
+_compared: dict[str, WeightKeys] = {}
+_places: list[Path] = []  # the studio's cache, once it is known
 
 
-def ask(config: Mapping[str, Any], name: str = "This config.json", cache: Path | None = None) -> Probe:
-    """The probe of a config.json: from memory, from the files in `cache`, or of a child. Raises ModelError where no model can be built."""
+def keep_in(cache: Path) -> None:
+    """Keep what this process finds in the studio's cache, and look there first."""
+    _places[:] = [cache / FOLDER]
+
+
+def ask(config: Mapping[str, Any], name: str = "This config.json") -> Probe:
+    """The probe of a config.json: from memory, from a file, or of a child. Raises ModelError where no model can be built."""
     key = digest(config)
     if key not in _found:
-        answer: Probe | ModelError | None = _read(key, cache)
+        answer: Probe | ModelError | None = _read(key)
         if answer is None:
             try:
                 answer = _ask_child(config, name)
-                _write(answer, cache)
+                _write(answer)
             except ModelError as refusal:
                 answer = refusal
         keep(key, answer)
@@ -67,46 +74,59 @@ def _libraries() -> tuple[str, str]:
         return "", ""
 
 
-def _read(key: str, cache: Path | None) -> Probe | None:
-    if cache is None:
-        return None
-    try:
-        found = Probe.model_validate_json((cache / FOLDER / f"{key}.json").read_bytes())
-    except (OSError, ValueError):
-        return None  # it is made again
-    if found.digest != key:
-        return None
-    return found
+def _read(key: str) -> Probe | None:
+    for file in (*(place / f"{key}.json" for place in _places), STARTER):
+        try:
+            found = Probe.model_validate_json(file.read_bytes())
+        except (OSError, ValueError):
+            continue  # it is made again
+        if found.digest == key:
+            return found
+    return None
 
 
-def _write(probe: Probe, cache: Path | None) -> None:
+def _write(probe: Probe) -> None:
     """Whole or not at all; without it, the next process asks again."""
-    if cache is None:
-        return
-    with contextlib.suppress(OSError):
-        (cache / FOLDER).mkdir(mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=cache / FOLDER, delete=False) as part:
-            part.write(probe.model_dump_json())
-        os.replace(part.name, cache / FOLDER / f"{probe.digest}.json")
+    for place in _places:
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=place, delete=False) as part:
+                part.write(probe.model_dump_json())
+            os.replace(part.name, place / f"{probe.digest}.json")
 
 
 def _ask_child(config: Mapping[str, Any], name: str) -> Probe:
-    environment = {**processes.child_environment(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return answered(_child(config, name))
+
+
+def of_folder(folder: Path) -> tuple[WeightKeys, Probe]:
+    """How the weights of a folder match its config.json, and its probe, of one child. Raises ModelError where no model can be built."""
+    config, key = read_json(folder / "config.json"), keys.digest(folder)
+    if key not in _compared:
+        keys.check_layers(folder)
+        found = _child(config, str(folder), folder)
+        if error := found["unmatched"]:
+            raise ModelError(error["message"], error["fix"])
+        _compared[key] = WeightKeys(**found["keys"])
+        if found["error"]:
+            keep(digest(config), ModelError(found["error"]["message"], found["error"]["fix"]))
+        else:
+            keep(digest(config), answered(found))
+            _write(answered(found))
+    return _compared[key], ask(config, str(folder))
+
+
+def _child(config: Mapping[str, Any], name: str, *folder: Path) -> dict[str, Any]:
+    """What studio.catalogue.probing answers. Raises ModelError where it is killed."""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "config.json"
         file.write_text(json.dumps(dict(config)), encoding="utf-8")
-        command = processes.module_command("studio.catalogue.probing", str(file), name)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
-            assert child.stdout is not None
-            timer = threading.Timer(PATIENCE_S, child.kill)
-            timer.start()
-            out = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
-            timer.cancel()
-    try:
-        answer = json.loads(out.splitlines()[-1])
-    except (ValueError, IndexError):
-        said = f"{name} describes a model that could not be built: its process was killed for taking too much memory or time."
-        raise ModelError(said, "Check its config.json.") from None
-    if error := answer["error"]:
+        found: dict[str, Any] = library_child.ask("studio.catalogue.probing", file, name, *map(str, folder), subject=name)
+    return found
+
+
+def answered(found: Mapping[str, Any]) -> Probe:
+    """The probe of a child's answer. Raises ModelError where it gives none."""
+    if error := found["error"]:
         raise ModelError(error["message"], error["fix"])
-    return Probe.model_validate(answer["probe"])
+    return Probe.model_validate(found["probe"])

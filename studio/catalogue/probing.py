@@ -1,4 +1,4 @@
-"""Asks transformers and peft what is true of a model: `python -m studio.catalogue.probing FILE NAME` prints a Probe.
+"""Asks transformers and peft what is true of a model: `python -m studio.catalogue.probing FILE NAME [FOLDER]` prints a Probe.
 
 The model is built on the meta device, without weights, and cut to the first blocks that show every kind of block it has. What peft
 takes, whether rows stay apart and what the cache holds is tried on those. Needs no network, runs no code of a folder.
@@ -6,21 +6,18 @@ takes, whether rows stay apart and what the cache holds is tried on those. Needs
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio import lifeline
-from studio.catalogue import anatomy, text_models
+from studio.catalogue import anatomy, keys, library_child, text_models
 from studio.catalogue.models import CONTEXT_KEYS
-from studio.catalogue.probes import MOST_BYTES, digest
+from studio.catalogue.probes import digest
 from studio.catalogue.quantising import read_directly
 from studio.catalogue.quick_imports import import_bitsandbytes
 from studio.catalogue.targets import LoraTargets, ends_of, lora_targets, within_block
@@ -41,7 +38,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
 
     from studio.catalogue import trials
 
-    config = text_models.configuration(values, name)
+    config = text_models.configuration(_typed(values), name)
     auto = text_models.auto_class(config)
     family, config = text_models.family_of(config)
     text = config.get_text_config(decoder=True)
@@ -97,6 +94,17 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
         **_sizes(text),
         blocks=[facts.block(blocks[layers[0]], layers) for layers in groups],
     )
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with a model_type, where only the class is named."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    named = values.get("architectures") or [values.get("class")]
+    found = dict(values)
+    if "model_type" not in found and isinstance(named, list) and named:
+        found["model_type"] = next((kind for kind, classes in CLASSES.items() if named[0] == classes), None)
+    return found
 
 
 def _check(config: Any, text: Any, name: str) -> None:
@@ -327,8 +335,25 @@ def _active(text: Any) -> int:
     return _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 
 
+def matched(folder: Path) -> dict[str, Any]:
+    """{"keys", "unmatched"}, one of them null: how the weights of a folder match its config.json, or why that can't be said."""
+    found: dict[str, Any] = {"keys": None, "unmatched": None}
+    try:
+        found["keys"] = asdict(keys.compare(folder))
+    except ModelError as exc:
+        found["unmatched"] = exc.as_json()
+    except Exception as exc:  # noqa: BLE001 - the edge of this process: what the libraries say of a config.json becomes one line
+        found["unmatched"] = _unbuilt(str(folder), exc)
+    return found
+
+
+def _unbuilt(name: str, exc: Exception) -> dict[str, str]:
+    said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+    return {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
+
+
 def asked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """{"probe", "error"}, one of them null. Never raises for what a config.json may hold."""
+    """The probe, or in its place the error of whatever a config.json does to the libraries, as plain JSON."""
     answer: dict[str, Any] = {"probe": None, "error": None}
     try:
         answer["probe"] = probe(values, name).model_dump(mode="json")
@@ -341,24 +366,19 @@ def asked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
             "fix": "Install that library beside the studio, or use another model.",
         }
     except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the libraries say about a config.json becomes one line
-        said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
-        answer["error"] = {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
+        answer["error"] = _unbuilt(name, exc)
     return answer
 
 
-def main() -> None:
-    lifeline.end_with_parent()
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+def _work(file: Path, arguments: list[str]) -> dict[str, Any]:
+    """As a child: the probe of a config.json, and where a folder is named too, how its weights match."""
     import_bitsandbytes()
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print; the pipe carries the answer only
-    with open(sys.argv[1], encoding="utf-8") as file:
-        answer = asked(json.load(file), sys.argv[2])
-    print(json.dumps(answer), file=out, flush=True)
+    name, *folders = arguments
+    answer = asked(json.loads(file.read_text(encoding="utf-8")), name)
+    for folder in folders:
+        answer |= matched(Path(folder))
+    return answer
 
 
 if __name__ == "__main__":
-    main()
+    library_child.answer(_work)

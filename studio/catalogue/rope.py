@@ -1,7 +1,7 @@
 """Positions beyond a base's context: the `rope` section of a job, applied to a config.json.
 
 Everything that loads a base for an adapter goes through `scaled`: trainer, engine, exports, likelihoods. What only counts, such as the
-prediction of memory, takes `stretched`. Names and meanings are those of transformers' rope_parameters. Reads JSON; knows no torch.
+prediction of memory, takes `longer`. Names and meanings are those of transformers' rope_parameters. Reads JSON; knows no torch.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ def context(config: Mapping[str, Any], rope: RopeSection) -> int:
     return _stretched_context(rope, base)
 
 
-def stretched(config: Mapping[str, Any], rope: RopeSection) -> dict[str, Any]:
-    """config.json with the longer context alone, for what only counts; never refuses."""
+def longer(config: Mapping[str, Any], rope: RopeSection) -> int:
+    """The longer context, for what only counts; 0 where it is the model's own. Never refuses."""
     if not rope.is_set and base_positions(config).kind != "dynamic":
-        return dict(config)
-    return _replaced(config, {_context_key(config): context(config, rope)})
+        return 0
+    return context(config, rope)
 
 
 def of_adapter(folder: Path | None) -> RopeSection:

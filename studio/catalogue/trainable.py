@@ -1,65 +1,90 @@
-"""How many parameters a method trains, by the model's structure: arithmetic on shapes. Names follow peft. Loads nothing."""
+"""How many parameters a method trains, by the model's blocks: arithmetic on shapes. Names follow peft. Loads nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from jobs.config import JobConfig
-from studio.catalogue.architecture import Decoder, Linear
+from studio.catalogue.architecture import Block, Decoder, Experts, Linear
 
 PROMPTS = ("prompt-tuning", "p-tuning", "prefix-tuning")
-# what IA3 scales where it chooses itself: keys, values and the input of the last feed-forward layer, by the names in use
-IA3_NAMES = ("k_proj", "v_proj", "query_key_value", "qkv_proj", "c_attn", "Wqkv")
-LAST_FEED_FORWARD = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "c_proj")
 WHOLE = ("embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out")  # as large as the vocabulary
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What of each block a method adapts: everything, what IA3 scales, what these target_modules name, or nothing."""
+
+    method: str = ""
+    wanted: tuple[str, ...] = ()
+
+    def linears(self, block: Block) -> tuple[Linear, ...]:
+        if self.method == "full":
+            return block.linears
+        if self.method == "ia3":
+            return tuple(linear for linear in block.linears if linear.ia3)
+        return tuple(linear for linear in block.linears if self.method == "lora" and self._means(linear))
+
+    def experts(self, block: Block) -> tuple[Experts, ...]:
+        return tuple(expert for expert in block.experts if self.method == "lora" and self._means(expert))
+
+    def _means(self, part: Linear | Experts) -> bool:
+        """As peft matches names."""
+        if ALL_LINEAR in self.wanted:
+            return part.is_target
+        return any(f".{part.name}".endswith(f".{name}") or f".{name}".endswith(f".{part.name}") for name in self.wanted)
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """`targets`: the linear layers of a block that are adapted; `wraps_experts`: its experts too."""
+    """`targets`: the layers of the blocks that are adapted."""
 
     parameters: int
-    targets: tuple[Linear, ...]
-    wraps_experts: bool = False
+    targets: Trained
 
 
 def trainable(model: Decoder, job: JobConfig) -> Trainable:
     """What this job trains on this model."""
+    targets = trained(model, job)
     if job.method == "lora":
-        return _lora(model, job)
+        return Trainable(model.total(lambda block: _lora(block, job, targets)) + _saved(model, job), targets)
     if job.method == "full":  # a copy of everything; of embeddings and head one each, also where they are one tensor
-        return Trainable(model.parameters + model.vocabulary * model.hidden * model.is_tied, model.linears)
+        return Trainable(model.parameters + model.vocabulary * model.hidden * model.is_tied, targets)
     if job.method == "ia3":
-        scaled = tuple(linear for linear in model.linears if linear.name in IA3_NAMES + LAST_FEED_FORWARD)
-        widths = (linear.rows if linear.name in LAST_FEED_FORWARD else linear.columns for linear in scaled)
-        return Trainable(model.layers * sum(widths), scaled)
+        return Trainable(model.total(lambda block: sum(map(_scaled, targets.linears(block)))), targets)
     if job.method == "bottleneck":
         narrow = max(model.hidden // job.bottleneck.reduction_factor, 1)
         each = 2 * model.hidden * narrow + narrow + model.hidden
-        return Trainable(model.layers * each * (1 + job.bottleneck.mh_adapter), ())
-    return Trainable(_prompt(model, job), ())
+        return Trainable(model.layers * each * (1 + job.bottleneck.mh_adapter), targets)
+    return Trainable(_prompt(model, job), targets)
 
 
-def targeted(model: Decoder, wanted: str | list[str]) -> tuple[Linear, ...]:
-    """The layers of a block that target_modules means, as peft matches names; all where none has such a name."""
-    if wanted == "all-linear" or "all-linear" in wanted:
-        return model.linears
-    names = [wanted] if isinstance(wanted, str) else wanted
-    ends = {name.rpartition(".")[2] for name in names}
-    found = tuple(linear for linear in model.linears if linear.name in names or linear.name.rpartition(".")[2] in ends)
-    return found or model.linears
+def trained(model: Decoder, job: JobConfig) -> Trained:
+    """The layers that this job adapts; all that LoRA takes where none has a name that it asks for."""
+    if job.method != "lora":
+        return Trained(job.method)
+    wanted = job.lora.target_modules
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    found = Trained("lora", names)
+    if any(found.linears(block) or found.experts(block) for block in model.blocks):
+        return found
+    return Trained("lora", (ALL_LINEAR,))
 
 
-def _lora(model: Decoder, job: JobConfig) -> Trainable:
-    targets, r = targeted(model, job.lora.target_modules), job.lora.r
-    block = sum(r * (linear.rows + linear.columns) + linear.columns * job.lora.use_dora for linear in targets)
-    wraps = model.experts is not None and model.experts.is_wrapped and targets == model.linears
-    if model.experts and wraps:  # one pair of matrices per expert; the two halves of gate_up share a tensor and take twice the rank
-        expert = model.experts
-        block += expert.number * r * (2 * (expert.hidden + 2 * expert.width) + expert.width + expert.hidden)
+def _scaled(linear: Linear) -> int:
+    return {"inputs": linear.rows, "outputs": linear.columns}[linear.ia3]
+
+
+def _lora(block: Block, job: JobConfig, targets: Trained) -> int:
+    linears, r = targets.linears(block), job.lora.r
+    layers = sum(r * (linear.rows + linear.columns) + linear.columns * job.lora.use_dora for linear in linears)
+    return layers + sum(r * expert.number * (expert.rows + expert.columns) for expert in targets.experts(block))
+
+
+def _saved(model: Decoder, job: JobConfig) -> int:
     whole = job.lora.modules_to_save or []
-    saved = sum(model.vocabulary * model.hidden for name in whole if name.rpartition(".")[2] in WHOLE)
-    return Trainable(model.layers * block + saved, targets, wraps)
+    return sum(model.vocabulary * model.hidden for name in whole if name.rpartition(".")[2] in WHOLE)
 
 
 def _prompt(model: Decoder, job: JobConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from studio.catalogue.probes import keep_in
 from studio.db import migrations
 from studio.db.session import Database, database
 from studio.services.adapters import AdapterService
@@ -68,6 +69,7 @@ class Studio:
         """
         recover(settings)
         settings.make_folders()
+        keep_in(settings.cache)
         db = database(settings.db_url, settings.sqlite_journal, settings.home)
         migrations.migrate(db)
         models = ModelService(settings, db, at_terminal=at_terminal)

@@ -19,7 +19,7 @@ from jobs import config as job_config
 from jobs import recipes
 from jobs.config import JobConfig
 from studio.catalogue import hardware, memory, rope
-from studio.catalogue.architecture import decoder, text_config
+from studio.catalogue.architecture import decoder
 from studio.catalogue.compatibility import conflicts
 from studio.catalogue.memory import Prediction
 from studio.catalogue.models import read_json
@@ -204,7 +204,7 @@ def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
     found = asked.predict()
     parts = {name: round(value * asked.correction) for name, value in found.parts.items()}
     predicted = sum(parts.values())
-    model = decoder(rope.stretched(asked.config, asked.job.rope))
+    model = decoder(asked.config, context=rope.longer(asked.config, asked.job.rope))
     chat = model.parameters * memory.number_bytes(asked.device)
     margin = fits = stays_loaded = None
     if asked.room is not None:
@@ -234,7 +234,7 @@ def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
 
 def _warnings(asked: FitQuestion) -> list[str]:
     """Why a launch of this would be refused; it is predicted all the same."""
-    found = [str(conflict) for conflict in conflicts(asked.job, asked.device, text_config(asked.config))]
+    found = [str(conflict) for conflict in conflicts(asked.job, asked.device, asked.config)]
     if isinstance(asked.config.get("quantization_config"), dict):
         found.append("The model's own file is stored quantised; this is predicted for its 16-bit version.")
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from studio.catalogue import keys, probes
+from studio.catalogue import probes
 from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, read_json, unused_weights
 from studio.catalogue.wrappers import ignored_code, text_model
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
@@ -18,11 +18,14 @@ from studio.errors import ModelError, NotFoundError, StudioError
 from studio.records import UNENDED, BaseModel, CachedModel, Probe, RemovedModel
 from studio.services import hub_models, naming
 from studio.services.folders import delete_inside
+from studio.services.vocabularies import check_vocabulary
 from studio.settings import STATIC, Settings
 
 STARTER = "starter"
 STARTER_FOLDER = STATIC / "starter"
 HUB = "hub:"
+MOST_CONTEXT = 10**9  # tokens
+PUBLISHED = "Use the config.json that was published with the model."
 
 
 class ModelService:
@@ -70,7 +73,7 @@ class ModelService:
             found = Probe.model_validate(row.probe)
             probes.keep(key, found)
             return found
-        found = probes.ask(config, ref.name, self.settings.cache)
+        found = probes.ask(config, ref.name)
         if row is not None:
             with self.db.write() as session:
                 self.find(session, row.id).probe = found.model_dump(mode="json")
@@ -94,10 +97,7 @@ class ModelService:
         if is_hub:
             folder = hub_models.folder_of(text.removeprefix(HUB), progress)
         facts = inspect_folder(folder)
-        probe = None
-        warnings = _checked(folder, facts)
-        if facts.loadable:
-            probe = probes.ask(read_json(folder / "config.json"), str(folder), self.settings.cache)
+        warnings, probe = _checked(folder, facts)
         with self.db.write() as session:
             row = BaseModelRow(
                 name=self._name(session, name, chosen),
@@ -177,19 +177,22 @@ class ModelService:
         return naming.choose(wanted, naming.from_stem(stem), lambda name: name == STARTER or is_added(name))
 
 
-def _checked(folder: Path, facts: ModelFacts) -> list[str]:
-    """What a person should know about a folder that can be used. Raises ModelError for one that can't."""
+def _checked(folder: Path, facts: ModelFacts) -> tuple[list[str], Probe | None]:
+    """What a person should know about a folder that can be used, and its probe. Raises ModelError for one that can't be used."""
     if facts.is_tokenizer_only:
-        return []
+        return [], None
     if not facts.loadable:
         raise ModelError(facts.reason, facts.fix)
-    found = keys.compare_in_child(folder)
+    if facts.context > MOST_CONTEXT:
+        raise ModelError(f"config.json gives a context of {facts.context:.3g} tokens, which no model has.", PUBLISHED)
+    found, probe = probes.of_folder(folder)
     found.check(str(folder))
+    check_vocabulary(folder, probe.vocabulary)
     unused = unused_weights(folder)
     notes = [found.note()]
     if unused:
         notes.append(f"{len(unused):,} safetensors files are no part of the model and are ignored: {', '.join(unused[:5])}.")
-    return [note for note in notes if note]
+    return [note for note in notes if note], probe
 
 
 def _notices(folder: Path) -> list[str]:

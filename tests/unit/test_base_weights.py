@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import GPT2Config, LlamaConfig, MixtralConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from studio.catalogue import keys
+from studio.catalogue import keys, probes
 from studio.catalogue.models import inspect_folder
 from studio.errors import ModelError
 from studio.services import Studio
@@ -37,9 +38,12 @@ def saved(name: str, place: Path) -> Path:
     config = CONFIGS["untied" if name == SHARDED else name]
     model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     model.save_pretrained(place / name, max_shard_size="8KB" if name == SHARDED else "1GB")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(STARTER / file, place / name / file)
+    few_words(64).save(str(place / name / "tokenizer.json"))
     return place / name
+
+
+def few_words(count: int) -> Tokenizer:
+    return Tokenizer(models.WordLevel({f"w{number}": number for number in range(count)}, "w0"))
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +148,58 @@ def test_a_config_with_more_layers_than_weights_starts_no_process(
     change_config(folder, num_hidden_layers=10**9)
     monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(ModelError, match="1,000,000,000 layers"):
-        keys.compare_in_child(folder)
+        probes.of_folder(folder)
 
 
 def test_a_config_that_can_not_be_built_is_refused_in_one_line(bases: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(bases["untied"], tmp_path / "odd")
     change_config(folder, hidden_size="wide")
     with pytest.raises(ModelError, match="describes a model that can't be built") as refusal:
-        keys.compare_in_child(folder)
+        probes.of_folder(folder)
     assert "\n" not in str(refusal.value)
+
+
+LIES = {
+    "fewer layers": ({"num_hidden_layers": 1, "layer_types": None}, r"weights of layers that config\.json does not count"),
+    "wider": ({"hidden_size": 32}, r"of another shape than config\.json asks for"),
+    "more words": ({"vocab_size": 4096}, r"of another shape than config\.json asks for"),
+    "absurd context": ({"max_position_embeddings": 10**30}, "context of 1e"),
+    "absurd width": ({"intermediate_size": 10**30}, "can't be built"),
+    "unknown kind": (
+        {"model_type": "brandnew", "architectures": ["BrandNewForCausalLM"]},
+        "BrandNewForCausalLM is no causal language model",
+    ),
+    "remote code alone": ({"model_type": "brandnew", "auto_map": {"AutoModelForCausalLM": "m.M"}}, "auto_map"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_config_that_lies_is_refused_in_one_line(studio: Studio, bases: dict[str, Path], tmp_path: Path, lie: str) -> None:
+    # red when a base of which config.json says something else gets a row, or the reason takes more than a line
+    folder = shutil.copytree(bases["untied"], tmp_path / "lying")
+    values, said = LIES[lie]
+    change_config(folder, **values)
+    with pytest.raises(ModelError, match=said) as refusal:
+        studio.models.add(folder)
+    assert "\n" not in str(refusal.value) and refusal.value.fix
+    assert [model.name for model in studio.models.list()] == ["starter"]
+
+
+def test_a_long_context_is_no_lie(studio: Studio, bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(bases["untied"], tmp_path / "long")
+    change_config(folder, max_position_embeddings=10_485_760)  # Llama 4 Scout's
+    assert studio.models.add(folder).context == 10_485_760
+
+
+@pytest.mark.parametrize(("words", "said"), [(65, "1 tokens beyond the 64"), (20, "20 tokens for a model of 64")])
+def test_a_tokenizer_of_another_model_is_refused(studio: Studio, bases: dict[str, Path], tmp_path: Path, words: int, said: str) -> None:
+    # red when a token would have no embedding, or most outputs no token
+    folder = shutil.copytree(bases["untied"], tmp_path / "foreign")
+    few_words(words).save(str(folder / "tokenizer.json"))
+    with pytest.raises(ModelError, match=said):
+        studio.models.add(folder)
+    few_words(60).save(str(folder / "tokenizer.json"))  # rounded up, as published models are
+    assert studio.models.add(folder).loadable
 
 
 @pytest.mark.parametrize("beside", [True, False])

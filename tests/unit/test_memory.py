@@ -11,10 +11,10 @@ import pytest
 
 from jobs import config as job_config
 from jobs import recipes
-from studio.catalogue import activations, memory
+from studio.catalogue import activations, memory, probes, probing
 from studio.catalogue.architecture import decoder
 from studio.catalogue.known import known_models
-from studio.catalogue.trainable import trainable
+from studio.catalogue.trainable import Trained, trainable
 from studio.errors import ModelError
 
 SMALL = {
@@ -79,6 +79,18 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are made here, as the child makes them."""
+    monkeypatch.setattr(probes, "_ask_child", lambda config, name: probes.answered(probing.asked(config, name)))
+
+
+def written(config: Any) -> dict[str, Any]:
+    """As config.json holds it."""
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return found
+
+
 def job(recipe: str = "qlora-sft", **options: Any) -> Any:
     return job_config.build(recipes.get(recipe).options, options)
 
@@ -88,14 +100,17 @@ def test_every_family_has_the_tensors_that_transformers_builds(kind: str, values
     # red when a layer, a bias or a norm of a family is left out or invented; on the meta device, so nothing is allocated
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     config = AutoConfig.for_model(kind, **values)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    found = decoder(config.to_dict())
+    found = decoder(written(config))
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.is_tied == bool(config.tie_word_embeddings)
-    assert (found.kind, found.notes[1:]) == (kind, ()) and (not found.notes or found.experts)
+    linear = [module for module in model.base_model.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    assert found.total(lambda block: sum(layer.weights for layer in block.linears)) == sum(layer.weight.numel() for layer in linear)
+    assert found.probe.model_type == kind and found.layers == 2
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Unsupported layer type")
@@ -118,7 +133,7 @@ def test_every_method_trains_the_parameters_that_peft_makes(options: dict[str, A
                 torch.nn.init.ones_(parameter)
         trained = get_peft_model(model, methods.peft_config(wanted, model, Path()))
     count = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    assert trainable(decoder(config.to_dict()), wanted).parameters == count
+    assert trainable(decoder(written(config)), wanted).parameters == count
 
 
 def kept_by_one_block(kind: str, values: dict[str, Any]) -> int:
@@ -145,8 +160,9 @@ def kept_by_one_block(kind: str, values: dict[str, Any]) -> int:
 
 
 def predicted_for_one_block(kind: str, values: dict[str, Any]) -> int:
-    at = activations.Setting("cpu", 4, 1, 16, "lora", 0, (), 0.0, is_dora=False, is_quantized=False, is_masked=False)
-    return activations.saved_by_layer(decoder({"model_type": kind, **values}), at)
+    at = activations.Setting("cpu", 4, 1, 16, "lora", 0, Trained(), 0.0, is_dora=False, is_quantized=False, is_masked=False)
+    model = decoder({"model_type": kind, **values})
+    return activations.saved_by_block(model, model.blocks[0], at)
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -210,9 +226,9 @@ def test_a_config_without_sizes_is_refused_in_words(config: dict[str, Any]) -> N
         memory.predict(config, job(), device="cuda")
 
 
-def test_an_unknown_architecture_is_predicted_with_a_note() -> None:
-    found = memory.predict({**LLAMA_65B, "model_type": "brandnew"}, job(), device="cuda")
-    assert "brandnew" in found.notes[0]
+def test_an_unknown_architecture_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="brandnew"):
+        memory.predict({**LLAMA_65B, "model_type": "brandnew"}, job(), device="cuda")
 
 
 def test_the_catalogue_can_be_predicted_and_says_why_some_are_refused() -> None:
@@ -237,7 +253,7 @@ def test_what_is_trained_is_kept_in_32_bits_with_its_gradient() -> None:
 def test_eight_bits_keep_a_scale_for_each_column() -> None:
     shape = decoder(LLAMA)
     base, _ = memory.weights(shape, job_config.build({"quantization.load_in_8bit": True}), 4)
-    assert base == shape.linear_parameters + 4 * shape.layers * sum(linear.columns for linear in shape.linears)
+    assert base == shape.linear_parameters + 4 * shape.total(lambda block: sum(linear.columns for linear in block.linears))
 
 
 def test_rows_are_not_packed_while_evaluating() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from studio.catalogue import probing
+from studio.catalogue import probes, probing
 from studio.records import Probe
+from studio.settings import STATIC
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -87,3 +88,9 @@ def test_parameters_are_those_of_the_model(kind: str) -> None:
     found = probed(kind)
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert sum(found.parameters_by_kind.values()) == found.parameters
+
+
+def test_the_stored_probe_of_the_starter_is_what_the_libraries_say() -> None:
+    # red when transformers, peft or the probe have changed: make it again with `make catalogue`
+    config = json.loads((STATIC / "starter" / "config.json").read_text())
+    assert json.loads(probes.STARTER.read_text()) == probing.probe(config, "starter").model_dump(mode="json")

@@ -16,6 +16,7 @@ from studio.catalogue import keys, library, models, text_models
 from studio.catalogue import wrappers as configs
 from studio.catalogue.architecture import decoder
 from studio.errors import ModelError
+from studio.records import WeightKind
 from studio.services import Studio
 from studio.settings import Settings
 from tests.published import WRAPPERS, publish
@@ -129,7 +130,8 @@ def test_a_wrapper_around_another_kind_of_text_is_refused_by_its_name() -> None:
 
 def test_what_a_published_text_part_leaves_out_comes_from_its_class() -> None:
     found = decoder(GEMMA_3_4B)
-    assert (found.parameters, found.vocabulary, found.heads, found.kv_heads) == (3_880_263_168, 262_208, 8, 4)
+    text = found.parameters - found.probe.parameters_by_kind[WeightKind.VISION]
+    assert (text, found.vocabulary, found.heads, found.probe.kv_heads) == (3_880_263_168, 262_208, 8, 4)
     assert models.context(GEMMA_3_4B) == 131_072
     assert configs.text_model(GEMMA_3_4B).others == ("vision_config",)
 
