@@ -73,7 +73,7 @@ class ModelsTab:
         self.own.wire(self.tab.select, self.notice, [place.model, *shown], self.added)
         fetched = {"inputs": [self.source, place.model], "outputs": [self.notice, self.source, place.model, *shown]}
         self.add.click(tells(self.notice)(self.fetch), **fetched, **busy(self.list))
-        chosen = {"inputs": [place.model], "outputs": [self.notice, self.source, place.model, known, *shown]}
+        chosen = {"inputs": [place.model, self.known.filter], "outputs": [self.notice, self.source, place.model, known, *shown]}
         known.select(tells(self.notice)(self.add_known), **chosen, **busy(self.list))
 
     def look(self, chosen: str) -> dict[Any, Any]:
@@ -133,10 +133,10 @@ class ModelsTab:
         said = pieces.said(" ".join((f"{model.name} is here.", *model.notices, *model.warnings)))
         return {self.notice: said, self._page.place.model: now, **self.look(now)}
 
-    def add_known(self, chosen: str, event: gr.EventData) -> Iterator[dict[Any, Any]]:
+    def add_known(self, chosen: str, wanted: str, event: gr.EventData) -> Iterator[dict[Any, Any]]:
         """Fetch an entry of the list."""
         yield from self.fetch(str(event._data["repository"]), chosen)
-        yield {self.known.panel: self.known.draw("")}
+        yield {self.known.panel: self.known.draw(wanted)}
 
     def find(self, query: str) -> dict[Any, Any]:
         return {self.known.panel: self.known.find(query)}
