@@ -38,10 +38,11 @@ $(LLAMA_CPP)/.built: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(LLAMA_CPP) "llama-cpp-python>=0.3.36" "diskcache>=5.6"
 	@touch $@
 
-# a storm of kills over a real studio (a quarter of an hour), fault injection in its long form, every cell of the methods' table
+# a storm of kills over a real studio (a quarter of an hour), fault injection in its long form, every cell of the methods' table,
+# every family of models that transformers knows
 chaos: $(STAMP) $(LLAMA_CPP)/.built
 	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
-	STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
+	STUDIO_ALL_FAMILIES=1 STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
 	STUDIO_ALL_FAMILIES=1 PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest -q -s --timeout 3600 tests/integration/test_gguf_families.py
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m tests.bench gguf
 	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py

@@ -91,7 +91,8 @@ def save(folder: Path, model: PeftModel, card: AdapterCard, figures: dict[str, A
     (folder / "adapter_config.json").write_text(_json(_peft_config(model, card.config)), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(card.renderer.template, encoding="utf-8")
     (folder / "studio.json").write_text(_json(card.as_json(figures)), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(card, figures, model.config), encoding="utf-8")
+    lost = fused.misnamed_by_peft(model, state)
+    (folder / "README.md").write_text(_readme(card, figures, model.config, len(lost)), encoding="utf-8")
 
 
 def save_raw(checkpoint: Path, model: PeftModel) -> None:
@@ -126,8 +127,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n"
 
 
-def _readme(card: AdapterCard, figures: dict[str, Any], base: Any) -> str:
-    """`base`: transformers' configuration of the base, as it was trained on."""
+def _readme(card: AdapterCard, figures: dict[str, Any], base: Any, lost: int = 0) -> str:
+    """`base`: transformers' configuration of the base, as it was trained on; `lost`: tensors that peft alone does not find."""
     config = card.config
     reached = long_context = ""
     if card.targets is not None:
@@ -146,6 +147,9 @@ def _readme(card: AdapterCard, figures: dict[str, Any], base: Any) -> str:
         f"{reached}{long_context}"
         f"```python\nfrom peft import PeftModel\nfrom transformers import {names}\n\n"
         + ("from jobs.bottleneck import register  # of Adapter Studio\n\nregister()\n" if config.method == "bottleneck" else "")
+        + "from studio.catalogue import fused  # of Adapter Studio: by peft alone "
+        f"{lost} of its tensors are not found\n\nfused.prepare_peft()\n"
+        * bool(lost)
         + loading
         + 'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n```\n\n'
         f"## Figures\n\n{lines or '- none yet'}\n"

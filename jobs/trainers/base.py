@@ -126,6 +126,7 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
             module.support_avx512bf16_for_cpu = False
     if getattr(model, "is_quantized", False) and device.name == "cpu":
         _leave_the_file(model)
+    _name_inner_model(model)
     if config.packing:
         _check_packs(config, model)
     if config.packing and sees_whole_rows(model.config.to_dict(), config.max_length):
@@ -135,6 +136,17 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
     if config.method == "full":
         _name_experts_as_trl_does(model)
     return model
+
+
+def _name_inner_model(model: Any) -> None:
+    """trl takes the last hidden states from `base_model`, which in a text model cut out of a multimodal one may be itself."""
+    from transformers import PreTrainedModel
+
+    if model.base_model is not model:
+        return
+    inner = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
+    if len(inner) == 1:
+        model.base_model_prefix = inner[0]
 
 
 def _attention(config: JobConfig, folder: Path) -> dict[str, str]:

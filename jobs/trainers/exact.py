@@ -16,7 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jobs.rundir import PROGRESS, checkpoint_step
-from jobs.trainers import adapters, methods
+from jobs.trainers import adapters, methods, own_logits
 from jobs.trainers.balanced import BalancedSteps
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
@@ -46,6 +46,8 @@ class Exact(PackedSteps, BalancedSteps):
         if methods.is_pissa(card.config):
             self.start = adapters.weights(self.model)
         methods.faster_second_matrix(self, card.config)
+        if own_logits.use_where_needed(self.model):
+            reporter.log.notice("The loss is computed from the model's own logits, which takes more memory: trl computes others for it.")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step

@@ -200,7 +200,7 @@ def _is_experts(module: nn.Module) -> bool:
 
     if isinstance(module, nn.modules.conv._ConvNd):
         return False
-    return any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) or (
+    return any(parameter.dim() == 3 and min(parameter.shape) > 1 for parameter in module.parameters(recurse=False)) or (
         "expert" in type(module).__name__.lower() and any(parameter.dim() == 2 for parameter in module.parameters(recurse=False))
     )
 

@@ -69,7 +69,7 @@ def lora_targets(model: Any, wanted: str | list[str] = ALL_LINEAR, learning: fro
     names = [wanted] if isinstance(wanted, str) else wanted
     chosen: dict[str, _Place] = {}
     for name in names:
-        found = [place for place in places if place.is_usual] if name == ALL_LINEAR else _named(places, name)
+        found = [place for place in places if place.is_usual] if name == ALL_LINEAR else _named(model, places, name)
         chosen |= {place.name: place for place in found}
     total = sum(place.part.weights for place in places if place.in_block and place.part.kind != WeightKind.NORM) or 1
     left: Counter[WeightKind] = Counter()
@@ -122,7 +122,7 @@ def with_gradient(model: Any, logits: Callable[[], Any]) -> frozenset[str]:
 
     def shifting(name: str) -> Callable[..., Any]:
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            if not isinstance(output, torch.Tensor):
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
                 return output
             shift = shifts.setdefault(name, torch.zeros(output.shape[-1], device=output.device, dtype=output.dtype, requires_grad=True))
             return output + shift
@@ -194,11 +194,11 @@ def _places(model: Any, learning: frozenset[str] | None) -> list[_Place]:
     return found
 
 
-def _named(places: list[_Place], name: str) -> list[_Place]:
-    """What bears a name: layers and tensors, else what a module of that name holds. Raises ModelError."""
+def _named(model: Any, places: list[_Place], name: str) -> list[_Place]:
+    """What bears a name: layers and tensors, else what a module of that name holds, else embeddings or head. Raises ModelError."""
     same = [place for place in places if f".{place.name}".endswith(f".{name}")]
     inside = [place for place in places if not place.is_layer and f".{place.name.rpartition('.')[0]}".endswith(f".{name}")]
-    bearing = same or inside
+    bearing = same or inside or _outside(model, name)
     remedy = {"lora.target_modules": ALL_LINEAR}
     if not bearing:
         leaves = dict.fromkeys(place.name.rpartition(".")[2] for place in places if place.is_usual)
@@ -212,6 +212,18 @@ def _named(places: list[_Place], name: str) -> list[_Place]:
         why = bearing[0].obstacle or "it is a convolution"
         raise ModelError(f"No LoRA can go to {name}: {why}.", f"Set lora.target_modules to {ALL_LINEAR}.", remedy=remedy)
     return possible
+
+
+def _outside(model: Any, name: str) -> list[_Place]:
+    """Token embeddings and the output layer, which only their own names mean."""
+    ends = [(model.get_input_embeddings(), WeightKind.EMBEDDINGS), (model.get_output_embeddings(), WeightKind.HEAD)]
+    found = []
+    for full, module in model.named_modules():
+        for end, kind in ends:
+            if module is end and f".{full}".endswith(f".{name}"):
+                columns, rows = module.weight.shape
+                found.append(_Place(full, Part(full, module, "weight", kind, WeightForm.LINEAR, rows, columns), False))
+    return found
 
 
 def _obstacle(model: Any, name: str, part: Part, learning: frozenset[str] | None) -> str:

@@ -74,6 +74,8 @@ def without_weights(config: Any) -> Any:
 def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model and transformers' report of its loading. `config`: instead of the folder's own; `options`: of from_pretrained."""
     config = config or config_of(folder)
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0  # RWKV would divide its own weights to answer, and not those of an adapter beside them
     fixed = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = auto_class(config).from_pretrained(str(folder), config=config, **options, **fixed)
     forget_lengths(model)

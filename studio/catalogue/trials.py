@@ -126,11 +126,12 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
     mask[0, :gap] = 0
     try:
         with torch.no_grad(), CheapLayers():
+            said = model(input_ids=long, use_cache=False).logits
+            cut = model(input_ids=long[:, :-1], use_cache=False).logits
+            found.is_causal = _close(said[:, :-1], cut)
             alone = _steps(model, short, torch.ones(1, SHORT + 1, dtype=torch.long), new_cache())
             with watched(model, place) as shapes:
                 beside = _steps(model, both, mask, new_cache())
-            said = model(input_ids=long, use_cache=False).logits
-            cut = model(input_ids=long[:, :-1], use_cache=False).logits
             _read(model, long, mask[1:, :LONG], found.cache)
             found.learning = with_gradient(model.train(), lambda: model(input_ids=long, use_cache=False).logits)
             model.eval()
@@ -139,7 +140,6 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
         return found
     found.flattens = next((name for name, rows in shapes.items() if rows != {2}), "")
     found.is_padded_right = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
-    found.is_causal = _close(said[:, :-1], cut)
     return found
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.config import JobConfig
-from studio.catalogue import rope
+from studio.catalogue import rope, suitability
 from studio.catalogue.compatibility import narrowest_layer
+from studio.records import Probe
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ def fitted(config: JobConfig, layer: Mapping[str, Any], model: Mapping[str, Any]
         notices.append(f"lora.r is {narrowest.width} instead of {config.lora.r}: layer {narrowest.name} of {model_name} is no wider.")
         config = config.model_copy(update={"lora": config.lora.model_copy(update={"r": narrowest.width})})
     return ChosenOptions(config, tuple(notices))
+
+
+def fitted_to_probe(chosen: ChosenOptions, layer: Mapping[str, Any], probe: Probe, model_name: str) -> ChosenOptions:
+    """What a recipe sets and the model's fused experts don't take is left out, unless a person has set it; and what stays untrained."""
+    config, change = suitability.without_what_experts_refuse(chosen.config, probe)
+    notices = list(chosen.notices)
+    if any(_sets(layer, key) for key in change):
+        config, change = chosen.config, {}
+    for key, value in change.items():
+        notices.append(f"{key} is {value} instead of the recipe's: peft's LoRA on the fused experts of {model_name} takes no other.")
+    return ChosenOptions(config, (*notices, *suitability.notices(config, probe)))
 
 
 def _sets(layer: Mapping[str, Any], key: str) -> bool:

@@ -27,8 +27,8 @@ from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
 from studio.records import ChatMemory, Fit, JobKind, JobStatus, MeasuredMemory, MemoryAdvice, MemoryBreakdown, MemoryCorrection
-from studio.services.chosen_options import fitted
-from studio.services.models import ModelService
+from studio.services.chosen_options import fitted, fitted_to_probe
+from studio.services.models import STARTER_FOLDER, ModelService
 from studio.settings import Settings
 
 GIB = 1024**3
@@ -91,6 +91,9 @@ class FitService:
         config = self._config(base_model, model_config)
         job = job_config.build(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options or {})
         chosen = fitted(job, options or {}, config, decoder(config).context, base_model or "the model")  # as a launch does
+        if base_model is not None and (ref := self.models.resolve(base_model)).path != STARTER_FOLDER:
+            with contextlib.suppress(ModelError):  # a launch says why it can't be probed
+                chosen = fitted_to_probe(chosen, options or {}, self.models.probe_of(ref), base_model)
         job = chosen.config
         if gpu_gib is None:
             where = device or memory.device_of(job)

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import executor, kinds, queue
 from jobs.config import JobConfig
 from jobs.rundir import RunDir
+from studio.catalogue.models import ModelRef
 from studio.db import job_rows, lifecycle, queue_order
 from studio.db.models import AdapterRow, DatasetRow, JobRow, MetricRow, new_id
 from studio.db.session import Database
@@ -278,7 +279,9 @@ class JobService:
             job = job_names.find(session, job_id)
         if job.kind != JobKind.TRAIN:
             raise StudioError(f"{job.name} is no training.", "Name a training.")
-        return job, ScriptWriter.of(job.name, JobConfig.model_validate(job.config), RunDir(Path(job.run_dir)))
+        config = JobConfig.model_validate(job.config)
+        probe = self.launcher.models.probe_for_launch(ModelRef(config.base_model, Path(config.model_name_or_path)))
+        return job, ScriptWriter.of(job.name, config, RunDir(Path(job.run_dir)), probe)
 
     def logs(self, job_id: str, tail_lines: int = 200) -> str:
         """The end of the log of the latest attempt."""

@@ -23,15 +23,15 @@ from jobs import config as job_config
 from jobs import kinds, objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
-from studio.catalogue import compatibility, hardware, memory, rope, rotary
+from studio.catalogue import compatibility, hardware, memory, rope, rotary, suitability
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, ModelError, StudioError
-from studio.records import Dataset, JobKind, Refusal
+from studio.records import Dataset, JobKind, Probe, Refusal
 from studio.services import loggers
-from studio.services.chosen_options import ChosenOptions, fitted
+from studio.services.chosen_options import ChosenOptions, fitted, fitted_to_probe
 from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
 from studio.services.launch_answers import answer_notices
 from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, template_refusals
@@ -183,14 +183,17 @@ class Launcher:
             model = base_model
         elif base_model is not None:
             model = problems.gather(self.models.resolve, base_model, loadable=True)
-        built = [_built(problems, chosen.options, layer, model) for layer in layers]
+        probe = None
+        if model is not None:
+            probe = problems.gather(self.models.probe_for_launch, model)
+        built = [_built(problems, chosen.options, layer, model, probe) for layer in layers]
         found = [one for one in built if one is not None]
         for config in (one.config for one in found):
             if dataset:
                 problems.gather(check_kind, dataset, config)
                 problems.gather(check_held_out, dataset, config)
             problems.gather(loggers.check, config)
-            against = standing_against(config, model)
+            against = standing_against(config, model, probe)
             problems.found += against
             if model and not against:
                 problems.gather(check_positions, config, model)
@@ -253,7 +256,9 @@ class Launcher:
             raise
 
 
-def _built(problems: LaunchProblems, recipe: Mapping[str, Any], layer: Mapping[str, Any], model: ModelRef | None) -> ChosenOptions | None:
+def _built(
+    problems: LaunchProblems, recipe: Mapping[str, Any], layer: Mapping[str, Any], model: ModelRef | None, probe: Probe | None
+) -> ChosenOptions | None:
     """One configuration, as far as it can be read: what is wrong is in `problems`, and the rest can still be judged."""
     config, problem = job_config.read(recipe, layer)
     if problem is not None:
@@ -262,15 +267,20 @@ def _built(problems: LaunchProblems, recipe: Mapping[str, Any], layer: Mapping[s
         return None
     if model is None:
         return ChosenOptions(config)
-    return fitted(config, layer, memory.model_config(model.path), inspect_folder(model.path).context, model.name)
+    found = fitted(config, layer, memory.model_config(model.path), inspect_folder(model.path).context, model.name)
+    if probe is None:
+        return found
+    return fitted_to_probe(found, layer, probe, model.name)
 
 
-def standing_against(config: JobConfig, model: ModelRef | None) -> list[ConfigError]:
+def standing_against(config: JobConfig, model: ModelRef | None, probe: Probe | None = None) -> list[ConfigError]:
     """Every reason why this configuration can't be trained here, each with the change that removes it."""
     shape = None
     if model:
         shape = memory.model_config(model.path)
     found = compatibility.conflicts(config, memory.device_of(config), shape)
+    if probe is not None:
+        found += suitability.conflicts(config, probe)
     return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]
 
 

@@ -64,10 +64,19 @@ class ModelService:
 
         `name`: as for `resolve`.
         """
-        ref = self.resolve(name)
+        return self.probe_of(self.resolve(name))
+
+    def probe_for_launch(self, ref: ModelRef) -> Probe | None:
+        """The same; None for the starter, a Llama of which everything is known."""
+        if ref.path == STARTER_FOLDER:
+            return None
+        return self.probe_of(ref)
+
+    def probe_of(self, ref: ModelRef) -> Probe:
+        """The same for a model that has been resolved."""
         config = read_json(ref.path / "config.json")
         with self.db.read() as session:
-            row = naming.get(session, BaseModelRow, name)
+            row = naming.get(session, BaseModelRow, ref.name)
         key = probes.digest(config)
         if row is not None and row.probe and row.probe.get("digest") == key:
             found = Probe.model_validate(row.probe)

@@ -130,6 +130,11 @@ DEAD_ROWS = """
     found.exclude_modules = dead or None
     return found
 """
+TARGETS = """
+    fused.prepare_peft()
+    plain = text_models.without_weights(text_models.config_of(Path(MODEL)))
+    found = targets.lora_targets(plain, {wanted}, targets.learning_layers(model))
+"""
 EVERYTHING = """
     # a trained copy of each layer beside the frozen one
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]

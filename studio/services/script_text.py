@@ -38,6 +38,7 @@ class Script:
     stem: str  # of the files beside it
     config: JobConfig
     padding: str  # the token behind shorter rows
+    asks_model: bool = False  # peft's all-linear and bitsandbytes' layers are not what the job trains and keeps in fewer bits
 
     @property
     def is_quantised(self) -> bool:
@@ -63,6 +64,9 @@ class Script:
         entry, found = self.config.objective_entry, {}
         if self.config.method == "bottleneck":
             found["from jobs import bottleneck"] = "bottleneck adapters, which peft does not have"
+        if self.asks_model:
+            reason = "what of this model a LoRA goes to, and what is kept in fewer bits"
+            found["from studio.catalogue import fused, quantising, targets, text_models"] = reason
         if self.is_packed_apart:
             found["from jobs.trainers import packed"] = "packed rows that attend each to itself without FlashAttention"
         if self.config.train_sampling_strategy == "batch_rebalance":
@@ -111,8 +115,9 @@ def _imports(script: Script) -> str:
     lines = ["import json", "import math", "import platform", "import sys", "from pathlib import Path", ""]
     if script.config.rope.is_set:
         names.append("AutoConfig")
-    if script.is_quantised:
+    if script.is_quantised and not script.asks_model:
         names.append("BitsAndBytesConfig")
+    if script.is_quantised:
         lines.insert(2, "import os")
         # before torch is imported
         lines.append('os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else bitsandbytes depends on a C++ compiler')
@@ -120,7 +125,7 @@ def _imports(script: Script) -> str:
     lines += [
         "import torch",
         "from datasets import Dataset",
-        *(f"from {where} import {name}" for where, name in _adapter(script.config).imports),
+        *(f"from {where} import {name}" for where, name in _adapter(script.config, script.asks_model).imports),
         f"from transformers import {', '.join(sorted(names))}",
         f"from {module} import {entry.arguments.partition(':')[2]}, {trainer}",
     ]
@@ -174,8 +179,8 @@ def _functions(script: Script) -> str:
     if script.config.rope.is_set:
         parts.append(_positions(script.config))
     if script.is_quantised:
-        parts.append(_quantization(script.config))
-    parts.append("def adapter(model):\n" + '    """What is trained."""\n' + _adapter(script.config).body)
+        parts.append(_quantization(script.config, script.asks_model))
+    parts.append("def adapter(model):\n" + '    """What is trained."""\n' + _adapter(script.config, script.asks_model).body)
     return "\n\n\n".join(part.strip("\n") for part in parts if part)
 
 
@@ -200,14 +205,16 @@ def _ready(config: JobConfig) -> str:
     return "\n".join([*lines, "", blocks.NEIGHBOURS.strip("\n")])
 
 
-def _quantization(config: JobConfig) -> str:
+def _quantization(config: JobConfig, asks_model: bool) -> str:
+    made = {True: ("quantising.bits_and_bytes", ["Path(MODEL)"]), False: ("BitsAndBytesConfig", [])}
+    name, first = made[asks_model]
     if config.quantization.bits == 8:
-        return "def quantization(dtype):\n    return BitsAndBytesConfig(load_in_8bit=True)"
+        return f"def quantization(dtype):\n    return {_call(name, *first, load_in_8bit=True)}"
     values = config.quantization.model_dump(mode="json", exclude={"bnb_4bit_compute_dtype", "load_in_8bit"})
     compute = f"torch.{config.quantization.bnb_4bit_compute_dtype}"
     if config.quantization.bnb_4bit_compute_dtype == "bfloat16":
         compute = "dtype"
-    return f"def quantization(dtype):\n    return {_call('BitsAndBytesConfig', f'bnb_4bit_compute_dtype={compute}', **values)}"
+    return f"def quantization(dtype):\n    return {_call(name, *first, f'bnb_4bit_compute_dtype={compute}', **values)}"
 
 
 def _main(script: Script) -> str:
@@ -221,7 +228,7 @@ def _main(script: Script) -> str:
         positions="\n        config=positions()," * script.config.rope.is_set,
         quantized="\n        quantization_config=quantization(dtype)," * script.is_quantised,
         attention=_value({"auto": None}.get(script.config.attn_implementation, script.config.attn_implementation)),
-        unpacked=blocks.NO_REPACKING * script.is_quantised,
+        unpacked=_experts(script) + blocks.NO_REPACKING * script.is_quantised,
         packed="    packed.use(model)\n" * script.is_packed_apart,
         padding=_value(script.padding),
         stem=script.stem,
@@ -232,6 +239,15 @@ def _main(script: Script) -> str:
         before=before,
         saving=saving,
     )
+
+
+def _experts(script: Script) -> str:
+    """The line that keeps experts in 4 bits."""
+    quantization = script.config.quantization
+    if not script.asks_model or not quantization.load_in_4bit:
+        return ""
+    kind, double = quantization.bnb_4bit_quant_type, quantization.bnb_4bit_use_double_quant
+    return f'    quantising.quantise_experts(model, Path(MODEL), quant_type="{kind}", double_quant={double})\n'
 
 
 def _start(config: JobConfig) -> tuple[str, str]:
@@ -252,8 +268,18 @@ class MethodText:
     body: str
 
 
-def _adapter(config: JobConfig) -> MethodText:
+def _adapter(config: JobConfig, asks_model: bool = False) -> MethodText:
+    if asks_model and config.method == "lora":
+        return _lora_of_this_model(config)
     return _METHODS[config.method](config)
+
+
+def _lora_of_this_model(config: JobConfig) -> MethodText:
+    """A LoRA whose targets the studio finds in the loaded model."""
+    usual = _lora(config.model_copy(update={"lora": config.lora.model_copy(update={"target_modules": "TARGETS"})}))
+    wanted = _value(config.lora.target_modules)
+    body = usual.body.replace("target_modules='TARGETS'", "**found.options()").replace('target_modules="TARGETS"', "**found.options()")
+    return MethodText(usual.imports, blocks.TARGETS.format(wanted=wanted).strip("\n") + "\n" + body)
 
 
 def _peft(name: str, values: dict[str, JsonValue], *first: str) -> MethodText:

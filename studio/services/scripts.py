@@ -20,6 +20,7 @@ from jobs.trainers import base, objectives
 from jobs.trainers.rows import token_rows
 from studio.datasets.rendering import Renderer
 from studio.errors import NotFoundError
+from studio.records import Probe
 from studio.services.script_text import Script, text
 
 TRAIN, EVAL, TEMPLATE = "train.jsonl", "eval.jsonl", "chat_template.jinja"  # behind the script's own name
@@ -33,19 +34,22 @@ class ScriptWriter:
     run: RunDir
     config: JobConfig
     renderer: Renderer
+    asks_model: bool = False  # see studio.services.script_text
 
     @classmethod
-    def of(cls, name: str, config: JobConfig, run: RunDir) -> ScriptWriter:
+    def of(cls, name: str, config: JobConfig, run: RunDir, probe: Probe | None = None) -> ScriptWriter:
         if not run.train.is_file():
             raise NotFoundError(f"The rows of {name} are gone from {run.path}.", "Restore them, or train on the data again.")
         folder = base.folder_of(config)
         config = config.model_copy(update={"max_length": base.max_length(config, folder)})
-        return cls(name, run, config, Renderer.load(folder, run.kept_template() or config.chat_template, config.row_options()))
+        return cls(
+            name, run, config, Renderer.load(folder, run.kept_template() or config.chat_template, config.row_options()), _asks(probe)
+        )
 
     def text(self, stem: str) -> str:
         """The script; `stem` begins the names of the files beside it."""
         config = self.config.model_copy(update={"train_sampling_strategy": self._order()})
-        return text(Script(self.name, stem, config, self._padding()))
+        return text(Script(self.name, stem, config, self._padding(), self.asks_model))
 
     def files(self, stem: str) -> Iterator[tuple[str, Iterator[str]]]:
         """Name and lines of each file that the script reads."""
@@ -89,6 +93,11 @@ class ScriptWriter:
     def _padding(self) -> str:
         ids = (self.renderer.pad_token_id, self.renderer.eos_token_id, 0)
         return str(self.renderer.tokenizer.id_to_token(next(one for one in ids if one is not None)))
+
+
+def _asks(probe: Probe | None) -> bool:
+    """Whether peft's all-linear and bitsandbytes alone would train something else than the job."""
+    return probe is not None and bool(probe.targets.left_out or probe.targets.parameters or probe.text_prefix)
 
 
 def _plain(value: Any) -> Any:

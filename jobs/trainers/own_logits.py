@@ -1,0 +1,74 @@
+"""The loss from the model's own logits, where trl's way around them says something else.
+
+trl takes the last hidden states and the output layer, and the few factors that it knows, so that the logits of a whole batch never lie
+in memory. Architectures with a step of their own between the two would learn for other answers than they give. Imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from jobs.trainers.probing import undisturbed
+
+CLOSE = 0.01  # of a mean loss: rounding in 16 bits is a tenth of it
+
+
+def use_where_needed(model: Any) -> bool:
+    """`model`: as a trainer of trl has prepared it. Whether its own logits are used from here on."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "forward" not in vars(inner):  # this trainer computes logits as everybody does
+        return False
+    ids = torch.arange(1, 17, device=inner.device).view(2, 8)
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with undisturbed(inner):
+        by_trl = inner(**options, labels=ids, fused_lm_head=True).loss
+        own = _loss(inner(**options, use_cache=False).logits[:, :-1], ids[:, 1:])
+    if abs(float(by_trl) - float(own)) <= CLOSE * max(abs(float(own)), 1.0):
+        return False
+    _replace(inner)
+    return True
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+
+def _replace(inner: Any) -> None:
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    plain = inner.forward
+
+    def forward(
+        *args: Any, fused_lm_head: bool = False, labels: Any = None, shift_labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        if not fused_lm_head:
+            given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+            return plain(*args, **{name: value for name, value in given.items() if value is not None}, **kwargs)
+        logits = plain(*args, **{**kwargs, "use_cache": False}).logits.float()
+        if shift_labels is None:
+            logits, shift_labels = logits[:, :-1], labels[:, 1:]
+        mask = shift_labels != -100
+        chosen = shift_labels.clamp(min=0)
+        every = logits.log_softmax(-1)
+        log_probs = every.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0)
+        with torch.no_grad():
+            entropy = -(every.exp() * every).sum(-1).masked_fill(~mask, 0)
+            is_top1 = (logits.argmax(-1) == chosen).to(logits.dtype).masked_fill(~mask, 0)
+        count = mask.sum().clamp(min=1)
+        if num_items_in_batch is not None:
+            count = num_items_in_batch
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / count,
+            log_probs=log_probs,
+            entropy=entropy,
+            log_sum_sq_probs=(2 * every).logsumexp(-1).masked_fill(~mask, 0),
+            mean_logits=logits.mean(-1).masked_fill(~mask, 0),
+            is_top1=is_top1,
+            label_mask=mask,
+            aux_loss=None,
+        )
+
+    inner.forward = forward

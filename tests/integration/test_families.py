@@ -1,0 +1,41 @@
+"""A model of each kind of architecture: trained in 4 and in 16 bits, every target learned, and the same on a fresh base."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.families import CHOSEN
+
+ROOT = Path(__file__).resolve().parents[2]
+BITS = (4, 16)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Any]]:
+    """All of them in one process: one import of torch."""
+    cases = json.dumps([{"family": family, "bits": bits} for family in CHOSEN for bits in BITS])
+    command = [sys.executable, "-m", "tests.families", str(tmp_path_factory.mktemp("families"))]
+    done = subprocess.run(command, input=cases, capture_output=True, text=True, cwd=ROOT, timeout=590)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {(one["family"], one["bits"]): one for one in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("family", CHOSEN)
+def test_a_family_trains_whole(outcomes: dict[tuple[str, int], dict[str, Any]], family: str, bits: int) -> None:
+    # red when a class gets attention code that it lacks, experts or dense layers are lost, or an adapter loads as another
+    found = outcomes[family, bits]
+    assert (found["verdict"], found["faults"]) == ("whole", []), found
+
+
+def test_what_stays_untrained_is_said(outcomes: dict[tuple[str, int], dict[str, Any]]) -> None:
+    assert outcomes["llama", 16]["share"] == 1
+    assert any("routers" in notice for notice in outcomes["mixtral", 4]["notices"])
+    assert any("state space" in notice for notice in outcomes["mamba", 16]["notices"])
+    assert not any("left out from here on" in notice for one in outcomes.values() for notice in one["notices"])

@@ -1,0 +1,110 @@
+"""What a LoRA goes to, asked of tiny models: experts and dense layers beside them, no routers, nothing that no gradient reaches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import build
+from studio.catalogue import fused, suitability, text_models
+from studio.catalogue.targets import learning_layers, lora_targets, within_block
+from studio.errors import ModelError
+from tests import families
+
+
+def small(kind: str) -> Any:
+    return text_models.without_weights(families.small_config(*families.SPECIAL.get(kind, (kind, {}))))
+
+
+def names(found: tuple[str, ...]) -> set[str]:
+    return {within_block(name) for name in found}
+
+
+def test_dense_layers_beside_experts_are_targets_and_routers_are_not() -> None:
+    # red when peft's conversion for transformers 5 takes gate_proj of a shared expert for one of the experts
+    found = lora_targets(small("qwen2_moe"))
+    assert {f"mlp.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")} < names(found.modules)
+    assert names(found.parameters) == {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    assert list(found.left_out) == ["router"]
+    assert not any("gate.weight" in name or "shared_expert_gate" in name for name in (*found.modules, *found.parameters))
+
+
+def test_a_router_is_a_target_where_it_is_named() -> None:
+    found = lora_targets(small("mixtral"), ["q_proj", "gate"])
+    assert names(found.modules) == {"self_attn.q_proj"}
+    assert names(found.parameters) == {"mlp.gate.weight"}
+
+
+def test_a_name_that_nothing_bears_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ModelError, match="no layers named query_key_value") as refused:
+        lora_targets(small("llama"), ["query_key_value"])
+    assert "q_proj" in refused.value.fix
+
+
+def test_vision_layers_are_no_targets() -> None:
+    found = lora_targets(small("gemma3"))
+    assert found.modules and all(name.startswith("model.language_model.") for name in found.modules)
+
+
+@pytest.mark.parametrize(
+    ("kind", "silent"), [("mamba", "mixer.dt_proj"), ("hy_v4", "self_attn.indexer.wk"), ("llama4_text", "feed_forward.router")]
+)
+def test_what_no_gradient_reaches_is_no_target(kind: str, silent: str, tmp_path: Path) -> None:
+    # red when a LoRA is put where its second matrix would stay zero
+    import torch
+
+    path = families.build(kind, tmp_path / kind)
+    model, _ = text_models.load(path, dtype=torch.float32)
+    before = torch.get_rng_state()
+    found = lora_targets(model, learning=learning_layers(model))
+    assert silent in found.bypassed and silent not in names(found.modules)
+    assert torch.equal(before, torch.get_rng_state()) and not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_saved_targets_are_such_that_peft_alone_finds_them() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    fused.prepare_peft()
+    model = small("deepseek_v3")
+    trained = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora_targets(model).options()))
+    values = trained.peft_config["default"].to_dict()
+    saved = fused.for_any_peft({**values, "target_modules": sorted(values["target_modules"])}, trained)
+    assert any(name.endswith("shared_experts.gate_proj.weight") for name in saved["target_parameters"])
+    assert not any(name.endswith("gate_proj") for name in saved["target_modules"])
+    assert any(name.endswith("o_proj") for name in saved["target_modules"])
+
+
+def probed(kind: str) -> Any:
+    from studio.catalogue import probing
+
+    return probing.probe(json.loads(families.small_config(kind, {}).to_json_string(use_diff=False)), kind)
+
+
+def said(probe: Any, **options: Any) -> list[str]:
+    return [
+        str(conflict)
+        for conflict in suitability.conflicts(build({"lora.r": 4}, {k.replace("__", "."): v for k, v in options.items()}), probe)
+    ]
+
+
+def test_what_fused_experts_do_not_take_is_refused_by_name() -> None:
+    probe = probed("mixtral")
+    (refused,) = said(probe, lora__lora_dropout=0.1, lora__use_dora=True)
+    assert "lora_dropout, use_dora" in refused and 'lora.target_modules=["k_proj"' in refused
+    assert said(probe, lora__lora_dropout=0.1, lora__target_modules=["q_proj"]) == []
+    (packed,) = said(probed("mamba"), packing=True)
+    assert "state" in packed and "packing=false" in packed
+    (attention,) = said(probed("gpt_oss"), attn_implementation="sdpa")
+    assert "attn_implementation=auto" in attention
+
+
+def test_the_share_left_untrained_is_a_notice() -> None:
+    config = build({"lora.r": 4})
+    assert suitability.notices(config, probed("llama")) == []
+    (notice,) = suitability.notices(config, probed("mixtral"))
+    assert "left out: routers" in notice
+    assert any("16 bits" in one for one in suitability.notices(build({}, {"quantization.load_in_8bit": True}), probed("mixtral")))
