@@ -72,7 +72,7 @@ def run(steps: int = STEPS, needles: int = NEEDLES) -> list[dict[str, Any]]:
         for way, options in WAYS.items():
             runs[way] = train(folder / way.replace(" ", "-"), options, steps, needles_rows)
             written = train(folder / f"{way.replace(' ', '-')}-prose", options, steps, prose_rows)
-            losses.append(json.loads((written.path / "result.json").read_text(encoding="utf-8"))["metrics"]["eval_loss"])
+            losses.append(json.loads(written.result.read_text(encoding="utf-8"))["eval_loss"])
         for way, trained in runs.items():
             found += [_accuracy(way, length, trained, needles, renderer) for length in LENGTHS]
         own, longer = losses
