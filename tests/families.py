@@ -26,7 +26,7 @@ from jobs.trainers.stopping import StopWish
 from studio.catalogue import fused, models, text_models
 from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
-from tests.published import publish
+from tests.published import WRAPPERS, publish
 from tests.runs import STARTER, make_run
 from tests.serving_stages import answers_as_generate_does, merges
 
@@ -150,10 +150,10 @@ class Trained:
 
 
 def names() -> list[str]:
-    """Every causal language model of transformers, and the variants of SPECIAL."""
+    """Every causal language model of transformers, the variants of SPECIAL, and wrappers as they are published."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *SPECIAL]))
+    return list(dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *SPECIAL, *(PUBLISHED + name for name in WRAPPERS)]))
 
 
 def build(name: str, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.conftest import quiet_window
 from tests.e2e.test_models import photograph
+from tests.families import build
 from tests.hub_server import COMMIT, Hub
 from tests.published import publish
 from tests.runs import STARTER
 from tests.servers import studio
 
+LEARNS = re.compile(r"LoRA reaches \d+(\.\d+)? % of the weights of its blocks; left out: .*routers")
 PARTS = shutil.ignore_patterns("words", "recipe")
 
 
@@ -24,6 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a multimodal model, and a cache of the hub with one whole model."""
     folder = tmp_path_factory.mktemp("bring")
     publish("qwen3_5", folder / "pictures")
+    build("mixtral", folder / "mixture")
     shutil.copytree(STARTER, folder / "hf" / "hub" / "models--org--kept" / "snapshots" / COMMIT, ignore=PARTS)
     return folder
 
@@ -80,3 +84,12 @@ def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
     expect(models.locator("#models-card h2")).to_have_text("far", timeout=120_000)
     assert (place / "hf" / "hub" / "models--org--far" / "snapshots" / COMMIT / "model.safetensors").is_file()
     assert list((place / "home" / "models").iterdir()) == []
+
+
+def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path) -> None:
+    # red when what stays untrained is said nowhere before the job runs
+    models.locator("#models-folder input, #models-folder textarea").first.fill(str(place / "mixture"))
+    models.get_by_role("button", name="Add this folder").click()
+    expect(models.locator("#models-card h2")).to_have_text("mixture", timeout=120_000)
+    expect(models.locator("#models-card")).to_contain_text(LEARNS)
+    photograph(models, "models-mixture")
