@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import config as job_config
 from jobs import recipes
-from studio.catalogue import memory
+from studio.catalogue import memory, probes, probing
 from studio.catalogue.architecture import decoder
 from studio.catalogue.trainable import trainable
 
@@ -35,7 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**HEAD, "num_experts": 4, "moe_intermediate_size": 48, "num_experts_per_tok": 2},
     "gemma3_text": HEAD,
     "phi": SMALL,
-    "phi3": SMALL,
+    "phi3": {**SMALL, "pad_token_id": 0},
     "gpt2": GPT,
     "gpt_bigcode": GPT,
     "gpt_neox": WIDE,
@@ -43,35 +43,36 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "codegen": {**GPT, "rotary_dim": 4},
     "bloom": {**GPT, "hidden_size": 96},
     "falcon": WIDE,
-    "olmo": SMALL,
-    "olmo2": SMALL,
+    "olmo": {**SMALL, "pad_token_id": 0},
+    "olmo2": {**SMALL, "pad_token_id": 0},
     "granite": SMALL,
     "starcoder2": SMALL,
     "stablelm": SMALL,
     "cohere": SMALL,
-    "smollm3": SMALL,
+    "smollm3": {**SMALL, "pad_token_id": 0},
     "mpt": {"d_model": 96, "n_heads": 6, "n_layers": 3, "vocab_size": 517, "max_seq_len": 300},
     "opt": {**WIDE, "ffn_dim": 160, "word_embed_proj_dim": 96},
     "gpt_oss": {**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "unheard_of": SMALL,
     "falcon, new": {**WIDE, "model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon, serial": {**WIDE, "model_type": "falcon", "parallel_attn": False},
     "many words": {**SMALL, "model_type": "llama", "vocab_size": 40_000},
     "long": {**SMALL, "model_type": "llama", "max_position_embeddings": 9000},
-    "one head": {"model_type": "llama", "hidden_size": 130, "num_hidden_layers": 2, "intermediate_size": 60, "vocab_size": 99},
+    "one head": {
+        "model_type": "llama",
+        "hidden_size": 130,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 2,
+        "intermediate_size": 60,
+        "vocab_size": 99,
+    },
     **{f"window {n}": {**SMALL, "model_type": "mistral", "sliding_window": n} for n in (299, 300, 301)},
     "window of some": {
         **SMALL,
         "model_type": "qwen3",
         "head_dim": 20,
+        "use_sliding_window": True,
         "sliding_window": 100,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-    },
-    "state space": {
-        **SMALL,
-        "model_type": "qwen3",
-        "head_dim": 20,
-        "layer_types": ["full_attention", "linear_attention", "full_attention"],
     },
 }
 OPTIONS: list[dict[str, Any]] = [
@@ -101,13 +102,16 @@ def predictions() -> dict[str, list[int]]:
     found = {}
     cases = [(kind, options, 4) for kind in FAMILIES for options in ({}, {"gradient_checkpointing": False, "method": "ia3"})]
     packed = {"packing": True, "per_device_train_batch_size": 2}
-    extra = ("window 299", "window 300", "window 301", "window of some", "state space", "falcon, new", "many words", "long")
+    extra = ("window 299", "window 300", "window 301", "window of some", "falcon, new", "many words", "long")
     cases += [
         (kind, {**options, "max_length": 9000 if kind == "long" else 300}, 2)
         for kind in extra
         for options in (packed, {"per_device_train_batch_size": 1}, {"per_device_train_batch_size": 2})
     ]
     cases += [(kind, options, size) for kind in ("llama", "gemma2", "qwen3_moe") for options in OPTIONS for size in (2, 4)]
+    for kind in FAMILIES:  # here instead of in a child for each
+        config = {"model_type": kind, **FAMILIES[kind]}
+        probes.keep(probes.digest(config), probes.answered(probing.asked(config, kind)))
     for kind, options, size in cases:
         config = {"model_type": kind, **FAMILIES[kind]}
         job = job_config.build(recipes.get("qlora-sft").options, options)
