@@ -104,10 +104,13 @@ def test_a_wrong_number_of_parameters_is_noticed(published: str) -> None:
 
 
 def test_nearly_all_are_compared_with_what_is_published() -> None:
-    # red when entries escape the comparison: two lack a number that counts the same, two need a library that is not installed
+    # red when entries escape the comparison: five lack a number that counts the same, two need a library that is not installed
     assert [model.repository for model in ALL.values() if not model.published] == [
         "zai-org/GLM-4.5-Air",  # published with a layer that predicts further tokens
+        "baidu/ERNIE-4.5-21B-A3B-PT",  # its name rounds down
+        "tencent/Hunyuan-7B-Instruct",  # its name rounds down
         "Salesforce/codegen-350M-mono",  # published in words alone
+        "MiniMaxAI/MiniMax-M2",  # published as 230B, which is not how transformers counts it
     ]
     assert [model.repository for model in ALL.values() if not model.stored.parameters] == [
         "google/gemma-3n-E2B-it",
