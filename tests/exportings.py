@@ -58,10 +58,10 @@ def export_one(folder: Path, case: dict[str, Any], adapter: Path, wanted: dict[s
     if "doubled" in wanted:
         models.merge = lambda model: merge(_doubled(model, wanted["doubled"]))
     if "packed" in wanted:
-        models.merge = lambda _: merge(_four_bits(Path(case["model"]), adapter, wanted["packed"])).dequantize()
+        models.merge = lambda model: merge(_four_bits(Path(case["model"]), adapter, wanted["packed"])).dequantize()
     if "unscaled" in wanted:
         plain = {"rope_type": "default", "rope_theta": 1e6}
-        gguf_rope.add_keys = lambda writer, config: add_keys(writer, config | {"rope_parameters": plain})
+        gguf_rope.add_keys = lambda writer, config: add_keys(writer, {**config, "rope_parameters": plain})
     try:
         return export.export(run, config, log).model_dump(mode="json", exclude_none=True)
     except Exception as exc:  # noqa: BLE001 - a case may be made to fail

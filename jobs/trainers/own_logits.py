@@ -21,6 +21,9 @@ def use_where_needed(model: Any) -> bool:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "forward" not in vars(inner):  # this trainer computes logits as everybody does
         return False
+    if inner.base_model is inner:  # Llama 4: its own name for its layers is not where they are, and trl would ask the whole model
+        _replace(inner)
+        return True
     ids = torch.arange(1, 17, device=inner.device).view(2, 8)
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with undisturbed(inner):

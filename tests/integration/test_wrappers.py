@@ -15,7 +15,7 @@ from studio.catalogue.models import tensors
 from tests.engines import KEY, engine, studio_field
 from tests.families import PUBLISHED
 
-BITS = {"qwen3_5": 4, "mistral3": 16}  # one that is loaded as its text part, and one as a whole
+BITS = {"qwen3_5": 4, "mistral3": 16, "llama4": 16}  # as its text part; as a whole; a class that does not say where its layers are
 
 
 @pytest.fixture(scope="module")
