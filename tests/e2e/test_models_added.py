@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import quiet_window
+from tests.e2e.conftest import PATIENCE_S, quiet_window
 from tests.e2e.test_models import photograph
 from tests.families import build
 from tests.hub_server import COMMIT, Hub
@@ -86,10 +87,24 @@ def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
     assert list((place / "home" / "models").iterdir()) == []
 
 
-def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path) -> None:
-    # red when what stays untrained is said nowhere before the job runs
+def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path, address: str) -> None:
+    # red when card, Train tab or job is silent about the routers that stay as they are
     models.locator("#models-folder input, #models-folder textarea").first.fill(str(place / "mixture"))
     models.get_by_role("button", name="Add this folder").click()
     expect(models.locator("#models-card h2")).to_have_text("mixture", timeout=120_000)
     expect(models.locator("#models-card")).to_contain_text(LEARNS)
     photograph(models, "models-mixture")
+
+    rows = "".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}\n' for n in range(12))
+    httpx.post(f"{address}/api/datasets/text", json={"text": rows, "name": "numbers"}).raise_for_status()
+    models.goto(f"{address}/?tab=train")
+    models.locator("#train-base input").click()
+    models.get_by_role("option", name=re.compile("^mixture")).click()
+    expect(models.locator("#fit")).to_contain_text(LEARNS, timeout=120_000)
+    expect(models.locator("#fit")).to_contain_text("routers")
+    photograph(models, "train-mixture")
+    models.locator("#train-name input, #train-name textarea").first.fill("experts")
+    models.get_by_role("button", name="Start training").click()
+    expect(models.locator("#job-head h2")).to_contain_text("experts", timeout=120_000)
+    expect(models.locator("#job-head")).to_contain_text(LEARNS, timeout=PATIENCE_S * 1000)
+    expect(models.locator("#job-head")).to_contain_text(re.compile("experts\\s+done"), timeout=PATIENCE_S * 1000)
