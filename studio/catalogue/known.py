@@ -41,6 +41,7 @@ class StoredProbe:
     probe: Probe | None
     refusal: str  # one line; "" where there is a probe
     parameters: int  # of the whole model, what reads images and sound included
+    fix: str = ""  # what to do about the refusal
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class KnownModel:
             raise ModelError(f"{self.repository} has no stored probe.", "Run `make catalogue`.")
         values = json.loads(file.read_text(encoding="utf-8"))
         if error := values["error"]:
-            return StoredProbe(values["digest"], None, f"{error['message']} {error['fix']}", values["parameters"])
+            return StoredProbe(values["digest"], None, error["message"], values["parameters"], error["fix"])
         return StoredProbe(values["digest"], Probe.model_validate(values["probe"]), "", values["parameters"])
 
     def remember(self) -> bool:
@@ -85,7 +86,7 @@ class KnownModel:
         key = probes.digest(self.config)
         if self.stored.digest != key:
             return False
-        probes.keep(key, self.stored.probe or ModelError(self.stored.refusal))
+        probes.keep(key, self.stored.probe or ModelError(self.stored.refusal, self.stored.fix))
         return True
 
     @property
@@ -117,7 +118,7 @@ class KnownModel:
     @property
     def refusal(self) -> str:
         """Why it can't be added; "" where nothing is known against it."""
-        return REFUSED.get(self.weights) or self.stored.refusal
+        return REFUSED.get(self.weights) or " ".join(filter(None, (self.stored.refusal, self.stored.fix)))
 
     @property
     def is_as_published(self) -> bool:

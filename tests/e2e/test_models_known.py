@@ -33,6 +33,7 @@ def models(browser: Browser, address: str) -> Iterator[Page]:
         page = window.new_page()
         page.goto(f"{address}/?tab=models")
         page.get_by_text("Bring a model here").click()
+        expect(page.locator("#models-known li").first).to_be_visible()  # what is typed before the list is there has nothing to filter
         yield page
 
 

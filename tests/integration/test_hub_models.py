@@ -85,7 +85,10 @@ def test_a_model_is_fetched_once_into_the_cache_with_one_copy_of_its_weights(stu
     added = studio.models.add("hub:org/tiny", progress=told.append)
     folder = cache / "models--org--tiny" / "snapshots" / COMMIT
     assert added.loadable and added.path == str(folder) and added.name == "tiny"
-    assert {path.name for path in folder.rglob("*")} == {*STARTER_FILES, "preprocessor_config.json", "chat_template.json"} - {"SHA256SUMS"}
+    assert {path.name for path in folder.rglob("*")} == {*STARTER_FILES, "preprocessor_config.json", "chat_template.json"} - {
+        "SHA256SUMS",
+        "probe.json",
+    }
     assert fetched_files(hub).isdisjoint({*OTHERS} - {"preprocessor_config.json", "chat_template.json"})
     wanted = sum(path.stat().st_size for path in folder.iterdir())
     assert {now.total for now in told} == {wanted} and told[-1].done == wanted
