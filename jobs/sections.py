@@ -12,6 +12,7 @@ Optimizer = Literal[
     "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit",
     "paged_ademamix_32bit", "adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
 ]  # fmt: skip
+ALL_LINEAR = "all-linear"  # of target_modules; studio.catalogue.targets says what it means
 
 
 class Config(BaseModel):
@@ -33,7 +34,7 @@ class LoraSection(Config):
         description="Share of inputs dropped while training; 0.05 helps against overfitting on few rows.",
     )
     target_modules: str | list[str] = Field(
-        default="all-linear",
+        default=ALL_LINEAR,
         title="Layers that learn",
         description='Layers that learn: all-linear, or a list of names such as ["q_proj", "v_proj"].',
     )

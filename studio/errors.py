@@ -16,6 +16,16 @@ def listed(names: Iterable[str], most: int = SHOWN_NAMES) -> str:
     return f"{', '.join(found[:most])} and {len(found) - most:,} more"
 
 
+def one_line(exc: BaseException, most: int = 300) -> str:
+    """Class and message of an error, without its traceback."""
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:most]
+
+
+def message_of(exc: BaseException, most: int = 200) -> str:
+    """The message alone, of a library that says enough in it."""
+    return " ".join(str(exc).split())[:most]
+
+
 class StudioError(Exception):
     """Something the user must change. `fix` says what would work; `details` joins the JSON form of the error."""
 

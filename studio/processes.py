@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,6 +51,30 @@ def module_command(module: str, *arguments: str) -> list[str]:
     `-P` keeps the current folder off the import path: a `gradio.py` that lies there must never run.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def output_of(command: Sequence[str], environment: Mapping[str, str], patience_s: float) -> str:
+    """What a child prints until it ends; it is killed after `patience_s`. What it writes to stderr is dropped.
+
+    Its stdin stays open until then: the end of it tells the child that we are gone.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    ) as child:
+        timer = threading.Timer(patience_s, child.kill)
+        timer.start()
+        try:
+            assert child.stdout is not None
+            return child.stdout.read()
+        finally:
+            timer.cancel()
 
 
 def born(pid: int) -> float | None:

@@ -33,13 +33,12 @@ from studio import __version__, api, lifeline
 from studio import settings as studio_settings
 from studio.api.openai import TIMEOUT
 from studio.auth import Gate
-from studio.errors import StudioError
+from studio.errors import StudioError, one_line
 from studio.records import EngineState, Health, HealthStatus, PageHealth, PageState
 from studio.services import Studio
 from studio.settings import Settings
 
 SHUTDOWN_S = 3  # open pages hold a stream each, which never ends by itself
-MAX_REASON = 300
 # of an absolute path, up to its last name: between quotes with all its spaces, elsewhere up to a space. Not of a URL.
 FOLDERS = re.compile(r"""(?<=['"])/[^'"]*/|(?<![^\s(=\[,:])/(?:[^\s/'"]+/)+""")
 
@@ -136,11 +135,6 @@ class PageApp:
         await self._built.wait()
         assert self._site is not None
         await self._site(scope, receive, send)
-
-
-def one_line(exc: BaseException) -> str:
-    """Type and message of an error, without its traceback."""
-    return " ".join(f"{type(exc).__name__}: {exc}".split())[:MAX_REASON]
 
 
 def without_folders(text: str) -> str:

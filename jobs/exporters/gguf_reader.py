@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 from jobs.exporters import gguf_rope
 from jobs.sections import RopeSection
 from studio.catalogue import text_models
-from studio.errors import ModelError
+from studio.errors import ModelError, message_of
 
 NAME = f"transformers {transformers.__version__}"
 NOT_COMPARED = ("model_type", "_model_name_or_path", "rope_theta", "vocab_size")  # the third is in rope_parameters, the last may grow
@@ -79,7 +79,7 @@ def _stated(folder: Path, file_name: str) -> Any:
         return AutoConfig.from_pretrained(str(folder), gguf_file=file_name, local_files_only=True)
     except ValueError as exc:
         if "not supported" in str(exc):
-            raise UnknownFamily(f"transformers' reader says: {' '.join(str(exc).split())[:200]}", "") from None
+            raise UnknownFamily(f"transformers' reader says: {message_of(exc)}", "") from None
         raise
 
 

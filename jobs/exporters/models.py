@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from jobs import bottleneck
 from jobs.sections import RopeSection
 from studio.catalogue import attaching, hardware, rope, text_models
 from studio.catalogue.models import count_parameters, read_json, tensors, weight_files
@@ -43,8 +42,6 @@ def load(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
 
 def attach(base: nn.Module, folder: Path) -> nn.Module:
     """The base with an adapter of any kind that peft knows, or that the studio has taught it."""
-    if read_json(folder / "adapter_config.json").get("peft_type") == bottleneck.KIND:
-        bottleneck.register()
     try:
         model, _ = attaching.attach(base, folder, ATTACHED, str(_device(base)))
     except attaching.Misfit as exc:

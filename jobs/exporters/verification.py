@@ -12,6 +12,7 @@ from jobs.exporters.gguf_reader import UnknownFamily
 from jobs.exporters.proof import Reference
 from studio.catalogue.gguf import INSTALL
 from studio.datasets.rendering import Renderer
+from studio.errors import message_of
 from studio.records import ExportProof, Outtype, ReaderProof, RoundingProof
 
 EIGHT_BITS = (
@@ -48,8 +49,8 @@ def by_llama_cpp(
     try:
         seen, same = llama_cpp_reader.observe(config, folder, renderer, reference.prompts, reference.behaviour.answers, questions)
     except ValueError as exc:  # its words for a file that it can't load
-        said = " ".join(str(exc).split())[:200]
-        return ExportProof(prompts=len(reference.prompts), passed=False, reason=f"It does not load: {said}.", reader=llama_cpp_reader.NAME)
+        reason = f"It does not load: {message_of(exc)}."
+        return ExportProof(prompts=len(reference.prompts), passed=False, reason=reason, reader=llama_cpp_reader.NAME)
     return proof.judge(reference, seen, same, max_share, llama_cpp_reader.NAME)
 
 

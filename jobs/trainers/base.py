@@ -16,7 +16,6 @@ from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.reach import WORDS
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
-from studio.records import WeightKind
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 OWN_MAPPING = 256 * 1024  # bytes
@@ -155,7 +154,7 @@ def _attention(config: JobConfig, folder: Path) -> dict[str, str]:
     if wanted == "auto":
         return {}
     family, _ = text_models.family_of(text_models.config_of(folder))
-    needed = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(wanted)
+    needed = text_models.ATTENTION.get(wanted)
     if needed is not None and not getattr(family, needed):
         raise ModelError(
             f"{config.base_model} ({family.__name__}) has no attention code for {wanted}.",
@@ -168,7 +167,7 @@ def _attention(config: JobConfig, folder: Path) -> dict[str, str]:
 def _check_packs(config: JobConfig, model: Any) -> None:
     """Raises ModelError where packed rows would read each other: eager attention, and what carries a state over the row."""
     _, blocks = anatomy.blocks_of(model)
-    kinds = {part.kind for block in blocks for part in anatomy.parts(block)} & {WeightKind.STATE_SPACE, WeightKind.CONVOLUTION}
+    kinds = {part.kind for block in blocks for part in anatomy.parts(block)} & set(anatomy.CARRY)
     if model.config._attn_implementation != "eager" and not kinds:
         return
     why = "eager attention, which does not keep packed rows apart"

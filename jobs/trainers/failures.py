@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.config import JobConfig
+from jobs.sections import ALL_LINEAR
 from studio.errors import DatasetError, ModelError, StudioError
 
 OUT_OF_MEMORY, DIVERGED, DISK_FULL, DRIVER = "out_of_memory", "diverged", "disk_full", "driver"
@@ -178,8 +179,8 @@ def _by_words(exc: BaseException, text: str, config: JobConfig | None) -> Failur
         return Failure(f"The base model's files are damaged or incomplete: {_short(text)}.", "Remove the model and add it again.", MODEL)
     if UNFIT.search(said):
         remedy: dict[str, Any] = {}
-        if config is not None and config.lora.target_modules != "all-linear":
-            remedy = {"lora.target_modules": "all-linear"}
+        if config is not None and config.lora.target_modules != ALL_LINEAR:
+            remedy = {"lora.target_modules": ALL_LINEAR}
         return Failure(
             f"This method does not fit this base model: {_short(text)}.", "Choose another recipe or base model.", OPTIONS, remedy
         )

@@ -7,7 +7,6 @@ as tokens, which chat needs; checkpoints also hold the network (see `keeps_raw`)
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import bottleneck
 from jobs.config import JobConfig
+from jobs.sections import ALL_LINEAR
 from studio.catalogue import fused
 from studio.catalogue.targets import LoraTargets, learning_layers, lora_targets
 from studio.errors import ModelError
@@ -64,24 +64,13 @@ def targets(config: JobConfig, model: Any, plain: Any = None) -> LoraTargets | N
 
 def _check_takes_experts(config: JobConfig, found: LoraTargets) -> None:
     """Raises ModelError for what peft's wrapper of fused experts can't do."""
-    lora = config.lora
-    unfit: dict[str, Any] = {}
-    if lora.lora_dropout:
-        unfit["lora.lora_dropout"] = 0.0
-    if lora.use_dora:
-        unfit["lora.use_dora"] = False
-    if is_pissa(config):
-        unfit["lora.init_lora_weights"] = "default"
-    if not unfit:
+    refused = fused.refused_options(config.lora)
+    if not refused:
         return
-    names = sorted({name.rpartition(".")[2] for name in found.modules})
-    advice = " and ".join(f"{key}={str(value).lower()}" for key, value in unfit.items())
-    if names:
-        advice += f", or leave the experts out: lora.target_modules={json.dumps(names)}"
     raise ModelError(
-        f"The experts of {config.base_model} are stored as one tensor, on which peft's LoRA takes no {', '.join(unfit)}.",
-        f"Set {advice}.",
-        remedy=unfit,
+        f"The experts of {config.base_model} are stored as one tensor, on which peft's LoRA takes no {', '.join(refused)}.",
+        fused.way_around(refused, found.modules),
+        remedy=refused,
     )
 
 
@@ -182,7 +171,7 @@ def _ia3(config: JobConfig, model: Any, folder: Path) -> Any:
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
     if config.ia3.target_modules != "auto":
-        _check_layers(model, config, config.ia3.target_modules, "ia3.target_modules")
+        _check_layers(model, config, config.ia3.target_modules)
         return IA3Config(task_type="CAUSAL_LM", **{**config.ia3.model_dump(), "feedforward_modules": config.ia3.feedforward_modules or []})
     if model.config.model_type not in KNOWN:
         raise ModelError(
@@ -253,16 +242,16 @@ def _full(config: JobConfig, model: Any, folder: Path) -> Any:
     return LNTuningConfig(task_type="CAUSAL_LM", target_modules=sorted(layers), modules_to_save=sorted(whole))
 
 
-def _check_layers(model: Any, config: JobConfig, wanted: str | list[str], option: str) -> None:
+def _check_layers(model: Any, config: JobConfig, wanted: str | list[str]) -> None:
+    """Raises ModelError where the model has no layers of these names, which IA3 was given."""
     wanted = [wanted] if isinstance(wanted, str) else wanted
     names = [name for name, _ in model.named_modules()]
-    missing = [t for t in wanted if t != "all-linear" and not any(name == t or name.endswith(f".{t}") for name in names)]
+    missing = [t for t in wanted if t != ALL_LINEAR and not any(name == t or name.endswith(f".{t}") for name in names)]
     if missing:
         present = sorted({name.rpartition(".")[2] for name in names if name.endswith(("_proj", "_attn", "_fc", "fc1", "fc2", "dense"))})
-        everything = "all-linear" if option == "lora.target_modules" else "auto"
         raise ModelError(
             f"{config.base_model} has no layers named {', '.join(missing)}.",
-            f"Set {option} to {everything}{', or to some of ' + ', '.join(present) if present else ''}.",
+            f"Set ia3.target_modules to auto{', or to some of ' + ', '.join(present) if present else ''}.",
         )
 
 

@@ -6,21 +6,12 @@ under other names than they are stored; there peft puts the adapter on the model
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from studio import lifeline, processes
-from studio.catalogue import attaching, text_models
-from studio.catalogue.library_child import MOST_BYTES, PATIENCE_S
+from studio.catalogue import attaching, library_child, text_models
 from studio.catalogue.models import tensors, weight_files
-from studio.errors import ModelError
+from studio.errors import ModelError, one_line
 
 
 def check(weights: Path, base: Path) -> str:
@@ -45,20 +36,8 @@ def _factors(weights: Path) -> Iterator[tuple[str, int]]:
 
 
 def _ask_child(base: Path, adapter: Path) -> str:
-    environment = {**processes.child_environment(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = processes.module_command("studio.catalogue.adapter_trial", str(base), str(adapter))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
-        assert child.stdout is not None
-        timer = threading.Timer(PATIENCE_S, child.kill)
-        timer.start()
-        out = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
-        timer.cancel()
-    try:
-        answer = json.loads(out.splitlines()[-1])
-    except (ValueError, IndexError):
-        said = f"{adapter} could not be put on {base}: its process was killed for taking too much memory or time."
-        raise ModelError(said, "Check its adapter_config.json.") from None
-    return str(answer["misfit"])
+    failure = f"{adapter} could not be put on {base}"
+    return str(library_child.ask("studio.catalogue.adapter_trial", base, str(adapter), failure=failure, cause="adapter_config.json"))
 
 
 # in the child
@@ -68,31 +47,21 @@ def misfit(base: Path, adapter: Path) -> str:
     """As `check`. Raises whatever building the model raises."""
     import torch
 
-    family, config = text_models.family_of(text_models.config_of(base))
-    with torch.device("meta"):
-        model = family._from_config(config).eval()
-        try:
+    model = text_models.without_weights(text_models.config_of(base))
+    try:
+        with torch.device("meta"):
             attaching.attach(model, adapter, "trial", "cpu")
-        except attaching.Misfit as exc:
-            return str(exc)
+    except attaching.Misfit as exc:
+        return str(exc)
     return ""
 
 
-def main() -> None:
-    lifeline.end_with_parent()
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print; the pipe carries the answer only
-    answer: dict[str, Any] = {}
+def _work(base: Path, arguments: list[str]) -> str:
     try:
-        answer["misfit"] = misfit(Path(sys.argv[1]), Path(sys.argv[2]))
+        return misfit(base, Path(arguments[0]))
     except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever the libraries say becomes one line
-        answer["misfit"] = "peft can't put it there (" + " ".join(f"{type(exc).__name__}: {exc}".split())[:300] + ")"
-    print(json.dumps(answer), file=out, flush=True)
+        return f"peft can't put it there ({one_line(exc)})"
 
 
 if __name__ == "__main__":
-    main()
+    library_child.answer(_work)

@@ -14,6 +14,7 @@ from studio.records import WeightForm, WeightKind
 if TYPE_CHECKING:
     from torch import nn
 
+CARRY = (WeightKind.STATE_SPACE, WeightKind.CONVOLUTION)  # a state from token to token, also from one packed row into the next
 BARE = ("weight", "bias")  # parameters that are no sign of a recurrent state
 
 
@@ -38,14 +39,19 @@ class Part:
 
 def text_prefix(model: Any) -> str:
     """Name of the module that is the text model; "" where the model is nothing else."""
-    decoder = model.get_decoder()
-    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    name, decoder = _decoder(model)
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     inside = {id(module) for module in decoder.modules()} | {id(module) for module in ends}
     holders = _holders(model, name)
     if any(id(module) not in inside and module not in holders and _own(module) for module in model.modules()):
         return name
     return ""
+
+
+def _decoder(model: Any) -> tuple[str, nn.Module]:
+    """The text model without its head, and the name that it has in `model`."""
+    decoder: nn.Module = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder), ""), decoder
 
 
 def _holders(model: nn.Module, name: str) -> list[nn.Module]:
@@ -62,8 +68,7 @@ def blocks_of(model: Any) -> tuple[str, list[nn.Module]]:
     """Name of the list of blocks of the text model, and its blocks."""
     from torch import nn
 
-    decoder = model.get_decoder()
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    prefix, decoder = _decoder(model)
     found, most = "", -1
     for name, module in decoder.named_modules():
         if isinstance(module, nn.ModuleList):

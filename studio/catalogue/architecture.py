@@ -22,7 +22,6 @@ class Linear:
     name: str  # within its block
     rows: int
     columns: int
-    has_bias: bool = False
     kind: WeightKind = WeightKind.OTHER
     is_target: bool = True  # of target_modules=all-linear
     ia3: str = ""  # what IA3 scales by default: its "inputs", its "outputs", or nothing
@@ -179,7 +178,7 @@ def _block(kind: BlockKind) -> Block:
 
 
 def _linear(weight: BlockWeight) -> Linear:
-    return Linear(weight.name, weight.rows, weight.columns, weight.bias > 0, weight.kind, weight.target, weight.ia3)
+    return Linear(weight.name, weight.rows, weight.columns, weight.kind, weight.target, weight.ia3)
 
 
 def sees_whole_rows(config: Mapping[str, Any], length: int) -> bool:

@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jobs import bottleneck
 from studio.catalogue import fused
-
-SAID = 200  # characters of a library's words
+from studio.catalogue.models import read_json
+from studio.errors import message_of
 
 
 class Misfit(Exception):
@@ -28,6 +29,8 @@ def attach(model: Any, folder: Path, name: str, device: str) -> tuple[Any, list[
     from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 
     fused.prepare_peft()
+    if read_json(folder / "adapter_config.json").get("peft_type") == bottleneck.KIND:
+        bottleneck.register()
     try:
         config = PeftConfig.from_pretrained(str(folder))
         base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -57,7 +60,7 @@ def config_for(base: Any, folder: Path) -> dict[str, Any]:
         config = PeftConfig.from_pretrained(str(folder))
         conversion.convert_peft_config_for_transformers(config, base, conversions=None)
     except (ValueError, TypeError) as exc:
-        raise Misfit(" ".join(str(exc).split())[:SAID]) from None
+        raise Misfit(message_of(exc)) from None
     return dict(config.to_dict())
 
 
@@ -70,7 +73,7 @@ def _reason(exc: Exception, name: str) -> str:
         raise exc
     if found := re.search(r"Target modules \W*([\w.]+).* not found in the base model", said):
         return f"this base has no layer {found[1]}"
-    return said[:SAID]
+    return message_of(exc)
 
 
 def layer(tensor: str, name: str) -> str:

@@ -8,11 +8,13 @@ whole one. Imports torch, peft and bitsandbytes in functions only.
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from jobs.sections import LoraSection
 from studio.catalogue import anatomy
 
 
@@ -31,6 +33,27 @@ def prepare_peft() -> None:
     ParamWrapper._activate_lora = _activating(ParamWrapper._activate_lora)
     ParamWrapper._remove_parametrizations = _removing(ParamWrapper._remove_parametrizations)
     ParamWrapper._is_prepared = True
+
+
+def refused_options(lora: LoraSection) -> dict[str, Any]:
+    """Dotted options that peft's wrapper of parameters does not take, with the values that it does."""
+    found: dict[str, Any] = {}
+    if lora.lora_dropout:
+        found["lora.lora_dropout"] = 0.0
+    if lora.use_dora:
+        found["lora.use_dora"] = False
+    if lora.init_lora_weights == "pissa":
+        found["lora.init_lora_weights"] = "default"
+    return found
+
+
+def way_around(refused: Mapping[str, Any], layers: Iterable[str]) -> str:
+    """What to do about `refused`, of `refused_options`. `layers`: names of linear layers that a LoRA can go to instead."""
+    changes = " and ".join(f"{key}={json.dumps(value)}" for key, value in refused.items())
+    linear = sorted({name.rpartition(".")[2] for name in layers})
+    if not linear:
+        return f"Set {changes}."
+    return f"Set {changes}, or leave the experts out: lora.target_modules={json.dumps(linear)}."
 
 
 def for_any_peft(values: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Questions to transformers, asked in a child process: `python -m MODULE FOLDER …` answers with one line of JSON.
+"""Questions to transformers and peft, asked in a child process: `python -m MODULE FOLDER …` answers with one line of JSON.
 
 The web process imports no library, and a config.json may describe a model that takes all memory or crashes the library.
 """
@@ -8,35 +8,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from studio import lifeline, processes
-from studio.errors import ModelError
+from studio.errors import ModelError, one_line
 
 PATIENCE_S = 300.0
 MOST_BYTES = 12 * 1024**3  # of the child's memory: a config.json may ask for any number of layers
 
 
-def ask(module: str, folder: Path, *arguments: str, subject: str = "") -> Any:
-    """What `module` answers about `folder`. Raises ModelError with its reason. `subject`: of a reason, where it is not the folder."""
+def ask(module: str, folder: Path, *arguments: str, failure: str = "", cause: str = "config.json") -> Any:
+    """What `module` answers about `folder`. Raises ModelError with its reason.
+
+    `failure` and `cause` are for a child that was killed: what did not happen, and the file that may be to blame.
+    """
     environment = {**processes.child_environment(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = processes.module_command(module, str(folder), *arguments)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
-        assert child.stdout is not None
-        timer = threading.Timer(PATIENCE_S, child.kill)
-        timer.start()
-        out = child.stdout.read()  # stdin stays open until here: its end tells the child that we are gone
-        timer.cancel()
+    printed = processes.output_of(processes.module_command(module, str(folder), *arguments), environment, PATIENCE_S)
     try:
-        found = json.loads(out.splitlines()[-1])
+        found = json.loads(printed.splitlines()[-1])
     except (ValueError, IndexError):
-        said = f"{subject or folder} describes a model that could not be built: its process was killed for taking too much memory or time."
-        raise ModelError(said, "Check its config.json.") from None
+        failure = failure or f"{folder} describes a model that could not be built"
+        said = f"{failure}: its process was killed for taking too much memory or time."
+        raise ModelError(said, f"Check its {cause}.") from None
     if error := found["error"]:
         raise ModelError(error["message"], error["fix"])
     return found["answer"]
@@ -55,8 +51,7 @@ def answer(work: Callable[[Path, list[str]], Any]) -> None:
     except ModelError as exc:
         said["error"] = exc.as_json()
     except Exception as exc:  # noqa: BLE001 - the edge of this process: whatever transformers says about a config.json becomes one line
-        words = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
-        said["error"] = {"message": f"{folder} describes a model that can't be built ({words}).", "fix": "Check its config.json."}
+        said["error"] = {"message": f"{folder} describes a model that can't be built ({one_line(exc)}).", "fix": "Check its config.json."}
     print(json.dumps(said), file=out, flush=True)
 
 

@@ -193,11 +193,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def known_architectures() -> frozenset[str]:
-    """Causal language models that the installed transformers can load."""
-    return library.classes(library.CAUSAL_LM)
-
-
 def _check_is_model(folder: Path) -> None:
     if not folder.is_dir():
         wrong = "is a file, not a folder" if folder.exists() else "is not there"

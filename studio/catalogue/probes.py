@@ -108,11 +108,13 @@ def of_folder(folder: Path) -> tuple[WeightKeys, Probe]:
         if error := found["unmatched"]:
             raise ModelError(error["message"], error["fix"])
         _compared[key] = WeightKeys(**found["keys"])
-        if found["error"]:
-            keep(digest(config), ModelError(found["error"]["message"], found["error"]["fix"]))
-        else:
-            keep(digest(config), answered(found))
-            _write(answered(found))
+        answer: Probe | ModelError
+        try:
+            answer = answered(found)
+            _write(answer)
+        except ModelError as refusal:
+            answer = refusal
+        keep(digest(config), answer)
     return _compared[key], ask(config, str(folder))
 
 
@@ -121,7 +123,9 @@ def _child(config: Mapping[str, Any], name: str, *folder: Path) -> dict[str, Any
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "config.json"
         file.write_text(json.dumps(dict(config)), encoding="utf-8")
-        found: dict[str, Any] = library_child.ask("studio.catalogue.probing", file, name, *map(str, folder), subject=name)
+        found: dict[str, Any] = library_child.ask(
+            "studio.catalogue.probing", file, name, *map(str, folder), failure=f"{name} describes a model that could not be built"
+        )
     return found
 
 

@@ -21,30 +21,26 @@ from studio.catalogue.probes import digest
 from studio.catalogue.quantising import read_directly
 from studio.catalogue.quick_imports import import_bitsandbytes
 from studio.catalogue.targets import LoraTargets, ends_of, lora_targets, within_block
-from studio.errors import ModelError
+from studio.errors import ModelError, one_line
 from studio.records import BlockKind, BlockWeight, Probe, Reach, Targets, WeightKind
 
 if TYPE_CHECKING:
     from torch import nn
 
 MOST_LAYERS = 2_000
-ATTENTION = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
 RANK = 4  # of the trial adapters
 
 
 def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     """What is true of the model that a config.json describes. Raises ModelError, and whatever building the model raises."""
-    import torch
-
     from studio.catalogue import trials
 
-    config = text_models.configuration(_typed(values), name)
-    auto = text_models.auto_class(config)
-    family, config = text_models.family_of(config)
+    described = text_models.configuration(_typed(values), name)
+    auto = text_models.auto_class(described)
+    family, config = text_models.family_of(described)
     text = config.get_text_config(decoder=True)
     _check(config, text, name)
-    with torch.device("meta"):
-        model = family._from_config(config).eval()
+    model = text_models.without_weights(described)
     place, blocks = anatomy.blocks_of(model)
     if not blocks:
         raise ModelError(f"{name} describes {family.__name__}, which has no blocks that could be trained.", "Use another model.")
@@ -76,12 +72,12 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
         auto_class=auto.__name__,
         model_type=config.model_type,
         text_prefix=prefix,
-        attention=["eager", *(name for name, flag in ATTENTION.items() if getattr(family, flag, False))],
+        attention=["eager", *(name for name, flag in text_models.ATTENTION.items() if getattr(family, flag, False))],
         targets=lora,
         methods=methods,
         mixable=not why,
         mixable_reason=why,
-        padding="left" * rows.is_padded_right,
+        padding="left" * rows.ignores_padding,
         cache=type(cache).__name__ if cache is not None else "",
         cache_layers=dict(Counter(type(layer).__name__ for layer in getattr(cache, "layers", []))),
         croppable=cache is not None and cache.is_croppable,
@@ -348,8 +344,7 @@ def matched(folder: Path) -> dict[str, Any]:
 
 
 def _unbuilt(name: str, exc: Exception) -> dict[str, str]:
-    said = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
-    return {"message": f"{name} describes a model that can't be built ({said}).", "fix": "Check its config.json."}
+    return {"message": f"{name} describes a model that can't be built ({one_line(exc)}).", "fix": "Check its config.json."}
 
 
 def asked(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -70,9 +70,7 @@ def _both(folder: Path, wanted: RopeSection) -> tuple[Any, Any]:
 def _built(folder: Path, wanted: RopeSection) -> Any:
     import torch
 
-    family, config = text_models.family_of(text_models.config_of(folder, wanted))
-    with torch.device("meta"):
-        return family._from_config(config, dtype=torch.bfloat16)
+    return text_models.without_weights(text_models.config_of(folder, wanted), dtype=torch.bfloat16)
 
 
 def _is_rotary(module: Any) -> bool:

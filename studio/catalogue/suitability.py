@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.config import JobConfig
-from studio.catalogue import reach
+from jobs.sections import ALL_LINEAR
+from studio.catalogue import anatomy, fused, reach
 from studio.catalogue.compatibility import Conflict
 from studio.catalogue.trainable import PROMPTS
 from studio.records import Probe, WeightForm, WeightKind
-
-ALL_LINEAR = "all-linear"
-CARRY = (WeightKind.STATE_SPACE, WeightKind.CONVOLUTION)  # a state from token to token, also from one packed row into the next
 
 
 def conflicts(config: JobConfig, probe: Probe) -> list[Conflict]:
@@ -49,14 +46,7 @@ def unfit_for_experts(config: JobConfig, probe: Probe) -> dict[str, Any]:
     """Dotted options that peft's wrapper of fused experts does not take, with the values that it does."""
     if not _targets_experts(config, probe):
         return {}
-    found: dict[str, Any] = {}
-    if config.lora.lora_dropout:
-        found["lora.lora_dropout"] = 0.0
-    if config.lora.use_dora:
-        found["lora.use_dora"] = False
-    if config.lora.init_lora_weights == "pissa":
-        found["lora.init_lora_weights"] = "default"
-    return found
+    return fused.refused_options(config.lora)
 
 
 def fused_share(probe: Probe) -> float:
@@ -75,7 +65,7 @@ def _attention(config: JobConfig, probe: Probe) -> Iterator[Conflict]:
 def _packing(config: JobConfig, probe: Probe) -> Iterator[Conflict]:
     if not config.packing:
         return
-    kinds = {weight.kind for block in probe.blocks for weight in block.weights} & set(CARRY)
+    kinds = {weight.kind for block in probe.blocks for weight in block.weights} & set(anatomy.CARRY)
     if kinds:
         names = ", ".join(sorted(reach.WORDS[kind] for kind in kinds))
         yield Conflict(f"{probe.class_name} carries a state from one packed row into the next ({names})", {"packing": False})
@@ -107,9 +97,7 @@ def _experts(config: JobConfig, probe: Probe) -> Iterator[Conflict]:
     unfit = unfit_for_experts(config, probe)
     if not unfit:
         return
-    linear = sorted({name.rpartition(".")[2] for name in probe.targets.modules})
-    changes = " and ".join(f"{key}={json.dumps(value)}" for key, value in unfit.items())
-    advice = f"Set {changes}, or leave the experts out: lora.target_modules={json.dumps(linear)}."
+    advice = fused.way_around(unfit, probe.targets.modules)
     names = ", ".join(key.partition(".")[2] for key in unfit)
     yield Conflict(f"the experts of {probe.class_name} are stored as one tensor, on which peft's LoRA takes no {names}", unfit, advice)
 

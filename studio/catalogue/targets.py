@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.sections import ALL_LINEAR
 from studio.catalogue import anatomy
 from studio.catalogue.anatomy import Part
 from studio.errors import ModelError, listed
 from studio.records import WeightForm, WeightKind
 
-ALL_LINEAR = "all-linear"
 FROZEN = (WeightKind.ROUTER, WeightKind.NORM)  # trained only where a person names them
 
 

@@ -16,6 +16,9 @@ from studio.catalogue.models import read_json
 from studio.catalogue.wrappers import without_code
 from studio.errors import ModelError
 
+# attn_implementation -> the flag of a model class that has code for it
+ATTENTION = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
+
 
 def config_of(folder: Path, positions: RopeSection | None = None) -> Any:
     """config.json as transformers' configuration, without anything that chooses code. Raises ModelError.
@@ -62,13 +65,13 @@ def family_of(config: Any) -> tuple[Any, Any]:
     return family, config
 
 
-def without_weights(config: Any) -> Any:
-    """The model of a configuration on the meta device, as `load` makes it: its modules and shapes."""
+def without_weights(config: Any, **options: Any) -> Any:
+    """The model of a configuration on the meta device, as `load` makes it: its modules and shapes. `options`: of the class, such as dtype."""
     import torch
 
     family, own = family_of(config)
     with torch.device("meta"):
-        return family._from_config(own).eval()
+        return family._from_config(own, **options).eval()
 
 
 def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict[str, Any]]:

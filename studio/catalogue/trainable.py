@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.config import JobConfig
+from jobs.sections import ALL_LINEAR
 from studio.catalogue.architecture import Block, Decoder, Experts, Linear
 
 PROMPTS = ("prompt-tuning", "p-tuning", "prefix-tuning")
 WHOLE = ("embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out")  # as large as the vocabulary
-ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.catalogue import anatomy, fused
 from studio.catalogue.targets import with_gradient
+from studio.errors import one_line
 
 SHORT, LONG = 5, 8  # tokens of the two rows
 WIDTH = 61  # of the cheap function: a prime, so that heads differ
 UNIT = 1e-6  # the single number that stands for a left-out weight, times its place
 LARGEST = 5_000_000  # numbers of a tensor that is made up
 LENGTHS = (256, 512)  # of rows by which the memory of a state space is measured: its chunks divide them
+SAID = 200  # characters of a library's words
 CLOSE = 1e-3  # of the largest number of an answer
 
 
@@ -109,7 +111,7 @@ class TwoRows:
     """What two rows of different lengths in one batch have shown."""
 
     flattens: str = ""  # a layer whose input has lost the row, "" for none
-    is_padded_right: bool = False  # a shorter row answers beside a longer one as it does alone
+    ignores_padding: bool = False  # a shorter row, padded on the left, answers beside a longer one as it does alone
     is_causal: bool = True  # no token changes what was said before it
     cache: Any = None  # of one row of LONG tokens
     learning: frozenset[str] | None = None  # linear layers that a LoRA would teach something; None where the trial failed
@@ -136,10 +138,10 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
             found.learning = with_gradient(model.train(), lambda: model(input_ids=long, use_cache=False).logits)
             model.eval()
     except Exception as exc:  # noqa: BLE001 - whatever this architecture raises: it is then served row by row
-        found.error = _said(exc)
+        found.error = one_line(exc, SAID)
         return found
     found.flattens = next((name for name, rows in shapes.items() if rows != {2}), "")
-    found.is_padded_right = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
+    found.ignores_padding = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
     return found
 
 
@@ -252,7 +254,7 @@ def adapted(model: nn.Module, config: Any) -> tuple[Any, str]:
         with warnings.catch_warnings(action="ignore"):
             return get_peft_model(model, config), ""
     except Exception as exc:  # noqa: BLE001 - whatever peft says becomes one line
-        return None, _said(exc)
+        return None, one_line(exc, SAID)
 
 
 def takes_tokens(model: nn.Module, config: Any) -> str:
@@ -264,12 +266,8 @@ def takes_tokens(model: nn.Module, config: Any) -> str:
         with torch.no_grad(), CheapLayers():
             found(input_ids=torch.arange(3, 3 + SHORT).unsqueeze(0), attention_mask=torch.ones(1, SHORT, dtype=torch.long))
     except Exception as exc:  # noqa: BLE001 - whatever this architecture raises
-        return _said(exc)
+        return one_line(exc, SAID)
     return ""
-
-
-def _said(exc: Exception) -> str:
-    return " ".join(f"{type(exc).__name__}: {exc}".split())[:200]
 
 
 def reached(adapted: Any, place: str) -> set[str]:

@@ -168,17 +168,8 @@ def with_positions(base: nn.Module, folder: ModelFolder, positions: RopeSection)
     return tree
 
 
-def _admit(adapter: AdapterRef) -> None:
-    """peft learns of the studio's own kind when the first of them is met."""
-    if read_json(adapter.path / "adapter_config.json").get("peft_type") == "BOTTLENECK":
-        from jobs import bottleneck
-
-        bottleneck.register()
-
-
 def attach(adapter: AdapterRef, model: Any, name: str, device: torch.device) -> tuple[Any, int]:
     """peft's model of `model` with the adapter under `name`, and how many tensors its file lacks. Raises ModelError where it misfits."""
-    _admit(adapter)
     try:
         made, missing = attaching.attach(model, adapter.path, name, str(device))
     except attaching.Misfit as exc:

@@ -24,7 +24,7 @@ from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
 from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
 from studio.engine.stepping import FAILURES, Stepper
-from studio.errors import ModelError
+from studio.errors import ModelError, message_of
 
 MAX_ATTACHED = 256  # beyond the budget in bytes: modules cost time too
 BUDGET_SHARE = 0.25  # of what is free after the base was loaded, where nobody has set a budget
@@ -206,11 +206,11 @@ class LocalModel:
             attached.effect = self._effect(key)
         except (RuntimeError, ValueError) as exc:  # shapes that only meet in a forward pass
             self._forget(attached)
-            raise foreign(adapter, self.folder, " ".join(str(exc).split())[:200]) from None
+            raise foreign(adapter, self.folder, message_of(exc)) from None
         except FAILURES as exc:  # layers whose results peft does not expect, such as routers that give several
             self._forget(attached)
             raise ModelError(
-                f"peft can't run adapter {adapter.name} on {self.folder.name}: {' '.join(str(exc).split())[:200]}.",
+                f"peft can't run adapter {adapter.name} on {self.folder.name}: {message_of(exc)}.",
                 "Train it with other target_modules.",
             ) from None
         attached.is_mixable = is_plain and self.is_padded and self._mixes(key)

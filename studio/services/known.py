@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
-from collections.abc import Sequence
 
 from studio import processes
 from studio.catalogue.known import KnownModel, known_models
@@ -20,26 +17,6 @@ SEARCH_S = 30
 Known = list[KnownBaseModel]  # inside the class, `list` is a use case
 Found = list[HubModel]
 UNCHECKED = "Licence, gate and weights were written down from what is publicly known, and not checked here."
-
-
-def _output_of(command: Sequence[str]) -> str:
-    """What a child prints within SEARCH_S, "" if it takes longer. Its stdin stays open: the end of it says that we have ended."""
-    environment = processes.child_environment(for_hub=True)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    ) as child:
-        timer = threading.Timer(SEARCH_S, child.kill)
-        timer.start()
-        try:
-            assert child.stdout is not None
-            return child.stdout.read()
-        finally:
-            timer.cancel()
 
 
 class KnownService:
@@ -65,8 +42,9 @@ class KnownService:
                 "Unset HF_HUB_OFFLINE to search the hub, or add a folder.",
             )
         command = processes.module_command("studio.catalogue.hub", "--search", wanted)
+        printed = processes.output_of(command, processes.child_environment(for_hub=True), SEARCH_S)
         try:
-            answer = json.loads(_output_of(command))
+            answer = json.loads(printed)
         except ValueError:
             answer = {"error": {"message": "The hub gave no answer.", "fix": "Check the network, or add a folder."}}
         if answer.get("error"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from studio.catalogue import models
+from studio.catalogue import library, models
 from studio.errors import ModelError
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 512, "tie_word_embeddings": True}
@@ -162,8 +162,8 @@ def test_what_is_no_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_known_architectures_come_from_the_installed_transformers() -> None:
-    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel"} <= models.known_architectures()
-    assert "BertForTokenClassification" not in models.known_architectures()
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel"} <= library.classes(library.CAUSAL_LM)
+    assert "BertForTokenClassification" not in library.classes(library.CAUSAL_LM)
 
 
 def test_real_models_are_read_as_they_are(shared_data: Path) -> None:
