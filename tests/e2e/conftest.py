@@ -100,6 +100,16 @@ def quiet_window(browser: Browser, url: str) -> Iterator[BrowserContext]:
     assert not complaints
 
 
+@contextmanager
+def bringing(browser: Browser, address: str) -> Iterator[Page]:
+    """The Models tab of the studio at `address` with what brings models here unfolded."""
+    with quiet_window(browser, address) as window:
+        page = window.new_page()
+        page.goto(f"{address}/?tab=models")
+        page.get_by_text("Bring a model here").click()
+        yield page
+
+
 def _is_home(address: str, home: str) -> bool:
     parts = urlsplit(address)
     return parts.scheme in ("data", "blob", "about") or parts.netloc == home

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import PATIENCE_S, quiet_window
+from tests.e2e.conftest import PATIENCE_S, bringing
 from tests.e2e.test_models import photograph
 from tests.families import build
 from tests.hub_server import COMMIT, Hub
@@ -44,10 +44,7 @@ def address(browser: Browser, place: Path) -> Iterator[str]:
 
 @pytest.fixture
 def models(browser: Browser, address: str) -> Iterator[Page]:
-    with quiet_window(browser, address) as window:
-        page = window.new_page()
-        page.goto(f"{address}/?tab=models")
-        page.get_by_text("Bring a model here").click()
+    with bringing(browser, address) as page:
         yield page
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import quiet_window
+from tests.e2e.conftest import bringing
 from tests.e2e.test_models import photograph
 from tests.hub_server import Hub
 from tests.runs import STARTER
@@ -29,10 +29,7 @@ def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def models(browser: Browser, address: str) -> Iterator[Page]:
-    with quiet_window(browser, address) as window:
-        page = window.new_page()
-        page.goto(f"{address}/?tab=models")
-        page.get_by_text("Bring a model here").click()
+    with bringing(browser, address) as page:
         expect(page.locator("#models-known li").first).to_be_visible()  # what is typed before the list is there has nothing to filter
         yield page
 

@@ -14,19 +14,8 @@ from studio.services import savings
 from studio.ui import measured, words
 
 # p1: x wins both orders; p2: y wins both; p3: the first one wins (split); p4: x and a tie; p5: one order only, x; p6: no verdict
-LINES = [
-    VerdictLine("p1", "x", "y", "a", "j"),
-    VerdictLine("p1", "y", "x", "b", "j"),
-    VerdictLine("p2", "x", "y", "b", "j"),
-    VerdictLine("p2", "y", "x", "a", "j"),
-    VerdictLine("p3", "x", "y", "a", "j"),
-    VerdictLine("p3", "y", "x", "a", "j"),
-    VerdictLine("p4", "x", "y", "a", "j"),
-    VerdictLine("p4", "y", "x", "tie", "j"),
-    VerdictLine("p5", "x", "y", "a", "j"),
-    VerdictLine("p6", "x", "y", "invalid", "j"),
-    VerdictLine("p6", "y", "x", "a", "j"),
-]
+VERDICTS = "p1 x y a, p1 y x b, p2 x y b, p2 y x a, p3 x y a, p3 y x a, p4 x y a, p4 y x tie, p5 x y a, p6 x y invalid, p6 y x a"
+LINES = [VerdictLine(*line.split(), "j") for line in VERDICTS.split(", ")]
 # scores of x by prompt: 1, 0, 0.5, 0.75, 1, and of p6 the valid order: 0
 X_RATE = (1 + 0 + 0.5 + 0.75 + 1 + 0) / 6
 LENGTHS = {(f"p{n}", name): length for n in range(1, 7) for name, length in (("x", 10 + n), ("y", 10))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,7 @@ from studio.errors import NotFoundError, StudioError
 from studio.records import CancelRequest, JobKind, JobStatus
 from studio.settings import Settings
 from tests.runs import open_store
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "time", made)
-    return made
+from tests.stores import Clock
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +14,6 @@ from studio.errors import StudioError
 from studio.records import Compression, CompressionSaving, PromptAnswer, SweepPrompt, Verdict, Winner
 from studio.services import Studio, compression
 from studio.services.models import STARTER_FOLDER
-from studio.settings import Settings
-
-
-@pytest.fixture
-def studio(settings: Settings) -> Iterator[Studio]:
-    made = Studio.open(settings, at_terminal=True)
-    yield made
-    made.db.dispose()
 
 
 def made(**values: Any) -> Compression:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,35 +31,7 @@ from studio.services.forecast import Pace, Span
 from studio.services.models import STARTER_FOLDER
 from studio.settings import Settings
 from studio.types import GenerationParams
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "time", made)
-    return made
-
-
-@pytest.fixture
-def studio(settings: Settings) -> Iterator[Studio]:
-    made = Studio.open(settings, at_terminal=True)
-    yield made
-    made.db.dispose()
-
-
-def add(studio: Studio, *rows: Any) -> list[str]:
-    with studio.db.write() as session:
-        session.add_all(rows)
-        session.flush()
-        return [row.id for row in rows]
-
+from tests.stores import Clock, add
 
 # savings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,21 +15,7 @@ from studio.evaluation.verdicts import SWAPPED
 from studio.records import MetricPoint, PreferenceSource
 from studio.services import Studio, comparisons, job_records, jobs, merging, preferences
 from studio.services.forecast import Span
-from studio.settings import Settings
-
-
-@pytest.fixture
-def studio(settings: Settings) -> Iterator[Studio]:
-    made = Studio.open(settings, at_terminal=True)
-    yield made
-    made.db.dispose()
-
-
-def add(studio: Studio, *rows: Any) -> list[Any]:
-    with studio.db.write() as session:
-        session.add_all(rows)
-        session.flush()
-        return [row.id for row in rows]
+from tests.stores import add
 
 
 def prompt(name: str, reference: str | None = None, turns: int = 1) -> dict[str, Any]:

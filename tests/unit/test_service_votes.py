@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,27 +14,19 @@ from studio.evaluation import judging as templates
 from studio.evaluation import ratings as figures
 from studio.evaluation.verdicts import VerdictLine
 from studio.services import Studio, ratings
-from studio.settings import Settings
+from tests.stores import add
 
 
 @pytest.fixture
-def studio(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
-    made = Studio.open(settings, at_terminal=True)
+def studio(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """The leaderboard is computed in this process."""
 
     def child(module: str, options: dict[str, Any], cache: Any) -> dict[str, Any]:
         assert options["do"] == "leaderboard"
         return figures.leaderboard(VerdictLine(*line) for line in options["verdicts"])
 
     monkeypatch.setattr(ratings, "run_child", child)
-    yield made
-    made.db.dispose()
-
-
-def add(studio: Studio, *rows: Any) -> list[Any]:
-    with studio.db.write() as session:
-        session.add_all(rows)
-        session.flush()
-        return [row.id for row in rows]
+    return studio
 
 
 def compare(studio: Studio, prompts: int = 6, contestants: tuple[str, ...] = ("x", "y"), name: str = "c", **values: Any) -> ComparisonRow:
