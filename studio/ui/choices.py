@@ -54,7 +54,17 @@ def judges(studio: Studio) -> list[Choice]:
 
 
 def update(offered: list[Choice], chosen: str | None) -> Any:
-    """Offer `offered`; keep what was chosen where it is still there, else take the first."""
+    """Offer `offered`; keep what was chosen where it is still there, else take the first.
+
+    A value that stays is not sent: whoever has chosen another one meanwhile keeps that.
+    """
+    if any(value == chosen for _, value in offered):
+        return gr.Dropdown(choices=offered)
+    return choose(offered, None)
+
+
+def choose(offered: list[Choice], chosen: str | None) -> Any:
+    """Offer `offered` with `chosen` taken, or the first where it is not there."""
     values = [value for _, value in offered]
     return gr.Dropdown(choices=offered, value=next((value for value in (chosen, *values) if value in values), None))
 

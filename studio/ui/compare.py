@@ -137,7 +137,7 @@ class CompareTab:
         offered = self.offer(base, chosen)
         return {
             self.data: choices.update(datasets, data),
-            self.base_model: gr.Dropdown(choices=models, value=base),
+            self.base_model: choices.update(models, base_model),
             self.contestants: offered,
         }
 

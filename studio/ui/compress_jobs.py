@@ -81,7 +81,7 @@ class CompressJobs:
 
     def enter(self, chosen: str | None, judge: str | None) -> dict[Any, Any]:
         judges = [("nobody", ""), *choices.judges(self._studio)]
-        return {self.dataset: choices.update(choices.datasets(self._studio), chosen), self.judge: choices.update(judges, judge or "")}
+        return {self.dataset: choices.update(choices.datasets(self._studio), chosen), self.judge: choices.update(judges, judge)}
 
     def _looking(self, curve: gr.HTML) -> Any:
         def look(tab: str, shown: str, has_entered: bool) -> Any:

@@ -199,8 +199,8 @@ def _from_job(page: BuiltPage, button: gr.Button, open_tab: Callable[[str], Upda
 
 def _data_and_base(studio: Studio, train: TrainTab, dataset_id: str | None, base_model: str | None) -> Update:
     return {
-        train.data: choices.update(choices.datasets(studio), dataset_id),
-        train.base_model: choices.update(choices.base_models(studio), base_model),
+        train.data: choices.choose(choices.datasets(studio), dataset_id),
+        train.base_model: choices.choose(choices.base_models(studio), base_model),
     }
 
 

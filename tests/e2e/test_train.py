@@ -30,9 +30,10 @@ def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visi
 
     page.locator("#option-gradient_checkpointing input").check()
     expect(page.locator("#train-refusals")).to_contain_text("prefix tuning puts its tokens into the cache", ignore_case=True)
-    page.locator("#train-refusals").get_by_role("button", name="Set it").click()
+    about_the_cache = page.locator("#train-refusals li").filter(has_text=re.compile("into the cache"))  # the data may have refusals too
+    about_the_cache.get_by_role("button", name="Set it").click()
     expect(page.locator("#option-gradient_checkpointing input")).not_to_be_checked()
-    expect(page.locator("#train-refusals")).not_to_contain_text("cache")
+    expect(about_the_cache).to_have_count(0)
 
     page.locator("#train-goal label").filter(has_text="DPO").click()
     expect(page.locator("#section-dpo")).to_be_visible()
