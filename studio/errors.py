@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SHOWN_NAMES = 20  # of a list in a message
+MOST_SAID = 200  # characters of a value from outside in a message or a row
 
 
 def listed(names: Iterable[str], most: int = SHOWN_NAMES) -> str:
@@ -24,6 +25,11 @@ def one_line(exc: BaseException, most: int = 300) -> str:
 def message_of(exc: BaseException, most: int = 200) -> str:
     """The message alone, of a library that says enough in it."""
     return " ".join(str(exc).split())[:most]
+
+
+def plain(text: object) -> str:
+    """A value from outside for a message or a row: on one line, short, without control characters."""
+    return "".join(character for character in " ".join(str(text).split()) if character.isprintable())[:MOST_SAID]
 
 
 class StudioError(Exception):

@@ -12,7 +12,8 @@ from typing import Any
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 ESTABLISHED = "01"  # a socket whose process is gone has another state, and root for its owner
 # a proxy adds these: who sent the request is then not who opened the connection
-FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
+FORWARDED_START = "x-forwarded-"
 
 Address = tuple[str, int]
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -21,7 +22,9 @@ IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 def is_own_user(scope: Mapping[str, Any]) -> bool:
     """Whether the ASGI request of `scope` comes over loopback from a process of the user who runs this one. False where it can't be told."""
     headers = {name.decode("latin-1").lower() for name, _ in scope.get("headers", ())}
-    if headers & set(FORWARDED):
+    if headers & set(FORWARDED) or any(name.startswith(FORWARDED_START) for name in headers):
+        return False
+    if scope.get("http_version") == "1.0":  # no browser, but a proxy that adds no header (nginx as it is installed)
         return False
     client, server = scope.get("client"), scope.get("server")
     if not client or not server or server[1] is None:

@@ -53,9 +53,10 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def output_of(command: Sequence[str], environment: Mapping[str, str], patience_s: float) -> str:
-    """What a child prints until it ends; it is killed after `patience_s`. What it writes to stderr is dropped.
+def output_of(command: Sequence[str], environment: Mapping[str, str], patience_s: float, most: int = 64 * 1024**2) -> str:
+    """What a child prints until it ends; nothing where it prints more than `most` characters. What it writes to stderr is dropped.
 
+    It is killed after `patience_s`, or when it has printed too much.
     Its stdin stays open until then: the end of it tells the child that we are gone.
     """
     with subprocess.Popen(
@@ -72,9 +73,13 @@ def output_of(command: Sequence[str], environment: Mapping[str, str], patience_s
         timer.start()
         try:
             assert child.stdout is not None
-            return child.stdout.read()
+            printed = child.stdout.read(most + 1)
         finally:
             timer.cancel()
+            child.kill()  # it has said everything, or too much
+    if len(printed) > most:
+        return ""
+    return printed
 
 
 def born(pid: int) -> float | None:

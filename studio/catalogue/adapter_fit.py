@@ -46,15 +46,17 @@ def check(weights: Path, config: Mapping[str, Any], base: Path, base_name: str) 
     stored = [StoredTensor(file, name, dtype, shape) for file in weight_files(base) for name, dtype, shape in tensors(file)]
     layers = {place(tensor.name): tensor for tensor in stored} | {tensor.name: tensor for tensor in stored}
     who = weights.parent.name
-    whole = [str(name) for name in config.get("modules_to_save") or []]
+    whole = config.get("modules_to_save") or []
+    if not isinstance(whole, list):
+        raise ModelError(f"{who}: modules_to_save of its adapter_config.json is no list of names.", "Use an adapter saved by peft.")
     for name, dtype, shape in tensors(weights):
         bare = name.removeprefix("base_model.model.")
-        if ".lora_embedding_A" in bare:
+        if ".lora_embedding_A" in bare and shape:
             _check_rows(who, bare.partition(".lora_embedding_A")[0], shape[-1], layers, base_name)
         elif not ADDED.search(bare):
             layer = WRAPPED.sub("", bare)
             _check_whole(who, layer, StoredTensor(weights, name, dtype, shape), layers, base_name)
-            _check_is_named(who, layer, StoredTensor(weights, name, dtype, shape), layers, whole, config)
+            _check_is_named(who, layer, StoredTensor(weights, name, dtype, shape), layers, list(map(str, whole)), config)
 
 
 def place(name: str) -> str:

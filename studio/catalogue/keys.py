@@ -16,7 +16,7 @@ from typing import Any
 
 from studio.catalogue.models import read_json, tensors, weight_files
 from studio.catalogue.text_models import config_of, family_of
-from studio.errors import ModelError
+from studio.errors import ModelError, plain
 
 AGAIN = "Download the model again, or save it whole with save_pretrained."
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -43,19 +43,19 @@ class WeightKeys:
                 f"{AGAIN} Random numbers would take their place.",
             )
         if self.unjoined:
-            first = self.unjoined[0]
+            first = plain(self.unjoined[0])
             raise ModelError(f"{name} lacks parts of {len(self.unjoined):,} weights that are stored in parts; the first is {first}.", AGAIN)
         if self.mismatched:
             tensor, stored, needed = self.mismatched[0]
             raise ModelError(
                 f"{name} holds {len(self.mismatched):,} weights of another shape than config.json asks for; the first is "
-                f"{tensor}, {_shape(stored)} instead of {_shape(needed)}.",
+                f"{plain(tensor)}, {_shape(stored)} instead of {_shape(needed)}.",
                 "Use the config.json that was saved with these weights.",
             )
         if self.extra_layers:
             raise ModelError(
                 f"{name} holds {len(self.extra_layers):,} weights of layers that config.json does not count; the first is "
-                f"{self.extra_layers[0]}.",
+                f"{plain(self.extra_layers[0])}.",
                 "Use the config.json that was saved with these weights: without these layers it is another model.",
             )
 
@@ -67,7 +67,7 @@ class WeightKeys:
         if len(self.unexpected) > 3:
             more = f" and {len(self.unexpected) - 3:,} more"
         return f"The model has no place for {len(self.unexpected):,} stored weights, which are ignored: " + (
-            f"{', '.join(self.unexpected[:3])}{more}."
+            f"{', '.join(map(plain, self.unexpected[:3]))}{more}."
         )
 
 
@@ -108,7 +108,7 @@ def _end(name: str) -> str:
 
 def _in_order(name: str) -> tuple[Any, ...]:
     """Layer 10 comes after layer 9."""
-    return tuple(int(part) if part.isdigit() else -1 for part in name.split(".")), name
+    return tuple(int(part) if part.isdecimal() and len(part) < 20 else -1 for part in name.split(".")), name
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -62,6 +62,18 @@ def is_built_in(model_type: object) -> bool:
     return isinstance(model_type, str) and model_type in mapping(CONFIGS)
 
 
+@lru_cache(maxsize=1)
+def adapter_kinds() -> frozenset[str]:
+    """Names by which the installed peft knows kinds of adapters (peft_type); empty where peft is missing."""
+    spec = importlib.util.find_spec("peft")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    tree = ast.parse(Path(spec.submodule_search_locations[0], "utils", "peft_types.py").read_text(encoding="utf-8"))
+    kinds = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PeftType"), [])
+    values = (node.value for node in kinds if isinstance(node, ast.Assign))
+    return frozenset(str(value.value) for value in values if isinstance(value, ast.Constant))
+
+
 @lru_cache(maxsize=256)
 def defaults(model_type: str) -> Mapping[str, Any]:
     """What a config.json of this model_type that leaves fields out leaves them at; `None` defaults are left out."""

@@ -18,6 +18,14 @@ from studio.errors import ModelError, one_line
 
 PATIENCE_S = 300.0
 MOST_BYTES = 12 * 1024**3  # of the child's memory: a config.json may ask for any number of layers
+MOST_ANSWER = 64 * 1024**2  # bytes
+MOST_CHILDREN = 2  # at a time, each with all that memory
+
+_children = threading.BoundedSemaphore(MOST_CHILDREN)
+
+
+class Unanswered(ModelError):
+    """The child was killed, or said more than an answer holds. Another try may end otherwise."""
 
 
 def ask(module: str, folder: Path, *arguments: str, failure: str = "", cause: str = "config.json") -> Any:
@@ -26,13 +34,15 @@ def ask(module: str, folder: Path, *arguments: str, failure: str = "", cause: st
     `failure` and `cause` are for a child that was killed: what did not happen, and the file that may be to blame.
     """
     environment = {**processes.child_environment(), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    printed = processes.output_of(processes.module_command(module, str(folder), *arguments), environment, PATIENCE_S)
+    command = processes.module_command(module, str(folder), *arguments)
+    with _children:
+        printed = processes.output_of(command, environment, PATIENCE_S, MOST_ANSWER)
     try:
         found = json.loads(printed.splitlines()[-1])
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         failure = failure or f"{folder} describes a model that could not be built"
         said = f"{failure}: its process was killed for taking too much memory or time."
-        raise ModelError(said, f"Check its {cause}.") from None
+        raise Unanswered(said, f"Check its {cause}.") from None
     if error := found["error"]:
         raise ModelError(error["message"], error["fix"])
     return found["answer"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studio.catalogue import library, wrappers
-from studio.errors import ModelError
+from studio.errors import ModelError, plain
 
 TOKENIZER_ONLY = "Tokenizer only: it shows how rows become tokens, and can't answer or be trained."
 
@@ -23,6 +23,11 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # values that name no kernel of the hub
 MAX_JSON_BYTES = 100_000_000  # safetensors' own limit on a header
+MAX_CONFIG_BYTES = 4_000_000  # of the files that describe a model, which are some kilobytes
+DESCRIPTIONS = ("config.json", "adapter_config.json", "generation_config.json")
+MOST_NESTED = 50  # objects and lists inside each other
+MOST_DIGITS = 40  # of a whole number: tokenizer_config.json writes "no limit" with 31
+LARGEST_CONTEXT = 10**18  # fits into a row; no model has it
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 IN_16_BIT = "Use the model's 16-bit version: the studio quantises it to 4 bits itself."
 # ends of tensors' names that only quantised checkpoints hold
@@ -32,7 +37,10 @@ QUANTISED = {
     ".weight_scale_inv": "FP8", ".weight_shape": "compressed-tensors",
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+# bytes of a number, by dtypes of safetensors
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 # tensors that old checkpoints store but no parameter: causal masks, rotary tables
+WEIGHT_FILE = re.compile(r"[^/\\\x00-\x1f]{1,200}\.safetensors")
 BUFFER = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq|\.position_ids)$")
 
 
@@ -76,6 +84,9 @@ def inspect_folder(folder: Path) -> ModelFacts:
         _check_tokenizer(folder)
     except ModelError as refusal:
         return ModelFacts(*_said(config, parameters), False, refusal.message, refusal.fix)
+    except OSError as exc:  # no right to read it, a name that no disk takes
+        reason = f"{folder} can't be read ({exc.strerror or type(exc).__name__})."
+        return ModelFacts(*_said(config, parameters), False, reason, "Check the rights of the folder and its files.")
     return ModelFacts(*_said(config, parameters), True)
 
 
@@ -96,8 +107,8 @@ def _said(config: dict[str, Any], parameters: int) -> tuple[str, int, int]:
 
 def context(config: Mapping[str, Any]) -> int:
     """Tokens that the text model of a config.json reads; 0 where nothing says it."""
-    longest = wrappers.context(config, CONTEXT_KEYS)
-    return round(longest * _dynamic_factor(wrappers.text_part(config) or config))
+    longest = min(wrappers.context(config, CONTEXT_KEYS), LARGEST_CONTEXT)
+    return round(min(longest * _dynamic_factor(wrappers.text_part(config) or config), LARGEST_CONTEXT))
 
 
 def _dynamic_factor(text: Mapping[str, Any]) -> float:
@@ -154,8 +165,8 @@ def indexed(index: Path) -> list[str]:
     names: list[str] = []
     if isinstance(weight_map, Mapping):
         names = sorted({str(name) for name in weight_map.values()})
-    if not names or any(Path(name).name != name for name in names):
-        raise ModelError(f"{index} names no weight files of this folder.", "Download the model again.")
+    if not names or any(not WEIGHT_FILE.fullmatch(name) for name in names):
+        raise ModelError(f"{index} names no safetensors files of this folder.", "Download the model again.")
     return names
 
 
@@ -167,23 +178,69 @@ def tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(MAX_JSON_BYTES, size - 8):
                 raise ValueError("header length")
-            header = json.loads(stream.read(length))
-        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        found = [(name, str(entry["dtype"]), [int(n) for n in entry["shape"]]) for name, entry in entries]
-        end = max((int(entry["data_offsets"][1]) for _, entry in entries), default=0)
-        if 8 + length + end != size or any(n < 0 for _, _, shape in found for n in shape):
+            header = _parsed(stream.read(length))
+        found, end = [], 0
+        for name, entry in header.items():
+            if name != "__metadata__":
+                dtype, shape, end_of_one = _entry(entry)
+                found.append((name, dtype, shape))
+                end = max(end, end_of_one)
+        if 8 + length + end != size:
             raise ValueError("size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise ModelError(f"{file} is damaged or was not downloaded to its end.", "Download it again.") from None
     yield from found
 
 
+def _entry(entry: Any) -> tuple[str, list[int], int]:
+    """dtype, shape and end of one tensor of a header. Raises what a header that lies deserves: its numbers must fit its bytes."""
+    dtype, shape, (start, end) = str(entry["dtype"]), entry["shape"], entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (start, end, *shape)):
+        raise ValueError("numbers")
+    count, room = math.prod(shape), end - start
+    if count * WIDTHS.get(dtype, 0) not in (0, room) or count > 8 * room:  # of other dtypes a number has a bit at least
+        raise ValueError("shape")
+    return dtype, list(shape), end
+
+
+def _parsed(content: bytes) -> Any:
+    """JSON. Raises ValueError for numbers that no computation here takes."""
+    return json.loads(content, parse_int=_whole)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError("number too large")
+    return int(digits)
+
+
+def _check_nesting(value: Any) -> None:
+    """Raises ValueError for what would take a function that looks at every part too deep."""
+    layer = [value]
+    for _ in range(MOST_NESTED):
+        layer = [inner for one in layer for inner in _parts(one) if isinstance(inner, (dict, list))]
+        if not layer:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file that came from outside. Raises ModelError naming the file."""
+    most = MAX_CONFIG_BYTES if file.name in DESCRIPTIONS else MAX_JSON_BYTES
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError("too large")
-        value = json.loads(file.read_bytes())
+        if file.stat().st_size > most:
+            raise ModelError(f"{file} is larger than {most:,} bytes.", "Use the file that was published with the model.")
+        if not file.is_file():  # a pipe would never end
+            raise ModelError(f"{file} is no file.", "Download the model again.")
+        value = _parsed(file.read_bytes())
+        if isinstance(value, dict):
+            _check_nesting(value)
     except FileNotFoundError:
         raise ModelError(f"{file} is not there.", "Download the model again, or point at the folder that holds it.") from None
     except (OSError, ValueError, RecursionError) as exc:
@@ -221,8 +278,8 @@ def check_no_remote_code(folder: Path, config: dict[str, Any]) -> None:
     for name, found in places:
         if found:
             raise ModelError(
-                f"{folder / name} asks for code of its own ({found[0]}), which the studio never runs.",
-                f"Use a model that transformers supports by itself, or remove {found[0]} if this one is.",
+                f"{folder / name} asks for code of its own ({plain(found[0])}), which the studio never runs.",
+                f"Use a model that transformers supports by itself, or remove {plain(found[0])} if this one is.",
             )
 
 
@@ -245,7 +302,7 @@ def _check_one_checkpoint(folder: Path, config: dict[str, Any]) -> None:
     other = config.get("transformers_weights")
     if other not in (None, "", SINGLE, INDEX):
         raise ModelError(
-            f"config.json of {folder} names another weights file ({str(other)[:80]}).", f"Rename it to {SINGLE} and remove that key."
+            f"config.json of {folder} names another weights file ({plain(other)}).", f"Rename it to {SINGLE} and remove that key."
         )
 
 
@@ -259,7 +316,7 @@ def _check_not_quantised(config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict) and quantization:
         method = quantization.get("quant_method", "an unnamed method")
-        raise ModelError(f"The weights are stored quantised ({method}).", IN_16_BIT)
+        raise ModelError(f"The weights are stored quantised ({plain(method)}).", IN_16_BIT)
 
 
 def _check_full_precision(folder: Path, config: dict[str, Any]) -> None:
@@ -269,7 +326,7 @@ def _check_full_precision(folder: Path, config: dict[str, Any]) -> None:
         if not how and name.endswith(".weight") and len(shape) > 1 and dtype not in FLOATS:
             how = dtype
         if how:
-            raise ModelError(f"The weights are stored quantised ({how}), which config.json does not say: {name}.", IN_16_BIT)
+            raise ModelError(f"The weights are stored quantised ({plain(how)}), which config.json does not say: {plain(name)}.", IN_16_BIT)
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -22,6 +22,7 @@ from studio.settings import STATIC
 
 VERSION = 2  # of what is asked; a stored probe of another version is made again
 KEPT = 1024  # probes in memory: the catalogue's, and more
+KEPT_FOLDERS = 64  # of which the comparison of their weights is in memory
 FOLDER = "probes"  # of the studio's cache
 STARTER = STATIC / "starter" / "probe.json"  # comes with the starter, which then answers at once
 
@@ -44,6 +45,8 @@ def ask(config: Mapping[str, Any], name: str = "This config.json") -> Probe:
             try:
                 answer = _ask_child(config, name)
                 _write(answer)
+            except library_child.Unanswered:
+                raise  # what killed it may be over
             except ModelError as refusal:
                 answer = refusal
         keep(key, answer)
@@ -88,11 +91,14 @@ def _read(key: str) -> Probe | None:
 def _write(probe: Probe) -> None:
     """Whole or not at all; without it, the next process asks again."""
     for place in _places:
-        with contextlib.suppress(OSError):
+        part = place / f".{probe.digest}.{os.getpid()}.part"
+        try:
             place.mkdir(mode=0o700, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=place, delete=False) as part:
-                part.write(probe.model_dump_json())
-            os.replace(part.name, place / f"{probe.digest}.json")
+            part.write_text(probe.model_dump_json(), encoding="utf-8")
+            os.replace(part, place / f"{probe.digest}.json")
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def _ask_child(config: Mapping[str, Any], name: str) -> Probe:
@@ -102,12 +108,16 @@ def _ask_child(config: Mapping[str, Any], name: str) -> Probe:
 def of_folder(folder: Path) -> tuple[WeightKeys, Probe]:
     """How the weights of a folder match its config.json, and its probe, of one child. Raises ModelError where no model can be built."""
     config, key = read_json(folder / "config.json"), keys.digest(folder)
-    if key not in _compared:
+    compared = _compared.get(key)
+    if compared is None:
         keys.check_layers(folder)
         found = _child(config, str(folder), folder)
         if error := found["unmatched"]:
             raise ModelError(error["message"], error["fix"])
-        _compared[key] = WeightKeys(**found["keys"])
+        compared = WeightKeys(**found["keys"])
+        while len(_compared) >= KEPT_FOLDERS:
+            _compared.pop(next(iter(_compared)))
+        _compared[key] = compared
         answer: Probe | ModelError
         try:
             answer = answered(found)
@@ -115,7 +125,7 @@ def of_folder(folder: Path) -> tuple[WeightKeys, Probe]:
         except ModelError as refusal:
             answer = refusal
         keep(digest(config), answer)
-    return _compared[key], ask(config, str(folder))
+    return compared, ask(config, str(folder))
 
 
 def _child(config: Mapping[str, Any], name: str, *folder: Path) -> dict[str, Any]:

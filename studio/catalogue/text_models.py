@@ -14,7 +14,7 @@ from jobs.sections import RopeSection
 from studio.catalogue import rope
 from studio.catalogue.models import read_json
 from studio.catalogue.wrappers import without_code
-from studio.errors import ModelError
+from studio.errors import ModelError, plain
 
 # attn_implementation -> the flag of a model class that has code for it
 ATTENTION = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
@@ -34,7 +34,7 @@ def configuration(values: Mapping[str, Any], name: str) -> Any:
 
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ModelError(f"{name} is of model_type {kind!r}, which the installed transformers does not know.", "Use another model.")
+        raise ModelError(f"{name} is of model_type {plain(kind)!r}, which the installed transformers does not know.", "Use another model.")
     # transformers writes infinity as {"__float__": "Infinity"}
     return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(without_code(dict(values))))
 

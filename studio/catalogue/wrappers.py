@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.catalogue import library
-from studio.errors import ModelError
+from studio.errors import ModelError, listed, plain
 
 CAUSAL, WRAPPED = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 TEXT = "text_config"
@@ -33,7 +33,7 @@ class TextModel:
             return ""
         return (
             f"A multimodal model, used as its text model: it reads no images or sound, and its weights for them "
-            f"({', '.join(self.others)}) are neither trained nor changed."
+            f"({listed(map(plain, self.others))}) are neither trained nor changed."
         )
 
 
@@ -47,7 +47,7 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
     built = _kinds(library.CAUSAL_LM, kind)
     if is_wrapper and built and others and not text_part(config):
         raise ModelError(
-            f"config.json describes {', '.join(others)} and no {TEXT}.", "Use the config.json that was published with the model."
+            f"config.json describes {listed(map(plain, others))} and no {TEXT}.", "Use the config.json that was published with the model."
         )
     if name in library.classes(library.CAUSAL_LM):
         return TextModel(CAUSAL, name, others)
@@ -57,17 +57,17 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
         return TextModel(WRAPPED, name, others)
     if is_wrapper and inner:
         raise ModelError(
-            f"{name} is multimodal, and its text part ({inner}) is no causal language model that the installed transformers knows.",
+            f"{name} is multimodal, and its text part ({plain(inner)}) is no causal language model that the installed transformers knows.",
             NO_TEXT_MODEL,
         )
     raise ModelError(f"{name} is no causal language model that the installed transformers knows.", NO_TEXT_MODEL)
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """As config.json names it; "" where it does not."""
+    """As config.json names it, on one line; "" where it does not."""
     names = config.get("architectures")
     if isinstance(names, list) and names:
-        return str(names[0])
+        return plain(names[0])
     return ""
 
 

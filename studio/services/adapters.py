@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs import rundir
 from jobs.sections import RopeSection
-from studio.catalogue import adapter_fit, adapter_trial, rope
+from studio.catalogue import adapter_fit, adapter_trial, library, rope
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db import lifecycle
@@ -21,13 +23,14 @@ from studio.db.models import AdapterRow, JobRow, new_id
 from studio.db.session import Database
 from studio.engine.kinds import UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, Contestant
-from studio.errors import ModelError, NotFoundError, StudioError
+from studio.errors import ModelError, NotFoundError, StudioError, plain
 from studio.records import UNENDED, Adapter, Deleted, JobKind, JobStatus
 from studio.services import naming
 from studio.services.folders import delete_inside, size_of
 from studio.services.models import ModelService
 from studio.settings import Settings
 
+OWN_KIND = "BOTTLENECK"  # the studio's, which peft learns of when it is met
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
 Names = list[str]  # inside the class, `list` is its method
@@ -50,7 +53,7 @@ class AdapterConfig:
     @property
     def trained_on(self) -> str:
         """Name or path of the base model; "" where it is not told."""
-        return str(self.values.get("base_model_name_or_path") or "")
+        return plain(self.values.get("base_model_name_or_path") or "")
 
 
 class AdapterService:
@@ -230,12 +233,13 @@ def _checked_config(folder: Path) -> AdapterConfig:
         raise ModelError(f"{folder} {wrong}.", f"Give the folder that holds {CONFIG} and {WEIGHTS}.")
     config = folders.read_json(folder / CONFIG)
     kind = config.get("peft_type")
-    if not isinstance(kind, str) or not kind or kind in UNANSWERABLE_KINDS:
-        raise ModelError(f"{folder / CONFIG}: peft_type {kind!r} can't be used here.", "Use a LoRA, IA3, prompt or prefix adapter.")
+    if not isinstance(kind, str) or kind in UNANSWERABLE_KINDS or kind not in (OWN_KIND, *library.adapter_kinds()):
+        raise ModelError(f"{folder / CONFIG}: peft_type {plain(kind)!r} can't be used here.", "Use a LoRA, IA3, prompt or prefix adapter.")
     if config.get("megatron_config"):
         raise ModelError(
             f"{folder / CONFIG} asks for code of its own (megatron_config), which the studio never runs.", "Use an adapter saved by peft."
         )
+    _check_numbers(folder, config)
     _check_weights(folder)
     if (folder / TEMPLATE).is_file() and (folder / TEMPLATE).stat().st_size > MAX_TEMPLATE_BYTES:
         raise ModelError(
@@ -243,6 +247,18 @@ def _checked_config(folder: Path) -> AdapterConfig:
         )
     # auto_mapping names a class to import; we know the class
     return AdapterConfig({key: value for key, value in config.items() if key != "auto_mapping"})
+
+
+def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ModelError for a rank or strength that no adapter has: with some, every answer is noise."""
+    rank, alpha = config.get("r", 1), config.get("lora_alpha", 1)
+    is_rank = isinstance(rank, int) and rank > 0
+    is_alpha = isinstance(alpha, (int, float)) and math.isfinite(alpha)
+    if not (is_rank and is_alpha and isinstance(config.get("rank_pattern") or {}, dict)):
+        raise ModelError(
+            f"{folder / CONFIG}: r={plain(rank)}, lora_alpha={plain(alpha)} and its rank_pattern are no numbers that an adapter has.",
+            "Use an adapter saved by peft.",
+        )
 
 
 def _check_weights(folder: Path) -> None:
@@ -258,10 +274,8 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_fit(weights: Path, config: AdapterConfig, base: ModelRef) -> None:
-    """Every low-rank factor must belong to a layer of `base` of its width. Other kinds are checked when they are loaded."""
-    if config.values["peft_type"] != "LORA":
-        return
-    if reason := adapter_trial.check(weights, base.path):
+    """Every low-rank factor must belong to a layer of `base` of its width. Other kinds are checked when they are loaded, where that is safe."""
+    if reason := adapter_trial.check(weights, base.path, config.values):
         raise ModelError(
             f"{weights.parent.name} does not fit {base.name}: {reason}.", "Name the base model it was trained on with --base-model."
         )

@@ -14,7 +14,7 @@ from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, read_j
 from studio.catalogue.wrappers import ignored_code, text_model
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
-from studio.errors import ModelError, NotFoundError, StudioError
+from studio.errors import ModelError, NotFoundError, StudioError, plain
 from studio.records import UNENDED, BaseModel, CachedModel, Probe, RemovedModel
 from studio.services import hub_models, naming
 from studio.services.folders import delete_inside
@@ -100,7 +100,9 @@ class ModelService:
         """
         text = str(source)
         is_hub = text.startswith(HUB)
-        folder = Path(text.removeprefix(HUB)).expanduser().absolute()
+        folder = Path(text.removeprefix(HUB))
+        if not is_hub:
+            folder = _named_folder(text)
         with self.db.read() as session:  # before a long download, so that a bad name is refused at once
             chosen = self._name(session, name, folder.name)
         if is_hub:
@@ -184,6 +186,17 @@ class ModelService:
     def _name(self, session: Session, wanted: str | None, stem: str) -> str:
         is_added = naming.taken_in(session, BaseModelRow.name)
         return naming.choose(wanted, naming.from_stem(stem), lambda name: name == STARTER or is_added(name))
+
+
+def _named_folder(text: str) -> Path:
+    """The path that a person writes. Raises ModelError for what no disk takes."""
+    try:
+        text.encode("utf-8")
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, ValueError):  # no such user; half a character
+        raise ModelError(
+            f"{plain(text)!r} is no path of a folder.", "Give the folder that holds config.json and the *.safetensors files."
+        ) from None
 
 
 def _checked(folder: Path, facts: ModelFacts) -> tuple[list[str], Probe | None]:
