@@ -51,8 +51,9 @@ def check(weights: Path, config: Mapping[str, Any], base: Path, base_name: str) 
         raise ModelError(f"{who}: modules_to_save of its adapter_config.json is no list of names.", "Use an adapter saved by peft.")
     for name, dtype, shape in tensors(weights):
         bare = name.removeprefix("base_model.model.")
-        if ".lora_embedding_A" in bare and shape:
-            _check_rows(who, bare.partition(".lora_embedding_A")[0], shape[-1], layers, base_name)
+        if ".lora_embedding_A" in bare:
+            rows = (0, *shape)[-1]
+            _check_rows(who, bare.partition(".lora_embedding_A")[0], rows, layers, base_name)
         elif not ADDED.search(bare):
             layer = WRAPPED.sub("", bare)
             _check_whole(who, layer, StoredTensor(weights, name, dtype, shape), layers, base_name)
