@@ -14,10 +14,12 @@ from typing import Any, Literal
 from jobs.config import JobConfig
 from jobs.executor import Exit, last_lines
 from jobs.rundir import STOPPED, Attempt
-from jobs.trainers.failures import LESS_MEMORY, LOOK_AT_LOG, OUT_OF_MEMORY, less_memory
+from jobs.trainers.failures import LESS_MEMORY, LOOK_AT_LOG, OUT_OF_MEMORY, less_memory, of_log
 
 # signals that a process earns by what it does itself
 OWN_FAULTS = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGXFSZ")
+
+LAST_WORDS = 20  # lines of a log in which a reason is looked for
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def judge(ended: Exit, attempt: Attempt, we_asked: bool, config: JobConfig | Non
     if code == 0 and result.get("status") == "succeeded":
         return Outcome("succeeded", result=result.get("metrics") or {})
     if code < 0:
-        return _killed(-code, ended.ran_out_of_memory, we_asked, config)
+        return _killed(-code, ended.ran_out_of_memory, we_asked, attempt, config)
     if code == STOPPED:
         if we_asked:
             return Outcome("stopped")
@@ -57,13 +59,23 @@ def judge(ended: Exit, attempt: Attempt, we_asked: bool, config: JobConfig | Non
         )
     if code == 0:
         return Outcome("failed", "The trainer ended without a result.", LOOK_AT_LOG)
+    if failure := _of_log(attempt, config):
+        return failure
     reason = f"The trainer ended with exit code {code}."
     if last := last_lines(attempt.log, 1).strip()[:300]:
         reason = f"The trainer ended with exit code {code}: {last}"
     return Outcome("failed", reason, LOOK_AT_LOG)
 
 
-def _killed(number: int, ran_out_of_memory: bool, we_asked: bool, config: JobConfig | None) -> Outcome:
+def _of_log(attempt: Attempt, config: JobConfig | None) -> Outcome | None:
+    """What its last words say of the GPU or of memory."""
+    failure = of_log(last_lines(attempt.log, LAST_WORDS).splitlines(), config)
+    if failure is None:
+        return None
+    return Outcome("failed", failure.reason, failure.fix, failure.cause, failure.remedy)
+
+
+def _killed(number: int, ran_out_of_memory: bool, we_asked: bool, attempt: Attempt, config: JobConfig | None) -> Outcome:
     try:
         name = signal.Signals(number).name
     except ValueError:
@@ -71,7 +83,7 @@ def _killed(number: int, ran_out_of_memory: bool, we_asked: bool, config: JobCon
     if we_asked:
         return Outcome("stopped")
     if name in OWN_FAULTS:
-        return Outcome("failed", f"The trainer crashed ({name}).", LOOK_AT_LOG)
+        return _of_log(attempt, config) or Outcome("failed", f"The trainer crashed ({name}).", LOOK_AT_LOG)
     if name == "SIGKILL" and ran_out_of_memory:
         reason = "The memory of this machine is not enough for this job: the system ended it."
         return Outcome("failed", reason, LESS_MEMORY, OUT_OF_MEMORY, less_memory(config))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.config import JobConfig
 from jobs.sections import ALL_LINEAR
+from studio.catalogue import gpu_failures
 from studio.errors import DatasetError, ModelError, StudioError
 
 OUT_OF_MEMORY, DIVERGED, DISK_FULL, DRIVER = "out_of_memory", "diverged", "disk_full", "driver"
@@ -25,23 +27,15 @@ LOOK_AT_LOG = "The job's log has the details; `studio jobs logs` shows it."
 SHORTEST = 128  # max_length is not halved below this by a remedy
 
 WITHOUT_MEMORY = re.compile(
-    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|unable to allocate"
+    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|unable to allocate|paging file is too small"
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|std::bad_alloc",
     re.I,
 )
-WRONG_DRIVER = re.compile(
-    r"driver .{0,60}(too old|insufficient|version)|no kernel image is available|CUDA driver|nvidia driver|Driver/library version mismatch"
-    r"|device kernel image is invalid|PTX was compiled",
-    re.I,
-)
-BROKEN_DEVICE = re.compile(r"CUDA error|CUDNN_STATUS|CUBLAS_STATUS|device-side assert", re.I)
-BROKEN_WEIGHTS = re.compile(r"SafetensorError|Error while deserializing header|size mismatch|does not appear to have a file named", re.I)
-GATED = re.compile(r"gated repo|401 Client Error|403 Client Error|is not a local folder|offline mode|couldn't connect to|OfflineMode", re.I)
-UNFIT = re.compile(
-    r"Target modules? .{0,200}not found|is not supported|not supported for|please check the target modules"
-    r"|does not support gradient checkpointing|Unrecognized (configuration|model)",
-    re.I,
-)
+# safetensors and torch say it in words only
+FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded|not enough space on the disk|PytorchStreamWriter failed writing", re.I)
+OTHER_DRIVER = re.compile(r"CUDA driver|nvidia driver", re.I)
+BROKEN_DEVICE = re.compile(r"CUDA error|CUDNN_STATUS|CUBLAS_STATUS", re.I)
+RUN_AGAIN = "Run it again; should it come back, look at `nvidia-smi`."
 
 
 @dataclass(frozen=True)
@@ -107,12 +101,14 @@ def explain(exc: BaseException, config: JobConfig | None = None) -> Failure:
     if _is_out_of_memory(exc, text):
         where = "on the GPU" if "cuda" in text.lower() else "of this machine"
         return Failure(f"The memory {where} is not enough for this job.", LESS_MEMORY, OUT_OF_MEMORY, less_memory(config))
-    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+    if (isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)) or FULL_DISK.search(text):
         place = ""
-        if exc.filename:
-            place = f" (writing {exc.filename})"
+        if filename := getattr(exc, "filename", None):
+            place = f" (writing {filename})"
         fix = "Free some space, for example by deleting old runs, then `studio jobs retry` goes on from the last checkpoint."
         return Failure(f"The disk is full{place}.", fix, DISK_FULL)
+    if failure := _of_gpu(f"{type(exc).__name__}: {text}"):
+        return failure
     if isinstance(exc, ImportError):
         return _missing_package(text, config)
     return _by_words(exc, text, config) or Failure(f"Training ended with an error: {type(exc).__name__}: {_short(text)}.", LOOK_AT_LOG)
@@ -157,34 +153,130 @@ def steadier(config: JobConfig | None) -> dict[str, Any]:
     return {"learning_rate": float(f"{config.learning_rate / 3:.2g}"), "warmup_steps": max(config.warmup_steps, 10)}
 
 
+@dataclass(frozen=True)
+class _LibraryWords:
+    """What a library says in words only: how it is known, and what it means. `remedy`: options that help where they differ from the job's."""
+
+    pattern: re.Pattern[str]
+    sentence: str
+    fix: str
+    cause: str
+    remedy: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _words(pattern: str, sentence: str, fix: str, cause: str, **remedy: Any) -> _LibraryWords:
+    options = {name.replace("__", "."): value for name, value in remedy.items()}
+    return _LibraryWords(re.compile(pattern, re.I), sentence, fix, cause, options)
+
+
+# the most telling first
+_KNOWN = (
+    _words(
+        r"gated repo|401 Client Error|403 Client Error|is not a local folder|offline mode|couldn't connect to|OfflineMode",
+        "The base model is not on this machine",
+        "Add it under Models; for a gated one accept its terms on the hub first and set HF_TOKEN for the studio.",
+        MODEL,
+    ),
+    _words(
+        r"does not recognize this architecture|Unrecognized (configuration|model)|requires you to execute the",
+        "transformers does not know this base model without code of its own, which the studio never runs",
+        "Choose another base model.",
+        MODEL,
+    ),
+    _words(
+        r"on purely quantized models|do not support training",
+        "The weights of this base model are stored quantised in a way that can't be trained",
+        "Add its 16-bit version, and let the job keep it in 4 bits.",
+        MODEL,
+    ),
+    _words(
+        r"SafetensorError|Error while deserializing header|size mismatch|does not appear to have a file named|variant of untagged enum",
+        "The base model's files are damaged or incomplete",
+        "Remove the model and add it again.",
+        MODEL,
+    ),
+    _words(
+        r"index out of range in self|device-side assert",
+        "A token or a position lies outside the base model's tables",
+        "Check that tokenizer and weights of the base belong together, and that max_length is within its context.",
+        MODEL,
+    ),
+    _words(
+        r"does not support (an attention implementation|Flash Attention)|FlashAttention only supports|scaled_dot_product_attention yet",
+        "The base model's code, or this GPU, does not take the chosen attention",
+        "Set attn_implementation=auto.",
+        OPTIONS,
+        attn_implementation="auto",
+    ),
+    _words(
+        r"does not support (gradient|activation) checkpointing|Disable gradient checkpointing",
+        "This base model can't recompute its activations",
+        "Set gradient_checkpointing=false.",
+        OPTIONS,
+        gradient_checkpointing=False,
+    ),
+    _words(
+        r"Attempting to unscale FP16 gradients|doesn't support bf16",
+        "The numbers of this job don't suit the device",
+        "Set device=cpu, or use a GPU with bfloat16 (Ampere or newer).",
+        OPTIONS,
+        device="cpu",
+    ),
+    _words(
+        r"Target modules? .{0,200}not found|please (check the|specify|check your) .?target.modules|No modules were targeted|is not supported"
+        r"|All modules were excluded|No .target_modules. passed|not supported for|incompatible with Mamba",
+        "This method does not fit this base model",
+        "Choose another recipe or base model.",
+        OPTIONS,
+        lora__target_modules=ALL_LINEAR,
+    ),
+)
+
+
 def _by_words(exc: BaseException, text: str, config: JobConfig | None) -> Failure | None:
     """What libraries say in words only, most telling first."""
     said = f"{type(exc).__name__} {text}"
-    if WRONG_DRIVER.search(said):
-        return Failure(
-            f"The GPU's driver and this PyTorch do not fit together: {_short(text)}.",
-            "Update the driver, or install a PyTorch for it (`make install TORCH_INDEX=…`); device=cpu works meanwhile.",
-            DRIVER,
-            {"device": "cpu"},
-        )
+    known = next((known for known in _KNOWN if known.pattern.search(said)), None)
+    if known is not None:
+        return Failure(f"{known.sentence}: {_short(text)}.", known.fix, known.cause, _that_differ(known.remedy, config))
+    if OTHER_DRIVER.search(said):
+        return Failure(f"The GPU's driver refuses: {_short(text)}.", f"Update it. {RUN_AGAIN}", DRIVER, {"device": "cpu"})
     if BROKEN_DEVICE.search(said):
-        return Failure(f"The GPU reported an error: {_short(text)}.", "Run it again; should it come back, look at `nvidia-smi`.", DRIVER)
-    if GATED.search(said):
-        return Failure(
-            f"The base model is not on this machine: {_short(text)}.",
-            "Add it under Models; for a gated one accept its terms on the hub first and set HF_TOKEN for the studio.",
-            MODEL,
-        )
-    if BROKEN_WEIGHTS.search(said):
-        return Failure(f"The base model's files are damaged or incomplete: {_short(text)}.", "Remove the model and add it again.", MODEL)
-    if UNFIT.search(said):
-        remedy: dict[str, Any] = {}
-        if config is not None and config.lora.target_modules != ALL_LINEAR:
-            remedy = {"lora.target_modules": ALL_LINEAR}
-        return Failure(
-            f"This method does not fit this base model: {_short(text)}.", "Choose another recipe or base model.", OPTIONS, remedy
-        )
+        return Failure(f"The GPU reported an error: {_short(text)}.", RUN_AGAIN, DRIVER)
     return None
+
+
+def of_log(lines: Sequence[str], config: JobConfig | None = None) -> Failure | None:
+    """What the last lines of a log say of a trainer that wrote no result: bitsandbytes ends the process where a kernel fails."""
+    for line in reversed(lines):
+        if failure := _of_gpu(line):
+            return failure
+    if lines and WITHOUT_MEMORY.search(lines[-1]):
+        return explain(RuntimeError(lines[-1]), config)
+    return None
+
+
+def _of_gpu(text: str) -> Failure | None:
+    """What torch, Triton and bitsandbytes say of a GPU; None where it is nothing that is known."""
+    known = gpu_failures.explain(text)
+    if known is None:
+        return None
+    return Failure(f"{known.sentence}: {_short(' '.join(text.split()))}.", known.fix, DRIVER, {"device": "cpu"})
+
+
+def _that_differ(remedy: Mapping[str, Any], config: JobConfig | None) -> dict[str, Any]:
+    """The options of a remedy that this job does not have already."""
+    if config is None:
+        return {}
+    found = {}
+    for name, value in remedy.items():
+        section, _, key = name.rpartition(".")
+        holder: Any = config
+        if section:
+            holder = getattr(config, section)
+        if getattr(holder, key) != value:
+            found[name] = value
+    return found
 
 
 def _missing_package(text: str, config: JobConfig | None) -> Failure:
@@ -202,7 +294,7 @@ def _is_out_of_memory(exc: BaseException, text: str) -> bool:
         return True
     if isinstance(exc, OSError) and exc.errno == errno.ENOMEM:
         return True
-    return isinstance(exc, RuntimeError) and bool(WITHOUT_MEMORY.search(text))
+    return isinstance(exc, (RuntimeError, OSError)) and bool(WITHOUT_MEMORY.search(text))
 
 
 def _short(text: str, limit: int = 300) -> str:

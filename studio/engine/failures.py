@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from studio.catalogue import gpu_failures
 from studio.engine.leases import Lease
 from studio.errors import EngineError, ModelError
 
@@ -17,6 +18,8 @@ def as_engine_error(exc: Exception, what: str) -> EngineError:
         reason = text if type(exc) is MemoryError and text else "there is not enough memory"
         fix = "Choose a smaller model, shorten the prompt, or wait for the running job to end."
         return EngineError(f"{what}: {reason}.", fix, status=503, code="out_of_memory")
+    if known := gpu_failures.explain(f"{type(exc).__name__}: {text}"):
+        return EngineError(f"{what}: {known.sentence}: {text.rstrip('.')}.", known.fix, status=500, code="gpu_error")
     fix = "See the engine's log; another model may work."
     return EngineError(f"{what}: {type(exc).__name__}: {text}.", fix, status=500, code="engine_error")
 

@@ -41,8 +41,42 @@ HALF = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per
         (RuntimeError("Error while deserializing header: HeaderTooLarge"), "model", "damaged", {}),
         (ValueError("Target modules {'q_projx'} not found in the base model."), "options", "does not fit", {}),
         (ImportError("tensorboard is not installed"), "package", "tensorboard", {}),
-        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), "driver", "do not fit", {"device": "cpu"}),
-        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "driver", "do not fit", {"device": "cpu"}),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk_full", "disk is full", {}),
+        (OSError("The paging file is too small for this operation to complete. (os error 1455)"), "out_of_memory", "memory", HALF),
+        (
+            ValueError("The checkpoint you are trying to load has model type `x` but Transformers does not recognize this architecture."),
+            "model",
+            "does not know this base model",
+            {},
+        ),
+        (
+            ValueError("You cannot perform fine-tuning on purely quantized models. Please attach trainable adapters"),
+            "model",
+            "quantised",
+            {},
+        ),
+        (Exception("data did not match any variant of untagged enum ModelUntagged at line 1 column 23"), "model", "damaged", {}),
+        (IndexError("index out of range in self"), "model", "outside the base model's tables", {}),
+        (RuntimeError("CUDA error: device-side assert triggered"), "model", "outside the base model's tables", {}),
+        (
+            ValueError(
+                "BloomForCausalLM does not support an attention implementation through torch.nn.functional."
+                "scaled_dot_product_attention yet."
+            ),
+            "options",
+            "chosen attention",
+            {},
+        ),
+        (RuntimeError("FlashAttention only supports Ampere GPUs or newer."), "options", "chosen attention", {}),
+        (ValueError("Mamba2ForCausalLM does not support gradient checkpointing."), "options", "recompute", {}),
+        (ValueError("Attempting to unscale FP16 gradients."), "options", "don't suit the device", {"device": "cpu"}),
+        (
+            ValueError("[PEFT:LORA] Module 'out_proj' is incompatible with Mamba-based models (model_type='mamba')."),
+            "options",
+            "not fit",
+            {},
+        ),
+        (ValueError("Please specify `target_modules` in `peft_config`"), "options", "not fit", {}),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "driver", "GPU reported", {}),
         (RuntimeError("something\nnew"), "", "something new", {}),
     ],
@@ -71,6 +105,16 @@ def test_remedies_for_memory_come_to_an_end() -> None:
         assert len(seen) < 20
     batch = ["per_device_train_batch_size"] * 3
     assert seen == [*batch, "gradient_checkpointing", "quantization.load_in_4bit", "max_length", "max_length"]
+
+
+def test_a_remedy_names_what_the_job_has_otherwise() -> None:
+    chosen = config.build({"attn_implementation": "flash_attention_2", "gradient_checkpointing": True, "lora.target_modules": ["wq"]})
+    for said, remedy in (
+        ("FlashAttention only supports Ampere GPUs or newer.", {"attn_implementation": "auto"}),
+        ("X does not support gradient checkpointing.", {"gradient_checkpointing": False}),
+        ("Target modules {'wq'} not found in the base model.", {"lora.target_modules": "all-linear"}),
+    ):
+        assert explain(ValueError(said), chosen).remedy == remedy
 
 
 def test_options_that_need_a_missing_package_are_taken_back() -> None:

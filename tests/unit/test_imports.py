@@ -59,6 +59,7 @@ TRAINER_MAY_IMPORT = (
     "studio.catalogue",
     "studio.catalogue.architecture",  # what a config.json says, without torch
     "studio.catalogue.fused",  # experts that are stored as one tensor
+    "studio.catalogue.gpu_failures",  # what libraries say of a GPU
     "studio.catalogue.keys",  # whether a base holds all its weights
     "studio.catalogue.rope",  # positions beyond the base's context
     "studio.catalogue.rope_flags",  # and how other programs are told of them

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from jobs import executor
 from studio import processes
 
 
@@ -72,3 +73,17 @@ def test_birth_does_not_move_with_time() -> None:
 
 def test_the_count_of_processes_killed_for_want_of_memory_is_a_number() -> None:
     assert processes.oom_kills() >= 0
+
+
+def test_trainers_get_no_secret_of_the_studio(monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when a variable by which settings or a host hand over a secret is passed on to a process whose log people share
+    secrets = [
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OAUTH_CLIENT_SECRET", "OPENAI_API_KEY", "STUDIO_API_KEYS", "STUDIO_DB_URL",
+        "STUDIO_ENGINE_KEY", "STUDIO_TOKEN", "STUDIO_USERS",
+    ]  # fmt: skip
+    for name in secrets:
+        monkeypatch.setenv(name, "treasure")
+    monkeypatch.setenv("WANDB_API_KEY", "wanted by report_to=wandb")
+    given = executor.trainer_environment(1)
+    assert "treasure" not in given.values() and "WANDB_API_KEY" in given
+    assert {name for name, value in processes.child_environment(for_hub=True).items() if value == "treasure"} == set(secrets[:2])
