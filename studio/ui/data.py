@@ -19,7 +19,7 @@ from studio.ui.data_adding import Adding
 from studio.ui.data_learned import LearnedPart
 from studio.ui.data_rows import RowsPart
 from studio.ui.data_versions import VersionsPart
-from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.handlers import LATEST, QUIET, busy, steady, tells
 from studio.ui.page import Frame, hidden, stamp, stamp_box
 
 LIVE_S, IDLE_S = 1.0, 6.0
@@ -114,7 +114,7 @@ class DataTab:
         for name, tab in (("rows", self.rows_tab), ("learned", self.learned_tab), ("figures", self.figures_tab)):
             tab.select(steady(self._entering(name)), inputs=self._looking, outputs=[self._part, *look["outputs"]], **QUIET)
         changed = [learned.base_model.input, learned.template.input, learned.max_length.submit, learned.max_length.blur, self.against.input]
-        gr.on(changed, steady(self.look), **look)
+        gr.on(changed, steady(self.look), **{**look, **LATEST})
         self._wire_rows(look)
         self._wire_versions(look)
         self.delete.click(lambda: gr.Row(visible=True), outputs=[self.confirm], **QUIET)

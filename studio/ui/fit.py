@@ -13,7 +13,7 @@ from studio.errors import StudioError
 from studio.records import Fit
 from studio.services import Studio
 from studio.ui import pieces
-from studio.ui.handlers import QUIET
+from studio.ui.handlers import LATEST, QUIET
 from studio.ui.options import OptionsForm
 
 LABELS = {
@@ -46,8 +46,7 @@ class FitBar:
             self.draw,
             inputs=inputs,
             outputs=[self.panel],
-            trigger_mode="always_last",
-            **QUIET,
+            **LATEST,
         )
         self.panel.select(self.apply, inputs=inputs, outputs=self._form.fields, **QUIET)
 

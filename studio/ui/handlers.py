@@ -22,6 +22,8 @@ Handler = Callable[..., Any]
 # outputs, which took 70 ms of each first token.
 NOWHERE: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
 QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", **NOWHERE}  # for timers and small moves
+# for what is drawn from a choice: one that is made while the drawing before it is on its way is drawn after it, not lost
+LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 
 
 def busy(*shown_on: gr.HTML) -> dict[str, Any]:

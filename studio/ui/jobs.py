@@ -15,7 +15,7 @@ from studio.errors import StudioError
 from studio.records import ENDED, Job, JobKind, JobStatus, QueueOverview
 from studio.services import Studio
 from studio.ui import chart, jobs_compare, jobs_head, jobs_queue, jobs_watched, measured, pieces
-from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.handlers import LATEST, QUIET, busy, steady, tells
 from studio.ui.page import Frame, go, hidden, stamp, stamp_box
 
 LOG_LINES = 200
@@ -103,7 +103,8 @@ class JobsTab:
         shown += [self.next, self.after_end, self.again, self._stamp, self._written, self._timer]
         seen = [place.job, place.runs, self.search, self.smooth, self._stamp, self._written]
         look: dict[str, Any] = {"inputs": seen, "outputs": shown, **QUIET}
-        gr.on([self.tab.select, place.job.change, place.runs.change, self.search.change, self.smooth.change], steady(self.look), **look)
+        looking = [self.tab.select, place.job.change, place.runs.change, self.search.change, self.smooth.change]
+        gr.on(looking, steady(self.look), **{**look, **LATEST})
         self._timer.tick(steady(self.tick), inputs=[place.tab, *seen], outputs=shown, **QUIET)
         moved = [self.notice, place.job, place.runs, tabs, self._stamp]
         for panel, waiting in ((self.list, QUIET), (self.queue, QUIET), (self.actions, busy(self.head))):

@@ -15,7 +15,7 @@ from studio.records import BaseModel, ComparisonSummary, Dataset, Fetched, JobDe
 from studio.services import Studio
 from studio.services.probes import behaviour
 from studio.ui import exports, fetching, pieces
-from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.handlers import LATEST, QUIET, busy, steady, tells
 from studio.ui.known import KnownPiece, fitting
 from studio.ui.model_folders import OnThisMachine
 from studio.ui.page import Frame, ending, go
@@ -68,7 +68,7 @@ class ModelsTab:
         outputs = [self.notice, self._page.tabs, place.dataset, place.job, place.comparison, place.model, *shown]
         self.card.select(tells(self.notice)(self.act), inputs=[place.model], outputs=outputs, **busy(self.card))
         known = self.known.panel
-        gr.on([self.tab.select, self.known.filter.change], self.known.draw, inputs=[self.known.filter], outputs=[known], **QUIET)
+        gr.on([self.tab.select, self.known.filter.change], self.known.draw, inputs=[self.known.filter], outputs=[known], **LATEST)
         self.search.click(tells(self.notice)(self.find), inputs=[self.source], outputs=[self.notice, known], **busy(known))
         self.own.wire(self.tab.select, self.notice, [place.model, *shown], self.added)
         fetched = {"inputs": [self.source, place.model], "outputs": [self.notice, self.source, place.model, *shown]}

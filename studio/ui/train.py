@@ -18,7 +18,7 @@ from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 from studio.ui import choices, pieces, tokens
 from studio.ui.data_learned import warnings
 from studio.ui.fit import FitBar
-from studio.ui.handlers import QUIET, busy, tells
+from studio.ui.handlers import LATEST, QUIET, busy, tells
 from studio.ui.options import ONLY_WITH, OptionsForm
 from studio.ui.page import Frame, go
 from studio.ui.train_start import Starting
@@ -54,6 +54,7 @@ class TrainTab:
             info="What training should reach, and with how much memory.",
             elem_id="train-goal",
         )
+        self.filled = gr.State(recipes.DEFAULT_RECIPE)  # the recipe whose values the fields hold
         self.about_recipe = pieces.panel(self._about(recipes.DEFAULT_RECIPE), elem_classes="hint")
         self.name = gr.Textbox(
             "", label="Name", info="Job and adapter get this name; empty makes one from the data.", max_lines=1, elem_id="train-name"
@@ -80,7 +81,8 @@ class TrainTab:
             outputs=[self.data, self.base_model, self.starting.after, self.preview],
             **QUIET,
         )
-        self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=[*self.form.fields, self.about_recipe], **QUIET)
+        filled = [*self.form.fields, self.about_recipe, self.filled]
+        self.recipe.change(self.choose_recipe, inputs=[self.recipe], outputs=filled, **QUIET)
         self.written.wire(self.data, self.base_model, self.recipe, self.starting)
         self.others.input(self.take_other, inputs=[self.others], outputs=[self.recipe], **QUIET)
         method, objective = self.form.field("method"), self.form.field("objective")
@@ -92,8 +94,7 @@ class TrainTab:
             self.explain,
             inputs=choices_made,
             outputs=[self.refusals],
-            trigger_mode="always_last",
-            **QUIET,
+            **LATEST,
         )
         self.refusals.select(self.mend, inputs=choices_made, outputs=self.form.fields, **QUIET)
         max_length, template = self.form.field("max_length"), self.form.field("chat_template")
@@ -109,7 +110,7 @@ class TrainTab:
         self.fit.wire(self.tab.select, self.base_model, self.recipe)
         self.start.click(
             tells(self.notice)(self.submit),
-            inputs=[self.data, self.base_model, self.recipe, self.name, *self.starting.fields, *self.form.fields],
+            inputs=[self.data, self.base_model, self.recipe, self.filled, self.name, *self.starting.fields, *self.form.fields],
             outputs=[self.notice, self._page.tabs, self._page.place.job, self._page.place.runs, self.name, *self.starting.fields],
             **busy(self.preview),
         )
@@ -128,7 +129,7 @@ class TrainTab:
         return go("data")
 
     def choose_recipe(self, recipe: str) -> list[Any]:
-        return [*self.form.values(recipe), self._about(recipe)]
+        return [*self.form.values(recipe), self._about(recipe), recipe]
 
     def take_other(self, name: str | None) -> Any:
         """A method's or a paper's recipe joins the goals, chosen."""
@@ -179,15 +180,18 @@ class TrainTab:
         )
 
     def submit(
-        self, data: str | None, base_model: str | None, recipe: str, name: str, after: str, grid: str, *fields: Any
+        self, data: str | None, base_model: str | None, recipe: str, filled: str, name: str, after: str, grid: str, *fields: Any
     ) -> dict[Any, Any]:
         if not data:
             raise StudioError("No data is chosen.", "Choose a dataset above, or add one on the Data tab.")
         if not base_model:
             raise StudioError("No base model is chosen.", "Choose one above.")
+        changed = {}
+        if filled == recipe:  # otherwise the button was faster than the fields: they still hold the values of the goal before
+            changed = self.form.changed(recipe, fields)
         awaited, values = self.starting.chosen(after, grid)
         asked: dict[str, Any] = {"data": data, "base_model": base_model, "recipe": recipe, "name": name.strip() or None, "after": awaited}
-        asked["options"] = {key: value for key, value in self.form.changed(recipe, fields).items() if key not in values}
+        asked["options"] = {key: value for key, value in changed.items() if key not in values}
         jobs, place = self._studio.jobs, self._page.place
         if values:
             job = jobs.sweep(**asked, grid=values)

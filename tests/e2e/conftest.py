@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright, expect, sync_playwright
 
 from tests.browser import ARGUMENTS, find
 from tests.servers import studio
@@ -63,13 +63,29 @@ def axe() -> str:
 
 
 @pytest.fixture(scope="session")
-def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A studio of its own for all browser tests; asked for after the browser, so that nothing starts without one."""
-    with studio(tmp_path_factory.mktemp("e2e") / "home") as server:
+def used_home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A home that was used, left behind by a studio that has ended, and what lies in it: data, job, comparison."""
+    home = tmp_path_factory.mktemp("used") / "home"
+    with studio(home) as server, httpx.Client(base_url=f"{server.url}/api", timeout=60, trust_env=False) as client:
+        return home, use(client)
+
+
+@pytest.fixture(scope="module")
+def url(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A studio for the tests of one file, so that no file sees what another has made.
+
+    Where one of them asks for `trained`, it starts on a copy of the used home. Asked for after the browser, so that nothing
+    starts without one.
+    """
+    home = tmp_path_factory.mktemp("e2e") / "home"
+    if any("trained" in getattr(item, "fixturenames", ()) for item in request.session.items if item.path == request.path):
+        used, _ = request.getfixturevalue("used_home")
+        shutil.copytree(used, home)
+    with studio(home) as server:
         yield server.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def api(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=f"{url}/api", timeout=60, trust_env=False) as client:
         yield client
@@ -143,9 +159,14 @@ def until(look: Callable[[], Any], limit_s: float = PATIENCE_S) -> Any:
     return value
 
 
-@pytest.fixture(scope="session")
-def trained(api: httpx.Client) -> dict[str, Any]:
-    """A studio that was used: a dataset with hostile rows, an adapter of a few steps, an answered comparison."""
+@pytest.fixture(scope="module")
+def trained(url: str, used_home: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+    """What lies in the used home: `data` with hostile rows, `job`, an adapter of a few steps, and an answered `comparison`."""
+    return used_home[1]
+
+
+def use(api: httpx.Client) -> dict[str, Any]:
+    """Add hostile rows, train a few steps on them, compare."""
     rows = "\n".join(f'{{"prompt": "{HOSTILE_PROMPT} {n}", "completion": "<img src=x onerror=alert(2)> ${{alert(3)}}"}}' for n in range(12))
     data = api.post("/datasets/text", json={"text": rows, "name": "hostile"}).raise_for_status().json()
     options = {"max_steps": 3, "per_device_train_batch_size": 2, "max_length": 64, "learning_rate": 0.003}
@@ -164,3 +185,24 @@ def trained(api: httpx.Client) -> dict[str, Any]:
 
 
 HOSTILE_PROMPT = "Say ${alert(1)} {{value}} <script>alert(0)</script>"
+
+
+def start_training(page: Page) -> None:
+    """Press the button of the Train tab and wait for the Jobs tab; a refusal is named."""
+    page.get_by_role("button", name="Start training").click()
+    moved = page.locator("#tab-jobs-button[aria-selected=true]").first
+    expect(moved.or_(page.locator("#train-notice [role=alert]")).first).to_be_visible()
+    assert moved.is_visible(), page.locator("#train-notice").inner_text()
+
+
+AT_REST = "() => new Promise(done => requestIdleCallback(() => requestIdleCallback(() => done())))"
+
+
+def write(box: Locator, text: str) -> None:
+    """Fill `box` in; on a busy machine a form that was just unfolded may draw itself once more and be empty again."""
+    for _ in range(5):
+        box.fill(text)
+        box.page.evaluate(AT_REST)
+        if box.input_value() == text:
+            return
+    raise AssertionError(f"{box} does not keep what is written into it")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import quiet_window, until
+from tests.e2e.conftest import quiet_window, until, write
 from tests.servers import web
 
 WORDS = ["<img src=x onerror=alert(1)> ", "${alert(2)} ", "{{value}} ", "![a](http://elsewhere.example/a.png) ", "**bold** "]
@@ -93,7 +93,7 @@ def test_retry_writes_the_last_answer_anew_and_a_second_message_has_to_wait(chat
     before = chat.locator("#chat-transcript .message").count()
     chat.get_by_role("button", name="Retry").click()
     expect(chat.locator("#chat-live .text")).not_to_be_empty()
-    chat.locator("#chat-message textarea").fill("And me?")
+    write(chat.locator("#chat-message textarea"), "And me?")
     chat.locator("#chat-message textarea").press("Enter")
     expect(chat.locator("#chat-notice")).to_contain_text("still being written")
     stop_by_mouse(chat)
@@ -114,7 +114,7 @@ def test_a_page_that_is_closed_while_it_answers_keeps_what_was_written(chat: Pag
     other = chat.context.new_page()
     other.goto(chat.url)
     Talker.hung_up.clear()
-    other.locator("#chat-message textarea").fill("Go on")
+    write(other.locator("#chat-message textarea"), "Go on")
     other.get_by_role("button", name="Send").click()
     expect(other.locator("#chat-live .text")).not_to_be_empty()
     address = other.url

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS
+from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, start_training, write
 
 WAIT_MS = PATIENCE_S * 1000
 PROMPTS = 12
@@ -45,7 +45,7 @@ def test_compare_judge_vote_and_train_on_it(page: Page, url: str, tmp_path: Path
     for count in range(chosen.count(), 1, -1):  # adapters of tests before this one; the base is the third contestant
         chosen.last.click()
         expect(chosen).to_have_count(count - 1)
-    page.locator("#compare-name input, #compare-name textarea").first.fill("three")
+    write(page.locator("#compare-name input, #compare-name textarea").first, "three")
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#compare-answers h2")).to_contain_text("three")
     expect(page.locator("#compare-answers .status-succeeded")).to_be_visible(timeout=WAIT_MS)
@@ -78,13 +78,12 @@ def test_compare_judge_vote_and_train_on_it(page: Page, url: str, tmp_path: Path
     page.set_viewport_size({"width": 1280, "height": 900})
 
     opened(page, "Make preferences")
-    page.locator("#preferences-name input, #preferences-name textarea").first.fill("three-preferences")
+    write(page.locator("#preferences-name input, #preferences-name textarea").first, "three-preferences")
     page.locator("#preferences-make").click()
     expect(page.locator("#preferences-notice")).to_contain_text("three-preferences", timeout=WAIT_MS)
     page.locator("#preferences-train").click()
     expect(page.locator("#tab-train-button").first).to_have_attribute("aria-selected", "true")
     expect(page.locator("#train-data input")).to_have_value(re.compile("three-preferences"))
     expect(page.locator("#train-goal input:checked")).to_have_value("dpo")
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#tab-jobs-button").first).to_have_attribute("aria-selected", "true")
+    start_training(page)
     expect(page.locator("#job-head")).to_contain_text("three-preferences")

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import httpx
 from playwright.sync_api import Page, expect
 
-from tests.e2e.conftest import SCREENSHOTS, until
+from tests.e2e.conftest import SCREENSHOTS, until, write
 
 HOSTILE = "Item 28: <script>alert(1)</script> ${alert(2)} costs 80,000 dollars, and nobody has really decided about the plan of the city."
 
 
 def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -> None:
     page = visit("compress")
-    page.locator("#compress-prompt textarea").fill(HOSTILE)
+    write(page.locator("#compress-prompt textarea"), HOSTILE)
     page.get_by_role("button", name="Compress", exact=True).click()
     words = page.locator("#compress-shown .words")
     expect(words).to_contain_text("80,000", timeout=120_000)

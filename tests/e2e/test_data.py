@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.conftest import SCREENSHOTS
+from tests.e2e.conftest import SCREENSHOTS, write
 
 TOPICS = ("bread", "rivers", "violins", "bicycles", "glaciers", "owls", "bridges", "clocks", "kites", "lanterns", "barrels", "orchards")
 SOUND = [
@@ -179,12 +179,12 @@ def shots(page: Page, name: str, axe: str) -> None:
 def test_pasted_rows_and_a_hub_that_does_not_answer(visit: Callable[..., Page]) -> None:
     page = visit("data")
     page.get_by_role("button", name="Or paste them").click()
-    page.locator("#data-text textarea").fill("prompt,completion\nping,pong\n")
+    write(page.locator("#data-text textarea"), "prompt,completion\nping,pong\n")
     page.get_by_role("button", name="Read this text").click()
     expect(page.locator("#data-preview .turn.assistant")).to_contain_text("pong")
     page.get_by_role("button", name="Discard").click()
     page.get_by_role("button", name="Or take a dataset of the Hugging Face Hub").click()
-    page.locator("#data-hub-name input, #data-hub-name textarea").first.fill("nobody/nothing")
+    write(page.locator("#data-hub-name input, #data-hub-name textarea").first, "nobody/nothing")
     page.get_by_role("button", name="Fetch and look at it").click()
 
     expect(page.locator("#data-notice")).to_contain_text("hub:nobody/nothing")
@@ -241,7 +241,7 @@ def test_placeholders_are_filled_and_pairs_and_marks_are_mended_by_one_click(vis
     finding.locator("summary").click()
     expect(finding.locator(".blanks input")).to_have_count(3)
     for written, value in {"{{name}}": "Ada", "[YOUR NAME]": "Ben", "${city}": "Oslo"}.items():
-        finding.get_by_label(written, exact=True).fill(value)
+        write(finding.get_by_label(written, exact=True), value)
     page.screenshot(path=SCREENSHOTS / "placeholders.png", full_page=True)
     finding.get_by_role("button", name="Fill in 1 row").click()
     opened(page, "open-v2")
@@ -272,7 +272,7 @@ def test_what_is_learned_and_whether_chat_agrees(visit: Callable[..., Page], api
     expect(page.locator("#data-learned .render .cut")).to_have_count(0)
     expect(page.locator("#data-parity")).to_contain_text("Training and chat are identical")
 
-    page.locator("#data-length input").fill("40")
+    write(page.locator("#data-length input"), "40")
     page.locator("#data-length input").press("Enter")
     expect(page.locator("#data-learned .render .cut")).to_have_count(4)
     expect(page.locator("#data-learned .figures")).to_contain_text("are cut at 40 tokens")
@@ -300,7 +300,7 @@ def test_versions_are_made_by_mouse(visit: Callable[..., Page], api: httpx.Clien
     page = visit("data", dataset=source["id"])
     opened(page, "source")
     page.get_by_role("button", name="Edit row 2").click()
-    page.locator("#data-part-1 textarea").fill("They were counted twice.")
+    write(page.locator("#data-part-1 textarea"), "They were counted twice.")
     page.get_by_role("button", name="Save as a new version").click()
     opened(page, "source-v2")
     expect(page.locator("#data-kept .examples li").nth(1)).to_contain_text("They were counted twice.")
@@ -315,7 +315,7 @@ def test_versions_are_made_by_mouse(visit: Callable[..., Page], api: httpx.Clien
     expect(page.locator("#data-figures .shares")).to_contain_text("English")
 
     page.get_by_role("tab", name="New version").click()
-    page.locator("#data-pick-count input").fill("5")
+    write(page.locator("#data-pick-count input"), "5")
     page.locator("#data-pick-count input").press("Tab")
     page.wait_for_timeout(500)  # the number is sent when its field is left
     page.get_by_role("button", name="Pick them").click()
@@ -324,11 +324,11 @@ def test_versions_are_made_by_mouse(visit: Callable[..., Page], api: httpx.Clien
     expect(page.locator("#data-head .facts").first).to_contain_text("5 rows")
     choose(page, "#data-others", "source · 22 rows")
     page.keyboard.press("Escape")
-    page.locator("#data-new-name input, #data-new-name textarea").first.fill("together")
+    write(page.locator("#data-new-name input, #data-new-name textarea").first, "together")
     page.get_by_role("button", name="Merge them").click()
     opened(page, "together")
     expect(page.locator("#data-head .facts").first).to_contain_text("27 rows")
-    page.locator("#data-test-size input").fill("0.2")
+    write(page.locator("#data-test-size input"), "0.2")
     page.get_by_role("button", name="Split in two").click()
     opened(page, "together-train")
     expect(page.locator("#data-notice")).to_contain_text("together-eval has")

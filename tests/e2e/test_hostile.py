@@ -19,7 +19,7 @@ from studio.db.models import AdapterRow, JobRow
 from studio.records import AnswerUsage
 from studio.services import Studio
 from studio.settings import STATIC
-from tests.e2e.conftest import SCREENSHOTS, quiet_window
+from tests.e2e.conftest import SCREENSHOTS, quiet_window, write
 from tests.payloads import AWAY, LOOK, PAYLOADS
 from tests.servers import Server, web
 
@@ -130,12 +130,12 @@ def test_answers_of_every_payload_stream_side_by_side_and_stay_text(page: Page, 
     who.press("Backspace")  # nobody but those named here
     expect(named).to_have_count(0)
     for number, text in enumerate(PAYLOADS[:AT_ONCE], 1):
-        who.fill(f"{parrot}/v1#{text}")
+        write(who, f"{parrot}/v1#{text}")
         who.press("Enter")
         expect(named).to_have_count(number)
     answers = page.locator("#chat-transcript .message.assistant")
     for number in range(-(-len(PAYLOADS) // AT_ONCE)):
-        page.locator("#chat-message textarea").fill(PAYLOADS[-1 - number])
+        write(page.locator("#chat-message textarea"), PAYLOADS[-1 - number])
         page.locator("#chat-message textarea").press("Enter")
         expect(answers).to_have_count(AT_ONCE * (number + 1))
         expect(page.locator("#chat-live .message")).to_have_count(0)
@@ -150,7 +150,7 @@ def test_a_conversation_of_all_payloads_its_title_and_its_search_stay_text(page:
     page.goto(f"{server.url}/?tab=chat&chat={everything}")
     expect(page.locator("#chat-transcript .message")).to_have_count(1 + 2 * len(PAYLOADS))
     assert page.evaluate(LOOK) == []
-    page.locator("#chat-search input, #chat-search textarea").first.fill(PAYLOADS[10])
+    write(page.locator("#chat-search input, #chat-search textarea").first, PAYLOADS[10])
     expect(page.locator("#chat-list button.row").first).to_contain_text(PAYLOADS[10][:20])
     page.locator("#chat-list button.row").last.click()
     expect(page.locator("#chat-transcript .message").first).to_be_visible()

@@ -19,7 +19,7 @@ from jobs.trainers.failures import DivergedError, explain
 from studio import settings as studio_settings
 from studio.db import lifecycle
 from studio.services import Studio
-from tests.e2e.conftest import PATIENCE_S, quiet_window, until
+from tests.e2e.conftest import PATIENCE_S, quiet_window, start_training, until, write
 from tests.servers import Server, studio, web
 
 WAIT_MS = PATIENCE_S * 1000
@@ -28,9 +28,8 @@ STEPS = 4
 
 def queue_by_mouse(page: Page, name: str) -> None:
     page.locator("#tab-train-button").click()
-    page.locator("#train-name input, #train-name textarea").first.fill(name)
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#tab-jobs-button")).to_have_attribute("aria-selected", "true")
+    write(page.locator("#train-name input, #train-name textarea").first, name)
+    start_training(page)
     expect(page.locator("#job-head")).to_contain_text(name)
 
 
@@ -55,8 +54,8 @@ def test_three_jobs_survive_a_closed_browser_and_a_killed_worker(browser: Browse
             page.goto(f"{server.url}/?tab=train")
             expect(page.locator("#train-data input")).to_have_value(re.compile("numbers"))
             page.get_by_role("button", name=re.compile("All options")).click()
-            page.locator("#option-max_steps input").fill(str(STEPS))
-            page.locator("#option-max_length input").fill("64")
+            write(page.locator("#option-max_steps input"), str(STEPS))
+            write(page.locator("#option-max_length input"), "64")
             queue_by_mouse(page, "one")
             page.get_by_role("button", name="Pause the queue").click()
             queue_by_mouse(page, "two")
@@ -95,8 +94,8 @@ def test_runs_are_found_written_upon_and_laid_beside_each_other(
     page = visit("jobs", job="slower")
     expect(page.locator("#job-head h2")).to_contain_text("slower")
     page.get_by_role("button", name="Tags and note").click()
-    page.locator("#job-tags input, #job-tags textarea").first.fill("kept, <b>calm</b>")
-    page.locator("#job-note textarea").first.fill("half the learning rate")
+    write(page.locator("#job-tags input, #job-tags textarea").first, "kept, <b>calm</b>")
+    write(page.locator("#job-note textarea").first, "half the learning rate")
     page.get_by_role("button", name="Save tags and note").click()
     expect(page.locator("#jobs-list .tag").first).to_have_text("kept")
     expect(page.locator("#jobs-list .tag").nth(1)).to_have_text("<b>calm</b>")
@@ -105,7 +104,7 @@ def test_runs_are_found_written_upon_and_laid_beside_each_other(
     search.click()
     page.keyboard.insert_text("half rate")  # as a paste does: no key is pressed
     expect(page.locator("#jobs-list .row")).to_have_count(1)
-    search.fill("")
+    write(search, "")
     expect(page.locator("#jobs-list .row", has_text="tiny").first).to_be_visible()  # the search is over
     page.get_by_role("button", name="Compare runs").click()
     expect(page.get_by_role("button", name="Leave the comparison")).to_be_visible()  # a click before that would be lost

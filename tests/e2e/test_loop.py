@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, until
+from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, start_training, until, write
 
 WAIT_MS = PATIENCE_S * 1000
 
@@ -34,13 +34,11 @@ def test_the_whole_loop_by_mouse(visit: Callable[..., Page], shared_data: Path) 
     expect(page.locator("#train-preview .learned").nth(1)).to_contain_text("Hello! I am {{name}}")
     page.get_by_role("button", name=re.compile("All options")).click()
     # many short steps: while they are made the page looks several times, however fast this machine is
-    page.locator("#option-max_steps input").fill("40")
-    page.locator("#option-learning_rate input").fill("0.0006")
-    page.locator("#option-max_length input").fill("64")
-    page.locator("#train-name input, #train-name textarea").first.fill("by-mouse")
-    page.get_by_role("button", name="Start training").click()
-
-    expect(page.locator("#tab-jobs-button")).to_have_attribute("aria-selected", "true")
+    write(page.locator("#option-max_steps input"), "40")
+    write(page.locator("#option-learning_rate input"), "0.0006")
+    write(page.locator("#option-max_length input"), "64")
+    write(page.locator("#train-name input, #train-name textarea").first, "by-mouse")
+    start_training(page)
     expect(page.locator("#job-head")).to_contain_text("by-mouse")
     seen: set[int] = set()
     until(lambda: seen.add(len(curve(page))) or len(seen - {0}) >= 2 or page.locator("#job-head .status-succeeded").count())
@@ -113,8 +111,8 @@ def test_every_problem_of_a_launch_is_shown_at_once(visit: Callable[..., Page], 
     page = visit("train")
     expect(page.locator("#train-data input")).not_to_have_value("")
     page.get_by_role("button", name=re.compile("All options")).click()
-    page.locator("#option-learning_rate input").fill("9")
-    page.locator("#option-lora-r input").fill("0")
+    write(page.locator("#option-learning_rate input"), "9")
+    write(page.locator("#option-lora-r input"), "0")
     page.get_by_role("button", name="Start training").click()
 
     expect(page.locator("#train-notice li")).to_have_count(2)

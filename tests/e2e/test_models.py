@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from tests.e2e.conftest import SCREENSHOTS
+from tests.e2e.conftest import SCREENSHOTS, write
 
 
 def photograph(page: Page, name: str) -> None:
@@ -31,7 +31,7 @@ def test_the_fit_bar_follows_the_options_and_its_advice_can_be_taken(visit: Call
     before = figure.inner_text()
     page.get_by_text("All options").click()
     batch = page.locator("#option-per_device_train_batch_size input")
-    batch.fill("64")
+    write(batch, "64")
     batch.blur()
     expect(figure).not_to_have_text(before)
     larger = figure.inner_text()
@@ -51,7 +51,7 @@ def test_an_adapter_leads_back_to_its_run_and_its_data(visit: Callable[..., Page
     expect(card).to_contain_text("comparison:")
     photograph(page, "models")
     page.get_by_text("Bring a model here").click()
-    page.locator("#models-filter input, #models-filter textarea").first.fill("starcoder")
+    write(page.locator("#models-filter input, #models-filter textarea").first, "starcoder")
     expect(page.locator("#models-known li")).to_have_count(2)
     photograph(page, "models-known")
     card.get_by_role("button", name="run:").click()

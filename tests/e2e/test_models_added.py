@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import PATIENCE_S, bringing
+from tests.e2e.conftest import PATIENCE_S, bringing, write
 from tests.e2e.test_models import photograph
 from tests.families import build
 from tests.hub_server import COMMIT, Hub
@@ -51,10 +51,10 @@ def models(browser: Browser, address: str) -> Iterator[Page]:
 def test_a_folder_is_added_on_the_models_tab(models: Page, place: Path) -> None:
     # red when the field is not there for who runs the studio, or the card does not say that pictures are left alone
     field = models.locator("#models-folder input, #models-folder textarea").first
-    field.fill(str(place / "nothing"))
+    write(field, str(place / "nothing"))
     models.get_by_role("button", name="Add this folder").click()
     expect(models.locator("#models-notice")).to_contain_text("is not there")
-    field.fill(str(place / "pictures"))
+    write(field, str(place / "pictures"))
     models.get_by_role("button", name="Add this folder").click()
     expect(models.locator("#models-card h2")).to_have_text("pictures", timeout=120_000)
     expect(models.locator("#models-notice")).to_contain_text("pictures is here")
@@ -75,7 +75,7 @@ def test_a_model_of_the_cache_is_offered_and_used_in_place(models: Page, place: 
 
 def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
     # red when the page is silent while gigabytes arrive, or they lie in two places afterwards
-    models.locator("#models-source input, #models-source textarea").first.fill("org/far")
+    write(models.locator("#models-source input, #models-source textarea").first, "org/far")
     models.get_by_role("button", name="Fetch it").click()
     expect(models.locator("#models-notice")).to_contain_text("The hub is asked for org/far")
     expect(models.locator("#models-notice progress")).to_be_visible(timeout=120_000)
@@ -86,7 +86,7 @@ def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
 
 def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path, address: str) -> None:
     # red when card, Train tab or job is silent about the routers that stay as they are
-    models.locator("#models-folder input, #models-folder textarea").first.fill(str(place / "mixture"))
+    write(models.locator("#models-folder input, #models-folder textarea").first, str(place / "mixture"))
     models.get_by_role("button", name="Add this folder").click()
     expect(models.locator("#models-card h2")).to_have_text("mixture", timeout=120_000)
     expect(models.locator("#models-card")).to_contain_text(LEARNS)
@@ -100,7 +100,7 @@ def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path, 
     expect(models.locator("#fit")).to_contain_text(LEARNS, timeout=120_000)
     expect(models.locator("#fit")).to_contain_text("routers")
     photograph(models, "train-mixture")
-    models.locator("#train-name input, #train-name textarea").first.fill("experts")
+    write(models.locator("#train-name input, #train-name textarea").first, "experts")
     models.get_by_role("button", name="Start training").click()
     expect(models.locator("#job-head h2")).to_contain_text("experts", timeout=120_000)
     expect(models.locator("#job-head")).to_contain_text(LEARNS, timeout=PATIENCE_S * 1000)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import bringing
+from tests.e2e.conftest import bringing, write
 from tests.e2e.test_models import photograph
 from tests.hub_server import Hub
 from tests.runs import STARTER
@@ -36,7 +36,7 @@ def models(browser: Browser, address: str) -> Iterator[Page]:
 
 def test_an_entry_of_the_catalogue_is_added_by_its_button(models: Page) -> None:
     # red when the button fetches another model, the entry hides size or licence, or it can be added twice
-    models.locator("#models-filter input, #models-filter textarea").first.fill("SmolLM2-135M")
+    write(models.locator("#models-filter input, #models-filter textarea").first, "SmolLM2-135M")
     entry = models.locator("#models-known li")
     expect(entry).to_have_count(1)
     expect(entry).to_contain_text("Trains and chats here.")
@@ -53,11 +53,11 @@ def test_what_can_not_be_used_has_its_reason_and_no_button(models: Page) -> None
     # red when a refusal is silent, or a gate is not said before the download
     field = models.locator("#models-filter input, #models-filter textarea").first
     entry = models.locator("#models-known li")
-    field.fill("gpt-oss-20b")
+    write(field, "gpt-oss-20b")
     expect(entry).to_have_count(1)
     expect(entry).to_contain_text("stored quantised")
     expect(entry.locator("button")).to_have_count(0)
-    field.fill("gemma-3-4b")
+    write(field, "gemma-3-4b")
     expect(entry).to_contain_text("accept its terms on its page and set HF_TOKEN")
     expect(entry).to_contain_text("stay untouched")
     models.get_by_role("button", name="Add google/gemma-3-4b-it").click()

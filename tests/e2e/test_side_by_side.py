@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from studio.settings import STATIC
-from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, until
+from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, until, write
 from tests.engines import make_adapter
 from tests.servers import processes_of
 
@@ -51,8 +51,8 @@ def test_base_and_eight_adapters_answer_side_by_side_as_they_do_alone(
         page.get_by_role("option", name=re.compile(rf"starter:{name}\b")).click()
     page.locator("#chat-preset input").click()
     page.get_by_role("option", name=re.compile("Precise")).click()
-    page.locator("#chat-max_new_tokens input").fill(str(TOKENS))
-    page.locator("#chat-message textarea").fill(PROMPT)
+    write(page.locator("#chat-max_new_tokens input"), str(TOKENS))
+    write(page.locator("#chat-message textarea"), PROMPT)
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#chat-live .message")).to_have_count(ADAPTERS + 1)
     page.screenshot(path=SCREENSHOTS / "beside-live.png")
@@ -84,7 +84,7 @@ def test_a_training_and_chat_share_the_machine_by_the_policy_that_is_shown(
 
     expect(page.locator("#chat-sharing")).to_contain_text("beside-chat trains")
     expect(page.locator("#chat-sharing")).to_contain_text(re.compile(r"both fit: [\d.]+ [MG]iB are set aside for it"))
-    page.locator("#chat-message textarea").fill(PROMPT)
+    write(page.locator("#chat-message textarea"), PROMPT)
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#chat-transcript .message.assistant")).to_contain_text("toy model", timeout=WAIT_MS)
     assert api.get(f"/jobs/{job['id']}").json()["status"] == "RUNNING"
@@ -101,9 +101,9 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
     page.locator("#chat-preset input").click()
     page.get_by_role("option", name=re.compile("Precise")).click()
     expect(page.locator("#chat-temperature input")).to_have_value("0")
-    page.locator("#chat-max_new_tokens input").fill("2")
-    page.locator("#chat-system textarea").fill("Answer briefly.")
-    page.locator("#chat-message textarea").fill("Which rivers are long, and why is it so?")
+    write(page.locator("#chat-max_new_tokens input"), "2")
+    write(page.locator("#chat-system textarea"), "Answer briefly.")
+    write(page.locator("#chat-message textarea"), "Which rivers are long, and why is it so?")
     page.get_by_role("button", name="The exact prompt").click()
     page.locator("#chat-show-prompt").click()
     expect(page.locator("#chat-prompt")).to_contain_text("Answer briefly.")
@@ -113,7 +113,7 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
     expect(answer).to_contain_text("cut at the longest answer", timeout=WAIT_MS)
     expect(answer.locator(".facts").first).to_contain_text(re.compile(r"^2 tokens · .*tokens/s · first after [\d,]+ ms"))
     cut = answer.locator(".text").text_content() or ""
-    page.locator("#chat-max_new_tokens input").fill("12")
+    write(page.locator("#chat-max_new_tokens input"), "12")
     page.locator("#chat-go-on").click()
     expect(answer.locator(".facts").first).to_contain_text("12 tokens ·", timeout=WAIT_MS)
     assert (answer.locator(".text").text_content() or "").startswith(cut) and len(answer.locator(".text").text_content() or "") > len(cut)
@@ -121,7 +121,7 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
     answer.get_by_role("button", name="Good answer").click()
     expect(answer.get_by_role("button", name="Good answer")).to_have_attribute("aria-pressed", "true")
     answer.get_by_role("button", name="Correct it").click()
-    page.locator("#chat-correct textarea").fill("The Nile and the Amazon.")
+    write(page.locator("#chat-correct textarea"), "The Nile and the Amazon.")
     page.locator("#chat-correct-keep").click()
     expect(answer).to_contain_text("corrected by you")
     page.locator("#chat-lessons [data-kind=preferences]").click()
@@ -131,7 +131,7 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
     row = (pair["rows"] if isinstance(pair, dict) else pair)[0]
     assert row["chosen"][0]["content"] == "The Nile and the Amazon." and row["rejected"][0]["content"].startswith(cut)
 
-    page.locator("#chat-search input, #chat-search textarea").first.fill("long, and why")
+    write(page.locator("#chat-search input, #chat-search textarea").first, "long, and why")
     expect(page.locator("#chat-list button.row")).to_have_count(1)
     with page.expect_download() as saved:
         page.get_by_role("link", name="Export this conversation as JSON").click()
@@ -145,10 +145,10 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
 def test_a_chat_survives_the_death_of_the_engine(visit: Callable[..., Page], api: httpx.Client) -> None:
     page = visit("chat")
     page.locator("#chat-new").click()
-    page.locator("#chat-max_new_tokens input").fill("460")
+    write(page.locator("#chat-max_new_tokens input"), "460")
     page.get_by_role("button", name="Form and speed").click()
-    page.locator("#chat-grammar textarea").fill('root ::= ("one " | "two " | "three "){2000}')
-    page.locator("#chat-message textarea").fill("Count")
+    write(page.locator("#chat-grammar textarea"), 'root ::= ("one " | "two " | "three "){2000}')
+    write(page.locator("#chat-message textarea"), "Count")
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#chat-live .text")).to_contain_text(re.compile("(one|two|three)"), timeout=WAIT_MS)
     home = next(check["detail"] for check in api.get("/doctor").json()["checks"] if check["name"] == "home")
@@ -158,7 +158,7 @@ def test_a_chat_survives_the_death_of_the_engine(visit: Callable[..., Page], api
     expect(page.locator("#chat-transcript .message.assistant")).to_contain_text("broke off here", timeout=WAIT_MS)
     expect(page.locator("#chat-transcript .message.assistant")).to_contain_text(re.compile("(one|two|three)"))
     expect(page.locator("#chat-notice")).to_contain_text("stopped in the middle of the answer")
-    page.locator("#chat-grammar textarea").fill("")
-    page.locator("#chat-message textarea").fill(PROMPT)
+    write(page.locator("#chat-grammar textarea"), "")
+    write(page.locator("#chat-message textarea"), PROMPT)
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#chat-transcript .message.assistant").nth(1)).to_contain_text("tokens/s", timeout=WAIT_MS)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio import settings as studio_settings
 from studio.services import Studio
-from tests.e2e.conftest import SCREENSHOTS, quiet_window
+from tests.e2e.conftest import SCREENSHOTS, quiet_window, write
 from tests.servers import web
 
 
@@ -45,7 +45,7 @@ def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visi
 
 
 def start(page: Page, name: str) -> None:
-    page.locator("#train-name input, #train-name textarea").first.fill(name)
+    write(page.locator("#train-name input, #train-name textarea").first, name)
     page.get_by_role("button", name="Start training").click()
 
 
@@ -65,10 +65,10 @@ def test_a_training_waits_for_another_and_a_grid_becomes_a_sweep(browser: Browse
 
         page.locator("#tab-train-button").click()
         expect(page.locator("#train-after input")).to_have_value("as soon as its turn comes")
-        page.locator("#train-grid textarea").fill("learning_rat=[0.001]\nlora.r=8")
+        write(page.locator("#train-grid textarea"), "learning_rat=[0.001]\nlora.r=8")
         start(page, "grid")
         expect(page.locator("#train-notice li")).to_have_text(["learning_rat is no option", "lora.r has no list of values"])
-        page.locator("#train-grid textarea").fill("learning_rate=[0.001, 0.0001]\nlora.r=[4, 8]")
+        write(page.locator("#train-grid textarea"), "learning_rate=[0.001, 0.0001]\nlora.r=[4, 8]")
         page.get_by_role("button", name=re.compile("In writing")).click()
         expect(page.locator("#train-command textarea")).to_have_value(re.compile(r"studio sweep .*--grid 'lora.r=\[4, 8\]'"))
         page.screenshot(path=SCREENSHOTS / "train-starting.png", full_page=True)
