@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from studio.catalogue.models import tensors
+from studio.engine.answer import GeneratedAnswer
+from studio.engine.protocol import ModelFolder
+from studio.engine.text import AnswerText
+from studio.types import GenerationParams
 
 KEY = "engine-test-key"
 RANK = 4
@@ -95,3 +99,15 @@ def copy_model(base: Path, target: Path) -> Path:
 
 def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def answer(ids: Sequence[int] = (), **values: Any) -> GeneratedAnswer:
+    """An answer in the making with `ids` so far, of no model; greedy unless `params` says otherwise."""
+    params = GenerationParams(**{"temperature": 0.0, **values.pop("params", {})})
+    text = AnswerText(lambda ids: "", [])
+    made = GeneratedAnswer(
+        ModelFolder("m", Path("/m")), None, values.pop("prompt_ids", [1]), 99, params, values.pop("seed", 0), frozenset(), text,
+        lambda event: None, **values,
+    )  # fmt: skip
+    made.ids.extend(ids)
+    return made

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
-from studio.engine.sampling import Sampler
+from studio.engine.sampling import NextToken, Sampler, broken_logits, choose
 from studio.engine.speculation import Drafter, crop
 from studio.errors import EngineError
 
@@ -152,7 +152,7 @@ class Batch:
         self._mask = functional.pad(self._mask, (0, ids.shape[1]), value=1)
         logits = self._pass(ids, ids.shape[1])[0]
         if not torch.isfinite(logits.max()):
-            answer.fail(_broken_logits(answer))
+            answer.fail(broken_logits(answer))
             return self._drop_finished()
         chosen = logits.argmax(dim=-1).tolist()
         right = shared_length(draft, chosen)
@@ -239,19 +239,14 @@ class Batch:
 
     def _choose(self, logits: Tensor) -> None:
         """Give every answer its next token. `logits`: [rows, vocabulary]."""
-        best, likeliest = logits.max(dim=-1)  # a NaN anywhere in a row becomes its maximum
-        is_sound, chosen = torch.isfinite(best).tolist(), likeliest.tolist()
-        on_cpu = logits.float().cpu() if any(not sampler.takes_likeliest for sampler in self._samplers) else None
-        for row, sampler in enumerate(self._samplers):
+        choices, self._next = choose(self._samplers, logits)
+        for sampler, choice in zip(self._samplers, choices, strict=True):
             if sampler.answer.is_over:
                 continue
-            if not is_sound[row]:
-                sampler.answer.fail(_broken_logits(sampler.answer))
-            elif on_cpu is None or sampler.takes_likeliest:
-                sampler.answer.take(chosen[row])
+            if choice.error is not None:
+                sampler.answer.fail(choice.error)
             else:
-                chosen[row] = _sample(sampler, on_cpu[row])
-        self._next = torch.tensor(chosen, dtype=torch.long, device=logits.device)
+                _take(sampler.answer, choice)
         self._drop_finished()
 
     # rows
@@ -313,21 +308,8 @@ def _padded(states: Tensor, length: int) -> Tensor:
     return functional.pad(states, (0, 0, length - states.shape[2], 0))
 
 
-def _sample(sampler: Sampler, logits: Tensor) -> int:
+def _take(answer: GeneratedAnswer, choice: NextToken) -> None:
     try:
-        token_id, logprobs = sampler.choose(logits)
-        sampler.answer.take(token_id, logprobs)
-        return token_id
+        answer.take(choice.token_id, choice.logprobs)
     except EngineError as exc:  # a grammar that can't go on ends its own answer only
-        sampler.answer.fail(exc)
-        return 0
-
-
-def _broken_logits(answer: GeneratedAnswer) -> EngineError:
-    who = f"{answer.base.name} with {answer.adapter.name}" if answer.adapter else answer.base.name
-    return EngineError(
-        f"{who} computed numbers that are no numbers (NaN or infinite), so its answer would be noise.",
-        "Train the adapter again with a lower learning_rate, or choose another one." if answer.adapter else "Download the model again.",
-        status=500,
-        code="broken_logits",
-    )
+        answer.fail(exc)

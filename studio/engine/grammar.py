@@ -71,7 +71,7 @@ class GrammarVocabulary:
         if problem and not problem.startswith("WARNING"):
             raise _refusal(grammar, problem)
         matcher = Matcher(LLMatcher(self._tokens, source, log_level=0), grammar, self)
-        matcher.allowed(self.size)  # a grammar that nothing can fit passes the check above
+        matcher.bits(self.size)  # a grammar that nothing can fit passes the check above
         return matcher
 
 
@@ -87,13 +87,15 @@ class Matcher:
         """A matcher in the same state, for another answer."""
         return Matcher(self._matcher.deep_copy(), self._grammar, self._vocabulary)
 
-    def allowed(self, size: int) -> NDArray[np.bool_]:
-        """Shape [size]: may this token come next?"""
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+    def bits(self, size: int) -> NDArray[np.uint8]:
+        """May this token come next? One bit for each of `size` tokens, the lowest bit of a byte first; [size / 8, rounded up]."""
+        found = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise self._stuck(self._matcher.get_error())
-        mask = np.zeros(size, dtype=bool)
-        mask[: min(size, bits.size)] = bits[:size]
+        mask = np.zeros((size + 7) // 8, dtype=np.uint8)
+        mask[: found.size] = found[: mask.size]
+        if size % 8:
+            mask[-1] &= (1 << size % 8) - 1
         if not mask.any():
             raise self._stuck("no token of this model fits what must come next")
         return mask

@@ -36,7 +36,8 @@ SHAPES = {"small": (768, 15, 2048), "large": (1536, 18, 4096)}  # about 110 M an
 CLIENTS, CLIENTS_S = 32, 120.0
 MANY, BUDGET, REQUESTS = 200, 8, 500
 ROUNDS = 9
-PARTS = ("crowd", "many", "switch", "batch", "server")
+VOCABULARY, ROWS = 128_256, 16  # of Llama 3, and the most rows of a batch
+PARTS = ("sampling", "crowd", "many", "switch", "batch", "server")
 
 
 def make_base(folder: Path, size: str = "small") -> Path:
@@ -272,6 +273,39 @@ def entry(measure: str, value: float, unit: str, against: str, ratio: float | No
     return {"measure": measure, "value": value, "unit": unit, "against": against, "ratio": ratio}
 
 
+def sampling(params: dict[str, Any], repeats: int = 9) -> float:
+    """Milliseconds of one thread to choose the tokens of ROWS answers from logits with a few likely tokens each."""
+    import torch
+
+    from studio.engine.sampling import Sampler, choose
+    from tests.engines import answer
+
+    torch.set_num_threads(1)
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(ROWS, VOCABULARY, generator=random)
+    logits[:, :50] += 12 + 3 * torch.randn(ROWS, 50, generator=random)
+    prompt, written = list(range(1000, 1400)), list(range(100))
+    samplers = [Sampler(answer(written, seed=row, params=params, prompt_ids=prompt)) for row in range(ROWS)]
+    times = []
+    for _ in range(repeats + 1):
+        begun = time.process_time()
+        choose(samplers, logits)
+        times.append(1000 * (time.process_time() - begun))
+    return statistics.median(times[1:])
+
+
+def of_the_sampling() -> Iterator[dict[str, Any]]:
+    for params, most in (
+        ({"temperature": 0.7}, None),
+        ({"temperature": 0.7, "top_p": 0.9}, 15),
+        ({"temperature": 0.7, "top_k": 50}, None),
+        ({"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}, None),
+    ):
+        said = ", ".join(f"{name} {value}" for name, value in params.items())
+        limit = f"at most {most}" if most else ""
+        yield entry(f"{ROWS} tokens of {VOCABULARY:,}, {said}", round(sampling(params), 1), "ms", limit)
+
+
 def of_the_batch(base: Path, adapters: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for dtype in ("bfloat16", "float32"):
         found = mixed(base, adapters, dtype)
@@ -334,6 +368,8 @@ def run(
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as name:
         folder = Path(name)
+        if "sampling" in parts:
+            yield from of_the_sampling()
         if "crowd" in parts:
             yield from of_the_crowd(folder, client_s)
         if "many" in parts:

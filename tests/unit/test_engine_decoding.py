@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from studio.catalogue import hardware, text_models
 from studio.catalogue.hardware import Memory
@@ -17,8 +16,6 @@ from studio.engine.answer import GeneratedAnswer
 from studio.engine.decoding import Batch
 from studio.engine.leases import LoadTimes
 from studio.engine.protocol import AdapterRef, Event, GenerationRequest, ModelFolder
-from studio.engine.sampling import Sampler, _nucleus
-from studio.engine.text import AnswerText
 from studio.errors import ModelError
 from studio.types import GenerationParams
 from tests.engines import change_json, copy_model, make_adapter
@@ -80,37 +77,6 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(model: local.LocalModel) ->
     assert len(made[0].ids) == 1
     assert made[1].ids == alone(model, PROMPTS[2])
     assert [event.index for event in events if event.finish_reason] == [1]
-
-
-def test_the_same_logits_and_seed_give_the_same_token(folder: ModelFolder) -> None:
-    logits = torch.randn(512, generator=torch.Generator().manual_seed(0))
-
-    def draw(seed: int, **params: float) -> list[int]:
-        chosen = GenerationParams.model_validate({"temperature": 1.0, **params})
-        answer = GeneratedAnswer(folder, None, [1], 9, chosen, seed, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
-        sampler = Sampler(answer)
-        return [sampler.choose(logits)[0] for _ in range(20)]
-
-    assert draw(1) == draw(1) != draw(2)
-    assert len(set(draw(1))) > 5
-    likeliest = int(logits.argmax())
-    assert set(draw(1, top_k=1)) == set(draw(1, top_p=1e-6)) == set(draw(1, temperature=1e-6)) == set(draw(1, temperature=0)) == {likeliest}
-
-
-def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
-    probabilities = torch.tensor([0.1, 0.5, 0.05, 0.35])
-    assert _nucleus(probabilities, 0, 0.5).nonzero().flatten().tolist() == [1]
-    assert _nucleus(probabilities, 0, 0.6).nonzero().flatten().tolist() == [1, 3]
-    assert _nucleus(probabilities, 3, 0.99).nonzero().flatten().tolist() == [0, 1, 3]
-
-
-def test_the_repetition_penalty_is_transformers_own(folder: ModelFolder) -> None:
-    logits = torch.randn(512, generator=torch.Generator().manual_seed(0))
-    params = GenerationParams(temperature=0, repetition_penalty=1.7)
-    answer = GeneratedAnswer(folder, None, [5, 9, 9], 9, params, 0, frozenset(), AnswerText(lambda ids: "", []), lambda event: None)
-    answer.ids = [int(logits.argmax())]
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[5, 9, *answer.ids]]), logits[None].clone())
-    assert torch.equal(Sampler(answer)._penalised(logits), expected[0])
 
 
 def test_weights_that_are_missing_are_not_made_up(folder: ModelFolder, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from studio.engine.grammar import GrammarVocabulary
+from studio.engine.grammar import GrammarVocabulary, Matcher
 from studio.engine.protocol import Grammar
 from studio.errors import EngineError
 
@@ -20,11 +20,15 @@ def vocabulary(shared_data: Path) -> GrammarVocabulary:
     return GrammarVocabulary(Tokenizer.from_file(str(shared_data / "models" / "stories260K" / "tokenizer.json")), [2])
 
 
+def allowed(matcher: Matcher, size: int) -> Any:
+    return np.unpackbits(matcher.bits(size), bitorder="little")[:size]
+
+
 def write(vocabulary: GrammarVocabulary, grammar: Grammar, seed: int) -> str:
     """What a model without any idea writes under `grammar`."""
     random, matcher, text = np.random.default_rng(seed), vocabulary.matcher(grammar), b""
     for _ in range(300):
-        token = int(random.choice(np.nonzero(matcher.allowed(vocabulary.size))[0]))
+        token = int(random.choice(np.nonzero(allowed(matcher, vocabulary.size))[0]))
         if token == 2:
             break
         matcher.take(token)
@@ -43,15 +47,18 @@ def test_whatever_is_chosen_fits_the_schema(vocabulary: GrammarVocabulary, seed:
 
 
 def test_ids_beyond_the_vocabulary_are_never_allowed(vocabulary: GrammarVocabulary) -> None:
-    mask = vocabulary.matcher(Grammar("gbnf", 'root ::= "a" [a-z]+')).allowed(vocabulary.size + 100)
-    assert mask.any() and not mask[vocabulary.size :].any()
+    matcher = vocabulary.matcher(Grammar("gbnf", 'root ::= "a" [a-z]+'))
+    for more in (0, 3, 100):
+        mask = allowed(matcher, vocabulary.size + more)
+        assert mask.any() and not mask[vocabulary.size :].any()
+    assert len(matcher.bits(13)) == 2 and not matcher.bits(13)[1] & 0b11100000  # none beyond the thirteenth
     assert vocabulary.token_bytes(vocabulary.size + 5) == b""
 
 
 def test_a_copy_goes_its_own_way(vocabulary: GrammarVocabulary) -> None:
     matcher = vocabulary.matcher(Grammar("gbnf", 'root ::= "a" | "b"'))
     copy = matcher.copy()
-    first, second = np.nonzero(matcher.allowed(vocabulary.size))[0][:2]
+    first, second = np.nonzero(allowed(matcher, vocabulary.size))[0][:2]
     matcher.take(int(first))
     copy.take(int(second))
     assert matcher.is_complete and copy.is_complete

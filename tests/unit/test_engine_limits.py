@@ -12,18 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from studio.engine import leases, outgoing, prefixes, sampling, speculation
-from studio.engine.answer import GeneratedAnswer
+from studio.engine import leases, outgoing, prefixes, speculation
 from studio.engine.lanes import Lanes
 from studio.engine.leases import Lease, LoadTimes
 from studio.engine.limits import longest_answer
 from studio.engine.prefixes import Prefixes, shared_length
 from studio.engine.protocol import Contestant, Grammar, ModelFolder
-from studio.engine.sampling import Sampler
 from studio.engine.speculation import Assistant, Gain, PromptLookup
 from studio.engine.text import AnswerText
 from studio.errors import EngineError
 from studio.types import GenerationParams
+from tests.engines import answer
 
 # bounds of schemas
 
@@ -73,91 +72,6 @@ def test_the_longest_answer_of_a_schema_and_its_end(schema: dict[str, Any], long
     found = longest_answer(Grammar("json_schema", json.dumps(schema)))
     assert found == (None if longest is None else longest + 1)
     assert longest_answer(Grammar("gbnf", 'root ::= "a"')) is None
-
-
-# sampling
-
-
-def answer(ids: Sequence[int] = (), **values: Any) -> GeneratedAnswer:
-    params = GenerationParams(**{"temperature": 0.0, **values.pop("params", {})})
-    text = AnswerText(lambda ids: "", [])
-    made = GeneratedAnswer(
-        ModelFolder("m", Path("/m")), None, [1], 99, params, values.pop("seed", 0), frozenset(), text, lambda event: None, **values
-    )
-    made.ids.extend(ids)
-    return made
-
-
-LOGITS = torch.tensor([2.0, 3.0, -1.0, 2.5])
-
-
-@pytest.mark.parametrize(
-    ("params", "ids", "chosen"),
-    [
-        ({}, [], 1),
-        ({"repetition_penalty": 1.5}, [], 3),  # 3 / 1.5: of the prompt's own token 1
-        ({"repetition_penalty": 1.1}, [], 1),
-        ({"presence_penalty": 0.6}, [1], 3),
-        ({"presence_penalty": 0.6}, [1, 1, 3], 1),  # once, however often
-        ({"frequency_penalty": 0.3}, [1], 1),
-        ({"frequency_penalty": 0.3}, [1, 1], 3),
-        ({"frequency_penalty": -1.0}, [0, 0], 0),
-    ],
-)
-def test_penalties_lower_what_was_said(params: dict[str, Any], ids: list[int], chosen: int) -> None:
-    sampler = Sampler(answer(ids, params=params))
-    assert sampler.choose(LOGITS) == (chosen, ()) and sampler.takes_likeliest is (not params)
-
-
-def test_a_negative_logit_is_multiplied_and_a_whole_batch_is_decided_only_where_nothing_is_wanted() -> None:
-    found = Sampler(answer([2], params={"repetition_penalty": 2.0}))._penalised(LOGITS)
-    assert found.tolist() == [2.0, 1.5, -2.0, 2.5]
-    assert not Sampler(answer(params={"temperature": 0.1})).takes_likeliest and not Sampler(answer(top_logprobs=0)).takes_likeliest
-    for name in ("presence_penalty", "frequency_penalty"):
-        assert not Sampler(answer(params={name: 0.1})).takes_likeliest
-    allowed = SimpleNamespace(allowed=lambda size: torch.tensor([True, False, True, False]).numpy()[:size])
-    grammatical = Sampler(answer(matcher=allowed))
-    assert not grammatical.takes_likeliest and grammatical.choose(LOGITS)[0] == 0
-
-
-def test_log_probabilities_are_those_of_the_model_with_the_chosen_token_first() -> None:
-    wanted = torch.log_softmax(LOGITS, -1).tolist()
-    chosen, told = Sampler(answer(top_logprobs=2, params={"repetition_penalty": 1.5})).choose(LOGITS)
-    assert chosen == 3 and [number for number, _ in told] == [3, 1, 3]
-    assert [value for _, value in told] == pytest.approx([wanted[3], wanted[1], wanted[3]])
-    assert [number for number, _ in Sampler(answer(top_logprobs=9)).choose(LOGITS)[1]] == [1, 1, 3, 0, 2]
-    assert Sampler(answer(top_logprobs=0)).choose(LOGITS)[1] == [(1, pytest.approx(wanted[1]))]
-
-
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "kept"),
-    [
-        (0, 1.0, 4),
-        (1, 1.0, 1),
-        (2, 1.0, 2),
-        (9, 1.0, 4),
-        (0, 0.5, 1),
-        (0, 0.51, 2),
-        (0, 0.0001, 1),
-        (0, 0.81, 3),
-        (2, 0.6, 1),
-        (2, 0.7, 2),
-        (0, 0.99, 4),
-    ],
-)
-def test_how_many_tokens_a_nucleus_keeps(top_k: int, top_p: float, kept: int) -> None:
-    found = sampling._nucleus(torch.tensor([0.05, 0.5, 0.15, 0.3]), top_k, top_p)
-    assert int((found > 0).sum()) == kept and found[1] == 0.5
-
-
-def test_temperature_and_seed() -> None:
-    def drawn(seed: int, temperature: float) -> list[int]:
-        sampler = Sampler(answer(seed=seed, params={"temperature": temperature}))
-        return [sampler.choose(LOGITS)[0] for _ in range(200)]
-
-    assert drawn(5, 1.0) == drawn(5, 1.0) != drawn(6, 1.0) and drawn(5, 1.0) == drawn(5 + 2**63, 1.0)
-    wanted = torch.softmax(LOGITS / 0.5, -1)[1]
-    assert abs(drawn(1, 0.5).count(1) / 200 - wanted) < 0.1 < abs(drawn(1, 5.0).count(1) / 200 - wanted)
 
 
 # prefixes
