@@ -11,6 +11,18 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
+# another index than the last time: PyTorch is replaced, although its version may be the same
+TORCH_FROM := $(VENV)/.torch-index
+ifneq ($(TORCH_INDEX),)
+ifneq ($(TORCH_INDEX),$(shell cat $(TORCH_FROM) 2>/dev/null))
+.PHONY: other-torch
+$(STAMP): other-torch
+other-torch:
+	@rm -f $(TORCH_FROM)
+	@test ! -x $(BIN)/python || $(BIN)/python -m pip uninstall -q -y --disable-pip-version-check torch
+endif
+endif
+
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Adapter Studio needs Python 3.11 or newer. Call: make install PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "This Python has no venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
@@ -18,6 +30,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch (2 of 3)"
 	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	@$(if $(TORCH_INDEX),echo $(TORCH_INDEX) > $(TORCH_FROM),rm -f $(TORCH_FROM))
 	@echo "Installing Adapter Studio (3 of 3)"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(STAMP)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import JobConfig
+from jobs.trainers import placing
 from jobs.trainers.events import EventLog
 from studio.catalogue import anatomy, keys, models, quantising, rope, text_models
 from studio.catalogue.architecture import sees_whole_rows
@@ -57,9 +58,7 @@ def max_length(config: JobConfig, folder: Path) -> int:
 def choose_device(config: JobConfig, log: EventLog) -> ComputeDevice:
     import torch
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device=cuda, but torch sees no GPU here.", "Set device to auto or cpu, or install torch for this machine's GPU.")
-    if config.device != "cpu" and torch.cuda.is_available():
+    if placing.device_of(config, log) == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return ComputeDevice("cuda", "bfloat16")
         return ComputeDevice("cuda", "float16")

@@ -127,6 +127,14 @@ def conflicts(config: JobConfig, device: str, model: Mapping[str, Any] | None = 
     return [*ruled, *_numbers(config, model)]
 
 
+def without_device(config: JobConfig) -> list[Conflict]:
+    """A GPU that is here and can't be used, unless the job asks for the processor."""
+    refusal = hardware.refusal()
+    if refusal is None or config.device == "cpu":
+        return []
+    return [Conflict(refusal.problem.removesuffix("."), {"device": "cpu"}, refusal.fix)]
+
+
 def table(device: str) -> Iterator[Cell]:
     """Every method with every precision, with and without gradient checkpointing, for every objective."""
     for method, precision, recompute, objective in itertools.product(VARIANTS, PRECISIONS, (False, True), OBJECTIVES):

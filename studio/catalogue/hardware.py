@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,20 +13,19 @@ from typing import Literal
 
 import psutil
 
+from studio.catalogue import cards, nvml, torch_view
+from studio.catalogue.cards import Device, GpuProblem, Gpus
+from studio.catalogue.nvml import Driver, DriverState
+from studio.catalogue.torch_view import TorchView
+
 CGROUP = Path("/sys/fs/cgroup")
-STALE_S = 5.0  # nvidia-smi takes a tenth of a second: the status strip may ask every second
+PCI = Path("/sys/bus/pci/devices")
+NVIDIA = "0x10de"  # as a vendor on the PCI bus
+NVIDIA_FILES = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/nvgpu", "/dev/nvhost-ctrl")  # of its driver, the last two on Jetson
+OTHER_FILES = ("/dev/kfd", "/dev/dxg")  # AMD's driver; Windows, whose cards WSL shows
+STALE_S = 5.0  # the status strip may ask every second
 
 Role = Literal["trainer", "engine"]
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where models run: a GPU, or the processor when there is none. Memory in bytes, as the whole machine sees it now."""
-
-    kind: Literal["cuda", "cpu"]
-    name: str
-    memory_bytes: int
-    used_bytes: int
 
 
 @dataclass(frozen=True)
@@ -43,24 +40,79 @@ class Memory:
         return max(0, self.total_bytes - self.used_bytes)
 
 
-_devices: tuple[float, list[Device]] = (float("-inf"), [])
+_gpus: tuple[float, Gpus] = (float("-inf"), Gpus())
 
 
 def devices() -> list[Device]:
-    """The GPUs that torch could use here; else the processor alone. Never empty; at most STALE_S old."""
-    global _devices
-    asked, found = _devices
+    """The GPUs that this studio may take, those that torch can use first and the largest of them first; else the processor alone.
+
+    Never empty; at most STALE_S old. One that torch can't use says so in its `problem`.
+    """
+    return list(gpus().devices) or [processor()]
+
+
+def usable() -> list[Device]:
+    """As `devices`, and only those that models can run on."""
+    return [one for one in devices() if one.is_usable] or [processor()]
+
+
+def refusal() -> GpuProblem | None:
+    """Why no GPU is used although one is here: device=auto is refused then. None where one is used, and where there is none."""
+    return gpus().refusal
+
+
+def gpus() -> Gpus:
+    """The GPUs and what is to be said of them, at most STALE_S old."""
+    global _gpus
+    asked, found = _gpus
     if time.monotonic() - asked > STALE_S:
-        found = (_nvidia_gpus() if torch_supports_cuda() else []) or [_processor()]
-        _devices = (time.monotonic(), found)
+        found = look()
+        _gpus = (time.monotonic(), found)
     return found
 
 
+def look(view: TorchView | None = None) -> Gpus:
+    """The GPUs now. `view`: torch's, from a process that has torch; else a child is asked, where there is a sign of a GPU."""
+    driver = nvml.read()
+    here = memory()
+    has_card = _has_nvidia_card()
+    has_sign = driver.cards or driver.state is DriverState.BROKEN or has_card or any(Path(file).exists() for file in OTHER_FILES)
+    if view is None and has_sign:
+        lacks_memory = not driver.cards or any(card.total_bytes is None for card in driver.cards)
+        view = torch_view.ask(_signature(driver), torch_version(), with_memory=lacks_memory)
+    return cards.join(
+        driver,
+        view,
+        os.environ.get("CUDA_VISIBLE_DEVICES"),
+        main_memory=(here.total_bytes, here.used_bytes),
+        has_card=has_card,
+    )
+
+
+def _signature(driver: Driver) -> str:
+    """All of a driver's view that decides what torch sees."""
+    uuids = [part.uuid for card in driver.cards for part in (card, *card.slices)]
+    return " ".join([driver.state, driver.version, *uuids])
+
+
+def _has_nvidia_card() -> bool:
+    """Whether a driver has left its files, or the PCI bus shows a display or compute controller of NVIDIA."""
+    if any(Path(file).exists() for file in NVIDIA_FILES):
+        return True
+    for place in PCI.glob("*"):
+        try:
+            if (place / "vendor").read_text().strip() == NVIDIA and (place / "class").read_text().startswith("0x03"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def memory() -> Memory:
-    machine = psutil.virtual_memory()
+    whole = psutil.virtual_memory()
     limit = _cgroup_number("memory.max")
-    if limit is None or limit >= machine.total:
-        return Memory(machine.total, machine.total - machine.available)
+    if limit is None or limit >= whole.total:
+        return Memory(whole.total, whole.total - whole.available)
     used = (_cgroup_number("memory.current") or 0) - _cgroup_reclaimable()
     return Memory(limit, min(limit, max(0, used)))
 
@@ -106,37 +158,9 @@ def torch_version() -> str:
         return ""
 
 
-def torch_supports_cuda() -> bool:
-    version = torch_version()
-    return bool(version) and not version.endswith("+cpu")
-
-
-def _processor() -> Device:
+def processor() -> Device:
     here = memory()
     return Device("cpu", f"CPU, {cores()} core{'s' if cores() > 1 else ''}", here.total_bytes, here.used_bytes)
-
-
-def _nvidia_gpus() -> list[Device]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.SubprocessError):
-        return []  # a driver that doesn't answer can't train either
-    return parse_nvidia_smi(done.stdout)
-
-
-def parse_nvidia_smi(text: str) -> list[Device]:
-    """Lines `name, total MiB, used MiB`; a line without numbers (a GPU split by MIG says [N/A]) is left out."""
-    found = []
-    for line in text.splitlines():
-        name, *numbers = (part.strip() for part in line.rsplit(",", 2))
-        if len(numbers) == 2 and all(number.isdigit() for number in numbers):
-            total, used = (int(number) * 1024**2 for number in numbers)
-            found.append(Device("cuda", name, total, used))
-    return found
 
 
 def _cgroup_number(name: str) -> int | None:

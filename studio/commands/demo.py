@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from studio import supervisor
+from studio.catalogue import hardware
 from studio.catalogue.demos import DEMOS
 from studio.commands.terminal import follow, open_studio
 from studio.errors import StudioError
@@ -33,7 +34,11 @@ def run(settings: Settings, say: Callable[[str], None]) -> DemoResult:
         learned = studio.datasets.add(DEMO.train_path, filename=f"{DEMO.name}.jsonl")
         held_out = studio.datasets.add(DEMO.eval_path, filename=f"{DEMO.name}-held-out.jsonl")
         say(f"Data: {learned.rows} rows to learn ({learned.name}), {held_out.rows} held out ({held_out.name}).")
-        job = studio.jobs.submit(data=learned.id, base_model=BASE, recipe="qlora-sft", options=OPTIONS)
+        options = dict(OPTIONS)
+        if (refusal := hardware.refusal()) is not None:
+            say(f"{refusal.problem} {refusal.fix} The demo's small model trains on the processor.")
+            options["device"] = "cpu"
+        job = studio.jobs.submit(data=learned.id, base_model=BASE, recipe="qlora-sft", options=options)
         threading.Thread(target=_warm, args=(studio, job.id), daemon=True).start()
         job = _succeeded(follow(studio, job.id))
         adapter = studio.adapters.show(job.adapter or "")

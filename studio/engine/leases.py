@@ -52,7 +52,7 @@ class Lease:
 
 def free_bytes() -> int:
     """On the device where models run."""
-    device = hardware.devices()[0]
+    device = hardware.usable()[0]
     if device.kind == "cuda":
         return device.memory_bytes - device.used_bytes
     return hardware.memory().free_bytes

@@ -187,6 +187,7 @@ from studio.records.system import DemoChat as DemoChat
 from studio.records.system import DemoJudge as DemoJudge
 from studio.records.system import DemoResult as DemoResult
 from studio.records.system import DemoScore as DemoScore
+from studio.records.system import DeviceReading as DeviceReading
 from studio.records.system import DiskUse as DiskUse
 from studio.records.system import DoctorCheck as DoctorCheck
 from studio.records.system import DoctorReport as DoctorReport

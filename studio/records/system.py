@@ -157,6 +157,19 @@ class Restoration(Record):
     before: str | None  # folder of what was there; null where nothing was
 
 
+class DeviceReading(Record):
+    """A GPU that this studio may take, or the processor where there is none. What its driver does not tell is null."""
+
+    name: str
+    kind: str  # cpu or cuda
+    memory_bytes: int
+    used_bytes: int
+    use: float | None = None  # share of the last moment in which it computed, 0-1
+    temperature_c: int | None = None
+    power_w: float | None = None
+    problem: str = ""  # why PyTorch can't use it, in a sentence
+
+
 class StatusStrip(QueueOverview):
     """Device, memory, what runs, what waits, what the engine holds."""
 
@@ -165,6 +178,9 @@ class StatusStrip(QueueOverview):
     memory: str  # used of all, as text
     memory_bytes: int  # of the device
     used_bytes: int
+    devices: list[DeviceReading] = []  # each of them; the fields above are of the first
+    problem: str = ""  # why no GPU is used although one is here; device=auto is refused then
+    fix: str = ""
     engine: EngineStatus
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from studio.catalogue import torch_view
 from studio.catalogue.probes import keep_in
 from studio.db import migrations
 from studio.db.session import Database, database
@@ -70,6 +71,7 @@ class Studio:
         recover(settings)
         settings.make_folders()
         keep_in(settings.cache)
+        torch_view.keep_in(settings.cache)
         db = database(settings.db_url, settings.sqlite_journal, settings.home)
         migrations.migrate(db)
         models = ModelService(settings, db, at_terminal=at_terminal)

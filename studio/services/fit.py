@@ -20,7 +20,7 @@ from jobs import recipes
 from jobs.config import JobConfig
 from studio.catalogue import hardware, memory, rope
 from studio.catalogue.architecture import decoder
-from studio.catalogue.compatibility import conflicts
+from studio.catalogue.compatibility import conflicts, without_device
 from studio.catalogue.memory import Prediction
 from studio.catalogue.models import read_json
 from studio.db.models import JobRow
@@ -237,7 +237,8 @@ def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
 
 def _warnings(asked: FitQuestion) -> list[str]:
     """Why a launch of this would be refused; it is predicted all the same."""
-    found = [str(conflict) for conflict in conflicts(asked.job, asked.device, asked.config)]
+    against = without_device(asked.job) + conflicts(asked.job, asked.device, asked.config)
+    found = [str(conflict) for conflict in against]
     if isinstance(asked.config.get("quantization_config"), dict):
         found.append("The model's own file is stored quantised; this is predicted for its 16-bit version.")
     return found

@@ -278,7 +278,7 @@ def standing_against(config: JobConfig, model: ModelRef | None, probe: Probe | N
     shape = None
     if model:
         shape = memory.model_config(model.path)
-    found = compatibility.conflicts(config, memory.device_of(config), shape)
+    found = compatibility.without_device(config) + compatibility.conflicts(config, memory.device_of(config), shape)
     if probe is not None:
         found += suitability.conflicts(config, probe)
     return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]

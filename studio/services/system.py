@@ -16,9 +16,10 @@ from pathlib import Path
 import httpx
 
 from studio import processes
-from studio.catalogue import hardware
+from studio.catalogue import hardware, nvml
+from studio.catalogue.cards import Device
 from studio.db.session import Database
-from studio.records import BugReport, DoctorCheck, DoctorReport, EngineStatus, PageHealth, PageState, StatusStrip
+from studio.records import BugReport, DeviceReading, DoctorCheck, DoctorReport, EngineStatus, PageHealth, PageState, StatusStrip
 from studio.running import health, running
 from studio.services import bug_report
 from studio.services.jobs import JobService
@@ -26,7 +27,7 @@ from studio.services.models import STARTER, ModelService
 from studio.settings import Settings
 
 GIB = 1024**3
-LOW_DISK_BYTES, LOW_MEMORY_BYTES = 5 * GIB, 4 * GIB
+LOW_DISK_BYTES, LOW_MEMORY_BYTES, LOW_GPU_BYTES = 5 * GIB, 4 * GIB, 1 * GIB
 HUB = "https://huggingface.co"
 ENGINE_STALE_S = 1.0
 TRIAL_S = 120
@@ -58,7 +59,8 @@ class SystemService:
         self._page_health: Callable[[], PageHealth] | None = None
 
     def strip(self) -> StatusStrip:
-        device = hardware.devices()[0]
+        devices = hardware.devices()
+        device, refusal = devices[0], hardware.refusal()
         queue = self.jobs.overview()
         return StatusStrip(
             device=device.name,
@@ -66,6 +68,9 @@ class SystemService:
             memory=f"{device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB",
             memory_bytes=device.memory_bytes,
             used_bytes=device.used_bytes,
+            devices=[_reading(one) for one in devices],
+            problem=refusal.problem if refusal else "",
+            fix=refusal.fix if refusal else "",
             running=queue.running,
             queued=queue.queued,
             paused=queue.paused,
@@ -150,6 +155,19 @@ class SystemService:
         return _check("starter model", starter.loadable, starter.reason or size, "Install the studio again.")
 
 
+def _reading(device: Device) -> DeviceReading:
+    return DeviceReading(
+        name=device.name,
+        kind=device.kind,
+        memory_bytes=device.memory_bytes,
+        used_bytes=device.used_bytes,
+        use=device.use,
+        temperature_c=device.temperature_c,
+        power_w=device.power_w,
+        problem=device.problem,
+    )
+
+
 def _check(name: str, ok: bool, detail: str, fix: str = "") -> DoctorCheck:
     return DoctorCheck(name=name, ok=ok, detail=detail, fix="" if ok else fix)
 
@@ -198,13 +216,33 @@ def _torch() -> DoctorCheck:
 
 
 def _device() -> DoctorCheck:
-    found = hardware.devices()
+    """The GPUs, what is to be said of them, and why one that is here is not used."""
+    found, refusal = hardware.devices(), hardware.refusal()
     detail = "; ".join(f"{device.name}, {_text(device.memory_bytes)}" for device in found)
+    if refusal is not None:
+        return _check("device", False, f"{detail}. {refusal.problem}", refusal.fix)
+    detail = ". ".join([detail, *hardware.gpus().notes])
+    full = [sentence for device in found if (sentence := _taken(device))]
+    if full:
+        return _check("device", False, ". ".join([detail, *full]), "End that program, or name another card in CUDA_VISIBLE_DEVICES.")
     if found[0].kind == "cpu":
         detail += (
             ". No GPU that torch can use: the starter and models of some hundred million parameters train here, larger ones take very long"
         )
     return _check("device", True, detail)
+
+
+def _taken(device: Device) -> str:
+    """Who holds the memory of a GPU that is nearly full, where that is none of the studio's own processes; else ""."""
+    if device.kind != "cuda" or device.is_shared or device.free_bytes >= LOW_GPU_BYTES:
+        return ""
+    holders = nvml.holders(device.selector)
+    if any(holder.is_ours for holder in holders):
+        return ""
+    who = "another program"
+    if holders:
+        who = ", ".join(holder.words for holder in holders[:3])
+    return f"Only {_text(device.free_bytes)} of {device.name} are free: {who} holds the rest"
 
 
 def _memory() -> DoctorCheck:

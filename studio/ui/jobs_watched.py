@@ -13,6 +13,11 @@ from studio.ui import chart
 
 SHOWN_ANSWERS = 4  # of one question, beside the base's
 GIB = 1024**3
+GPU_READINGS = (
+    ("device_use", "GPU use (1 is all of it)"),
+    ("device_temperature_c", "GPU temperature (°C)"),
+    ("device_power_w", "GPU power (W)"),
+)
 MEASURES = (("learning_rate", "Learning rate"), ("grad_norm", "Size of the gradient before clipping (grad norm)"))
 
 
@@ -63,7 +68,8 @@ def small_charts(curves: Curves) -> list[dict[str, Any]]:
     drifted = "Drift from the base on general questions: above 0 it forgets (nats per token)"
     drawn.append(_one(drifted, chart.values(curves.drift, "drift")))
     drawn.append(_memory("GPU memory (GiB): training thin, whole GPU bold", machine, "torch_bytes", "device_bytes"))
-    drawn.append(_one("GPU use (1 is all of it)", chart.values(machine, "device_use")))
+    for key, title in GPU_READINGS:
+        drawn.append(_one(title, chart.values(machine, key)))
     drawn.append(_memory("Memory (GiB): training thin, whole machine bold", machine, "process_bytes", "host_bytes"))
     drawn.append(_one("Processor cores that it keeps busy", chart.values(machine, "cores")))
     return [one for one in drawn if one]

@@ -10,13 +10,14 @@ from typing import Any
 
 import gradio as gr
 
-from studio.records import EngineStatus, Job, StatusStrip
+from studio.records import DeviceReading, EngineStatus, Job, StatusStrip
 from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.handlers import QUIET, steady
 from studio.ui.page import Frame, go, stamp, stamp_box
 
 BUSY_S, IDLE_S = 2.0, 10.0
+GIB = 1024**3
 
 
 class Strip:
@@ -68,12 +69,25 @@ def is_busy(strip: StatusStrip) -> bool:
 
 
 def chips(strip: StatusStrip) -> list[Chip]:
-    found = [Chip("device", f"{strip.device} · {strip.memory}", "start"), *map(_running, strip.running)]
+    found = [*map(_device, strip.devices), *map(_running, strip.running)]
+    if strip.problem:
+        found.insert(0, Chip("warn", f"GPU not used: {strip.problem}", "start", tone="failed"))
     if strip.queued:
         found.append(Chip("clock", f"{strip.queued} queued", "jobs"))
     elif not strip.running:
         found.append(Chip("pause", "nothing runs", "jobs"))
     return [*found, _engine(strip.engine)]
+
+
+def _device(device: DeviceReading) -> Chip:
+    readings = [device.name, f"{device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB"]
+    if device.use is not None:
+        readings.append(f"{device.use:.0%}")
+    if device.temperature_c is not None:
+        readings.append(f"{device.temperature_c} °C")
+    if device.power_w is not None:
+        readings.append(f"{device.power_w:.0f} W")
+    return Chip("device", " · ".join(readings), "start")
 
 
 def _running(job: Job) -> Chip:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.config import build
 from studio.catalogue import memory
+from studio.catalogue.cards import Gpus
 from studio.cli import app
 from studio.db.models import JobRow
 from studio.errors import StudioError
@@ -90,8 +91,7 @@ def test_a_measured_peak_is_held_against_what_torch_counts(studio: Studio, devic
 
 
 def test_without_a_gpu_nobody_knows_whether_it_fits(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studio.catalogue.hardware.torch_supports_cuda", lambda: False)
-    monkeypatch.setattr("studio.catalogue.hardware._devices", (float("-inf"), []))
+    monkeypatch.setattr("studio.catalogue.hardware.gpus", Gpus)
     found = studio.fit.fit(model_config=EIGHT_B, device="cuda")
     assert found.fits is None and found.margin_bytes is None and found.longest_max_length is None
 

@@ -8,7 +8,7 @@ import pytest
 
 from studio.db.models import AdapterRow, JobRow
 from studio.errors import StudioError
-from studio.records import EngineStatus, LoadedModel, MemoryLease
+from studio.records import DeviceReading, EngineStatus, LoadedModel, MemoryLease
 from studio.services import Studio
 from studio.settings import Settings
 from studio.ui.demo import NAME, DemoSteps
@@ -94,3 +94,16 @@ def test_the_strip_says_what_waits_and_what_the_engine_holds(studio: Studio) -> 
         (EngineStatus(loaded=loaded, yielded=lease), "engine: starter + 2 adapters, beside night"),
     ):
         assert chips(strip.model_copy(update={"engine": engine}))[-1].text == text
+
+
+def test_the_strip_shows_every_gpu_and_why_one_is_not_used(studio: Studio) -> None:
+    # red when a card that torch rejects looks like one that is used
+    gib = 1024**3
+    large = DeviceReading(
+        name="RTX 3090", kind="cuda", memory_bytes=24 * gib, used_bytes=int(7.9 * gib), use=0.87, temperature_c=64, power_w=279.6
+    )
+    small = DeviceReading(name="RTX 4060", kind="cuda", memory_bytes=8 * gib, used_bytes=gib)
+    strip = studio.system.strip().model_copy(update={"devices": [large, small]})
+    assert [chip.text for chip in chips(strip)][:2] == ["RTX 3090 · 7.9 of 24 GiB · 87% · 64 °C · 280 W", "RTX 4060 · 1.0 of 8 GiB"]
+    first = chips(strip.model_copy(update={"problem": "Driver 550 is too old."}))[0]
+    assert (first.text, first.tone, first.tab) == ("GPU not used: Driver 550 is too old.", "failed", "start")

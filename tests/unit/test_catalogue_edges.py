@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +56,7 @@ def test_cores_are_those_of_the_quota(container: Path, quota: str | None, cores:
     if quota is not None:
         (container / "cpu.max").write_text(quota)
     assert hardware.cores() == cores
-    device = hardware._processor()
+    device = hardware.processor()
     assert (device.kind, device.name, device.memory_bytes, device.used_bytes) == (
         "cpu",
         f"CPU, {cores} core{'s' * (cores > 1)}",
@@ -83,40 +82,24 @@ def test_the_processor_says_how_large_its_numbers_are(monkeypatch: pytest.Monkey
 def test_devices_are_asked_for_again_after_five_seconds(monkeypatch: pytest.MonkeyPatch, container: Path) -> None:
     now, asked = 1000.0, []
     monkeypatch.setattr(hardware.time, "monotonic", lambda: now)
-    monkeypatch.setattr(hardware, "_devices", (float("-inf"), []))
-    monkeypatch.setattr(hardware, "torch_supports_cuda", lambda: True)
+    monkeypatch.setattr(hardware, "_gpus", (float("-inf"), hardware.Gpus()))
     gpus = [hardware.Device("cuda", "GPU", 10, 1)]
-    monkeypatch.setattr(hardware, "_nvidia_gpus", lambda: asked.append(now) or gpus)
+    monkeypatch.setattr(hardware, "look", lambda: asked.append(now) or hardware.Gpus(tuple(gpus)))
     assert hardware.devices() == gpus
     now += 5.0
     assert hardware.devices() == gpus and asked == [1000.0]
     now += 0.1
     gpus.clear()
     assert [device.kind for device in hardware.devices()] == ["cpu"] and asked == [1000.0, 1005.1]
-    monkeypatch.setattr(hardware, "torch_supports_cuda", lambda: False)
-    now += 6
-    assert [device.kind for device in hardware.devices()] == ["cpu"] and len(asked) == 2
 
 
-def test_a_torch_for_processors_uses_no_gpu_and_a_driver_that_fails_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for version, supports in (("2.10.0", True), ("2.10.0+cu128", True), ("2.10.0+cpu", False), ("", False)):
-        monkeypatch.setattr(hardware, "torch_version", lambda version=version: version)
-        assert hardware.torch_supports_cuda() is supports
-    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
-    assert hardware._nvidia_gpus() == []
-    monkeypatch.setattr(hardware.shutil, "which", lambda name: f"/usr/bin/{name}")
-
-    def run(command: list[str], **options: Any) -> Any:
-        assert command[0] == "/usr/bin/nvidia-smi" and options["timeout"] == 10 and options["check"]
-        if failing:
-            raise subprocess.TimeoutExpired(command, 10)
-        return SimpleNamespace(stdout="GPU, 3, 1\n")
-
-    monkeypatch.setattr(hardware.subprocess, "run", run)
-    failing = True
-    assert hardware._nvidia_gpus() == []
-    failing = False
-    assert hardware._nvidia_gpus() == [hardware.Device("cuda", "GPU", 3 * 1024**2, 1024**2)]
+def test_models_run_where_they_can(monkeypatch: pytest.MonkeyPatch, container: Path) -> None:
+    # red when a card that torch rejects counts as a place for models, or is no longer shown
+    rejected, good = hardware.Device("cuda", "old", 10, 1, problem="Too old.", fix="Update."), hardware.Device("cuda", "new", 9, 1)
+    for cards, usable in (((good, rejected), ["new"]), ((rejected,), ["CPU, 8 cores"]), ((), ["CPU, 8 cores"])):
+        monkeypatch.setattr(hardware, "gpus", lambda cards=cards: hardware.Gpus(cards))
+        assert [one.name for one in hardware.usable()] == usable
+        assert [one.name for one in hardware.devices()] == ([one.name for one in cards] or usable)
 
 
 @pytest.mark.parametrize(("needed", "free", "fits"), [(100, 105, True), (100, 104, False), (1_000_000_000, 1_050_000_000, True)])

@@ -9,15 +9,6 @@ import pytest
 from studio.catalogue import hardware
 
 
-def test_nvidia_smi_lines_become_devices_and_a_split_gpu_is_left_out() -> None:
-    text = "NVIDIA H200, 143771, 4\nGPU, with comma, 24576, 1024\nNVIDIA A100, [N/A], [N/A]\n\nNo devices were found\n"
-    found = hardware.parse_nvidia_smi(text)
-    assert [(device.name, device.memory_bytes, device.used_bytes) for device in found] == [
-        ("NVIDIA H200", 143771 * 1024**2, 4 * 1024**2),
-        ("GPU, with comma", 24576 * 1024**2, 1024 * 1024**2),
-    ]
-
-
 @pytest.mark.parametrize(("cores", "trainer", "engine"), [(1, 1, 1), (2, 1, 1), (4, 3, 2), (16, 15, 8)])
 def test_trainer_and_engine_leave_each_other_room(monkeypatch: pytest.MonkeyPatch, cores: int, trainer: int, engine: int) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: cores)

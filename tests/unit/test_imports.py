@@ -58,6 +58,9 @@ TRAINER_MAY_IMPORT = (
     "studio",
     "studio.catalogue",
     "studio.catalogue.architecture",  # what a config.json says, without torch
+    "studio.catalogue.hardware",  # the GPUs that are here
+    "studio.catalogue.nvml",  # and what their driver says of them
+    "studio.catalogue.torch_view",  # and torch
     "studio.catalogue.fused",  # experts that are stored as one tensor
     "studio.catalogue.gpu_failures",  # what libraries say of a GPU
     "studio.catalogue.keys",  # whether a base holds all its weights
