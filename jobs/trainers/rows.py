@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from jobs.config import JobConfig
 from jobs.objectives import RowForm
-from studio.datasets.rendering import Renderer
+from studio.datasets.rendering import Rendered, Renderer
 from studio.errors import DatasetError
 from studio.types import DroppedPart, Example, LearnedTurns, Message
 
@@ -78,17 +78,41 @@ def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[To
             yield Tokens(None, refusal=f"{path.name}, line {number}: {exc.message}", way_on=exc.fix)
 
 
+@dataclass(frozen=True)
+class TrainedRows:
+    """Rows as a training with `config` learns and cuts them, for whoever shows them. Imports no torch."""
+
+    renderer: Renderer
+    config: JobConfig
+
+    def example(self, example: Example, max_length: int | None = None) -> Rendered:
+        """With `max_length`, it is cut as the training's max_length does. Raises DatasetError where the training leaves the row out."""
+        form = self.config.objective_entry.rows
+        if form is RowForm.IMITATION:
+            return _learned(example, self.renderer, self.config, max_length)
+        row = self.renderer.example(example, max_length)
+        if max_length is None:
+            return row
+        cut = _RENDERERS[form](example, self.renderer, self.config.model_copy(update={"max_length": max_length}))
+        return dataclasses.replace(row, truncated=cut.truncated)
+
+
+def _learned(example: Example, renderer: Renderer, config: JobConfig, max_length: int | None) -> Rendered:
+    row = renderer.example(example, max_length)
+    only_answers = config.completion_only_loss
+    if example.messages is not None:
+        only_answers = config.assistant_only_loss
+    if only_answers:
+        return row
+    return dataclasses.replace(row, learned=[not barred for barred in row.barred])
+
+
 def _imitated(example: Example, renderer: Renderer, config: JobConfig) -> Tokens:
     """`input_ids` and `labels`."""
     import numpy as np
 
-    row = renderer.example(example, config.max_length)
-    only_answers = config.completion_only_loss
-    if example.messages is not None:
-        only_answers = config.assistant_only_loss
+    row = _learned(example, renderer, config, config.max_length)
     learned = row.learned
-    if not only_answers:
-        learned = [not barred for barred in row.barred]
     if not any(learned[1:]):  # the first token is never predicted
         return Tokens(None, row.truncated)
     ids = np.asarray(row.ids, np.int32)

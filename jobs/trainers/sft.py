@@ -43,7 +43,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     config = config.model_copy(update={"max_length": base.max_length(config, model_folder)})
     renderer = Renderer.load(model_folder, run.kept_template() or config.chat_template, config.row_options())
     rows = _training_rows(run.train, renderer, config, log)
-    held_out = _held_out(run, renderer, config)
+    held_out = _held_out(run, renderer, config, log)
     import_bitsandbytes()
     from jobs.trainers.exact import Reporter
     from jobs.trainers.watch import Watch
@@ -89,14 +89,16 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     return {**figures, **peak.figures(), "longest_row": _longest(rows)}
 
 
-def _held_out(run: RunDir, renderer: Renderer, config: JobConfig) -> Any:
+def _held_out(run: RunDir, renderer: Renderer, config: JobConfig, log: EventLog) -> Any:
     """The rows to evaluate on as tokens; None where there are none."""
     if not run.eval.exists():
         return None
-    rows = tokenize(run.eval, renderer, config).dataset
-    if not len(rows):
+    rows = tokenize(run.eval, renderer, config)
+    if rows.truncated:
+        log.notice(f"{rows.truncated} of {rows.read} held-out rows are longer than {config.max_length} tokens and were cut at the end.")
+    if not len(rows.dataset):
         return None
-    return rows
+    return rows.dataset
 
 
 def _longest(rows: TokenRows) -> int:

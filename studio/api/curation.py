@@ -7,19 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field, JsonValue
 
-from studio.api.rest import Body, Here, no_file
+from studio.api.rest import Body, Here, MaxLength, no_file
 from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
 
 router = APIRouter(prefix="/api")
-
-MaxLength = Annotated[int, Query(ge=8, le=1_048_576)]
 
 
 class Fix(Body):
     checks: list[str] = Field(description="Checks that the report names, or all.")
     name: str | None = None
     base_model: str | None = None
-    max_length: int = Field(default=1024, ge=8, le=1_048_576)
+    max_length: int | None = Field(default=None, ge=8, le=1_048_576)
     chat_template: str | None = None
     against: list[str] = Field(default_factory=list)
     values: dict[str, str] = Field(
@@ -59,7 +57,7 @@ def report(
     studio: Here,
     dataset: str,
     base_model: str | None = None,
-    max_length: MaxLength = 1024,
+    max_length: MaxLength = None,
     chat_template: str | None = None,
     against: Annotated[list[str] | None, Query()] = None,
 ) -> DatasetReport:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
-from studio.api.rest import Body, Here, file_name, kept_upload, no_file
+from studio.api.rest import Body, Here, MaxLength, file_name, kept_upload, no_file
 from studio.errors import StudioError
 from studio.records import Dataset, Parity, Rendering, TemplateInfo
 from studio.services.models import HUB
@@ -82,7 +82,7 @@ def render_dataset(
     base_model: str = "starter",
     rows: Annotated[int, Query(ge=1, le=100)] = 3,
     offset: Annotated[int, Query(ge=0)] = 0,
-    max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
+    max_length: MaxLength = None,
     chat_template: str | None = None,
     learned_turns: LearnedTurns = LearnedTurns.MARKED,
     reasoning: Reasoning = Reasoning.LEARN,
@@ -102,7 +102,7 @@ def dataset_parity(
     dataset: str,
     base_model: str = "starter",
     rows: Annotated[int, Query(ge=1, le=1000)] = 20,
-    max_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
+    max_length: MaxLength = None,
     chat_template: str | None = None,
     learned_turns: LearnedTurns = LearnedTurns.MARKED,
     reasoning: Reasoning = Reasoning.LEARN,

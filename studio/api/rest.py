@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, UploadFile
+from fastapi import APIRouter, Depends, Query, Request, UploadFile
 from pydantic import BaseModel, ConfigDict
 
 from studio.errors import StudioError
@@ -28,6 +28,9 @@ def _studio(request: Request) -> Studio:
 
 
 Here = Annotated[Studio, Depends(_studio)]
+MaxLength = Annotated[
+    int | None, Query(ge=8, le=1_048_576, description="Longest row in tokens; left out: what a training takes that sets none.")
+]
 
 
 class Body(BaseModel):

@@ -19,7 +19,8 @@ ID = Annotated[str, typer.Argument(metavar="ID", help="A dataset's ID or name.")
 Name = Annotated[str | None, typer.Option(help="What to call the new version.")]
 Seed = Annotated[int, typer.Option(help="The same seed chooses the same rows.")]
 BaseModel = Annotated[str | None, typer.Option(help="Count in its tokens, and look for rows that are cut off: a name or a folder.")]
-MaxLength = Annotated[int, typer.Option(min=8, help="Longest row in tokens; needs --base-model.")]
+LENGTH_HELP = "Longest row in tokens; when left out, what a training takes that sets none."
+MaxLength = Annotated[int | None, typer.Option(min=8, help=f"{LENGTH_HELP} Needs --base-model.")]
 Template = Annotated[str | None, typer.Option("--chat-template", help="As in `render`; needs --base-model.")]
 Against = Annotated[list[str] | None, typer.Option(metavar="ID", help="A dataset that shall share no row with this one; repeat it.")]
 
@@ -31,7 +32,7 @@ BAR = 40
 def report(
     dataset: ID,
     base_model: BaseModel = None,
-    max_length: MaxLength = 1024,
+    max_length: MaxLength = None,
     chat_template: Template = None,
     against: Against = None,
     json: JsonFlag = False,
@@ -52,7 +53,7 @@ def fix(
     ] = None,
     name: Name = None,
     base_model: BaseModel = None,
-    max_length: MaxLength = 1024,
+    max_length: MaxLength = None,
     chat_template: Template = None,
     against: Against = None,
     json: JsonFlag = False,
@@ -133,7 +134,7 @@ def versions(dataset: ID, json: JsonFlag = False) -> None:
 COMMANDS = (report, fix, split, merge, pick, edit, drop, versions)
 
 
-def _options(base_model: str | None, max_length: int, chat_template: str | None, against: list[str] | None) -> ReportOptions:
+def _options(base_model: str | None, max_length: int | None, chat_template: str | None, against: list[str] | None) -> ReportOptions:
     return {
         "base_model": base_model,
         "max_length": max_length,

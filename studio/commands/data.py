@@ -94,7 +94,7 @@ def render(
     base_model: Annotated[str, typer.Option(help="Whose tokenizer and template: a name or a folder.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
     offset: Annotated[int, typer.Option(min=0, help="How many rows to leave out before the first one shown.")] = 0,
-    max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
+    max_length: Annotated[int | None, typer.Option(min=8, help=curation.LENGTH_HELP)] = None,
     chat_template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     learned_turns: LearnedTurnsFlag = LearnedTurns.MARKED,
     reasoning: ReasoningFlag = Reasoning.LEARN,
@@ -122,7 +122,7 @@ def parity(
     dataset: Annotated[str, typer.Argument(metavar="ID")],
     base_model: Annotated[str, typer.Option(help="Whose tokenizer and template: a name or a folder.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows to compare, spread evenly.")] = 20,
-    max_length: Annotated[int, typer.Option(min=8, help="Longest row in tokens.")] = 1024,
+    max_length: Annotated[int | None, typer.Option(min=8, help=curation.LENGTH_HELP)] = None,
     chat_template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     learned_turns: LearnedTurnsFlag = LearnedTurns.MARKED,
     reasoning: ReasoningFlag = Reasoning.LEARN,
@@ -166,9 +166,10 @@ def _read(added: Dataset) -> list[str]:
 
 def _rendered_text(rendered: Rendering) -> str:
     lines = [f"[{len(row.ids)} tokens, {sum(row.learned)} learned{', cut' * row.truncated}]\n{_marked(row)}" for row in rendered.rows]
-    shares = f"cut {rendered.share_truncated:.1%}, without learned tokens {rendered.share_without_learned_tokens:.1%}"
+    shares = f"cut at {rendered.max_length} tokens {rendered.share_truncated:.1%}, without learned tokens {rendered.share_without_learned_tokens:.1%}"
     lengths = f"p50 {rendered.p50}, p95 {rendered.p95}, p99 {rendered.p99}"
-    said = [f"{count} rows: the chat template leaves out {what.replace('_', ' ')}." for what, count in rendered.left_out.items()]
+    said = [rendered.length_notice] * bool(rendered.length_notice)
+    said += [f"{count} rows: the chat template leaves out {what.replace('_', ' ')}." for what, count in rendered.left_out.items()]
     if rendered.empty_reasoning:
         said.append(f"{rendered.empty_reasoning} rows teach an empty block of reasoning (reasoning=context does not).")
     if rendered.control_tokens:

@@ -285,6 +285,7 @@ class TokenFigures(LengthFigures):
     """What rows come to in tokens. Shares are of the rows that were checked."""
 
     checked: int  # rows, spread evenly over the dataset
+    truncated: int = 0  # rows of these that are cut
     share_truncated: float
     share_without_learned_tokens: float  # also of rows that can't be rendered
     problems: list[RowProblem]  # of rows that can't be rendered, the first 100
@@ -306,6 +307,8 @@ class Rendering(TokenFigures):
     """What a base model will see and learn of some rows; the figures are of all, or of an even sample."""
 
     total: int  # rows of the dataset
+    max_length: int = 0  # where rows are cut: what was asked for, or what a training takes that sets none
+    length_notice: str = ""  # why that is less than the default or the recipe's
     rows: list[RenderedRow]
     template_name: str
     template_sha256: str

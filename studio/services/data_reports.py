@@ -18,20 +18,20 @@ from studio.datasets.report.child import Progress
 from studio.datasets.report.wanted import Wanted
 from studio.errors import StudioError
 from studio.records import Dataset, DatasetReport
+from studio.services.chosen_options import longest_row
 from studio.services.datasets import DatasetService, day_of
 from studio.services.models import ModelService
 from studio.services.versions import VersionShelf
 from studio.settings import Settings
 
 REPORT_VERSION = 3  # a report made by other rules is made again
-MAX_LENGTH = 1024
 
 
 class ReportOptions(TypedDict, total=False):
     """How a report is made, everywhere the same."""
 
     base_model: str | None  # count in its tokens, and look for rows that are cut off
-    max_length: int  # of a row in tokens
+    max_length: int | None  # of a row in tokens; None: as a training cuts it that sets none
     chat_template: str | None
     against: Sequence[str]  # datasets that shall share no row with this one; the other side of a split always counts as one
     allow_path: bool  # base_model may be a folder
@@ -72,12 +72,14 @@ class Reports:
         base_model = options.get("base_model")
         if not base_model:
             return asked
-        max_length = options.get("max_length", MAX_LENGTH)
+        model = self._models.resolve(base_model, allow_path=options.get("allow_path", False))
+        max_length = options.get("max_length")
+        if max_length is None:
+            max_length = longest_row(model).config.max_length
         if max_length < 1:
             raise StudioError(f"max_length can't be {max_length}.", "Give a number of tokens, such as 1024.")
-        folder = self._models.resolve(base_model, allow_path=options.get("allow_path", False)).path
         template = options.get("chat_template") or None
-        return replace(asked, model_folder=str(folder), max_length=max_length, chat_template=template, date=day_of(dataset.created_at))
+        return replace(asked, model_folder=str(model.path), max_length=max_length, chat_template=template, date=day_of(dataset.created_at))
 
     def made(self, dataset: Dataset, wanted: Wanted, progress: Progress | None) -> FullReport:
         """The report that is kept, else a new one, which is kept from now on."""

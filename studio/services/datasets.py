@@ -18,6 +18,7 @@ from typing import Protocol
 from sqlalchemy import select, update
 
 from jobs.rundir import RunDir
+from studio.catalogue.models import ModelRef
 from studio.datasets import guessing, parity
 from studio.datasets.first_rows import first_rows
 from studio.datasets.formats import BY_NAME, FORMATS, Format
@@ -43,6 +44,7 @@ from studio.records import (
     WrittenRows,
 )
 from studio.services import rendered_rows
+from studio.services.chosen_options import longest_row
 from studio.services.dataset_files import DatasetFiles, as_record, disk_errors, look_up
 from studio.services.hub_rows import HubRows, file_name, is_hub
 from studio.settings import Settings
@@ -58,13 +60,8 @@ Templates = list[TemplateInfo]
 Formats = list[RowFormat]
 
 
-class _Named(Protocol):
-    @property
-    def path(self) -> Path: ...
-
-
 class _Models(Protocol):
-    def resolve(self, name: str, allow_path: bool = False) -> _Named: ...
+    def resolve(self, name: str, allow_path: bool = False) -> ModelRef: ...
 
 
 class DatasetService:
@@ -258,7 +255,7 @@ class DatasetService:
         base_model: str,
         rows: int = 3,
         offset: int = 0,
-        max_length: int = 1024,
+        max_length: int | None = None,
         chat_template: str | None = None,
         options: RowOptions | None = None,
         allow_path: bool = False,
@@ -266,17 +263,30 @@ class DatasetService:
         """What a model will see and learn of some rows from `offset` on (0 is the first).
 
         Shares, percentiles and the histogram are over all rows, or an even sample of many. In each row `ids`, `tokens` and `learned`
-        end at max_length; `cut` and `cut_learned` are the tokens behind it that training never sees.
+        end at max_length, by default where a training ends them that sets none; `cut` and `cut_learned` are the tokens behind it.
         """
-        folder = self._models.resolve(base_model, allow_path=allow_path).path
-        renderer = self.renderer(self.show(dataset), folder, chat_template, options)
-        checked = self.check_for_training(dataset, renderer, max_length, sample=RENDER_SAMPLE)
-        examples = enumerate(self.rows(dataset, offset=offset, limit=rows), start=offset + 1)
+        model = self._models.resolve(base_model, allow_path=allow_path)
+        record = self.show(dataset)
+        renderer = self.renderer(record, model.path, chat_template, options)
+        if max_length is not None:
+            return self.rendering(record, renderer, renderer, max_length, rows, offset)
+        chosen = longest_row(model)
+        found = self.rendering(record, renderer, renderer, chosen.config.max_length, rows, offset)
+        return found.model_copy(update={"length_notice": " ".join(chosen.notices)})
+
+    def rendering(
+        self, record: Dataset, renderer: Renderer, seen: rendered_rows.Rows, max_length: int, rows: int, offset: int = 0
+    ) -> Rendering:
+        """Some rows as `seen`, which renders with `renderer`, has them."""
+        spread = self._spread(record, RENDER_SAMPLE)
+        checked = rendered_rows.check(seen, spread, max_length, record.rows, of_model(renderer))
+        examples = enumerate(self.rows(record.id, offset=offset, limit=rows), start=offset + 1)
         figures = {name: getattr(checked, name) for name in TrainingCheck.model_fields if name != "rows"}
         return Rendering(
             **figures,
             total=checked.rows,
-            rows=[rendered_rows.rendered_row(renderer, example, number, max_length) for number, example in examples],
+            max_length=max_length,
+            rows=[rendered_rows.rendered_row(seen, example, number, max_length) for number, example in examples],
             template_name=renderer.template_name,
             template_sha256=renderer.template_sha256,
         )
@@ -294,15 +304,15 @@ class DatasetService:
         *,
         base_model: str,
         rows: int = 20,
-        max_length: int = 1024,
+        max_length: int | None = None,
         chat_template: str | None = None,
         options: RowOptions | None = None,
         allow_path: bool = False,
     ) -> Parity:
         """Whether training sees the ids that chat sends with the answer behind them, for `rows` rows spread evenly; see parity.compare."""
-        folder = self._models.resolve(base_model, allow_path=allow_path).path
-        renderer = self.renderer(self.show(dataset), folder, chat_template, options)
-        return parity.compare(renderer, self._spread(self.show(dataset), rows), max_length)
+        model = self._models.resolve(base_model, allow_path=allow_path)
+        renderer = self.renderer(self.show(dataset), model.path, chat_template, options)
+        return parity.compare(renderer, self._spread(self.show(dataset), rows), max_length or longest_row(model).config.max_length)
 
     def renderer(self, dataset: Dataset, folder: Path, chat_template: str | None, options: RowOptions | None) -> Renderer:
         """As a training on the dataset reads its rows; a template that prints a date gets the day on which the dataset was made."""

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from jobs import config as job_config
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
+from jobs.trainers.rows import TrainedRows
+from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
 from studio.datasets.template_losses import losses
 from studio.errors import ConfigError, StudioError
-from studio.records import Dataset, Parity, Refusal, TrainingCheck
+from studio.records import Dataset, Parity, Refusal, Rendering, TrainingCheck
+from studio.services.chosen_options import longest_row
 from studio.services.datasets import DatasetService
 from studio.types import SystemMessage
 
@@ -65,6 +69,20 @@ def parity_notices(found: Parity) -> list[str]:
     if found.training_date:
         notices.append(f"The chat template prints a date: {found.training_date} in every row; chat prints the day's own.")
     return notices
+
+
+def rows_seen(
+    datasets: DatasetService, dataset: Dataset, model: ModelRef, recipe: Mapping[str, Any], options: Mapping[str, Any], rows: int
+) -> Rendering:
+    """Rows with the options of `recipe` and `options` over them, as far as these can be read. Raises ConfigError where nothing can."""
+    config, problem = job_config.read(recipe, options)
+    if config is None:
+        raise problem or ConfigError("These options can't be read.", "Correct them.")
+    chosen = longest_row(model, config, options)
+    config = chosen.config
+    renderer = datasets.renderer(dataset, model.path, config.chat_template, config.row_options())
+    found = datasets.rendering(dataset, renderer, TrainedRows(renderer, config), config.max_length, rows)
+    return found.model_copy(update={"length_notice": " ".join(chosen.notices)})
 
 
 def refusals_of(problem: StudioError) -> list[Refusal]:

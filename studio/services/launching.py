@@ -29,12 +29,12 @@ from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
 from studio.errors import ConfigError, ModelError, StudioError
-from studio.records import Dataset, JobKind, Probe, Refusal
+from studio.records import Dataset, JobKind, Probe, Refusal, Rendering
 from studio.services import loggers
 from studio.services.chosen_options import ChosenOptions, fitted, fitted_to_probe
 from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
 from studio.services.launch_answers import answer_notices
-from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, template_refusals
+from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, rows_seen, template_refusals
 from studio.services.models import ModelService
 from studio.settings import Settings
 from studio.types import RowOptions
@@ -44,8 +44,6 @@ MAX_CHILDREN = 64  # of a sweep
 SEVERAL = "Change each of these, then launch again."
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
 RowReading = tuple[int, str | None, RowOptions, str]  # what decides how a launch reads its rows
 
 
@@ -158,6 +156,11 @@ class Launcher:
             if asked.dataset and asked.model and asked.chosen and not problems.found:
                 problems.gather(self._check_template, problems, asked.dataset, asked.model, asked.chosen[0].config)
         return [one for problem in problems.found for one in refusals_of(problem)]
+
+    def rows_seen(self, data: str, base_model: str, recipe: str | None, options: Mapping[str, Any], rows: int) -> Rendering:
+        """The first rows, and the figures of all or of a sample, as a launch with these options learns and cuts them."""
+        chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
+        return rows_seen(self.datasets, self.datasets.show(data), self.models.resolve(base_model), chosen.options, options, rows)
 
     def _check_template(self, problems: LaunchProblems, dataset: Dataset, model: ModelRef, config: JobConfig) -> None:
         """What the template leaves out of a few rows, or why it refuses them."""

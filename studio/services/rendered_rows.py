@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Protocol
 
 from studio.datasets import lengths
 from studio.datasets.ingest import Problems
@@ -14,6 +15,13 @@ from studio.errors import DatasetError
 from studio.records import RenderedRow, TrainingCheck
 from studio.types import DroppedPart, Example, Message, Role
 
+
+class Rows(Protocol):
+    """Rows as they are learned: a renderer, or one with the options of a training."""
+
+    def example(self, example: Example, max_length: int | None = None) -> Rendered: ...
+
+
 UNCUT = 2**31
 SAMPLE = [
     Message(role=Role.SYSTEM, content="Answer in one word."),
@@ -22,7 +30,7 @@ SAMPLE = [
 ]
 
 
-def rendered_row(renderer: Renderer, example: Example, number: int, max_length: int) -> RenderedRow:
+def rendered_row(renderer: Rows, example: Example, number: int, max_length: int) -> RenderedRow:
     """A row as training cuts it, and what it cuts; a refusal of the template is the row's problem."""
     rendered = _rendered(renderer, example)
     if isinstance(rendered, DatasetError):
@@ -52,7 +60,7 @@ def preview(renderer: Renderer) -> RenderedRow:
 
 
 def check(
-    renderer: Renderer, examples: Iterable[tuple[int, Example]], max_length: int, rows: int, control: ControlTokens | None = None
+    renderer: Rows, examples: Iterable[tuple[int, Example]], max_length: int, rows: int, control: ControlTokens | None = None
 ) -> TrainingCheck:
     """Lengths and learned tokens of numbered rows, out of `rows`, and their `control` tokens; a row that can't be rendered learns nothing."""
     problems, found, truncated, checked = Problems(), [], 0, 0
@@ -78,6 +86,7 @@ def check(
     return TrainingCheck(
         rows=rows,
         checked=checked,
+        truncated=truncated,
         share_truncated=truncated / max(1, checked),
         share_without_learned_tokens=(problems.count + cut + nothing) / max(1, checked),
         **dict(lengths.summary(found)),
@@ -91,7 +100,7 @@ def check(
     )
 
 
-def _rendered(renderer: Renderer, example: Example, max_length: int | None = None) -> Rendered | DatasetError:
+def _rendered(renderer: Rows, example: Example, max_length: int | None = None) -> Rendered | DatasetError:
     try:
         return renderer.example(example, max_length)
     except DatasetError as exc:

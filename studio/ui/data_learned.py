@@ -16,7 +16,6 @@ from studio.ui import choices, histogram, pieces, tokens, words
 from studio.ui.checks import Options
 
 PAGE_ROWS = 4
-MAX_LENGTH = 1024
 MAX_WARNINGS = 3
 PARITY_ROWS = 20
 LEFT_OUT = {
@@ -57,9 +56,10 @@ class LearnedPart:
                 min_width=150,
             )
             self.max_length = gr.Number(
-                value=MAX_LENGTH,
+                value=None,
                 label="Longest row",
-                info="In tokens; what is longer is cut at the end (max_length).",
+                info="In tokens; what is longer is cut at the end (max_length). Empty: as a training cuts it.",
+                placeholder="as a training",
                 precision=0,
                 elem_id="data-length",
                 min_width=120,
@@ -83,7 +83,7 @@ class LearnedPart:
 
     def show(self, dataset: Dataset, first: int, options: Options) -> dict[Any, Any]:
         """Everything of this part; a refusal stands where the rows would be."""
-        base_model, length, template = options["base_model"], options["max_length"], options["chat_template"]
+        base_model, template = options["base_model"], options["chat_template"]
         if base_model is None:
             return {self.panel: pieces.piece("sentence", text="Choose a base model above."), self.parity: "", self.written: ""}
         try:
@@ -93,7 +93,7 @@ class LearnedPart:
         except StudioError as exc:
             return {self.panel: pieces.notice(exc), self.parity: "", self.written: "", self.pager: gr.Row(visible=False)}
         return {
-            self.panel: _rows(rendered, length),
+            self.panel: _rows(rendered),
             self.pager: gr.Row(visible=dataset.rows > PAGE_ROWS),
             self.parity: pieces.piece("parity", found=compared),
             self.written: _written(templates, template),
@@ -105,11 +105,11 @@ class LearnedPart:
         return min(max(0, first + step * PAGE_ROWS), last)
 
 
-def length(value: Any) -> int:
-    """What the number field means; 1024 where it makes no sense."""
+def length(value: Any) -> int | None:
+    """What the number field means; None, what a training takes, where it is empty or makes no sense."""
     if isinstance(value, (int, float)) and 8 <= value <= 1_048_576:
         return int(value)
-    return MAX_LENGTH
+    return None
 
 
 def warnings(rendered: Rendering) -> list[str]:
@@ -141,16 +141,15 @@ def _asked(options: Options) -> dict[str, Any]:
     return {key: options[key] for key in ("base_model", "max_length", "chat_template")}
 
 
-def _rows(rendered: Rendering, max_length: int) -> str:
+def _rows(rendered: Rendering) -> str:
     return pieces.piece(
         "learned",
-        drawing=histogram.lengths(rendered, "tokens", "Length of the rows in tokens", max_length),
-        offer=0 < rendered.p99 != max_length,
+        drawing=histogram.lengths(rendered, "tokens", "Length of the rows in tokens", rendered.max_length),
+        offer=0 < rendered.p99 != rendered.max_length,
         p99=max(8, rendered.p99),
         rendered=rendered,
         rows=[tokens.coloured(row) for row in rendered.rows],
         warnings=warnings(rendered),
-        max_length=max_length,
     )
 
 

@@ -39,7 +39,7 @@ def rows_to_train(page: BuiltPage) -> None:
 
     def train_on(dataset_id: str, base_model: str | None, length: Any, template: str) -> Update:
         update = {page.tabs: go("train"), **_data_and_base(page.studio, train, dataset_id, base_model)}
-        if (wanted := data_learned.length(length)) != data_learned.MAX_LENGTH:
+        if (wanted := data_learned.length(length)) is not None:
             update[max_length] = wanted
         if template:
             update[chat_template] = template
@@ -55,7 +55,7 @@ def length_to_train(page: BuiltPage) -> None:
 
     def take(event: gr.EventData) -> Update:
         length = data_learned.length(int(event._data["length"]))
-        said = pieces.said(f"max_length is {length:,} here and on the Train tab.")
+        said = pieces.said(f"max_length is {length or 0:,} here and on the Train tab.")
         return {data.notice: said, data.learned.max_length: length, max_length: length}
 
     outputs = [data.notice, data.learned.max_length, max_length]

@@ -55,6 +55,10 @@ class OptionsForm:
     def field(self, key: str) -> Any:
         return next(field for option, field in zip(self.options, self.fields, strict=True) if option.key == key)
 
+    def keys_of(self, section: str) -> list[str]:
+        """The options whose key begins with a section's name."""
+        return [option.key for option in self.options if option.key.startswith(f"{section}.")]
+
     def shape(self, method: str, objective: str) -> dict[Any, Any]:
         """What is shown and hidden with this method and objective."""
         chosen = {"method": method, "objective": objective}

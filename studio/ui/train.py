@@ -14,7 +14,6 @@ from jobs import recipes
 from studio.errors import StudioError
 from studio.records import Refusal
 from studio.services import Studio
-from studio.types import LearnedTurns, Reasoning, RowOptions, SystemMessage
 from studio.ui import choices, pieces, tokens
 from studio.ui.data_learned import warnings
 from studio.ui.fit import FitBar
@@ -25,6 +24,11 @@ from studio.ui.train_start import Starting
 from studio.ui.train_text import WrittenChoices
 
 PREVIEW_ROWS = 3
+# options that decide what of a row is seen, learned and cut; with those of section rope, which may lengthen the base's context
+READING = (
+    "max_length", "chat_template", "learned_turns", "reasoning", "system_message", "objective", "assistant_only_loss",
+    "completion_only_loss",
+)  # fmt: skip
 
 
 class TrainTab:
@@ -97,14 +101,13 @@ class TrainTab:
             **LATEST,
         )
         self.refusals.select(self.mend, inputs=choices_made, outputs=self.form.fields, **QUIET)
-        max_length, template = self.form.field("max_length"), self.form.field("chat_template")
-        reading = [self.form.field(key) for key in ("learned_turns", "reasoning", "system_message")]
-        seen = [self.data, self.base_model, max_length, template, *reading]
+        reading = [self.form.field(key) for key in READING] + [self.form.field(key) for key in self.form.keys_of("rope")]
         gr.on(
-            [self.data.change, self.base_model.change, max_length.blur, template.change, *(field.change for field in reading)],
+            [field.change for field in (self.data, self.base_model, *reading)],
             self.show_rows,
-            inputs=seen,
+            inputs=choices_made,
             outputs=[self.preview],
+            trigger_mode="always_last",
             **QUIET,
         )
         self.fit.wire(self.tab.select, self.base_model, self.recipe)
@@ -153,22 +156,13 @@ class TrainTab:
     def _refusals(self, data: str | None, base_model: str | None, recipe: str, fields: Sequence[Any]) -> list[Refusal]:
         return self._studio.jobs.launcher.refusals(data, base_model, recipe, self.form.changed(recipe, fields))
 
-    def show_rows(self, data: str | None, base_model: str | None, max_length: Any, chat_template: str, *reading: str) -> str:
-        """The rows as the model sees them; a refusal is shown in their place."""
+    def show_rows(self, data: str | None, base_model: str | None, recipe: str, *fields: Any) -> str:
+        """The rows as a training with these options learns and cuts them; a refusal is shown in their place."""
         if not data or not base_model:
             return ""
-        length = 1024
-        if isinstance(max_length, (int, float)) and max_length >= 1:
-            length = int(max_length)
+        chosen = self.form.changed(recipe, fields)
         try:
-            rendered = self._studio.datasets.render(
-                data,
-                base_model=base_model,
-                rows=PREVIEW_ROWS,
-                max_length=length,
-                chat_template=chat_template.strip() or None,
-                options=_row_options(*reading),
-            )
+            rendered = self._studio.jobs.launcher.rows_seen(data, base_model, recipe, chosen, PREVIEW_ROWS)
         except StudioError as exc:
             return pieces.notice(exc)
         return pieces.piece(
@@ -176,7 +170,6 @@ class TrainTab:
             rendered=rendered,
             rows=[tokens.coloured(row) for row in rendered.rows],
             warnings=warnings(rendered),
-            max_length=length,
         )
 
     def submit(
@@ -213,7 +206,3 @@ def _offered(other: str | None = None) -> list[tuple[str, str]]:
     """The goals, and one more recipe where that was chosen."""
     more = [recipes.get(other)] if other else []
     return [(recipe.goal, recipe.name) for recipe in (*recipes.GOALS, *more)]
-
-
-def _row_options(learned_turns: str = "marked", reasoning: str = "learn", system_message: str = "keep") -> RowOptions:
-    return RowOptions(LearnedTurns(learned_turns), Reasoning(reasoning), SystemMessage(system_message))

@@ -13,8 +13,11 @@ import pytest
 
 from jobs import recipes
 from jobs.config import build
-from jobs.trainers import sft
+from jobs.rundir import RunDir
+from jobs.trainers import base, sft
+from jobs.trainers.rows import IGNORED, token_rows
 from studio.catalogue import memory
+from studio.datasets.rendering import Renderer
 from studio.errors import ConfigError, StudioError
 from studio.services import Studio, launching
 from studio.settings import Settings
@@ -86,6 +89,47 @@ def test_the_form_hears_of_the_same_reasons_and_their_changes_lead_to_a_launch(s
 def test_a_length_nobody_asked_for_is_that_of_the_model(studio: Studio) -> None:
     job = studio.jobs.submit(data="plain", base_model="starter")
     assert studio.jobs.show(job.id).config["max_length"] == 512
+
+
+LONG = [{"prompt": f"Say {n}", "completion": "word " * 20 * n} for n in range(40)]
+LONG_PAIRS = [{"prompt": f"Say {n}", "chosen": f"{n} " * 9, "rejected": "word " * 20 * n} for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "options", "length"),
+    [
+        ("lora-sft", LONG, {}, 512),  # the starter's context
+        ("lora-sft", LONG, {"max_length": 300}, 300),
+        ("lora-sft", LONG, {"rope.rope_type": "yarn", "rope.factor": 1.5}, 768),
+        ("alpaca-lora", LONG, {}, 256),  # the recipe's own length, and every word learned
+        ("dpo", LONG_PAIRS, {}, 512),  # the worse answer decides
+    ],
+)
+def test_rows_are_shown_as_the_job_will_learn_and_cut_them(
+    studio: Studio, recipe: str, rows: list[dict[str, Any]], options: dict[str, Any], length: int
+) -> None:
+    add(studio, "long", rows)
+    shown = studio.jobs.launcher.rows_seen("long", "starter", recipe, options, 3)
+    job = studio.jobs.submit(data="long", base_model="starter", recipe=recipe, options={"test_size": 0, **options})
+    run, config = RunDir(Path(job.run_dir)), build(job.config)
+    trained = list(token_rows(run.train, Renderer.load(STARTER, run.kept_template(), config.row_options()), config))
+    assert shown.max_length == config.max_length == base.max_length(config, STARTER) == length
+    assert (shown.truncated, shown.checked) == (sum(row.truncated for row in trained), len(trained)) and 0 < shown.truncated < 40
+    assert bool(shown.length_notice) == any("max_length is" in str(event) for event in job.events)
+    if config.objective == "sft":
+        learned = [[label != IGNORED for label in row.columns["labels"]] for row in trained[1:3] if row.columns]
+        assert learned == [row.learned for row in shown.rows[1:3]]
+
+
+def test_a_length_that_nobody_gives_is_the_same_for_rows_reports_and_jobs(studio: Studio, shared_data: Path) -> None:
+    add(studio, "long", LONG)
+    shown = studio.datasets.render("long", base_model="starter")
+    assert (shown.max_length, shown.truncated) == (512, studio.datasets.render("long", base_model="starter", max_length=512).truncated)
+    assert shown.length_notice == "max_length is 512 instead of 1024: starter reads no more tokens at once."
+    report = studio.curation.report("long", base_model="starter")
+    assert [finding.count for finding in report.findings if finding.check == "truncation"] == [shown.truncated]
+    folder = shared_data / "models" / "mistral-v1-tokenizer"  # nothing says how much it reads
+    assert studio.datasets.render("long", base_model=str(folder), allow_path=True).max_length == 1024
 
 
 def test_a_longer_context_is_launched_with_or_refused_by_what_the_base_is(studio: Studio, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_terminal_counts_what_is_learned_and_cut() -> None:
     assert _marked(shown("aBCdE", 9)) == "a«BC»d«E»"
     figures = checked(["aBc", "abcD", "a!", "aBcDe", "Ab"], 3)
     rendering = Rendering(
-        **{**dict(figures), "rows": [shown("aBCde", 3), shown("ab", 3)]}, total=5, template_name="plain", template_sha256="0"
+        **{**dict(figures), "rows": [shown("aBCde", 3), shown("ab", 3)]}, total=5, max_length=3, template_name="plain", template_sha256="0"
     )
     assert _rendered_text(rendering).splitlines() == [
         "[3 tokens, 2 learned, cut]",
@@ -96,7 +96,7 @@ def test_the_terminal_counts_what_is_learned_and_cut() -> None:
         "[2 tokens, 0 learned]",
         "ab",
         "",
-        "All rows: cut 40.0%, without learned tokens 60.0%; tokens p50 3, p95 5, p99 5.",
+        "All rows: cut at 3 tokens 40.0%, without learned tokens 60.0%; tokens p50 3, p95 5, p99 5.",
         "Row 3: The chat template refuses this conversation: too loud. Speak lower.",
     ]
 
