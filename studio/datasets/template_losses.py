@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from studio.datasets.rendering import Renderer
-from studio.records import Alternative, TemplateLoss
+from studio.records import Advice, Alternative, TemplateLoss, TokenFigures
 from studio.types import DroppedPart
 
 WHAT = {
@@ -18,6 +18,7 @@ FOLD = Alternative(
 )
 LAST = Alternative(title="Learn the last answer only", change={"learned_turns": "last"})
 DROP = Alternative(title="Train without reasoning", change={"reasoning": "drop"})
+CONTEXT = Alternative(title="Write the block without teaching it", change={"reasoning": "context"})
 ACCEPT = Alternative(title="Go on without what is left out", change={"template_losses": "accept"})
 OWN = {DroppedPart.SYSTEM: [FOLD], DroppedPart.REASONING: [DROP], DroppedPart.EARLIER_REASONING: [LAST]}
 
@@ -37,6 +38,15 @@ def losses(renderer: Renderer, left_out: Mapping[DroppedPart, int], rows: int) -
         for what in DroppedPart
         if left_out.get(what)
     ]
+
+
+def advice(renderer: Renderer, found: TokenFigures) -> list[Advice]:
+    """What a person should choose about before a training on these rows, with every way on."""
+    said: list[Advice] = [*losses(renderer, found.left_out, found.checked)]
+    if found.empty_reasoning:
+        sentence = f"An empty block of reasoning is learned in {found.empty_reasoning} of {found.checked} rows looked at, which teaches "
+        said.append(Advice(sentence=f"{sentence}not to think.", alternatives=[CONTEXT]))
+    return said
 
 
 def _keeping(renderer: Renderer) -> str:

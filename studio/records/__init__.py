@@ -48,6 +48,7 @@ from studio.records.compression import PromptAnswer as PromptAnswer
 from studio.records.compression import SweepPoint as SweepPoint
 from studio.records.compression import SweepPrompt as SweepPrompt
 from studio.records.compression import SweepResult as SweepResult
+from studio.records.datasets import Advice as Advice
 from studio.records.datasets import Alternative as Alternative
 from studio.records.datasets import ColumnChoice as ColumnChoice
 from studio.records.datasets import Dataset as Dataset

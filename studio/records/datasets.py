@@ -303,12 +303,27 @@ class TrainingCheck(TokenFigures):
     rows: int
 
 
+class Alternative(Record):
+    """A way on where a chat template leaves something out."""
+
+    title: str
+    change: dict[str, JsonValue]  # options of the job
+
+
+class Advice(Record):
+    """Something of rows that a training would not learn as it is meant, and the ways on."""
+
+    sentence: str
+    alternatives: list[Alternative]
+
+
 class Rendering(TokenFigures):
     """What a base model will see and learn of some rows; the figures are of all, or of an even sample."""
 
     total: int  # rows of the dataset
     max_length: int = 0  # where rows are cut: what was asked for, or what a training takes that sets none
     length_notice: str = ""  # why that is less than the default or the recipe's
+    advice: list[Advice] = []
     rows: list[RenderedRow]
     template_name: str
     template_sha256: str
@@ -341,20 +356,11 @@ class ParityDifference(Record):
     chat_next: str
 
 
-class Alternative(Record):
-    """A way on where a chat template leaves something out."""
-
-    title: str
-    change: dict[str, JsonValue]  # options of the job
-
-
-class TemplateLoss(Record):
+class TemplateLoss(Advice):
     """What a chat template leaves out of the rows that were looked at."""
 
     what: DroppedPart
     rows: int
-    sentence: str
-    alternatives: list[Alternative]
 
 
 class Parity(Record):

@@ -26,6 +26,7 @@ from studio.datasets.ingest import Problems, open_ingest
 from studio.datasets.rendering import TEMPLATE_NAMES, Renderer
 from studio.datasets.report.control_tokens import of_model
 from studio.datasets.splitting import split_file
+from studio.datasets.template_losses import advice
 from studio.db.models import ComparisonRow, DatasetRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
@@ -286,6 +287,7 @@ class DatasetService:
             **figures,
             total=checked.rows,
             max_length=max_length,
+            advice=advice(renderer, checked),
             rows=[rendered_rows.rendered_row(seen, example, number, max_length) for number, example in examples],
             template_name=renderer.template_name,
             template_sha256=renderer.template_sha256,

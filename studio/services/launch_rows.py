@@ -13,7 +13,7 @@ from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
 from studio.datasets.template_losses import losses
 from studio.errors import ConfigError, StudioError
-from studio.records import Dataset, Parity, Refusal, Rendering, TrainingCheck
+from studio.records import Advice, Dataset, Parity, Refusal, Rendering, TemplateLoss, TrainingCheck
 from studio.services.chosen_options import longest_row
 from studio.services.datasets import DatasetService
 from studio.types import SystemMessage
@@ -82,7 +82,11 @@ def rows_seen(
     config = chosen.config
     renderer = datasets.renderer(dataset, model.path, config.chat_template, config.row_options())
     found = datasets.rendering(dataset, renderer, TrainedRows(renderer, config), config.max_length, rows)
-    return found.model_copy(update={"length_notice": " ".join(chosen.notices)})
+    advice = found.advice
+    if config.template_losses == "accept":  # a person goes on knowingly: it is said, and nothing is asked
+        advice = [Advice(sentence=one.sentence, alternatives=[]) for one in advice if isinstance(one, TemplateLoss)]
+        advice += [one for one in found.advice if not isinstance(one, TemplateLoss)]
+    return found.model_copy(update={"length_notice": " ".join(chosen.notices), "advice": advice})
 
 
 def refusals_of(problem: StudioError) -> list[Refusal]:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN
 from studio.datasets.rendering import TEMPLATE_NAMES
-from studio.errors import StudioError
-from studio.records import Dataset, Rendering, TemplateInfo
+from studio.errors import StudioError, listed
+from studio.records import Alternative, Dataset, Rendering, TemplateInfo
 from studio.services import Studio
-from studio.types import DroppedPart
 from studio.ui import choices, histogram, pieces, tokens, words
 from studio.ui.checks import Options
 
 PAGE_ROWS = 4
 MAX_WARNINGS = 3
 PARITY_ROWS = 20
-LEFT_OUT = {
-    DroppedPart.SYSTEM: "the system message",
-    DroppedPart.REASONING: "the reasoning",
-    DroppedPart.EARLIER_REASONING: "the reasoning of earlier answers",
-}
 TITLES = {
     "model": "the model's own",
     "chatml": "ChatML",
@@ -100,6 +95,13 @@ class LearnedPart:
             self.template: gr.Dropdown(choices=_offered(templates)),
         }
 
+    def way(self, dataset_id: str, base_model: str | None, max_length: Any, template: str, data: Mapping[str, Any]) -> Alternative:
+        """The way on whose button was pressed, looked up again in the rows."""
+        rendered = self._studio.datasets.render(
+            dataset_id, base_model=base_model or "", rows=1, max_length=length(max_length), chat_template=template or None
+        )
+        return way_of(rendered, data)
+
     def turn(self, step: int, rows: int, first: int) -> int:
         last = max(0, (rows - 1) // PAGE_ROWS * PAGE_ROWS)
         return min(max(0, first + step * PAGE_ROWS), last)
@@ -118,11 +120,6 @@ def warnings(rendered: Rendering) -> list[str]:
     if rendered.share_without_learned_tokens > MAX_ROWS_WITHOUT_LEARNED_TOKEN:
         allowed = words.share(MAX_ROWS_WITHOUT_LEARNED_TOKEN)
         found.append(f"More than {allowed} of the rows would teach nothing, so training will not start. {_way_on(rendered)}")
-    for what, count in rendered.left_out.items():
-        found.append(f"The chat template leaves out {LEFT_OUT[what]} of {words.count(count, 'row')}.")
-    if rendered.empty_reasoning:
-        rows = words.count(rendered.empty_reasoning, "row")
-        found.append(f"An empty block of reasoning is learned in {rows}, which teaches not to think. Set reasoning=context.")
     for token, count in list(rendered.control_tokens.items())[:MAX_WARNINGS]:
         rows = words.count(count, "row")
         found.append(f"{token} is written as text in {rows}, and the model reads it as a mark, here and in a chat. The report mends it.")
@@ -150,7 +147,21 @@ def _rows(rendered: Rendering) -> str:
         rendered=rendered,
         rows=[tokens.coloured(row) for row in rendered.rows],
         warnings=warnings(rendered),
+        take="Train with this",
     )
+
+
+def way_of(rendered: Rendering, data: Mapping[str, Any]) -> Alternative:
+    """The way on whose button was pressed. Raises StudioError where the rows have changed since."""
+    number, way = int(data["advice"]), int(data["way"])
+    if number >= len(rendered.advice) or way >= len(rendered.advice[number].alternatives):
+        raise StudioError("This choice is no longer there.", "Look at the rows again.")
+    return rendered.advice[number].alternatives[way]
+
+
+def taken(way: Alternative) -> str:
+    """What was set, for people."""
+    return f"{way.title}: {listed(f'{key}={value}' for key, value in way.change.items())}."
 
 
 def _offered(templates: list[TemplateInfo]) -> list[choices.Choice]:

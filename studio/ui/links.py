@@ -35,25 +35,34 @@ def demo_to_chat(page: BuiltPage) -> None:
 def rows_to_train(page: BuiltPage) -> None:
     """A training on the chosen rows, with the options that were set beside them and are not the defaults."""
     data, train = page.of(DataTab), page.of(TrainTab)
-    max_length, chat_template = train.form.field("max_length"), train.form.field("chat_template")
 
     def train_on(dataset_id: str, base_model: str | None, length: Any, template: str) -> Update:
+        chosen = {"max_length": data_learned.length(length), "chat_template": template or None}
         update = {page.tabs: go("train"), **_data_and_base(page.studio, train, dataset_id, base_model)}
-        if (wanted := data_learned.length(length)) is not None:
-            update[max_length] = wanted
-        if template:
-            update[chat_template] = template
-        return update
+        return update | train.form.set({key: value for key, value in chosen.items() if value is not None})
 
-    outputs = [page.tabs, train.data, train.base_model, max_length, chat_template]
+    outputs = [page.tabs, train.data, train.base_model, *train.form.fields]
     data.train.click(train_on, inputs=[page.place.dataset, *data.learned.choices], outputs=outputs, **QUIET)
+
+    def train_so(event: gr.EventData, dataset_id: str, base_model: str | None, length: Any, template: str) -> Any:
+        """A way on where the template leaves something out, with all that is chosen beside the rows."""
+        if event._data["act"] != "way":
+            return gr.skip()
+        way = data.learned.way(dataset_id, base_model, length, template, event._data)
+        said = {train.notice: pieces.said(data_learned.taken(way))}
+        return {**train_on(dataset_id, base_model, length, template), **train.form.set(way.change), **said}
+
+    inputs = [page.place.dataset, *data.learned.choices]
+    data.learned.panel.select(tells(data.notice)(train_so), inputs=inputs, outputs=[data.notice, train.notice, *outputs], **QUIET)
 
 
 def length_to_train(page: BuiltPage) -> None:
     """The length of the longest row as max_length, on the Data tab and for the next training."""
     data, max_length = page.of(DataTab), page.of(TrainTab).form.field("max_length")
 
-    def take(event: gr.EventData) -> Update:
+    def take(event: gr.EventData) -> Any:
+        if event._data["act"] != "length":
+            return gr.skip()
         length = data_learned.length(int(event._data["length"]))
         said = pieces.said(f"max_length is {length or 0:,} here and on the Train tab.")
         return {data.notice: said, data.learned.max_length: length, max_length: length}

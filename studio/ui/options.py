@@ -88,6 +88,11 @@ class OptionsForm:
             _shown(option, change[option.key]) if option.key in change else value for option, value in zip(self.options, shown, strict=True)
         ]
 
+    def set(self, change: Mapping[str, Any]) -> dict[Any, Any]:
+        """The fields of some options with their new values."""
+        pairs = zip(self.options, self.fields, strict=True)
+        return {field: _shown(option, change[option.key]) for option, field in pairs if option.key in change}
+
     def changed(self, recipe: str, shown: Sequence[Any]) -> dict[str, Any]:
         """Options whose field no longer says what the recipe says."""
         return {

@@ -15,7 +15,7 @@ from studio.errors import StudioError
 from studio.records import Refusal
 from studio.services import Studio
 from studio.ui import choices, pieces, tokens
-from studio.ui.data_learned import warnings
+from studio.ui.data_learned import taken, warnings, way_of
 from studio.ui.fit import FitBar
 from studio.ui.handlers import LATEST, QUIET, busy, tells
 from studio.ui.options import ONLY_WITH, OptionsForm
@@ -117,7 +117,9 @@ class TrainTab:
             outputs=[self.notice, self._page.tabs, self._page.place.job, self._page.place.runs, self.name, *self.starting.fields],
             **busy(self.preview),
         )
-        self.preview.select(self.help_empty, outputs=[self._page.tabs], **QUIET)
+        self.preview.select(
+            tells(self.notice)(self.help_on), inputs=choices_made, outputs=[self.notice, self._page.tabs, *self.form.fields], **QUIET
+        )
 
     def enter(self, data: str | None, base_model: str | None, after: str) -> dict[Any, Any]:
         """Bring the choices up to date; what was chosen stays where it still exists."""
@@ -128,8 +130,13 @@ class TrainTab:
             return {self.data: gr.Dropdown(choices=[], value=None), self.preview: nothing, **offered}
         return {self.data: choices.update(datasets, data), **offered}
 
-    def help_empty(self) -> Any:
-        return go("data")
+    def help_on(self, event: gr.EventData, data: str | None, base_model: str | None, recipe: str, *fields: Any) -> dict[Any, Any]:
+        """A button beside the rows: bring some, or take a way on where the template leaves something out."""
+        if event._data["act"] != "way":
+            return {self._page.tabs: go("data")}
+        chosen = self.form.changed(recipe, fields)
+        way = way_of(self._studio.jobs.launcher.rows_seen(data or "", base_model or "", recipe, chosen, PREVIEW_ROWS), event._data)
+        return {self.notice: pieces.said(taken(way)), **self.form.set(way.change)}
 
     def choose_recipe(self, recipe: str) -> list[Any]:
         return [*self.form.values(recipe), self._about(recipe), recipe]
@@ -170,6 +177,7 @@ class TrainTab:
             rendered=rendered,
             rows=[tokens.coloured(row) for row in rendered.rows],
             warnings=warnings(rendered),
+            take="Set it",
         )
 
     def submit(

@@ -332,3 +332,29 @@ def test_versions_are_made_by_mouse(visit: Callable[..., Page], api: httpx.Clien
     page.get_by_role("button", name="Split in two").click()
     opened(page, "together-train")
     expect(page.locator("#data-notice")).to_contain_text("together-eval has")
+
+
+def test_a_way_on_from_what_would_not_be_learned_as_meant_goes_along_to_train(visit: Callable[..., Page], api: httpx.Client) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "<think>\n</think>\n\nYes."}]}
+        for n in range(9)
+    ]
+    text = "\n".join(map(json.dumps, rows)).encode()
+    kept = api.post("/datasets", files={"file": ("rash.jsonl", text)}, data={"name": "rash"}).raise_for_status().json()
+    page = visit("data", dataset=kept["id"])
+    opened(page, "rash")
+    page.get_by_role("tab", name="What is learned").click()
+    ways = page.locator("#data-learned .ways")
+    expect(ways).to_contain_text("An empty block of reasoning is learned in 9 of 9 rows")
+    ways.get_by_role("button", name="Train with this").click()
+    expect(page.locator("#train-notice")).to_contain_text("reasoning=context")
+    expect(page.locator("#train-data input")).to_have_value(re.compile("rash"))
+    expect(page.locator("#train-preview")).to_contain_text("Yes.")
+    expect(page.locator("#train-preview")).to_contain_text("(0 of 9) are cut at 512 tokens")
+    expect(page.locator("#train-preview .ways")).to_have_count(0)
+
+    page.get_by_role("button", name=re.compile("All options")).click()
+    choose(page, "#option-reasoning", "learn")
+    page.locator("#train-preview .ways").get_by_role("button", name="Set it").click()
+    expect(page.locator("#option-reasoning input")).to_have_value("context")
+    expect(page.locator("#train-preview .ways")).to_have_count(0)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from jobs.rundir import RunDir
+from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
 from studio.db import migrations
 from studio.db.models import DatasetRow, JobRow
@@ -28,16 +28,11 @@ from studio.settings import Settings
 KEYS = {"id", "name", "kind", "format", "rows", "skipped", "mapping", "problems"}
 
 
-@dataclass(frozen=True)
-class Folder:
-    path: Path
-
-
 class Folders:
     """Models named by their folder."""
 
-    def resolve(self, name: str, allow_path: bool = False) -> Folder:
-        return Folder(Path(name))
+    def resolve(self, name: str, allow_path: bool = False) -> ModelRef:
+        return ModelRef(name, Path(name))
 
 
 @pytest.fixture

@@ -288,3 +288,29 @@ def test_placeholders_take_the_values_given_or_none_at_all(studio: Studio) -> No
     found = [row.model_dump_json() for row in studio.datasets.examples(filled.id)]
     assert "I am Ada, made by us." in found[2] and len(found) == 6 and filled.provenance["filled"] == ["author", "name"]
     assert studio.curation.fix("open", ["placeholders"]).rows == 5
+
+
+SILENT = "{% for message in messages if message['role'] != 'system' %}[{{ message['role'] }}]{{ message['content'] }}</s>{% endfor %}"
+
+
+def test_what_the_template_leaves_out_comes_with_ways_on_that_work(studio: Studio, tmp_path: Path) -> None:
+    folder = tmp_path / "deaf"
+    shutil.copytree(STARTER, folder, ignore=shutil.ignore_patterns("recipe", "words"))
+    (folder / "chat_template.jinja").write_text(SILENT + "{% if add_generation_prompt %}[assistant]{% endif %}", encoding="utf-8")
+    studio.models.add(folder, name="deaf")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, {"role": "assistant", "content": "Uno."}]
+    add(studio, "told", [{"messages": [*turns[n % 2 : 1], {"role": "user", "content": f"{n}?"}, turns[2]]} for n in range(40)])
+    (loss,) = studio.datasets.render("told", base_model="deaf").advice
+    assert loss.sentence == "The chat template (model) leaves out the system message of 20 of 40 rows looked at."
+    assert [way.change for way in loss.alternatives] == [
+        {"system_message": "fold"},
+        {"chat_template": "alpaca"},
+        {"template_losses": "accept"},
+    ]
+    for way in loss.alternatives:
+        after = studio.jobs.launcher.rows_seen("told", "deaf", "lora-sft", way.change, 1).advice
+        assert [(one.sentence, one.alternatives) for one in after] == [(loss.sentence, [])] * ("template_losses" in way.change)
+    add(studio, "chat", [{"messages": [*turns[1:2], {"role": "assistant", "content": f"<think>\n\n</think>\n\n{n}"}]} for n in range(4)])
+    (said,) = studio.datasets.render("chat", base_model="starter").advice
+    assert "learned in 4 of 4 rows" in said.sentence and said.alternatives[0].change == {"reasoning": "context"}
+    assert studio.jobs.launcher.rows_seen("chat", "starter", "lora-sft", said.alternatives[0].change, 1).advice == []
