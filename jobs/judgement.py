@@ -190,6 +190,7 @@ class JudgementRun:
             is_rule=self.kind == JudgeKind.REFERENCE,
             is_contestant=self.own_name(),
             reasons=self._reasons(rows),
+            by_order=self._by_order(rows),
             attacks={key for key, turns in self.answers.items() if any(map(judging.talks_to_the_judge, turns))},
         )
         taken = {
@@ -216,6 +217,13 @@ class JudgementRun:
             return None
         reasons = [_reason(row, judging.get(self.judgement.template).kind) for row in rows if row.winner == "invalid" and not row.is_probe]
         return dict(Counter(reasons))
+
+    def _by_order(self, rows: Iterable[VerdictRow]) -> int | None:
+        """Replies of a model that name the answers by their order."""
+        if self.kind != JudgeKind.MODEL or judging.get(self.judgement.template).kind != TemplateKind.PAIRWISE:
+            return None
+        read = [replies.verdict_reading(row.reply) for row in rows if row.winner in ("a", "b") and not row.is_probe]
+        return sum(one.by_order for one in read)
 
     def own_name(self) -> str:
         """The contestants that the judge is, or that sit on the panel, if any."""

@@ -33,6 +33,7 @@ class ReadingsInput:
     is_rule: bool = False  # the judge is the reference rule itself
     is_contestant: str = ""  # the contestant that the judge is
     reasons: Mapping[InvalidReason, int] | None = None  # why replies held no verdict
+    by_order: int | None = None  # replies that name the answers by their order; None where no model was asked
     attacks: Collection[tuple[str, str]] = ()  # (prompt, contestant) of answers that seem to talk to the judge
 
 
@@ -56,6 +57,7 @@ def read(given: ReadingsInput) -> dict[str, Any]:
         "length_controlled_win_rate": length_controlled(games, given.lengths, given.contestants),
         "invalid": place.invalid,
         "invalid_reasons": given.reasons,
+        "by_order": given.by_order,
         "missing_orders": place.missing_orders,
         "enough": more == 0,
         "more_needed": more,
@@ -224,6 +226,8 @@ def _warnings(found: Mapping[str, Any], given: ReadingsInput) -> list[str]:
         said.append(_of_attacks(found["attacks"]))
     if found["invalid"]:
         said.append(_of_invalid(found["invalid"], given))
+    if given.by_order:
+        said.append(f"{given.by_order} verdicts were read from replies that name the answers by their order, such as 'the first answer'.")
     if not found["enough"]:
         said.append(f"Not enough evidence: about {found['more_needed']} more prompts for ± 10 points.")
     return said

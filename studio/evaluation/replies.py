@@ -11,9 +11,10 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from studio.evaluation import ordinals
 from studio.evaluation.wording import Level, RatingWords, Statement, VerdictWords, cleaned, is_heading
 from studio.records import InvalidReason
 
@@ -37,6 +38,7 @@ class Reading:
 
     value: str = ""
     reason: InvalidReason | None = None
+    by_order: bool = False  # answers were named by their order, not by their letters
 
 
 class Words(Protocol):
@@ -69,8 +71,20 @@ def rating(reply: str) -> float | None:
 
 
 def verdict_reading(reply: str) -> Reading:
-    """The verdict of a reply, or why it has none."""
-    return _read(reply, VerdictWords())
+    """The verdict of a reply, or why it has none. Where it names no letter, answers may be named by their order."""
+    found = _read(reply, VerdictWords())
+    if found.reason not in (InvalidReason.NO_VERDICT, InvalidReason.UNREADABLE):
+        return found
+    text = without_reasoning(reply) or ""
+    lettered = ordinals.in_letters(text)
+    if lettered == text[-ordinals.MOST :]:
+        return found
+    named = _read(lettered, VerdictWords())
+    if named.value in ("a", "b"):
+        return replace(named, by_order=True)
+    if named.value or named.reason is InvalidReason.TWO_VERDICTS:
+        return named
+    return found
 
 
 def rating_reading(reply: str) -> Reading:

@@ -343,6 +343,7 @@ class JudgementReadings(Record):
     seconds: float | None = None
     is_cut_by_budget: bool | None = None
     invalid_reasons: dict[InvalidReason, int] | None = None  # of the replies that are invalid; null where no model was asked
+    by_order: int | None = None  # verdicts of replies that say "the first answer" or "1" for A; null where no model was asked
     panel: dict[str, JudgementReadings] | None = None  # of each judge by name, where several judge; the rest is their majority
     agreement: Agreement | None = None  # of the judges of a panel, with each other and with their majority
 

@@ -36,40 +36,37 @@ def rows_to_train(page: BuiltPage) -> None:
     """A training on the chosen rows, with the options that were set beside them and are not the defaults."""
     data, train = page.of(DataTab), page.of(TrainTab)
 
-    def train_on(dataset_id: str, base_model: str | None, length: Any, template: str) -> Update:
-        chosen = {"max_length": data_learned.length(length), "chat_template": template or None}
-        update = {page.tabs: go("train"), **_data_and_base(page.studio, train, dataset_id, base_model)}
-        return update | train.form.set({key: value for key, value in chosen.items() if value is not None})
+    def train_on(*chosen: Any) -> Update:
+        return _as_beside_the_rows(page, *chosen)
 
     outputs = [page.tabs, train.data, train.base_model, *train.form.fields]
     data.train.click(train_on, inputs=[page.place.dataset, *data.learned.choices], outputs=outputs, **QUIET)
 
-    def train_so(event: gr.EventData, dataset_id: str, base_model: str | None, length: Any, template: str) -> Any:
-        """A way on where the template leaves something out, with all that is chosen beside the rows."""
-        if event._data["act"] != "way":
-            return gr.skip()
-        way = data.learned.way(dataset_id, base_model, length, template, event._data)
-        said = {train.notice: pieces.said(data_learned.taken(way))}
-        return {**train_on(dataset_id, base_model, length, template), **train.form.set(way.change), **said}
 
+def learned_to_train(page: BuiltPage) -> None:
+    """Buttons beside the rows: the length of the longest row as max_length, here and on Train; or a training with a way on."""
+    data, train = page.of(DataTab), page.of(TrainTab)
+
+    def take(event: gr.EventData, dataset_id: str, base_model: str | None, length: Any, template: str) -> Update:
+        if event._data["act"] == "way":
+            way = data.learned.way(dataset_id, base_model, length, template, event._data)
+            told = {train.notice: pieces.said(data_learned.taken(way))}
+            return {**_as_beside_the_rows(page, dataset_id, base_model, length, template), **train.form.set(way.change), **told}
+        tokens = data_learned.length(int(event._data["length"])) or 0
+        said = pieces.said(f"max_length is {tokens:,} here and on the Train tab.")
+        return {data.notice: said, data.learned.max_length: tokens, **train.form.set({"max_length": tokens})}
+
+    outputs = [data.notice, data.learned.max_length, page.tabs, train.data, train.base_model, train.notice, *train.form.fields]
     inputs = [page.place.dataset, *data.learned.choices]
-    data.learned.panel.select(tells(data.notice)(train_so), inputs=inputs, outputs=[data.notice, train.notice, *outputs], **QUIET)
-
-
-def length_to_train(page: BuiltPage) -> None:
-    """The length of the longest row as max_length, on the Data tab and for the next training."""
-    data, max_length = page.of(DataTab), page.of(TrainTab).form.field("max_length")
-
-    def take(event: gr.EventData) -> Any:
-        if event._data["act"] != "length":
-            return gr.skip()
-        length = data_learned.length(int(event._data["length"]))
-        said = pieces.said(f"max_length is {length or 0:,} here and on the Train tab.")
-        return {data.notice: said, data.learned.max_length: length, max_length: length}
-
-    outputs = [data.notice, data.learned.max_length, max_length]
-    taken = data.learned.panel.select(tells(data.notice)(take), outputs=outputs, **QUIET)
+    taken = data.learned.panel.select(tells(data.notice)(take), inputs=inputs, outputs=outputs, **QUIET)
     taken.then(steady(data.look), **data.looked)
+
+
+def _as_beside_the_rows(page: BuiltPage, dataset_id: str, base_model: str | None, length: Any, template: str) -> Update:
+    train = page.of(TrainTab)
+    chosen = {"max_length": data_learned.length(length), "chat_template": template or None}
+    update = {page.tabs: go("train"), **_data_and_base(page.studio, train, dataset_id, base_model)}
+    return update | train.form.set({key: value for key, value in chosen.items() if value is not None})
 
 
 def demo_rows(page: BuiltPage) -> None:

@@ -21,7 +21,7 @@ TABS = (
         "Data",
         "Can I trust my rows?",
         DataTab,
-        (links.rows_to_train, links.length_to_train, links.demo_rows),
+        (links.rows_to_train, links.learned_to_train, links.demo_rows),
     ),
     TabEntry("train", "Train", "What will I get, and will it fit?", TrainTab),
     TabEntry(

@@ -107,6 +107,11 @@ def in_chinese(right: str, wrong: str, number: int) -> str:
     return f"<think>助手{wrong}更好？</think>助手{wrong}更详细，但有错误。\n最终结论：{right}"
 
 
+def in_order(right: str, wrong: str, number: int) -> str:
+    named = {"A": ("first", "1"), "B": ("second", "2")}[right]
+    return [f"The {named[0]} answer is better.", f"Answer {named[1]}", named[1]][number % 3]
+
+
 def hedging(right: str, wrong: str, number: int) -> Any:
     """No verdict on four of the twenty prompts, each in another way."""
     none: dict[int, Any] = {
@@ -118,12 +123,15 @@ def hedging(right: str, wrong: str, number: int) -> Any:
     return none.get(number, f"Both have merits. Overall, response {right} is better.")
 
 
-@pytest.mark.parametrize("judge", [aloud, beside, as_json, in_chinese])
+@pytest.mark.parametrize("judge", [aloud, beside, as_json, in_chinese, in_order])
 def test_a_planted_seven_to_three_is_found_whatever_the_form(studio: Studio, comparison: Comparison, judge: Reply) -> None:
     with served({"m": judge}) as url:
         found = judged(studio, f"{url}#m")
     assert found.win_rate == {"file:x": pytest.approx(0.7), "file:y": pytest.approx(0.3)}
     assert (found.invalid, found.invalid_reasons, found.swap_consistency, found.first_win_rate) == (0, {}, 1.0, 0.5)
+    assert found.by_order == 40 * (judge is in_order) and any("'the first answer'" in told for told in found.warnings or []) == (
+        judge is in_order
+    )
     assert found.reference_agreement and found.reference_agreement.agreement == 1.0
 
 

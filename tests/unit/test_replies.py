@@ -368,3 +368,71 @@ def test_no_reply_takes_long_or_raises() -> None:
         assert replies.rating(reply) is None
     assert replies.verdict(deep + "\nVerdict: A") == "a"
     assert replies.verdict(json.dumps({"winner": "A", "why": "x" * 30_000})) == "a"
+
+
+# answers named by their order; each with who is meant
+IN_ORDER = {
+    "a": [
+        "the first answer", "The 1st answer.", "Answer 1", "1", "**1**", "1.", "first", "Number 1", "Answer: 1", "The first one is better.",
+        "Response one is better.", "Answer #1 is better", "1\n\nBecause it is right.", "Winner: 1", "Final verdict: first", "Verdict:\n1",
+        "[[1]]", "[[first]]", '{"winner": 1}', '{"winner": "first"}', '{"winner": "Answer 1"}', '{"better_answer": "1"}', "I choose 1.",
+        "I prefer the first.", "The first answer is better than the second answer.", "The second response is worse.", "First is better.",
+        "1 is better than 2.", "Assistant 1 wins.", "The better answer is 1.", "The better response is the first one.",
+        "Both are good, but the first answer is better.", "<think>2?</think>1", "Overall, the first response is better.",
+        "The winner is the first answer, because it names the river.", "I would go with response 1 because it is right.",
+        "I compared the first answer and the second answer.\n\nThe first answer is better.",
+    ],
+    "tie": [
+        "both are equal", "Both answers are equal.", "The first and the second answer are equally good.",
+        "Neither the first nor the second is better.", "Answer 1 and answer 2 are equal.",
+    ],
+    "invalid": [
+        "1 mistake", "There is 1 mistake.", "The answer has 1 mistake.", "1 or 2", "first or second", "[[1 or 2]]", "Winner: 1/2", "3",
+        "The correct answer is 1.", "The answer is 2.", "1. it is short\n2. it is long", "First, it is short. Second, it is wrong.",
+        "First: [[8]]\nSecond: [[2]]", "Response 1: 8\nResponse 2: 9", "Answer 1: good\nAnswer 2: bad", "1\n2", "1.5", "Answer 3",
+        "Which is better, the first or the second answer?", "Perhaps the first answer is better.", "The first step is better explained.",
+        "I prefer the first answer and the second answer.", "For one thing, it is short.", "On second thought, no.", "Score: 1",
+        "The first answer is better in style.\nThe second answer is better in facts.", "The second question is better answered.",
+    ],
+}  # fmt: skip
+ORDERED = [(reply, verdict) for verdict, told in IN_ORDER.items() for reply in told]
+TURNED = {"first": "second", "1st": "2nd", "1": "2", "one": "two"}
+TURNED |= {other: one for one, other in TURNED.items()}
+
+
+@pytest.mark.parametrize(("reply", "verdict"), ORDERED)
+def test_answers_may_be_named_by_their_order_and_exchanged_the_verdict_is_exchanged(reply: str, verdict: str) -> None:
+    found = replies.verdict_reading(reply)
+    assert (found.value or "invalid", found.by_order) == (verdict, verdict == "a")
+    if verdict == "a":
+        plain = reply.replace("first one", "first reply").replace("better one", "better reply")
+        turned = re.sub(r"(?i)\b(?:first|second|1st|2nd|1|2|one|two)\b", lambda said: TURNED[said[0].lower()], plain)
+        assert turned != reply and replies.verdict(turned) == "b", turned
+
+
+def test_a_reply_that_names_both_equally_is_never_a_verdict() -> None:
+    names = ["the first answer", "the second answer", "first", "second", "answer 1", "answer 2", "1", "2", "the first one", "response two"]
+    said = [
+        "{0} and {1}",
+        "{0}, {1}",
+        "{0} or {1}",
+        "I prefer {0} and {1}.",
+        "Winner: {0} or {1}",
+        "{0} / {1}",
+        "Both {0} and {1} are good.",
+    ]
+    said += ["{0} is better and {1} is better.", "{0} is clear.\n{1} is clear.", "- {0}\n- {1}", "Better: {0}\nBetter: {1}"]
+    first, second = names[::2], names[1::2]
+    for form in said:
+        for one, other in [*zip(first, second, strict=True), *zip(second, first, strict=True)]:
+            reply = form.format(one, other)
+            assert replies.verdict(reply) not in ("a", "b"), reply
+            assert replies.verdict(reply.capitalize()) not in ("a", "b"), reply
+
+
+def test_numbers_in_noise_are_no_verdict() -> None:
+    source = random.Random(5)
+    for _ in range(300):
+        words = source.choices([*WORDS, "1", "2", "first", "second", "one", "mistakes", "of", "answer"], k=source.randint(3, 14))
+        reply = " ".join([*words, source.choice(["mistakes", "words", "questions"])]) + "."
+        assert replies.verdict(reply) == "invalid", reply
