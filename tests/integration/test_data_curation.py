@@ -20,7 +20,7 @@ from studio.services import Studio
 from studio.settings import PACKAGE_ROOT, Settings
 from studio.types import Example
 from tests import plants
-from tests.servers import web
+from tests.servers import clean_environment, web
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -218,6 +218,25 @@ def test_the_command_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     code, out, _ = run("versions", "clean-v2")
     assert [line.split()[1:5] for line in out.splitlines()[1:]][:2] == [["rows", "21", "add", "-"], ["clean", "20", "fix", "rows"]]
     assert len(document("versions", "rows")) == 8
+
+
+def test_commands_find_exactly_what_is_planted(settings: Settings, tmp_path: Path) -> None:
+    """As a person runs them: a process each, the truth read from what they print."""
+    rows, where = plants.planted(60, seed=11)
+    path = plants.write(tmp_path / "faulty.jsonl", rows)
+
+    def told(*args: str | Path) -> dict[str, Any]:
+        command = [sys.executable, "-m", "studio", "data", *map(str, args), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(settings.home), timeout=300, cwd=PACKAGE_ROOT)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    added = told("add", path)
+    assert (added["rows"], added["skipped"], added["problems"]) == (len(rows), 0, [])
+    found = {finding["check"]: (finding["count"], finding["rows"]) for finding in told("report", "faulty")["findings"]}
+    assert found == {check: (len(planted), planted[: len(found[check][1])]) for check, planted in where.items()}
+    assert all(shown for _, shown in found.values())
 
 
 def test_over_http(settings: Settings, tmp_path: Path) -> None:

@@ -421,7 +421,7 @@ def test_a_reply_that_names_both_equally_is_never_a_verdict() -> None:
         "{0} / {1}",
         "Both {0} and {1} are good.",
     ]
-    said += ["{0} is better and {1} is better.", "{0} is clear.\n{1} is clear.", "- {0}\n- {1}", "Better: {0}\nBetter: {1}"]
+    said += ["{0} is better and {1} is better.", "{0} is clear.\n{1} is clear.", "- {0}\n- {1}"]
     first, second = names[::2], names[1::2]
     for form in said:
         for one, other in [*zip(first, second, strict=True), *zip(second, first, strict=True)]:
