@@ -107,8 +107,7 @@ class TrainTab:
             self.show_rows,
             inputs=choices_made,
             outputs=[self.preview],
-            trigger_mode="always_last",
-            **QUIET,
+            **LATEST,
         )
         self.fit.wire(self.tab.select, self.base_model, self.recipe)
         self.start.click(
