@@ -1,6 +1,7 @@
-"""What people call the columns of a table in several languages: a name as words, and the part of a row that it stands for.
+"""What the names of columns mean, the one home of it: the spellings of tools, and what people write in several languages.
 
-Knows nothing of formats: the parts are "prompt", "completion" and so on, whatever a format calls them.
+Knows nothing of formats: the parts are "prompt", "completion" and so on, whatever a format calls them. What follows from a name is
+studio.datasets.telling's to say.
 """
 
 from __future__ import annotations
@@ -9,6 +10,47 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+# part -> how tools spell it, in small letters; a format that reads the part looks for them in this order
+SPELLED: dict[str, tuple[str, ...]] = {
+    part: tuple(names.split())
+    for part, names in {
+        "prompt": "prompt question instruction query",
+        "messages": "conversations conversation messages",
+        "system": "system system_prompt system_message system_instruction developer developer_message",
+        "tools": "tools functions tool_schemas",
+        "history": "history",
+        "reasoning": "reasoning reasoning_content thinking reasoning_text reasoning_trace thought thoughts think "
+        "chain_of_thought cot complex_cot rationale",
+        "chosen": "chosen chosen_response answer_chosen chosen_answer chosen_output chosen_completion chosen_messages "
+        "preferred_output preferred_response preferred more_preferred response_j positive_messages",
+        "rejected": "rejected rejected_response answer_rejected rejected_answer rejected_output rejected_completion rejected_messages "
+        "non_preferred_output non_preferred_response non_preferred nonpreferred dispreferred dispreferred_output dispreferred_response "
+        "less_preferred response_k negative_messages rejected_prompt",
+        "responses": "responses answers completions candidates outputs generations ranked_responses",
+        "label": "label kto_tag kto_label desirable is_desirable is_good",
+    }.items()
+}
+# part -> names that say as much, and that no format takes for it unasked
+RELATED: dict[str, tuple[str, ...]] = {
+    part: tuple(names.split())
+    for part, names in {
+        "messages": "dialogue dialog",
+        "completion": "completion completions response responses output outputs answer answers target targets reply replies",
+        "rejected": "unchosen",
+        "label": "labels",
+        "winner": "winner better_response_id safer_response_id better_id preferred_id human_preference overall_preference preference_label",
+        "ranks": "ranks ranking answer_ranks response_ranks",
+        "learned": "weight weights sample_weight loss_weight train trainable training loss train_on loss_mask train_mask loss_scale "
+        "train_detail",
+        "segments": "segments",
+        "images": "image images image_url image_urls image_path image_paths pixel_values picture pictures img imgs",
+        "sound": "audio audios audio_url audio_path input_audio speech",
+        "videos": "video videos video_url video_path",
+        "parent": "parent_id",
+        "choices": "choices options answer_choices",
+        "correction": "corrected reflection",
+    }.items()
+}
 # language -> part -> words for it, as a dictionary has them
 NAMES: dict[str, dict[str, str]] = {
     "English": {

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from studio.datasets import mapping as mappers
+from studio.datasets.column_names import SPELLED
 from studio.datasets.records import Row
 from studio.datasets.shapes import ANSWER, ANY, ASKED, LABEL, NUMBERS, OPENAI, RANKED, SHAREGPT, TEXT, TURNS
 from studio.records import DatasetKind
@@ -55,35 +56,14 @@ class Layout:
         return self.format.examples(row, self.mapping)
 
 
-SYSTEM = RowRole(
-    "system", TEXT, ("system", "system_prompt", "system_message", "system_instruction", "developer", "developer_message"), required=False
-)
-TOOLS = RowRole("tools", ANY, ("tools", "functions", "tool_schemas"), required=False)
+SYSTEM = RowRole("system", TEXT, SPELLED["system"], required=False)
+TOOLS = RowRole("tools", ANY, SPELLED["tools"], required=False)
 INPUT = RowRole("input", TEXT, ("input", "context", "inputs"), required=False)
-HISTORY = RowRole("history", TURNS | {"lists"}, ("history",), required=False)
-REASONING = RowRole(
-    "reasoning",
-    TEXT,
-    (
-        *("reasoning", "reasoning_content", "thinking", "reasoning_text", "reasoning_trace", "thought", "thoughts", "think"),
-        *("chain_of_thought", "cot", "complex_cot", "rationale"),
-    ),
-    required=False,
-)
-QUESTION_NAMES = ("prompt", "question", "instruction", "query")
-CONVERSATION_NAMES = ("conversations", "conversation", "messages")
-CHOSEN_NAMES = (
-    *("chosen", "chosen_response", "answer_chosen", "chosen_answer", "chosen_output", "chosen_completion", "chosen_messages"),
-    *("preferred_output", "preferred_response", "preferred", "more_preferred", "response_j", "positive_messages"),
-)
-REJECTED_NAMES = (
-    *("rejected", "rejected_response", "answer_rejected", "rejected_answer", "rejected_output", "rejected_completion"),
-    *("rejected_messages", "non_preferred_output", "non_preferred_response", "non_preferred", "nonpreferred", "dispreferred"),
-    *("dispreferred_output", "dispreferred_response", "less_preferred", "response_k", "negative_messages", "rejected_prompt"),
-)
-RESPONSES_NAMES = ("responses", "answers", "completions", "candidates", "outputs", "generations", "ranked_responses")
+HISTORY = RowRole("history", TURNS | {"lists"}, SPELLED["history"], required=False)
+REASONING = RowRole("reasoning", TEXT, SPELLED["reasoning"], required=False)
+QUESTION_NAMES, CONVERSATION_NAMES, RESPONSES_NAMES = SPELLED["prompt"], SPELLED["messages"], SPELLED["responses"]
+CHOSEN_NAMES, REJECTED_NAMES, LABEL_NAMES = SPELLED["chosen"], SPELLED["rejected"], SPELLED["label"]
 RANKED_NOTE = "The best answer of a row is paired with each worse one, so a row makes several pairs."
-LABEL_NAMES = ("label", "kto_tag", "kto_label", "desirable", "is_desirable", "is_good")
 
 # in the order in which they are tried: the more a format asks for, the earlier
 FORMATS = (

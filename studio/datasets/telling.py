@@ -1,4 +1,4 @@
-"""What the columns and message keys mean that change how a row is to be understood: one table, in the spellings of the common tools.
+"""What follows from columns and message keys that change how a row is to be understood; column_names says how they are spelled.
 
 While a column of this table holds something and no role of the chosen format reads it, a file is refused rather than read as something
 weaker; naming the format is how a person says that it may be left out. Knows no formats.
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from studio.datasets.column_names import RELATED, SPELLED
 
 
 @dataclass(frozen=True)
@@ -27,46 +29,47 @@ class RowMeaning:
         return name in self.names or (bool(self.prefixes) and name.startswith(self.prefixes))
 
 
-def _meaning(names: str, says: str, fix: str, roles: str = "", prefixes: str = "", kinds: str = "") -> RowMeaning:
-    return RowMeaning(frozenset(names.split()), says, fix, frozenset(roles.split()), tuple(prefixes.split()), frozenset(kinds.split()))
+def _meaning(part: str, says: str, fix: str, roles: str = "", prefixes: str = "", kinds: str = "") -> RowMeaning:
+    names = (*SPELLED.get(part, ()), *RELATED.get(part, ()))
+    return RowMeaning(frozenset(names), says, fix, frozenset(roles.split()), tuple(prefixes.split()), frozenset(kinds.split()))
 
 
 UNREADABLE_MEDIA = "Only text is learned: describe them in words, or leave the rows out"
 COLUMNS = (
     _meaning(
-        "label labels kto_tag kto_label desirable is_desirable is_good",
+        "label",
         "marks an answer as good or bad",
         "Write true or false in it and map it: --map label={column}, with prompt and completion",
         roles="label",
     ),
     _meaning(
-        "response_k non_preferred_output non_preferred nonpreferred dispreferred less_preferred negative_messages unchosen",
+        "rejected",
         "holds the worse of two answers",
         "Map both answers: --map chosen=COLUMN --map rejected={column}",
         roles="rejected",
         prefixes="rejected dispreferred_ non_preferred_",
     ),
     _meaning(
-        "chosen response_j preferred_output preferred positive_messages more_preferred",
+        "chosen",
         "holds the better of two answers",
         "Map both answers: --map chosen={column} --map rejected=COLUMN",
         roles="chosen",
         prefixes="chosen_response chosen_answer chosen_output chosen_message preferred_",
     ),
     _meaning(
-        "winner better_response_id safer_response_id better_id preferred_id human_preference overall_preference preference_label",
+        "winner",
         "says which of several answers is better",
         "Write the better answer to a column chosen and the other to rejected",
         roles="chosen rejected",
     ),
     _meaning(
-        "ranks ranking answer_ranks response_ranks",
+        "ranks",
         "ranks several answers",
         "Map the list of answers and their ranks: --map responses=COLUMN --map ranks={column}",
         roles="ranks",
     ),
     _meaning(
-        "weight weights sample_weight loss_weight train trainable training loss train_on loss_mask train_mask loss_scale train_detail",
+        "learned",
         "says what is to be learned of a row",
         'Write it into each message, as {{"role": …, "content": …, "weight": 0 or 1}}, or leave out the rows that it excludes',
     ),
@@ -74,21 +77,21 @@ COLUMNS = (
         "segments", "holds texts with a mark on each that says whether it is learned", 'Write them as messages with "train": true or false'
     ),
     _meaning(
-        "image images image_url image_urls image_path image_paths pixel_values picture pictures img imgs",
+        "images",
         "holds images",
         UNREADABLE_MEDIA,
         prefixes="rejected_image chosen_image",
     ),
-    _meaning("audio audios audio_url audio_path input_audio speech", "holds sound", UNREADABLE_MEDIA),
-    _meaning("video videos video_url video_path", "holds videos", UNREADABLE_MEDIA),
+    _meaning("sound", "holds sound", UNREADABLE_MEDIA),
+    _meaning("videos", "holds videos", UNREADABLE_MEDIA),
     _meaning(
-        "tools functions tool_schemas",
+        "tools",
         "holds the tools that answers may call",
         "Use a format with tools, such as --format messages or --format prompt-completion",
         roles="tools request",
     ),
     _meaning(
-        "reasoning thinking reasoning_content thought thoughts think cot chain_of_thought complex_cot rationale",
+        "reasoning",
         "holds what is thought before the answer",
         "Map it: --map reasoning={column}, with prompt and completion; or write it into the message of the answer",
         roles="reasoning",
@@ -101,35 +104,35 @@ COLUMNS = (
         roles="history",
     ),
     _meaning(
-        "system system_prompt system_message developer system_instruction",
+        "system",
         "holds the system message",
         "Map it: --map system={column}, with a format of conversations",
         roles="system",
     ),
-    _meaning("parent_id", "chains rows to conversations", "Join the rows of each conversation to one row of messages"),
+    _meaning("parent", "chains rows to conversations", "Join the rows of each conversation to one row of messages"),
     _meaning(
-        "choices options answer_choices",
+        "choices",
         "holds the answers to choose from",
         "Write the choices into the question",
         roles="turns",
         kinds="sft preference unpaired-preference",
     ),
-    _meaning("corrected reflection", "corrects the answer", "Write the corrected answer into the column of the answer"),
+    _meaning("correction", "corrects the answer", "Write the corrected answer into the column of the answer"),
     _meaning(
-        "completion completions response responses output outputs answer answers target targets reply replies",
+        "completion",
         "holds answers",
         "Map it: --map prompt=COLUMN --map completion={column}",
         roles="completion responses",
         kinds="prompts text",
     ),
     _meaning(
-        "messages conversations conversation dialogue dialog",
+        "messages",
         "holds a conversation",
         "Map it: --map messages={column}, and leave out the column that was read instead",
         roles="messages conversations prompt request",
     ),
     _meaning(
-        "prompt instruction question query",
+        "prompt",
         "holds what is asked",
         "Map it: --map prompt={column}",
         roles="prompt instruction question turns messages conversations",
