@@ -50,12 +50,12 @@ class LearnedPart:
                 elem_id="data-base",
                 min_width=150,
             )
-            self.max_length = gr.Number(
-                value=None,
+            self.max_length = gr.Textbox(  # gr.Number shows 0 where it is empty
+                "",
                 label="Longest row",
                 info="In tokens; what is longer is cut at the end (max_length). Empty: as a training cuts it.",
                 placeholder="as a training",
-                precision=0,
+                max_lines=1,
                 elem_id="data-length",
                 min_width=120,
             )
@@ -108,9 +108,10 @@ class LearnedPart:
 
 
 def length(value: Any) -> int | None:
-    """What the number field means; None, what a training takes, where it is empty or makes no sense."""
-    if isinstance(value, (int, float)) and 8 <= value <= 1_048_576:
-        return int(value)
+    """What the field means; None, what a training takes, where it is empty or makes no sense."""
+    written = str(value).strip().replace(",", "")
+    if written.isdecimal() and 8 <= (number := int(written[:9])) <= 1_048_576:
+        return number
     return None
 
 

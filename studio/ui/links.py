@@ -54,7 +54,7 @@ def learned_to_train(page: BuiltPage) -> None:
             return {**_as_beside_the_rows(page, dataset_id, base_model, length, template), **train.form.set(way.change), **told}
         tokens = data_learned.length(int(event._data["length"])) or 0
         said = pieces.said(f"max_length is {tokens:,} here and on the Train tab.")
-        return {data.notice: said, data.learned.max_length: tokens, **train.form.set({"max_length": tokens})}
+        return {data.notice: said, data.learned.max_length: str(tokens), **train.form.set({"max_length": tokens})}
 
     outputs = [data.notice, data.learned.max_length, page.tabs, train.data, train.base_model, train.notice, *train.form.fields]
     inputs = [page.place.dataset, *data.learned.choices]

@@ -272,8 +272,8 @@ def test_what_is_learned_and_whether_chat_agrees(visit: Callable[..., Page], api
     expect(page.locator("#data-learned .render .cut")).to_have_count(0)
     expect(page.locator("#data-parity")).to_contain_text("Training and chat are identical")
 
-    write(page.locator("#data-length input"), "40")
-    page.locator("#data-length input").press("Enter")
+    write(page.locator("#data-length input, #data-length textarea"), "40")
+    page.locator("#data-length input, #data-length textarea").press("Enter")
     expect(page.locator("#data-learned .render .cut")).to_have_count(4)
     expect(page.locator("#data-learned .figures")).to_contain_text("are cut at 40 tokens")
     page.locator("#data-learned-later").click()
@@ -284,7 +284,7 @@ def test_what_is_learned_and_whether_chat_agrees(visit: Callable[..., Page], api
     page.get_by_role("button", name=re.compile("Set max_length to P99")).click()
     expect(page.locator("#data-notice")).to_contain_text("here and on the Train tab")
     expect(page.locator("#data-learned .render .cut")).to_have_count(0)
-    chosen = page.locator("#data-length input").input_value()
+    chosen = page.locator("#data-length input, #data-length textarea").input_value()
     page.get_by_role("button", name="Next: train on this").click()
     page.get_by_role("button", name=re.compile("All options")).click()
 
