@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from jobs import executor, sharing
+from jobs import executor, sharing, slots
 from jobs.config import JobConfig
 from jobs.exporters.config import unfinished
 from jobs.frozen import StoppedTrainer
@@ -26,7 +26,7 @@ from jobs.kinds import KINDS
 from jobs.light import LightContext, LightJobStopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
 from jobs.rundir import Attempt, RunDir
-from studio.catalogue import hardware, memory
+from studio.catalogue import memory
 from studio.catalogue.models import count_parameters
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
@@ -56,6 +56,7 @@ class ChildAttempt:
         self.runner = runner
         self.held = held
         self.job = job
+        self.slot = runner.places.get(held) or slots.on_processor()
         self.run_dir = RunDir(Path(job.run_dir))
         self.files = self.run_dir.attempt(held.attempt)
         self.pulse = Pulse(runner, held)
@@ -69,7 +70,7 @@ class ChildAttempt:
         ingest_events(session, self.held, self.files)
 
     def _supervise(self, threads: int, warm: executor.WarmTrainers | None) -> Outcome:
-        child = executor.submit(self.run_dir, self.held.attempt, threads, warm, KINDS[self.job.kind].program)
+        child = executor.submit(self.run_dir, self.held.attempt, threads, warm, KINDS[self.job.kind].program, self.slot.visible)
         try:
             with self.runner.db.write() as session:
                 lifecycle.record_child(session, self.held, child.pid, child.born)
@@ -131,7 +132,7 @@ class TrainingAttempt(ChildAttempt):
         try:
             if not self._make_room(config):
                 return Outcome("stopped")
-            threads = config.num_threads or hardware.thread_budget("trainer")
+            threads = config.num_threads or slots.threads(self.slot)
             return self._supervise(threads, self.runner.warm)
         finally:
             self._give_memory_back()
@@ -142,9 +143,7 @@ class TrainingAttempt(ChildAttempt):
             needed = memory.predict_training_bytes(memory.model_config(Path(config.model_name_or_path)), config)
         except (OSError, ValueError, ZeroDivisionError):
             return True  # a model that can't be predicted: the trainer says what is wrong with it
-        if config.device == "cpu":
-            return self._ask_for_memory(needed, hardware.memory().total_bytes)
-        return self._ask_for_memory(needed, hardware.devices()[0].memory_bytes)
+        return self._ask_for_memory(needed, self.slot.device.memory_bytes)
 
 
 class ExportAttempt(ChildAttempt):
@@ -156,9 +155,9 @@ class ExportAttempt(ChildAttempt):
         except StudioError as exc:  # the base has gone since the launch
             return Outcome("failed", exc.message, exc.fix)
         try:
-            if not self._ask_for_memory(needed, hardware.devices()[0].memory_bytes):
+            if not self._ask_for_memory(needed, self.slot.device.memory_bytes):
                 return Outcome("stopped")
-            return self._supervise(hardware.thread_budget("trainer"), None)
+            return self._supervise(slots.threads(self.slot), None)
         finally:
             self._give_memory_back()
             shutil.rmtree(unfinished(Path(self.job.config["to"]), self.run_dir), ignore_errors=True)

@@ -52,24 +52,29 @@ class Child:
 class WarmTrainers(Protocol):
     """Trainers that have done their imports (jobs.warm)."""
 
-    def begin(self, run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes] | None: ...
+    def begin(self, run: RunDir, number: int, threads: int, visible: str | None = None) -> subprocess.Popen[bytes] | None: ...
 
 
 def command(*arguments: str, module: str = TRAINER) -> list[str]:
     return processes.module_command(module, *arguments)
 
 
-def submit(run: RunDir, number: int, threads: int, warm: WarmTrainers | None = None, module: str = TRAINER) -> Child:
-    """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is kept `warm` or a new one."""
+def submit(
+    run: RunDir, number: int, threads: int, warm: WarmTrainers | None = None, module: str = TRAINER, visible: str | None = None
+) -> Child:
+    """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is kept `warm` or a new one.
+
+    `visible`: its CUDA_VISIBLE_DEVICES, one GPU or none; None leaves it as it is here.
+    """
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
-    write_json(attempt.path / "environment.json", environment(threads))
+    write_json(attempt.path / "environment.json", environment(threads, visible))
     before = processes.oom_kills()
-    process = (warm and warm.begin(run, number, threads)) or _start(run, number, threads, module)
+    process = (warm and warm.begin(run, number, threads, visible)) or _start(run, number, threads, module, visible)
     return Child(process, processes.born(process.pid) or -1.0, before)
 
 
-def _start(run: RunDir, number: int, threads: int, module: str) -> subprocess.Popen[bytes]:
+def _start(run: RunDir, number: int, threads: int, module: str, visible: str | None) -> subprocess.Popen[bytes]:
     with run.attempt(number).log.open("ab") as log:
         process = subprocess.Popen(
             command(str(run.path), "--attempt", str(number), "--watch-stdin", module=module),
@@ -77,7 +82,7 @@ def _start(run: RunDir, number: int, threads: int, module: str) -> subprocess.Po
             stdout=log,
             stderr=log,
             cwd=run.path,
-            env=trainer_environment(threads),
+            env=trainer_environment(threads, visible),
             start_new_session=True,
         )
     set_oom_score(process.pid, OOM_SCORE)
@@ -125,13 +130,14 @@ def close(child: Child) -> None:
         child.process.wait(timeout=5)
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int, visible: str | None = None) -> dict[str, Any]:
     """What a run's figures depend on besides its config: versions, device, threads."""
     versions = {}
     for package in ENVIRONMENT_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    devices = [{"name": device.name, "kind": device.kind, "memory_bytes": device.memory_bytes} for device in hardware.devices()]
+    found = [one for one in hardware.devices() if one.selector == visible] or hardware.usable()
+    devices = [{"name": device.name, "kind": device.kind, "memory_bytes": device.memory_bytes} for device in found]
     machine = {"platform": platform.platform(), "machine": platform.machine(), "devices": devices, "threads": threads}
     return {"versions": {"python": platform.python_version(), **versions}, "hardware": machine}
 
@@ -154,9 +160,11 @@ def last_lines(path: Path, count: int) -> str:
     return ""
 
 
-def trainer_environment(threads: int) -> dict[str, str]:
-    """The environment variables of a trainer: ours without secrets, and its share of the threads."""
+def trainer_environment(threads: int, visible: str | None = None) -> dict[str, str]:
+    """The environment variables of a trainer: ours without secrets, its GPU (see `submit`), and its share of the threads."""
     ours = processes.child_environment()
+    if visible is not None:
+        ours["CUDA_VISIBLE_DEVICES"] = visible
     # an installed wheel needs no path: site-packages on PYTHONPATH would come before the standard library
     path = os.pathsep.join(filter(None, [str(checkout() or ""), ours.get("PYTHONPATH", "")]))
     return {

@@ -20,7 +20,7 @@ from jobs import sharing
 from jobs.attempts import ingest_events
 from jobs.conclusion import keep_adapter
 from jobs.rundir import RunDir
-from jobs.runner import Runner
+from jobs.runner import Runner, has_room
 from studio import processes
 from studio.db import job_rows, lifecycle, queue_order
 from studio.db.lifecycle import Claim, LostClaimError
@@ -130,9 +130,10 @@ class Reconciler:
         free = self.free_threads()
         if free <= 0 or self.runner.stopping.is_set():
             return
+        places = self.runner.slots()
         with self.runner.db.read() as session:
             unreachable = queue_order.unreachable(session)
-            if self.runner.slot is not None and not queue_order.slot_is_free(session, self.runner.slot):
+            if not has_room(session, places):
                 return
             waiting = queue_order.claimable(session, self.runner.queue, free, self.runner.without)
         if unreachable:

@@ -14,6 +14,7 @@ import logging
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 
 from jobs import executor
 from jobs.rundir import Attempt, RunDir
@@ -36,8 +37,11 @@ class ReadyTrainer:
     That thread has to live as long as the worker: Linux ends a child with the very thread that started it.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, visible: Callable[[], str | None] = lambda: None) -> None:
+        """`visible`: CUDA_VISIBLE_DEVICES for the next one; a library that it imports may fix the device at once."""
         self.threads = threads
+        self._next_visible = visible
+        self._visible: str | None = None  # of the waiting process
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._since = 0.0
@@ -45,12 +49,13 @@ class ReadyTrainer:
         self._begun: Attempt | None = None  # the training whose first step is awaited
         self._is_resting = False
 
-    def begin(self, run: RunDir, number: int, threads: int) -> subprocess.Popen[bytes] | None:
-        """Have the waiting process train this attempt; None when there is none that fits, or it has ended."""
+    def begin(self, run: RunDir, number: int, threads: int, visible: str | None = None) -> subprocess.Popen[bytes] | None:
+        """Have the waiting process train this attempt; None when there is none with these threads and this GPU, or it has ended."""
         with self._lock:
             self._begun, self._is_resting = run.attempt(number), False
             process = self._process
-            if process is None or threads != self.threads or process.poll() is not None or processes.is_stopped(process.pid):
+            fits = (threads, visible) == (self.threads, self._visible)
+            if process is None or not fits or process.poll() is not None or processes.is_stopped(process.pid):
                 return None  # one that does not fit is looked after by `tend`
             self._process = None
         executor.set_oom_score(process.pid, executor.OOM_SCORE)
@@ -72,7 +77,8 @@ class ReadyTrainer:
             if self._process is not None:
                 self._look_at(self._process, now)
             elif not self._is_resting and self._is_time(now) and hardware.memory().free_bytes >= SPARE_BYTES:
-                self._process, self._since = _start(self.threads), now
+                self._visible = self._next_visible()
+                self._process, self._since = _start(self.threads, self._visible), now
 
     def close(self) -> None:
         with self._lock:
@@ -100,13 +106,13 @@ class ReadyTrainer:
         return False
 
 
-def _start(threads: int) -> subprocess.Popen[bytes]:
+def _start(threads: int, visible: str | None) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         executor.command("--stand-by", f"--room={title.ROOM}", module="jobs.ready"),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=executor.trainer_environment(threads),
+        env=executor.trainer_environment(threads, visible),
         start_new_session=True,
     )
     executor.set_oom_score(process.pid, OOM_SCORE)

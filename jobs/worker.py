@@ -18,20 +18,20 @@ from types import FrameType
 
 from huey.consumer import Consumer
 
-from jobs import queue, tasks
+from jobs import queue, slots, tasks
 from jobs.reconcile import Reconciler
 from jobs.runner import Runner
 from jobs.warm import ReadyTrainer
 from studio import lifeline
 from studio import settings as studio_settings
-from studio.catalogue import hardware, probes
+from studio.catalogue import probes, torch_view
 from studio.db import migrations
 from studio.db.session import database
 from studio.errors import StudioError
 from studio.records import QueueName
 from studio.settings import Settings
 
-THREADS = {QueueName.GPU: 1, QueueName.LIGHT: 4}  # jobs at once
+LIGHT_THREADS = 4  # jobs at once that compute nothing here
 LOOK_EVERY_S = 1.0
 SHUTDOWN_S = 7.0  # the supervisor kills after eight
 HEALTH_EVERY_LOOKS = 10
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = studio_settings.load()
         settings.make_folders()
         probes.keep_in(settings.cache)
+        torch_view.keep_in(settings.cache)
         name = QueueName(arguments.queue)
         serve(settings, name, keeps_ready=name == QueueName.GPU and not arguments.keep_none_ready)
     except (StudioError, ValueError) as exc:
@@ -76,14 +77,17 @@ def serve(settings: Settings, name: QueueName, keeps_ready: bool = False) -> Non
     db = database(settings.db_url, settings.sqlite_journal, settings.home)
     migrations.migrate(db)
     runner = Runner(settings, db, name)
-    ready = ReadyTrainer(hardware.thread_budget("trainer"))
+    threads = LIGHT_THREADS
+    if name == QueueName.GPU:
+        threads = len(slots.slots())
+    ready = ReadyTrainer(slots.threads(slots.slots()[0]), lambda: runner.next_slot().visible)
     if keeps_ready:
         runner.warm = ready
     huey = queue.open_or_replace(settings.queue_path, name)
     tasks.register(huey, runner)
     consumer = Consumer(
         huey,
-        workers=THREADS[name],
+        workers=threads,
         periodic=False,
         initial_delay=0.05,
         max_delay=0.5,
@@ -93,7 +97,7 @@ def serve(settings: Settings, name: QueueName, keeps_ready: bool = False) -> Non
     reconciler = Reconciler(
         runner,
         notify=lambda: queue.notify(settings.queue_path, name),
-        free_threads=lambda: THREADS[name] - len(runner.active) - huey.pending_count(),
+        free_threads=lambda: threads - len(runner.active) - huey.pending_count(),
     )
     consumer.start()
     listen(ended)  # huey has installed its own

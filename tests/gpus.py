@@ -57,7 +57,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **machine: Any) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.setattr(nvml, "_library", [])
     monkeypatch.setattr(torch_view, "_views", {})
-    monkeypatch.setattr(hardware, "_gpus", (float("-inf"), hardware.Gpus()))
+    monkeypatch.setattr(hardware, "_gpus", (float("-inf"), hardware.Gpus()))  # put back afterwards
 
 
 def variables(driver: dict[str, Any] | None, torch: dict[str, Any] | None = None, visible: str | None = None) -> dict[str, str]:

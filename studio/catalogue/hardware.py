@@ -71,6 +71,12 @@ def gpus() -> Gpus:
     return found
 
 
+def forget() -> None:
+    """Look anew at the next question: CUDA_VISIBLE_DEVICES of this process has changed."""
+    global _gpus
+    _gpus = (float("-inf"), Gpus())
+
+
 def look(view: TorchView | None = None) -> Gpus:
     """The GPUs now. `view`: torch's, from a process that has torch; else a child is asked, where there is a sign of a GPU."""
     driver = nvml.read()

@@ -57,7 +57,7 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Holder:
+class CardProcess:
     """A process that holds memory of a card. `used_bytes` None where the driver does not say; `name` empty for one of another container."""
 
     pid: int
@@ -100,7 +100,7 @@ def read() -> Driver:
     return Driver(DriverState.OK, version, cuda, cards)
 
 
-def holders(uuid: str) -> list[Holder]:
+def holders(uuid: str) -> list[CardProcess]:
     """Processes that hold memory of this card, the largest first; none where the driver does not say."""
     with _handle(uuid) as (pynvml, handle):
         if pynvml is None:
@@ -109,7 +109,7 @@ def holders(uuid: str) -> list[Holder]:
         for kind in ("Compute", "Graphics"):
             for process in _figure(pynvml, f"nvmlDeviceGet{kind}RunningProcesses", handle) or []:
                 found[process.pid] = process.usedGpuMemory
-    return [Holder(pid, *_who(pid, used)) for pid, used in sorted(found.items(), key=lambda one: -(one[1] or 0))]
+    return [CardProcess(pid, *_who(pid, used)) for pid, used in sorted(found.items(), key=lambda one: -(one[1] or 0))]
 
 
 def reading(uuid: str) -> Card | None:

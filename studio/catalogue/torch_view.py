@@ -24,7 +24,7 @@ from studio.errors import one_line
 from studio.records.base import Record
 
 PATIENCE_S = 120.0  # a first import of torch from a slow disk
-RETRY_S = 60.0  # a refusal may have a cause that goes away: a driver that is loaded late
+RETRY_S = 300.0  # a refusal may have a cause that goes away: a driver that is loaded late
 MOST_ANSWER = 1024**2
 VERSION = 1  # of what is asked
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -118,7 +118,7 @@ def keep_in(cache: Path) -> None:
 def ask(driver: str, torch: str, *, with_memory: bool = False) -> TorchView | None:
     """The view of a child, by the versions of `driver` and `torch` and the variables that choose devices. None where it was killed.
 
-    A view without a GPU is asked for again after RETRY_S.
+    A view whose reason may go away without another version is asked for again after RETRY_S.
     """
     chosen = [os.environ.get(name) for name in VARIABLES]
     digest = hashlib.sha256(json.dumps([VERSION, driver, torch, sys.prefix, with_memory, chosen]).encode()).hexdigest()
@@ -132,7 +132,10 @@ def ask(driver: str, torch: str, *, with_memory: bool = False) -> TorchView | No
 
 
 def _is_fresh(view: TorchView | None, age_s: float) -> bool:
-    return age_s < RETRY_S or (view is not None and view.is_available and age_s < float("inf"))
+    if view is None:
+        return age_s < RETRY_S
+    is_for_processors = not (view.cuda or view.hip)
+    return age_s < RETRY_S or view.is_available or is_for_processors or "too old" in view.said
 
 
 def _kept_or_asked(digest: str, with_memory: bool) -> TorchView | None:

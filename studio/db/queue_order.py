@@ -27,8 +27,10 @@ def claimable(session: Session, queue: str, limit: int = 8, without: Sequence[st
     return list(session.scalars(query.order_by(*IN_ORDER).limit(limit)))
 
 
-def slot_is_free(session: Session, slot: str) -> bool:
-    return session.scalar(select(JobRow.id).where(JobRow.slot == slot, JobRow.status == JobStatus.RUNNING)) is None
+def taken_slots(session: Session) -> set[str]:
+    """Names of the places on devices where a job runs."""
+    held = select(JobRow.slot).where(JobRow.slot.is_not(None), JobRow.status == JobStatus.RUNNING)
+    return {name for name in session.scalars(held) if name}
 
 
 def device_is_free(session: Session) -> bool:

@@ -24,6 +24,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from studio import __version__, lifeline, settings
+from studio.catalogue import torch_view
+from studio.engine import card
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.bodies import parse_chat, parse_completion
 from studio.engine.protocol import FIX_HEADER, Event, GenerationRequest, bad_request, error_body
@@ -274,6 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     sys.setswitchinterval(SWITCH_S)
     chosen = settings.load()
+    torch_view.keep_in(chosen.cache)
+    card.take_freest()
     listener = listen(options.port)
     times = chosen.cache / "load_times.json" if chosen.cache.is_dir() else None
     scheduler = Scheduler(idle_s=options.idle_minutes * 60, times_path=times, adapter_bytes=chosen.adapter_memory_bytes)

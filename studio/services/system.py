@@ -282,7 +282,10 @@ def _bitsandbytes_trial() -> DoctorCheck:
         )
     version = _bitsandbytes().detail
     if done.returncode == 0:
-        return _check("bitsandbytes", True, f"{version}, 4-bit NF4 computes on {done.stdout.strip()}")
+        where, device = done.stdout.strip(), hardware.usable()[0]
+        is_there = where != "CPU" or device.kind == "cpu"
+        fix = f"Look at the check of the device: {device.name} is here and is not used."
+        return _check("bitsandbytes", is_there, f"{version}, 4-bit NF4 computes on {where}", fix)
     why = _last_line(done.stderr)
     return _check(
         "bitsandbytes",

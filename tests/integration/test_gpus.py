@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from studio.db.session import Database
 from studio.services import Studio, system
 from studio.settings import Settings
 from tests import gpus
+from tests.chaos import stand_in
+from tests.runs import open_store, submit
+from tests.workers import row, wait_for, worker
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = gpus.card(use=87, temperature=64, power=280_000)
@@ -63,6 +68,29 @@ def test_cards_that_torch_takes_are_shown_and_priced(settings: Settings, monkeyp
     assert (device.use, device.temperature_c, device.power_w) == (0.87, 64, 280.0)
     assert fit.device == "cuda" and fit.warnings == [] and 12 * gpus.GIB < (fit.room_bytes or 0) <= 24 * gpus.GIB
     assert len(list(settings.cache.glob("torch-*.json"))) == 1  # the next process asks no child
+
+
+def test_two_cards_run_two_jobs_at_once_each_with_one_of_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # trainers without torch, which none of this is about; red when a job sees two cards, or both jobs the same one
+    cards = [gpus.card(used=5), gpus.card(number=1)]
+    gpus.pretend(monkeypatch, driver=gpus.driver(*cards), torch=gpus.torch_of(cards), visible="0,1")
+    db = open_store(settings)
+    ids = [submit(db, stand_in.make(settings.runs / f"run-{number}", step_s=60), f"job-{number}") for number in range(3)]
+    own = submit(db, stand_in.make(settings.runs / "own", step_s=60, device="cpu"), "own")
+    with worker(module="tests.chaos.fast_worker"):
+        seen = [trained_with(db, job_id) for job_id in (*ids[:2], own)]
+        waiting = row(db, ids[2])
+    assert seen == [cards[1]["uuid"], cards[0]["uuid"], ""]  # the freest first; the processor needs none
+    assert (waiting.status, waiting.slot) == ("QUEUED", None)
+    environment = json.loads((settings.runs / "run-0" / "attempts" / "1" / "environment.json").read_text("utf-8"))
+    assert [one["name"] for one in environment["hardware"]["devices"]] == ["NVIDIA GeForce RTX 3090"]
+    db.dispose()
+
+
+def trained_with(db: Database, job_id: str) -> str:
+    """CUDA_VISIBLE_DEVICES of the trainer of a running job."""
+    job = wait_for(lambda: found if (found := row(db, job_id)).pid else None)
+    return str(psutil.Process(job.pid).environ()["CUDA_VISIBLE_DEVICES"])
 
 
 @pytest.mark.parametrize(

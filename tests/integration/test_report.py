@@ -19,7 +19,8 @@ from jobs.light import LightContext
 from jobs.outcome import Outcome
 from jobs.report import Yielding
 from jobs.rundir import RunDir
-from jobs.runner import SLOT, Runner
+from jobs.runner import Runner
+from jobs.slots import PROCESSOR
 from studio.catalogue.models import tensors
 from studio.db import lifecycle, queue_order
 from studio.db.models import JobRow
@@ -57,7 +58,7 @@ def claimed(studio: Studio, name: str, **options: Any) -> tuple[lifecycle.Claim,
     run = make_run(studio.settings.runs / name, **options)
     job = submit(studio.db, run, name)
     with studio.db.write() as session:
-        held = lifecycle.claim(session, job, "somebody", SLOT)
+        held = lifecycle.claim(session, job, "somebody", PROCESSOR)
     assert held is not None
     return held, run
 

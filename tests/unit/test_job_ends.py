@@ -262,7 +262,6 @@ def test_a_trainer_that_is_not_known_here_is_not_waited_for(
 def test_as_many_threads_are_woken_as_are_free_and_needed(db: Database, settings: Settings) -> None:
     woken: list[int] = []
     runner = Runner(settings, db, "gpu")
-    runner.slot = "device:0"
     ids = []
     with db.write() as session:
         for n in range(3):
@@ -345,7 +344,7 @@ class Machine:
         monkeypatch.setattr(warm.processes, "is_stopped", lambda pid: self.stopped)
         monkeypatch.setattr(warm.executor, "set_oom_score", lambda pid, score: None)
 
-    def start(self, threads: int) -> Any:
+    def start(self, threads: int, visible: str | None) -> Any:
         wrote: list[bytes] = []
         pipe = SimpleNamespace(write=wrote.append, flush=lambda: None)
         self.started.append(SimpleNamespace(pid=len(self.started), code=None, stdin=pipe, wrote=wrote, returncode=None))
@@ -392,17 +391,18 @@ def test_a_trainer_that_nobody_needs_is_ended(monkeypatch: pytest.MonkeyPatch, w
     assert here.ended == [0] and len(here.started) == 1
 
 
-@pytest.mark.parametrize(("why", "fits"), [("", True), ("threads", False), ("ended", False), ("stopped", False)])
+@pytest.mark.parametrize(("why", "fits"), [("", True), ("threads", False), ("another GPU", False), ("ended", False), ("stopped", False)])
 def test_a_training_takes_the_ready_trainer_where_it_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str, fits: bool) -> None:
     here = Machine(monkeypatch)
-    kept = warm.ReadyTrainer(threads=2)
+    kept = warm.ReadyTrainer(threads=2, visible=lambda: "GPU-a")
     run = RunDir(tmp_path)
     assert kept.begin(run, 1, 2) is None
     here.now = 9.0
     kept.tend(True)
     process = here.started[0]
     process.code, here.stopped = (0 if why == "ended" else None), why == "stopped"
-    assert (kept.begin(run, 3, 4 if why == "threads" else 2) is process) is fits
+    wanted = (4 if why == "threads" else 2, "GPU-b" if why == "another GPU" else "GPU-a")
+    assert (kept.begin(run, 3, *wanted) is process) is fits
     assert [json.loads(line) for line in process.wrote] == ([{"run_dir": str(tmp_path), "attempt": 3}] if fits else [])
     if fits:
         kept.tend(False)

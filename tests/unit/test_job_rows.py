@@ -359,8 +359,8 @@ def test_a_slot_and_the_device_are_free_when_nothing_runs_there(db: Database) ->
     def free() -> tuple[bool, bool, bool]:
         with db.read() as session:
             return (
-                queue_order.slot_is_free(session, "device:0"),
-                queue_order.slot_is_free(session, "device:1"),
+                "device:0" not in queue_order.taken_slots(session),
+                "device:1" not in queue_order.taken_slots(session),
                 queue_order.device_is_free(session),
             )
 
