@@ -111,3 +111,18 @@ def test_the_page_counts_the_rows_of_a_finding_that_it_does_not_show() -> None:
     few = findings._finding(finding.model_copy(update={"count": 2, "rows": [3, 9]}), 4)
     assert (few["rows"], few["more"], few["share"]) == ([3, 9], 0, 0.5)
     assert findings.BUTTONS.keys() == set(FixAction)
+
+
+def test_a_template_is_shown_with_a_system_prompt_unless_it_refuses_one() -> None:
+    class Strict(Fixed):
+        def __init__(self, takes_system: bool) -> None:
+            self.takes_system = takes_system
+
+        def example(self, example: Example, max_length: int | None = None) -> Rendered:
+            turns = example.messages or []
+            if turns[0].role == "system" and not self.takes_system:
+                raise DatasetError("No system prompts.", "Leave it out.")
+            return super().example(Example(text=" ".join(turn.role for turn in turns)), max_length)
+
+    strict, kind = (rendered_rows.preview(Strict(takes)) for takes in (False, True))  # type: ignore[arg-type]
+    assert kind.text.startswith("system user") and strict.text.startswith("user") and strict.problem is None

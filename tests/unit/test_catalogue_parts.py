@@ -1,0 +1,159 @@
+"""What the catalogue reads from files alone: whether an adapter fits a base, what a config hides, which layers stay whole."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from studio import processes
+from studio.catalogue import adapter_fit, library_child, wrappers
+from studio.errors import ModelError
+
+BASE = {
+    "model.embed_tokens.weight": torch.arange(32.0).reshape(8, 4),
+    "model.layers.0.self_attn.q_proj.weight": torch.ones(4, 4),
+    "model.norm.weight": torch.ones(4),
+}
+HEAD = "base_model.model.lm_head.weight"
+EMBEDDINGS = "base_model.model.model.embed_tokens.weight"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file(BASE, folder / "model.safetensors")
+    return folder
+
+
+def check(base: Path, tensors: dict[str, torch.Tensor], **config: Any) -> None:
+    weights = base.parent / "mine" / "adapter_model.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    save_file(tensors, weights)
+    adapter_fit.check(weights, {"peft_type": "LORA", **config}, base, "the base")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("base_model.model.model.layers.3.mlp.up_proj.weight", "layers.3.mlp.up_proj.weight"),
+        ("transformer.h.11.attn.c_attn.bias", "h.11.attn.c_attn.bias"),
+        ("model.embed_tokens.weight", "embed_tokens.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_a_tensor_is_placed_by_its_block_or_its_last_two_names(name: str, place: str) -> None:
+    assert adapter_fit.place(name) == place
+
+
+def test_whole_layers_are_those_of_the_base_in_its_size(base: Path) -> None:
+    check(base, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 4)})
+    check(base, {EMBEDDINGS: BASE["model.embed_tokens.weight"].clone()})  # the same: nothing to lose
+    check(base, {HEAD: torch.zeros(8, 4)}, modules_to_save=["lm_head"])  # tied to the embeddings
+    wrapped = "base_model.model.model.embed_tokens.modules_to_save.default.weight"
+    check(base, {wrapped: torch.zeros(8, 4)}, modules_to_save=["embed_tokens"])
+    for name in (EMBEDDINGS, HEAD):
+        with pytest.raises(ModelError, match=r"another vocabulary: its .* has 9 rows, and the base has 8"):
+            check(base, {name: torch.zeros(9, 4)}, modules_to_save=["embed_tokens", "lm_head"])
+        with pytest.raises(ModelError, match="is 9 x 5, and 8 x 4 there"):
+            check(base, {name: torch.zeros(9, 5)}, modules_to_save=["embed_tokens", "lm_head"])
+    with pytest.raises(ModelError, match="is 5 x 4, and 4 x 4 there"):  # no vocabulary
+        check(base, {"base_model.model.model.layers.0.self_attn.q_proj.weight": torch.zeros(5, 4)}, modules_to_save=["q_proj"])
+    with pytest.raises(ModelError, match="does not exist there"):
+        check(base, {"base_model.model.model.layers.1.self_attn.q_proj.weight": torch.zeros(4, 4)}, modules_to_save=["q_proj"])
+
+
+def test_a_whole_layer_that_is_not_named_would_change_the_base(base: Path) -> None:
+    changed = BASE["model.embed_tokens.weight"] + 1
+    with pytest.raises(ModelError, match="modules_to_save does not name"):
+        check(base, {EMBEDDINGS: changed})
+    check(base, {EMBEDDINGS: changed}, modules_to_save=["embed_tokens"])
+    check(base, {EMBEDDINGS: changed}, modules_to_save=["model.embed_tokens"])
+    check(base, {EMBEDDINGS: changed}, peft_type="IA3")
+    check(base, {EMBEDDINGS: changed.to(torch.float64)}, peft_type="PREFIX_TUNING", modules_to_save="no list")
+    with pytest.raises(ModelError, match="is no list of names"):
+        check(base, {EMBEDDINGS: changed}, modules_to_save="embed_tokens")
+    rounded = (BASE["model.embed_tokens.weight"] * 1.001).to(torch.bfloat16)
+    check(base, {EMBEDDINGS: rounded})  # equal but for bfloat16's rounding
+    check(base, {EMBEDDINGS: BASE["model.embed_tokens.weight"].half()})
+    with pytest.raises(ModelError, match="does not name"):
+        check(base, {EMBEDDINGS: (BASE["model.embed_tokens.weight"] * 1.02).to(torch.bfloat16)})
+    with pytest.raises(ModelError, match="does not name"):
+        check(base, {EMBEDDINGS: BASE["model.embed_tokens.weight"].double()})  # nobody reads it to compare
+
+
+def test_rows_of_an_adapted_embedding_are_those_of_the_vocabulary(base: Path) -> None:
+    name = "base_model.model.model.embed_tokens.lora_embedding_A"
+    check(base, {name: torch.zeros(2, 8)})
+    with pytest.raises(ModelError, match="has 9 rows, and the base has 8"):
+        check(base, {name: torch.zeros(2, 9)})
+
+
+# configs
+
+
+def test_keys_that_choose_code_are_found_at_any_depth() -> None:
+    config = {
+        "auto_map": {"AutoModel": "x.py"}, "model_type": "llama", "custom_pipelines": {}, "_attn_implementation": None,
+        "text_config": {"__attn_implementation": "kernels/x", "experts_implementation_2": "", "list": [{"auto_map": "y"}, 3]},
+    }  # fmt: skip
+    found = list(wrappers.code_keys(config))
+    assert found == [("auto_map", {"AutoModel": "x.py"}), ("__attn_implementation", "kernels/x"), ("auto_map", "y")]
+    assert wrappers.without_code(config) == {"model_type": "llama", "text_config": {"list": [{}, 3]}}
+    assert wrappers.ignored_code(config) == ["auto_map"]
+    assert wrappers.ignored_code({**config, "model_type": "nobody-knows"}) == []
+
+
+def test_a_context_is_the_text_models_before_the_whole_files() -> None:
+    keys = ("max_position_embeddings", "n_positions")
+    assert wrappers.context({"text_config": {"n_positions": 7}, "max_position_embeddings": 9}, keys) == 7
+    assert wrappers.context({"max_position_embeddings": 9, "n_positions": 7}, keys) == 9
+    assert wrappers.context({"max_position_embeddings": 0, "n_positions": 7}, keys) == 7
+    assert wrappers.context({"max_position_embeddings": "many", "model_type": "nobody-knows"}, keys) == 0
+    assert wrappers.context({"model_type": "gpt2"}, keys) == 1024  # its class's default
+    assert wrappers.text_part({"text_config": "x"}) == {} and wrappers.architecture({"architectures": []}) == ""
+
+
+# children that build models
+
+
+def test_two_children_build_models_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each may take twelve GiB: more of them would take the whole machine."""
+    running, most, lock = [0], [0], threading.Lock()
+
+    def output_of(*_: object) -> str:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        with lock:
+            running[0] -= 1
+        return 'a library talks\n{"error": null, "answer": 7}'
+
+    monkeypatch.setattr(processes, "output_of", output_of)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(library_child.ask("m", tmp_path))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [7] * 6 and most == [2]
+
+
+@pytest.mark.parametrize("printed", ["", "half an ans", "[" * 100_000])
+def test_a_child_that_did_not_answer_was_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, printed: str) -> None:
+    monkeypatch.setattr(processes, "output_of", lambda *_: printed)
+    with pytest.raises(library_child.Unanswered, match="killed for taking too much") as caught:
+        library_child.ask("m", tmp_path, cause="adapter_config.json")
+    assert caught.value.fix == "Check its adapter_config.json."
+    monkeypatch.setattr(processes, "output_of", lambda *_: json.dumps({"error": {"message": "No.", "fix": "Do."}}))
+    with pytest.raises(ModelError, match=r"^No") as refused:
+        library_child.ask("m", tmp_path)
+    assert (refused.value.message, refused.value.fix) == ("No.", "Do.")
