@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from studio import processes
-from studio.catalogue import adapter_fit, library_child, wrappers
+from studio.catalogue import adapter_fit, library_child, probing, wrappers
 from studio.errors import ModelError
 
 BASE = {
@@ -119,6 +119,35 @@ def test_a_context_is_the_text_models_before_the_whole_files() -> None:
     assert wrappers.context({"max_position_embeddings": "many", "model_type": "nobody-knows"}, keys) == 0
     assert wrappers.context({"model_type": "gpt2"}, keys) == 1024  # its class's default
     assert wrappers.text_part({"text_config": "x"}) == {} and wrappers.architecture({"architectures": []}) == ""
+
+
+# what weights are
+
+
+def test_weights_outside_of_the_blocks_are_told_by_place_and_class() -> None:
+    class RotaryEmbedding(torch.nn.Module):
+        pass
+
+    linear, norm, positions = torch.nn.Linear(1, 1), torch.nn.LayerNorm(1), RotaryEmbedding()
+
+    def kind(name: str, module: torch.nn.Module, prefix: str = "") -> str:
+        return str(probing._elsewhere(name, module, "model.layers", prefix))
+
+    assert kind("model.audio_tower.x", linear, "model.language_model") == "audio"
+    assert kind("model.tower.x", linear, "model.language_model") == "vision"
+    assert kind("model.language_model.norm", norm, "model.language_model") == "norm"
+    assert kind("model.norm", norm) == "norm"
+    assert kind("model.positions", positions) == "embeddings"
+    assert kind("model.layers.0.positions", positions) == "other"
+    assert kind("model.layersize", positions) == "embeddings" and kind("model.other", linear) == "other"
+
+
+def test_blocks_with_the_same_weights_are_one_kind() -> None:
+    def block(width: int, activation: type[torch.nn.Module] = torch.nn.ReLU) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(2, width), activation())
+
+    blocks = [block(3), block(4), block(3), block(3, torch.nn.Tanh), block(4)]
+    assert probing._groups(blocks) == [[0, 2], [1, 4], [3]]
 
 
 # children that build models

@@ -262,3 +262,65 @@ def test_rows_are_not_packed_while_evaluating() -> None:
         memory.predict(LLAMA, job_config.build({**options, "packing": packing}), device="cpu", size=4) for packing in (True, False)
     )
     assert packed.moment == plain.moment == "evaluation" and packed.parts == plain.parts
+
+
+def test_four_bits_take_what_the_qlora_paper_says() -> None:
+    """Dettmers et al. 2023: a constant of 32 bits for 64 weights; twice quantised 8 bits for 64 and 32 for 64 x 256, 4.127 bits in all."""
+    shape = decoder(LLAMA)
+    for double, bits in ((True, 4 + 8 / 64 + 32 / (64 * 256)), (False, 4.5)):
+        options = {"quantization.load_in_4bit": True, "quantization.bnb_4bit_use_double_quant": double}
+        small, whole = memory.weights(shape, job_config.build(options), 2)
+        assert small == round(shape.linear_parameters * bits / 8)
+        assert whole == 2 * (shape.parameters - shape.linear_parameters), "embeddings, head and norms stay in 16 bits"
+    assert memory.weights(shape, job_config.build({}), 4) == (4 * shape.linear_parameters, 4 * (shape.parameters - shape.linear_parameters))
+
+
+@pytest.mark.parametrize(
+    ("optim", "each"),
+    [
+        ("adamw_torch", 8),  # two moments in 32 bits
+        ("adamw_8bit", 2),
+        ("lion_32bit", 4),  # one moment
+        ("lion_8bit", 1),
+        ("ademamix", 12),  # three
+        ("sgd", 0),  # none without momentum
+        ("rmsprop", 4),
+        ("adagrad", 4),
+        ("paged_adamw_32bit", 8),
+        ("paged_lion_8bit", 1),
+    ],
+)
+def test_an_optimizer_keeps_its_moments_of_what_is_trained(optim: str, each: int) -> None:
+    for device in ("cpu", "cuda"):
+        found = memory.predict(LLAMA, job_config.build({"optim": optim, "max_length": 64}), device=device, size=2)
+        is_paged = optim.startswith("paged_") and device == "cuda"  # to main memory, where the GPU is full
+        assert (found.parts["optimizer"], found.paged) == ((0, each * found.trained) if is_paged else (each * found.trained, 0))
+        assert found.total == sum(found.parts.values()) and (found.process > 0) == (device == "cpu")
+
+
+def test_checkpoints_on_the_disk_hold_an_adapter_and_two_moments_each() -> None:
+    config = job_config.build({"save_total_limit": 4, "lora.r": 8})
+    adapter = 4 * memory.adapter_parameters(LLAMA, config)
+    one_more = memory.predict_disk_bytes(LLAMA, config.model_copy(update={"save_total_limit": 5})) - memory.predict_disk_bytes(
+        LLAMA, config
+    )
+    assert one_more == 3 * adapter
+    assert memory.predict_disk_bytes(LLAMA, config) > 5 * one_more + adapter, "one more while it is written, and the result"
+
+
+def test_the_longest_rows_that_a_batch_may_meet() -> None:
+    shape = decoder({**LLAMA, "max_position_embeddings": 300})
+
+    def at(**options: Any) -> tuple[int, int, bool]:
+        config = job_config.build({"per_device_train_batch_size": 4, **{name.replace("__", "."): given for name, given in options.items()}})
+        found = memory.batch(shape, config, trainable(shape, config), "cpu", 4, {**LLAMA, "max_position_embeddings": 300})
+        assert found.tokens == found.sequences * found.length
+        return found.sequences, found.length, found.is_masked
+
+    assert at(max_length=200) == (4, 200, True) and at(max_length=400) == (4, 300, True)  # the model reads no more
+    assert at(max_length=200, per_device_train_batch_size=1) == (1, 200, False)  # one row has no padding
+    assert at(max_length=200, objective="dpo") == (8, 200, True)  # both answers at once
+    assert at(max_length=200, packing=True)[:2] == (1, 800)
+    assert at(max_length=200, packing=True, attn_implementation="eager") == (1, 800, True)
+    assert at(max_length=200, method="prompt-tuning", prompt__num_virtual_tokens=7) == (4, 207, True)
+    assert at(max_length=200, method="ia3") == (4, 200, True)
