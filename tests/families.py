@@ -1,7 +1,8 @@
 """Two-layer models of every family that transformers knows, each trained by the studio and put on a fresh base again.
 
-`python -m tests.families FOLDER < CASES` prints what came out as JSON: a case is `{"family", "bits"}`. Each family ends whole, refused in
-one line before anything runs, or it is a fault. `STAGES` are the checks of a trained adapter: append to them what it has to stand too.
+`python -m tests.families FOLDER < CASES` prints what came out as JSON: a case is `{"family", "bits"}`, and "without" may name stages that it
+is spared. Each family ends whole, refused in one line before anything runs, or it is a fault. `STAGES` are the checks of a trained adapter:
+append to them what it has to stand too.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 from jobs.config import JobConfig
 from jobs.rundir import RunDir
@@ -26,9 +31,9 @@ from jobs.trainers.stopping import StopWish
 from studio.catalogue import fused, models, text_models
 from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
-from tests.published import WRAPPERS, publish
+from tests.published import TEXT, WRAPPERS, publish
 from tests.runs import STARTER, make_run
-from tests.serving_stages import answers_as_generate_does, merges
+from tests.serving_stages import answers_alike_in_16_bits, answers_as_generate_does, merges
 
 VOCABULARY, CONTEXT = 4096, 256  # of the starter's tokenizer; longest row
 STEPS = 8
@@ -49,6 +54,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "num_experts_per_token", "moe_topk"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), 64),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "first_k_dense_replace", "n_group", "topk_group", "mamba_n_groups"), 1),
+    **dict.fromkeys(("num_expert_group",), 1),
     **dict.fromkeys(("n_groups", "moe_num_shared_experts", "moe_layer_start_index", "num_dense_layers"), 1),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "sliding_window", "attention_window_size", "shared_intermediate_size"), 32),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "laurel_rank", "qk_rope_head_dim", "rotary_dim"), 8),
@@ -65,6 +71,9 @@ VISION: dict[str, Any] = {
 }  # fmt: skip
 MIXED = {"linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"]}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
+COMPASS = {kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]} for kind in SLIDING["layer_types"]}
+QWEN4 = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32, "indexer_compress_ratio": 4}
+DRAFTER = {**TEXT, **SLIDING, "model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
 # what the usual sizes don't give: name -> model_type and values
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -99,6 +108,27 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "kimi_linear": ("kimi_linear", {"q_lora_rank": None, "linear_attn_num_heads": 4, "linear_attn_head_dim": 16}),
     "longcat_flash": ("longcat_flash", {"zero_expert_num": 0}),
     "bailing_hybrid": ("bailing_hybrid", {"head_dim": 16, "num_key_value_heads": 4}),
+    "blt": ("blt", {"encoder_hash_byte_group_vocab": 50}),
+    "cohere_compass_text": ("cohere_compass_text", {**SLIDING, "rope_parameters": COMPASS}),
+    "dbrx": (
+        "dbrx",
+        {
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+            "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4},
+        },
+    ),
+    "dots1": ("dots1", {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}),
+    "dots3_note": (
+        "dots3_note",
+        {"vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 64}, "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 64}},
+    ),
+    "gemma4_assistant": ("gemma4_assistant", {"text_config": DRAFTER}),
+    "gemma4_unified_assistant": ("gemma4_unified_assistant", {"text_config": {**DRAFTER, "model_type": "gemma4_unified_text"}}),
+    "qwen4_exp": ("qwen4_exp", {"text_config": QWEN4}),
+    "qwen4_exp_text": ("qwen4_exp_text", QWEN4),
+    "reformer": ("reformer", {"is_decoder": True, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16]}),
+    "zamba": ("zamba", {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}),
+    "zaya": ("zaya", {"num_experts_per_tok": 1}),
     "phi3": ("phi3", {"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 5}),
 }
 # one of each kind, for `make test`
@@ -123,6 +153,8 @@ class Outcome:
     share: float = 0.0
     without_tokens: list[str] = field(default_factory=list)  # experts that no token has passed
     notices: list[str] = field(default_factory=list)
+    same_tokens: int = 0  # in bfloat16, as transformers' generate says them, up to the first near-tie
+    near_ties: int = 0  # answers that part there
 
     @property
     def verdict(self) -> str:
@@ -179,14 +211,18 @@ def build(name: str, folder: Path) -> Path:
 
 
 def small_config(kind: str, values: dict[str, Any]) -> Any:
-    """The family's own configuration with small sizes; `values` win."""
+    """The family's own configuration with small sizes; `values` win, in the parts of a multimodal one too."""
     from transformers import CONFIG_MAPPING
 
     family = CONFIG_MAPPING[kind]
-    usual = family()
+    try:
+        usual = family()
+    except StrictDataclassError:  # what it would be by itself is no model
+        usual = family(**values)
     sizes = _sized(usual.to_dict(), family.__name__)
     inner = {name: _sized(part.to_dict(), name) for name in family.sub_configs if (part := getattr(usual, name, None)) is not None}
-    return family(**{**sizes, **inner, **values})
+    inner = {name: part | values.get(name, {}) for name, part in inner.items()}
+    return family(**{**sizes, **values, **inner})
 
 
 def _sized(usual: dict[str, Any], name: str) -> dict[str, Any]:
@@ -215,8 +251,8 @@ KNOWN = ("num_experts_per_tok", "head_dim", "num_key_value_heads", "intermediate
 # training
 
 
-def outcome(name: str, root: Path, bits: int) -> Outcome:
-    """Build, launch, train, and every stage."""
+def outcome(name: str, root: Path, bits: int, without: Sequence[str] = ()) -> Outcome:
+    """Build, launch, train, and every stage but those of `without`."""
     found = Outcome(name, bits)
     try:
         path = build(name, root / "base")
@@ -230,7 +266,8 @@ def outcome(name: str, root: Path, bits: int) -> Outcome:
     try:
         trained = train(run, config, path, root / "adapter", found)
         for stage in STAGES:
-            found.faults += stage(trained)
+            if stage.__name__ not in without:
+                found.faults += stage(trained)
     except Exception as exc:  # noqa: BLE001 - a fault of the family, named in the table
         traceback.print_exc()
         failure = explain(exc, config)
@@ -262,7 +299,7 @@ def launch(root: Path, path: Path, bits: int) -> tuple[RunDir, JobConfig]:
 
 def refusal(path: Path, config: JobConfig) -> str:
     """Why this model is refused when it is added or launched, in one line; "" where it is not."""
-    from studio.catalogue import probing
+    from studio.catalogue import probes, probing
     from studio.services.launching import standing_against
 
     facts = models.inspect_folder(path)
@@ -272,6 +309,7 @@ def refusal(path: Path, config: JobConfig) -> str:
         probe = probing.probe(models.read_json(path / "config.json"), "This model")  # as its child does when a model is added
     except Exception as exc:  # noqa: BLE001 - the child says it in one line too
         return " ".join(str(exc).split())[:300]
+    probes.keep(probe.digest, probe)  # what asks for it later starts no child either
     return " ".join(str(problem) for problem in standing_against(config, ModelRef("family", path), probe))
 
 
@@ -401,29 +439,45 @@ def loads_again(trained: Trained) -> list[str]:
 
 def loads_by_peft_alone(trained: Trained) -> list[str]:
     """The same by peft as it is, in a process that the studio has prepared nothing in, on a base in 16 bits."""
-    import subprocess
-
     values = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     says_so = "by peft alone" in (trained.adapter / "README.md").read_text(encoding="utf-8")
     if trained.outcome.bits == 4 or not values.get("target_parameters") or says_so:
         return []
-    code = f"from tests.families import print_loss; print_loss({str(trained.run.path)!r}, {str(trained.adapter)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        return [f"peft alone does not load it: {done.stderr.strip().splitlines()[-1][:200]}"]
-    return _compared(trained, float(done.stdout.split()[-1]), "by peft alone")
+    child = _plain_peft()
+    assert child.stdin and child.stdout
+    print(json.dumps([str(trained.run.path), str(trained.adapter)]), file=child.stdin, flush=True)
+    answer = json.loads(child.stdout.readline() or '"its process ended"')
+    if isinstance(answer, str):
+        return [f"peft alone does not load it: {answer[:200]}"]
+    return _compared(trained, answer, "by peft alone")
 
 
-def print_loss(run: str, adapter: str) -> None:
-    """The held-out loss of an adapter that plain peft has loaded."""
+@cache
+def _plain_peft() -> subprocess.Popen[str]:
+    """One process for all, since it imports torch; it ends with the pipe."""
+    command = [sys.executable, "-c", "from tests.families import answer_losses; answer_losses()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def answer_losses() -> None:
+    """For each line of stdin, a run and an adapter, the held-out loss of the adapter that plain peft has loaded, or why it has not."""
     from peft import PeftModel
 
-    made = RunDir(Path(run))
-    config = JobConfig.model_validate_json(made.config.read_text(encoding="utf-8"))
-    log = EventLog(made.path / "alone.jsonl")
-    fresh = base.load(config, base.choose_device(config, log))
-    with _no_warnings_about_missing_tensors():
-        print(held_out_loss(PeftModel.from_pretrained(fresh, adapter), made, config))
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        run, adapter = json.loads(line)
+        made = RunDir(Path(run))
+        config = JobConfig.model_validate_json(made.config.read_text(encoding="utf-8"))
+        log = EventLog(made.path / "alone.jsonl")
+        found: float | str
+        try:
+            fresh = base.load(config, base.choose_device(config, log))
+            with _no_warnings_about_missing_tensors():
+                found = held_out_loss(PeftModel.from_pretrained(fresh, adapter), made, config)
+        except Exception as exc:  # noqa: BLE001 - whatever peft says
+            traceback.print_exc()
+            found = f"{type(exc).__name__}: {exc}"
+        print(json.dumps(found), file=answers, flush=True)
 
 
 @contextmanager
@@ -457,6 +511,7 @@ STAGES: list[Callable[[Trained], list[str]]] = [
     loads_again,
     loads_by_peft_alone,
     answers_as_generate_does,
+    answers_alike_in_16_bits,
     merges,
 ]
 
@@ -469,7 +524,7 @@ def main() -> None:
         folder = root / f"{case['family']}-{case['bits']}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        one = outcome(case["family"], folder, case["bits"])
+        one = outcome(case["family"], folder, case["bits"], case.get("without", ()))
         found.append({**asdict(one), "verdict": one.verdict})
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
         if not case.get("keep"):

@@ -58,6 +58,19 @@ def generated(model: Any, ids: Sequence[int]) -> list[int]:
     return list(said[0].tolist()[len(ids) :])
 
 
+def generated_with_logits(model: Any, ids: Sequence[int]) -> tuple[list[int], Any]:
+    """What transformers' own generate says, and the logits that it chose by, [TOKENS, vocabulary]."""
+    import torch
+
+    given = torch.tensor([list(ids)])
+    with torch.inference_mode():
+        said = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS,
+            eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    return list(said.sequences[0].tolist()[len(ids) :]), torch.cat(said.logits).float()
+
+
 def answers_as_generate_does(trained: Any) -> list[str]:
     """In float32, alone and beside the base: the same tokens."""
     import torch
@@ -81,6 +94,57 @@ def answers_as_generate_does(trained: Any) -> list[str]:
     ]
     if attached.effect == 0:
         faults.append("the adapter changes nothing")
+    return faults
+
+
+def answers_alike_in_16_bits(trained: Any) -> list[str]:
+    """In bfloat16, alone and beside the base: the same tokens up to the first near-tie.
+
+    A near-tie is where transformers' own logit of its token lies above that of the engine's by no more than rounding moves a logit there:
+    the largest difference between its logits in bfloat16 and in float32 behind the same text.
+    """
+    import torch
+
+    from studio.catalogue import attaching, text_models
+    from studio.engine import loading, local
+    from studio.engine.protocol import AdapterRef, ModelFolder
+
+    if trained.outcome.bits == 4:  # the base is the same, and so is the way to answer
+        return []
+    limit, loading.EXACT_PARAMETERS = loading.EXACT_PARAMETERS, 0  # as a large model is loaded
+    try:
+        model = local.load(ModelFolder("family", trained.base))
+    finally:
+        loading.EXACT_PARAMETERS = limit
+    if model.dtype != torch.bfloat16:
+        return []
+    attached = model.attach(AdapterRef("mine", trained.adapter))
+    rough, fine = (text_models.load(trained.base, dtype=dtype)[0].eval() for dtype in (torch.bfloat16, torch.float32))
+    expected, exact = [], []
+    for key in (None, attached.key):
+        if key is not None:
+            rough, fine = (attaching.attach(one, trained.adapter, "mine", "cpu")[0].eval() for one in (rough, fine))
+        for ids in PROMPTS:
+            expected.append(generated_with_logits(rough, ids))
+            text = torch.tensor([[*ids, *expected[-1][0][:-1]]])
+            with torch.inference_mode():
+                exact.append(fine(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits[0, -TOKENS:].float())
+    asked = [(ids, key) for key in (None, attached.key) for ids in PROMPTS]
+    faults = []
+    for how, said in (("alone", [write(model, [one])[0][0] for one in asked]), ("together", write(model, asked)[0])):
+        for number, (found, (right, logits)) in enumerate(zip(said, expected, strict=True)):
+            place = next((place for place in range(TOKENS) if found[place] != right[place]), TOKENS)
+            trained.outcome.same_tokens += place
+            if place == TOKENS:
+                continue
+            gap = float(logits[place].max() - logits[place][found[place]])
+            rounding = float((logits[place] - exact[number][place]).abs().max())
+            trained.outcome.near_ties += 1
+            if gap > rounding:
+                faults.append(
+                    f"in bfloat16, {how}, token {place + 1} of answer {number + 1} differs, where generate's leads by {gap:.3g} and rounding "
+                    f"moves a logit by {rounding:.3g}"
+                )
     return faults
 
 

@@ -50,7 +50,11 @@ def text_prefix(model: Any) -> str:
 
 def _decoder(model: Any) -> tuple[str, nn.Module]:
     """The text model without its head, and the name that it has in `model`."""
+    from torch import nn
+
     decoder: nn.Module = model.get_decoder()
+    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
+        decoder = model.base_model  # some classes call their head the decoder
     return next((name for name, module in model.named_modules() if module is decoder), ""), decoder
 
 
@@ -85,6 +89,11 @@ def is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def outputs(layer: Any) -> int:
+    """Numbers that a linear layer puts out for each vector."""
+    return int(layer.nf if hasattr(layer, "nf") else layer.out_features)
 
 
 def parts(block: nn.Module) -> list[Part]:

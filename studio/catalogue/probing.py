@@ -52,6 +52,9 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     _cut(model, place, 1 + max(layers[0] for layers in groups))
     tried = trials.made_up(model)
     rows = trials.two_rows(tried, place, lambda: _cache(family, text))
+    for said, verb in ((rows.unread, "read"), (rows.untrained, "learn from")):
+        if said and trials.fails_so(text_models.without_weights(described), said, training=said == rows.untrained):
+            raise ModelError(f"{name} describes {family.__name__}, which can't {verb} a text: {said}.", "Use another model.")
     if not rows.is_causal:
         raise ModelError(
             f"{name} describes {family.__name__}, which reads in both directions and so can't write.",
@@ -110,7 +113,7 @@ def _check(config: Any, text: Any, name: str) -> None:
             f"{name} describes an encoder-decoder ({config.model_type}), which reads and writes with two models.",
             "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
         )
-    layers = getattr(text, "num_hidden_layers", 0)
+    layers = getattr(text, "num_hidden_layers", None)
     if isinstance(layers, int) and not 0 < layers <= MOST_LAYERS:
         raise ModelError(
             f"{name} asks for {layers:,} layers, which no model has.", "Use the config.json that was published with the model."

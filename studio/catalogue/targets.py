@@ -56,7 +56,10 @@ class _Place:
 
 
 REFUSED = "peft takes it in no model of this type"
-BYPASSED = "no gradient reaches it, since the model reads its weights past the layer, gets several tensors from it, or only chooses by it"
+BYPASSED = (
+    "no gradient reaches it, since the model reads its weights past the layer, gets several tensors from it, or only chooses by it, "
+    "or the layer multiplies groups of its inputs, to which the update of a whole matrix can't be added"
+)
 
 
 def lora_targets(model: Any, wanted: str | list[str] = ALL_LINEAR, learning: frozenset[str] | None = None) -> LoraTargets:
@@ -111,18 +114,18 @@ def learning_layers(model: Any) -> frozenset[str] | None:
 
 
 def with_gradient(model: Any, logits: Callable[[], Any]) -> frozenset[str]:
-    """Names of the linear layers that give one tensor, which changes what `logits` computes with `model`.
+    """Names of the linear layers that give one tensor as wide as they are, which changes what `logits` computes with `model`.
 
-    A layer whose weights are read past it is not called, some routers give several tensors, and what only chooses which tokens are
-    attended to has no gradient: a LoRA there would learn nothing.
+    A layer whose weights are read past it is not called, some routers give several tensors, what multiplies groups of its inputs gives
+    a narrower one, and what only chooses which tokens are attended to has no gradient: a LoRA there would learn nothing, or fail.
     """
     import torch
 
     shifts: dict[str, torch.Tensor] = {}
 
     def shifting(name: str) -> Callable[..., Any]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+        def hook(module: Any, _inputs: Any, output: Any) -> Any:
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.shape[-1] != anatomy.outputs(module):
                 return output
             shift = shifts.setdefault(name, torch.zeros(output.shape[-1], device=output.device, dtype=output.dtype, requires_grad=True))
             return output + shift

@@ -116,6 +116,8 @@ class TwoRows:
     cache: Any = None  # of one row of LONG tokens
     learning: frozenset[str] | None = None  # linear layers that a LoRA would teach something; None where the trial failed
     error: str = ""
+    unread: str = ""  # the error, where even one row was not read
+    untrained: str = ""  # the error of a pass as in training
 
 
 def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoRows:
@@ -130,19 +132,39 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
         with torch.no_grad(), CheapLayers():
             said = model(input_ids=long, use_cache=False).logits
             cut = model(input_ids=long[:, :-1], use_cache=False).logits
-            found.is_causal = _close(said[:, :-1], cut)
+    except Exception as exc:  # noqa: BLE001 - whatever this architecture raises
+        found.error = found.unread = one_line(exc, SAID)
+        return found
+    found.is_causal = _close(said[:, :-1], cut)
+    try:
+        with CheapLayers():
+            found.learning = with_gradient(model.train(), lambda: model(input_ids=long, use_cache=False).logits)
+    except Exception as exc:  # noqa: BLE001 - the same
+        found.untrained = one_line(exc, SAID)
+    model.eval()
+    try:
+        with torch.no_grad(), CheapLayers():
             alone = _steps(model, short, torch.ones(1, SHORT + 1, dtype=torch.long), new_cache())
             with watched(model, place) as shapes:
                 beside = _steps(model, both, mask, new_cache())
             _read(model, long, mask[1:, :LONG], found.cache)
-            found.learning = with_gradient(model.train(), lambda: model(input_ids=long, use_cache=False).logits)
-            model.eval()
-    except Exception as exc:  # noqa: BLE001 - whatever this architecture raises: it is then served row by row
+    except Exception as exc:  # noqa: BLE001 - the same: it is then served row by row
         found.error = one_line(exc, SAID)
         return found
     found.flattens = next((name for name, rows in shapes.items() if rows != {2}), "")
     found.ignores_padding = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
     return found
+
+
+def fails_so(model: Any, said: str, *, training: bool) -> bool:
+    """Whether a model without weights fails in the same words on a text: then its configuration is at fault, and not what is made up here."""
+    ids = torch.arange(20, 20 + LONG, device="meta").unsqueeze(0)
+    try:
+        with torch.no_grad():
+            model.train(training)(input_ids=ids, use_cache=False)
+    except Exception as exc:  # noqa: BLE001 - whatever this architecture raises
+        return one_line(exc, SAID) == said
+    return False
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -31,6 +31,9 @@ def test_every_family_is_whole_or_refused(bits: int, tmp_path: Path, capsys: pyt
     with capsys.disabled():
         print(f"\n{bits} bits: whole {counts['whole']}, refused {counts['refused']}, anything else {counts['fault']}", end="")
         print(f" (of {counts['unbuilt']} more no small model can be made)")
+        if bits == 16:
+            same, ties = (sum(one[name] for one in found) for name in ("same_tokens", "near_ties"))
+            print(f"  in bfloat16 {same} tokens as generate says them, and {ties} answers that part at a near-tie")
         for one in found:
             if one["verdict"] != "whole":
                 print(f"  {one['verdict']} {one['family']}: {one['refused'] or one['unbuilt'] or one['faults']}")

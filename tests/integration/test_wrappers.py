@@ -25,7 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[str, dict[str, Any]]:
-    cases = [{"family": f"{PUBLISHED}{name}", "bits": bits, "keep": True} for name, bits in BITS.items()]
+    cases = [
+        {"family": f"{PUBLISHED}{name}", "bits": bits, "keep": True, "without": ["answers_alike_in_16_bits"]} for name, bits in BITS.items()
+    ]
     command = [sys.executable, "-m", "tests.families", str(folder)]
     done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=True)
     return {found["family"].removeprefix(PUBLISHED): found for found in json.loads(done.stdout)}

@@ -50,7 +50,13 @@ def test_vision_layers_are_no_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "silent"), [("mamba", "mixer.dt_proj"), ("hy_v4", "self_attn.indexer.wk"), ("llama4_text", "feed_forward.router")]
+    ("kind", "silent"),
+    [
+        ("mamba", "mixer.dt_proj"),
+        ("hy_v4", "self_attn.indexer.wk"),
+        ("llama4_text", "feed_forward.router"),
+        ("deepseek_v4", "self_attn.o_a_proj"),  # multiplies groups of its inputs: the update of peft's would be wider than what it gives
+    ],
 )
 def test_what_no_gradient_reaches_is_no_target(kind: str, silent: str, tmp_path: Path) -> None:
     # red when a LoRA is put where its second matrix would stay zero
@@ -82,6 +88,24 @@ def probed(kind: str) -> Any:
     from studio.catalogue import probing
 
     return probing.probe(json.loads(families.small_config(kind, {}).to_json_string(use_diff=False)), kind)
+
+
+def test_a_configuration_that_fails_on_any_text_is_refused() -> None:
+    # red when what a pass without weights could have told ends a training instead
+    with pytest.raises(ModelError, match="can't read a text: ValueError: Input language unknown"):
+        probed("xmod")
+    assert probed("modernbert-decoder").targets.share == 1  # which calls its head the decoder
+
+
+def test_a_factor_on_the_logits_shows_before_anything_is_learned() -> None:
+    # red when the losses' mean alone is compared: of a model that has learned nothing it is the same for every factor
+    import torch
+
+    from jobs.trainers import own_logits
+
+    own = 8.3 + 0.01 * torch.linspace(-1, 1, 30)
+    assert own_logits._agree(own + 1e-4, own)
+    assert not own_logits._agree(8.3 + 24 * (own - 8.3), own)
 
 
 def said(probe: Any, **options: Any) -> list[str]:
