@@ -469,32 +469,25 @@ def test_a_base_is_a_folder_with_a_config_and_safetensors(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpu", "bf16_gpu", "bf16_cpu", "found"),
+    ("device", "bf16_gpu", "bf16_cpu", "dtype"),
     [
-        ("auto", True, True, False, ("cuda", "bfloat16")),
-        ("cuda", True, False, True, ("cuda", "float16")),
-        ("auto", False, False, True, ("cpu", "bfloat16")),
-        ("cpu", True, True, True, ("cpu", "bfloat16")),
-        ("cpu", True, True, False, ("cpu", "float32")),
-        ("cuda", False, False, True, None),
+        ("cuda", True, False, "bfloat16"),
+        ("cuda", False, True, "float16"),
+        ("cpu", False, True, "bfloat16"),
+        ("cpu", True, False, "float32"),
     ],
 )
-def test_where_is_computed_and_in_which_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, gpu: bool, bf16_gpu: bool, bf16_cpu: bool, found: tuple[str, str] | None
+def test_a_device_computes_in_the_16_bits_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, bf16_gpu: bool, bf16_cpu: bool, dtype: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(base.placing, "device_of", lambda *_: device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16_gpu)
     monkeypatch.setattr(base.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16_cpu)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    if found is None:
-        with closing(EventLog(tmp_path / "events.jsonl")) as log, pytest.raises(ModelError, match="sees no GPU"):
-            base.choose_device(build({"device": asked}), log)
-        return
     with closing(EventLog(tmp_path / "events.jsonl")) as log:
-        assert base.choose_device(build({"device": asked}), log) == base.ComputeDevice(*found)
-    said = (tmp_path / "events.jsonl").read_text()
-    assert ("no bfloat16 instructions" in said) == (found == ("cpu", "float32"))
+        assert base.choose_device(build({}), log) == base.ComputeDevice(device, dtype)
+    assert ("no bfloat16 instructions" in (tmp_path / "events.jsonl").read_text()) == (dtype == "float32")
 
 
 def test_the_base_is_quantised_as_the_options_say() -> None:
