@@ -5,6 +5,7 @@ Reads rows only. Figures are seconds from now.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pydantic import JsonValue
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from studio.catalogue import hardware
 from studio.db import job_rows, queue_order
 from studio.db.models import JobRow
 from studio.records import JobKind, JobStatus, QueueName
@@ -46,8 +48,10 @@ class Span:
     ends_in_s: float | None = None
 
 
-def forecast(session: Session) -> dict[str, Span]:
-    """ID -> Span of every running and every queued training."""
+def forecast(session: Session, places: int | None = None) -> dict[str, Span]:
+    """ID -> Span of every running and every queued training. `places`: jobs that compute at once; None takes the GPUs that are here."""
+    if places is None:
+        places = max(1, sum(device.kind == "cuda" for device in hardware.usable()))
     now = time.time()
     running = job_rows.running(session)
     query = select(JobRow).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == QueueName.GPU, JobRow.kind != JobKind.SWEEP)
@@ -56,36 +60,45 @@ def forecast(session: Session) -> dict[str, Span]:
     if queued or any(job.eta_s is None for job in running):
         paces = _paces(session)
     spans = {job.id: Span(None, _left(job, paces, now)) for job in running}
-    begins = _device_is_free_in([spans[job.id].ends_in_s for job in running if job.queue == QueueName.GPU])
+    free = _places_are_free_in([spans[job.id].ends_in_s for job in running if job.queue == QueueName.GPU], places)
     if queue_order.queue_is_paused(session, QueueName.GPU):
-        begins = None
+        free = [None]
     awaited = [job.after_id for job in queued if job.after_id]
     done = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(awaited), JobRow.status == JobStatus.SUCCEEDED)))
-    return spans | _in_turn(queued, done | set(spans), begins, paces)
+    return _in_turn(queued, done, spans, free, paces)
 
 
-def _device_is_free_in(ends: Sequence[float | None]) -> float | None:
-    """When the last of what holds the device ends; None while one is unknown."""
-    known = [end for end in ends if end is not None]
-    if len(known) < len(ends):
-        return None
-    return max(known, default=0.0)
+def _places_are_free_in(ends: Sequence[float | None], places: int) -> list[float | None]:
+    """When each place has no job any more, of those that run; None where the end of its job is unknown."""
+    latest = sorted(ends, key=_unknown_last)[-places:]
+    return [*[0.0] * (places - len(latest)), *latest]
 
 
-def _in_turn(queued: Sequence[JobRow], before: set[str], begins: float | None, paces: Sequence[Pace]) -> dict[str, Span]:
-    """One after the other; a job after another one waits for it, and behind an unknown time everything is unknown."""
-    spans: dict[str, Span] = {}
+def _unknown_last(end: float | None) -> float:
+    if end is None:
+        return math.inf
+    return end
+
+
+def _in_turn(
+    queued: Sequence[JobRow], done: set[str], running: dict[str, Span], free: list[float | None], paces: Sequence[Pace]
+) -> dict[str, Span]:
+    """Each at the first place that is free; a job after another one waits for it, and behind an unknown time everything is unknown."""
+    spans = dict(running)
     left = list(queued)
     while left:
-        ready = next((job for job in left if job.after_id is None or job.after_id in before or job.after_id in spans), None)
+        ready = next((job for job in left if job.after_id is None or job.after_id in done or job.after_id in spans), None)
         if ready is None:  # waits for something that is paused, or not in this queue
             return spans | {job.id: Span() for job in left}
         left.remove(ready)
+        place = min(range(len(free)), key=lambda index: _unknown_last(free[index]))
+        waits = [free[place], *[spans[one].ends_in_s for one in [ready.after_id] if one in spans]]
+        begins = max(waits, key=_unknown_last)
         takes, ends = duration(ready, paces), None
         if begins is not None and takes is not None:
             ends = begins + takes
         spans[ready.id] = Span(begins, ends)
-        begins = ends
+        free[place] = ends
     return spans
 
 

@@ -10,6 +10,7 @@ import pytest
 from studio.db import lifecycle
 from studio.db.models import JobRow
 from studio.errors import ConfigError
+from studio.records import Curves
 from studio.services import Studio, loggers
 from studio.settings import Settings
 from studio.ui import jobs_watched
@@ -58,6 +59,13 @@ def test_what_was_watched_is_told_and_drawn(studio: Studio) -> None:
     assert [title for title, _ in drawn["ends"]] == ["Held-out rows it knows best", "Held-out rows it knows least"]
     titles = " ".join(chart["what"] for chart in jobs_watched.small_charts(studio.jobs.curves("one")))
     assert all(word in titles for word in ("Speed", "Drift", "Memory", "cores")) and "GPU" not in titles
+
+
+def test_a_gpu_has_curves_of_its_own() -> None:
+    reading = {"device_use": 0.9, "device_temperature_c": 60, "device_power_w": 200.0, "torch_bytes": 1, "device_bytes": 2}
+    found = Curves(train=[], eval=[], drift=[], machine=[{"step": step, **reading} for step in (1, 2)])
+    titles = [chart["what"] for chart in jobs_watched.small_charts(found)]
+    assert [title.split(" (")[0].split(":")[0] for title in titles] == ["GPU memory", "GPU use", "GPU temperature", "GPU power"]
 
 
 @pytest.mark.parametrize(("name", "words"), [("nonsense", "no such logger"), ("neptune", "is not installed")])

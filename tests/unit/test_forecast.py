@@ -12,7 +12,7 @@ from studio.db import lifecycle
 from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.records import QueueOverview
-from studio.services.forecast import LIKE, Pace, Span, duration, forecast
+from studio.services.forecast import LIKE, Pace, Span, _places_are_free_in, duration, forecast
 from studio.services.jobs import _last_end
 from studio.settings import Settings
 from studio.ui import jobs_head, jobs_queue, words
@@ -165,3 +165,22 @@ def test_a_failed_job_offers_the_options_that_would_help_with_their_old_values()
     assert offered["remedy"] == [("lora.r", "8", "4")] and [act for act, _, _ in offered["actions"]] == ["remedy", "retry"]
     cancelled = job_records.detail(status="CANCELLED", remedy={"lora.r": 4})
     assert jobs_head.actions(cancelled)["remedy"] == [] and [act for act, _, _ in jobs_head.actions(cancelled)["actions"]] == ["retry"]
+
+
+def test_two_places_work_side_by_side_and_a_job_waits_for_the_one_before_it(db: Database) -> None:
+    # red when two cards halve nothing, or a job begins before the one that it is to follow has ended
+    ran(db, "old", steps=10, seconds=20)
+    first = submit(db, "first")
+    submit(db, "second", planned_steps=5)
+    submit(db, "third")
+    submit(db, "after", after_id=first, planned_steps=5)
+    with db.read() as session:
+        names = {job.id: job.name for job in session.query(JobRow)}
+        spans = {names[job_id]: (span.starts_in_s, span.ends_in_s) for job_id, span in forecast(session, 2).items()}
+    assert spans == {"first": (0.0, 20.0), "second": (0.0, 10.0), "third": (10.0, 30.0), "after": (20.0, 30.0)}
+    assert [_places_are_free_in(ends, 2) for ends in ([], [4.0], [4.0, None], [1.0, 2.0, 3.0])] == [
+        [0.0, 0.0],
+        [0.0, 4.0],
+        [4.0, None],
+        [2.0, 3.0],
+    ]

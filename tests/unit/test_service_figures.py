@@ -192,7 +192,7 @@ def test_queued_jobs_follow_one_another_from_when_the_device_is_free(studio: Stu
         row = session.get_one(JobRow, held.id)
         row.eta_s, row.kind = None, "export"
     assert ends()["one"] == (None, None), "how long an export takes is not known"
-    assert forecast._device_is_free_in([]) == 0.0 and forecast._device_is_free_in([3.0, 5.0]) == 5.0 and Span() == Span(None, None)
+    assert forecast._places_are_free_in([3.0, 5.0], 1) == [5.0] and Span() == Span(None, None)
 
 
 def test_the_latest_hundred_trainings_are_looked_at(studio: Studio) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from jobs.config import JobConfig, build
 from jobs.rundir import RunDir, manifest_problems
-from jobs.trainers import base, checkpoints, drift, probing, questions, rows, sft, watch
+from jobs.trainers import base, checkpoints, drift, machine, probing, questions, rows, sft, watch
 from jobs.trainers.checkpoints import CheckpointStore, full_disk_named
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import less_memory
@@ -25,6 +25,7 @@ from jobs.trainers.stopping import StopWish
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError, ModelError
 from studio.types import Example
+from tests import gpus
 from tests.runs import STARTER
 
 MIB = 1024**2
@@ -555,3 +556,14 @@ def test_prefixes_are_not_recomputed_and_rows_are_not_halved_below_the_shortest(
 
 def test_a_full_disk_is_not_taken_for_room(tmp_path: Path) -> None:
     assert checkpoints.RESERVE_BYTES > checkpoints.FULL_BYTES, "what is kept free is more than what counts as full"
+
+
+def test_a_gpu_tells_its_use_its_temperature_and_its_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when the figures are another card's, or one that the driver does not have ends the reading
+    cards = [gpus.card(use=12, temperature=30, power=50_000), gpus.card(number=1, use=97, temperature=71)]
+    gpus.pretend(monkeypatch, driver=gpus.driver(*cards), visible=cards[1]["uuid"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * MIB, 24 * MIB))
+    reading = machine.Machine("cuda").read() or {}
+    assert (reading["device_bytes"], reading["device_total_bytes"]) == (4 * MIB, 24 * MIB)
+    assert (reading["device_use"], reading["device_temperature_c"]) == (0.97, 71) and "device_power_w" not in reading
+    assert "device_use" not in (machine.Machine("cpu").read() or {})
