@@ -5,9 +5,9 @@ Imports torch, and peft on the first adapter. Knows nothing of requests, batches
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,15 +138,9 @@ def foreign(adapter: AdapterRef, base: ModelFolder | None, reason: str) -> Model
     return ModelError(f"Adapter {adapter.name} was made for another base model{where}: {reason}.", "Choose the base it was trained on.")
 
 
-def weight_bytes(adapter: AdapterRef) -> int:
-    """Memory that its tensors take: peft keeps adapters in float32."""
-    total = 0
-    for _, _, shape in tensors(adapter.path / WEIGHTS):
-        count = 4
-        for length in shape:
-            count *= length
-        total += count
-    return total
+def weight_bytes(adapter: AdapterRef, each: int = 4) -> int:
+    """Memory that its tensors take, `each` bytes per number: plain LoRAs are kept in the base's type, others in float32 as by peft."""
+    return sum(each * math.prod(shape) for _, _, shape in tensors(adapter.path / WEIGHTS))
 
 
 def share_weights(base: nn.Module) -> nn.Module:
@@ -190,19 +184,6 @@ def as_loaded(adapter: AdapterRef, config: dict[str, Any], base: nn.Module) -> d
         return {**config, **attaching.config_for(base, adapter.path)}
     except attaching.Misfit as exc:
         raise foreign(adapter, None, str(exc)) from None
-
-
-@contextlib.contextmanager
-def without_left_hooks(model: nn.Module) -> Iterator[None]:
-    """peft leaves the hooks that name the adapter of each row where a pass fails; take them away again."""
-    before = [(module, set(module._forward_pre_hooks)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, known in before:
-            for number in set(module._forward_pre_hooks) - known:
-                del module._forward_pre_hooks[number]
-                module._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
 @torch.inference_mode(False)

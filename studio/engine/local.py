@@ -23,6 +23,7 @@ from studio.engine import adapting, kinds, loading
 from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
 from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
+from studio.engine.slots import Slots
 from studio.engine.stepping import FAILURES, Stepper
 from studio.errors import ModelError, message_of
 
@@ -30,7 +31,6 @@ MAX_ATTACHED = 256  # beyond the budget in bytes: modules cost time too
 BUDGET_SHARE = 0.25  # of what is free after the base was loaded, where nobody has set a budget
 PROBE_TOKENS = 8
 MIXED_SHARE = 0.1  # of the spread of the logits: what rounding may move a row beside another
-BASE = "__base__"  # peft's word for a row without adapter
 
 
 def base_fingerprint(folder: Path) -> tuple[Any, ...]:
@@ -50,8 +50,7 @@ class LocalModel:
         self._by_key: dict[str, Attached] = {}
         self._base = model
         self._peft: Any = None  # peft.PeftModel around a second tree, which holds the plain LoRAs
-        self._active = ""  # key of the LoRA that is switched on there
-        self._tuned: list[Any] = []  # its layers that LoRAs change, looked up when one is switched on
+        self._slots = Slots()  # what its layers compute for each row
         self._count = 0
         self._probe: Tensor | None = None
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -126,13 +125,13 @@ class LocalModel:
 
         `ids` are the columns that the cache lacks; `mask` and `positions` have all of them, also those before.
         """
-        model, chosen = self._model_for(adapters)
         attached = self._by_key.get(adapters[0] or "")
         lead = attached.lead if attached else None
         if lead is not None and lead.states and mask.shape[1] - ids.shape[1] == lead.count:
             lead.fill(cache, len(ids))
         embeddings = lead.embeddings if lead else None
-        inputs = chosen | self._steps.inputs(ids, mask, positions, cache, keep, embeddings)
+        inputs = self._steps.inputs(ids, mask, positions, cache, keep, embeddings)
+        model = self._model_for(adapters, inputs["input_ids"].shape[1] if "input_ids" in inputs else 1)
         with torch.inference_mode(), self._casting(adapters[0]):
             logits: Tensor = model(**inputs).logits[:, -keep:]
         return logits
@@ -143,35 +142,22 @@ class LocalModel:
         is_needed = attached is not None and not attached.is_shared and self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.dtype) if is_needed else contextlib.nullcontext()
 
-    def _model_for(self, adapters: Sequence[str | None]) -> tuple[Any, dict[str, Any]]:
-        """The tree to run, and what to tell it: one LoRA that all rows use is switched on, several are named per row."""
-        chosen = set(adapters)
-        if chosen == {None}:
-            return self._base, {}
-        if len(chosen) > 1:
-            return self._peft, {"adapter_names": [key or BASE for key in adapters]}
-        attached = self._by_key[str(adapters[0])]
+    def _model_for(self, adapters: Sequence[str | None], columns: int = 1) -> Any:
+        """The tree to run: the base's, that of the plain LoRAs, where each row has the one that `adapters` names, or an adapter's own."""
+        if set(adapters) == {None}:
+            return self._base
+        attached = self._by_key[next(key for key in adapters if key is not None)]
         if not attached.is_shared:
-            return (attached.tree or self._base), {}
-        if attached.key != self._active:
-            self._switch_to(attached.key)
-        return self._peft, {}
-
-    def _switch_to(self, key: str) -> None:
-        """What a forward pass needs of peft's set_adapter, which also looks at every adapter of every layer to say what is trained."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        self._tuned = self._tuned or [module for module in self._peft.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in self._tuned:
-            layer._active_adapter = [key]
-        self._active = key
+            return attached.tree or self._base
+        self._slots.compose(adapters, columns)
+        return self._peft.get_base_model()
 
     def has_room(self, adapter: AdapterRef, in_use: Sequence[str]) -> bool:
         """Whether `adapter` fits the budget beside those that must stay."""
-        _, identity = adapter_facts(adapter)
+        config, identity = adapter_facts(adapter)
         if identity in self.attached or not in_use:
             return True
-        return adapting.weight_bytes(adapter) + sum(self._by_key[key].bytes for key in set(in_use)) <= self.budget_bytes
+        return self._size(adapter, config) + sum(self._by_key[key].bytes for key in set(in_use)) <= self.budget_bytes
 
     def attach(self, adapter: AdapterRef, in_use: Sequence[str] = ()) -> Attached:
         """Have `adapter` in memory; loads it unless it is there. Raises ModelError when it does not belong to this base.
@@ -189,7 +175,7 @@ class LocalModel:
                 "Train a LoRA adapter.",
             )
         config = adapting.as_loaded(adapter, config, self._base)
-        size = adapting.weight_bytes(adapter)
+        size = self._size(adapter, config)
         self._make_room(size, in_use)
         self._count += 1
         key = f"adapter_{self._count}"  # module names can't hold the dots a name may have
@@ -217,6 +203,12 @@ class LocalModel:
         self.attached[identity] = attached
         return attached
 
+    def _size(self, adapter: AdapterRef, config: dict[str, Any]) -> int:
+        """Memory that it takes here."""
+        if kinds.is_mixable(config) and not rope.of_adapter(adapter.path).is_set:
+            return adapting.weight_bytes(adapter, self.dtype.itemsize)
+        return adapting.weight_bytes(adapter)
+
     def _load_alone(self, adapter: AdapterRef, attached: Attached, leads: bool, positions: RopeSection) -> None:
         """Give an adapter a tree of its own, or make it a lead; with the positions that it was trained with."""
         base = adapting.with_positions(self._base, self.folder, positions)
@@ -235,7 +227,7 @@ class LocalModel:
         except ModelError:
             self._drop_lora(attached.key)
             raise
-        self._active, self._tuned = "", []
+        self._slots.take(self._peft, attached.key, self.dtype)
 
     def _effect(self, key: str) -> float:
         """How far the adapter moves the base's logits on a few tokens; NaN counts as far."""
@@ -255,8 +247,7 @@ class LocalModel:
         """Whether a row of this adapter beside one of the base says what both say alone: not where a layer flattens the batch."""
         assert self._probe is not None
         try:
-            with adapting.without_left_hooks(self._peft):
-                both = self._probe_logits(key, None)
+            both = self._probe_logits(key, None)
         except torch.OutOfMemoryError:
             raise
         except FAILURES:
@@ -278,13 +269,13 @@ class LocalModel:
             self._drop_lora(gone.key)
 
     def _drop_lora(self, key: str) -> None:
-        self._active, self._tuned = "", []
         if self._peft is None or key not in self._peft.peft_config:
             return
         if len(self._peft.peft_config) == 1:
             self._peft = None  # peft keeps no model without adapters
         else:
             self._peft.delete_adapter(key)
+            self._slots.forget()
 
 
 def load(folder: ModelFolder, *, budget_bytes: int = 0, most: int | None = None, on_cpu: bool = False) -> LocalModel:

@@ -43,13 +43,13 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "llama": Family("LlamaConfig", LLAMA, TOGETHER, ("all-linear", ["q_proj"]), 1),
-    # these flatten rows and columns before a layer, or lose the names of the rows on the way
+    # these flatten rows and columns before a layer
     "opt": Family("OPTConfig", {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 256}, TOGETHER,
-                  ("all-linear", ["fc1"]), 3),
+                  ("all-linear", ["fc1"]), 1),
     "qwen2_moe": Family("Qwen2MoeConfig", {**LLAMA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32}, TOGETHER,
-                        ("all-linear", ["up_proj"]), 3),
+                        ("all-linear", ["up_proj"]), 1),
     "mpt": Family("MptConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}, TOGETHER,
-                  ("all-linear", ["Wqkv"]), 3),
+                  ("all-linear", ["Wqkv"]), 1),
     # peft turns the names of experts into fused parameters, which take one adapter at a time
     "mixtral": Family("MixtralConfig", {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, TOGETHER,
                       ("all-linear", ["q_proj", "w1", "w2", "w3"]), 3),

@@ -1,0 +1,251 @@
+"""Plain LoRAs of one base side by side in a pass: each row of the batch has a slot, which holds the LoRA of its answer or nothing.
+
+peft loads the adapters and says which layers they change, with which ranks and scalings; what these layers compute is done here. The
+matrices of all rows lie in one block per layer, copied when rows join or leave, so that a layer takes two batched products, however
+many adapters there are. Where all rows have the same adapter nothing is copied. Imports torch; knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BASE = "__base__"  # peft's word for a row without adapter
+LINEAR, EMBEDDING = ("Linear", "Linear4bit", "Linear8bitLt"), "Embedding"  # layers of peft that are computed here
+
+Part = Callable[..., Tensor]  # what stands for the forward of a layer
+
+
+class Slots:
+    """Whose rows the next passes have: `keys`, one per row, None for the base; `columns`: tokens per row of the pass that runs.
+
+    `version` changes with the keys, so that layers know when what they have put together is of no use any more.
+    """
+
+    def __init__(self) -> None:
+        self.keys: tuple[str | None, ...] = ()
+        self.columns = 1
+        self.version = 0
+
+    def compose(self, keys: Sequence[str | None], columns: int) -> None:
+        self.columns = columns
+        if tuple(keys) != self.keys:
+            self.keys = tuple(keys)
+            self.version += 1
+
+    def forget(self) -> None:
+        """An adapter was loaded or has left."""
+        self.keys = ()
+        self.version += 1
+
+    def take(self, model: nn.Module, key: str, dtype: torch.dtype) -> None:
+        """Compute the layers of peft's `model` here, and keep the matrices of adapter `key` as they are needed."""
+        from peft.tuners.lora import LoraLayer
+
+        self.forget()
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                if not isinstance(layer.forward, _Forward):
+                    layer.forward = _Forward(layer, self)  # type: ignore[method-assign]
+                if holds(layer, key) and is_computed_here(layer, key):
+                    _arrange(layer, key, dtype)
+
+
+def holds(layer: Any, key: str | None) -> bool:
+    return key in layer.lora_A or key in layer.lora_embedding_A
+
+
+def is_computed_here(layer: Any, key: str) -> bool:
+    """Whether this layer is a plain linear map or a table: not a convolution, and no variant such as DoRA."""
+    return type(layer).__name__ in (*LINEAR, EMBEDDING) and key not in layer.lora_variant
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _arrange(layer: Any, key: str, dtype: torch.dtype) -> None:
+    """The adapter's matrices in `dtype`, scaled once, and laid out by rank so that those of several adapters can be put together."""
+    scaling = layer.scaling[key]
+    if key in layer.lora_embedding_A:
+        table, up = layer.lora_embedding_A[key], layer.lora_embedding_B[key]
+        table.data = table.data.to(dtype).T.contiguous().T
+    else:
+        layer.lora_A[key].to(dtype)
+        up = layer.lora_B[key].weight
+        if layer.lora_B[key].bias is not None:
+            layer.lora_B[key].bias.data = (layer.lora_B[key].bias.data.float() * scaling).to(dtype)
+    up.data = (up.data.float() * scaling).to(dtype).T.contiguous().T
+    layer.scaling[key] = 1.0
+
+
+class _Forward:
+    """What a layer computes for the rows there are, put together anew when these change."""
+
+    def __init__(self, layer: Any, slots: Slots) -> None:
+        self._layer, self._slots = layer, slots
+        self._version = -1
+        self._part: Part = layer.base_layer
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._version != self._slots.version:
+            self._part = self._layer.base_layer  # what was put together before is not needed beside the new
+            self._part = _part(self._layer, self._slots)
+            self._version = self._slots.version
+        return self._part(x, *args, **kwargs)
+
+
+def _part(layer: Any, slots: Slots) -> Part:
+    used = {key for key in slots.keys if holds(layer, key)}
+    if not used:
+        base_layer: Part = layer.base_layer
+        return base_layer
+    is_one = len(set(slots.keys)) == 1
+    if not all(is_computed_here(layer, key) for key in used):
+        if is_one:
+            return _Switched(layer, *used)
+        return _Named(layer, slots.keys)
+    if type(layer).__name__ == EMBEDDING:
+        return _Table(layer, slots)
+    if is_one:
+        return _One(layer, *used)
+    return _Rows(layer, slots)
+
+
+class _Switched:
+    """peft's own way with one adapter."""
+
+    def __init__(self, layer: Any, key: str) -> None:
+        self._layer, self._key = layer, key
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._layer._active_adapter = [self._key]
+        result: Tensor = type(self._layer).forward(self._layer, x, *args, **kwargs)
+        return result
+
+
+class _Named:
+    """peft's own way with several adapters."""
+
+    def __init__(self, layer: Any, keys: Sequence[str | None]) -> None:
+        self._layer, self._names = layer, [key or BASE for key in keys]
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = type(self._layer).forward(self._layer, x, *args, adapter_names=self._names, **kwargs)
+        return result
+
+
+class _One:
+    """A linear layer with one LoRA for all rows, whatever the shape of its input: y + x A' B'."""
+
+    def __init__(self, layer: Any, key: str) -> None:
+        self._base_layer = layer.base_layer
+        self._down, self._up = layer.lora_A[key].weight.T, layer.lora_B[key].weight.T
+        self._bias = layer.lora_B[key].bias
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self._base_layer(x, *args, **kwargs)
+        inner = x.to(self._down.dtype).flatten(0, -2) @ self._down
+        return _added(torch.addmm, result, result.flatten(0, -2), inner, self._up, self._bias)
+
+
+class _Rows:
+    """A linear layer with a LoRA of its own for each row."""
+
+    def __init__(self, layer: Any, slots: Slots) -> None:
+        self._base_layer, self._slots = layer.base_layer, slots
+        downs = [_weight(layer.lora_A, key) for key in slots.keys]
+        self._down = _stacked(downs).transpose(1, 2)
+        self._up = _stacked([_transposed(_weight(layer.lora_B, key)) for key in slots.keys])
+        self._bias = _biases(layer, slots.keys)
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self._base_layer(x, *args, **kwargs)
+        rows = _by_row(x, self._slots)
+        inner = torch.bmm(rows.to(self._down.dtype), self._down)
+        return _added(torch.baddbmm, result, result.reshape(*rows.shape[:2], -1), inner, self._up, self._bias)
+
+
+class _Table:
+    """A table of embeddings with the LoRAs of its rows. Rows without one read any line, and take nothing of it."""
+
+    def __init__(self, layer: Any, slots: Slots) -> None:
+        self._layer, self._slots = layer, slots
+        used = sorted({key for key in slots.keys if key is not None and holds(layer, key)})
+        tables = [layer.lora_embedding_A[key].T for key in used]
+        rank = max(table.shape[1] for table in tables)
+        lines = len(tables[0])
+        self._table = tables[0]
+        if len(tables) > 1:
+            self._table = torch.cat([functional.pad(table, (0, rank - table.shape[1])) for table in tables])
+        firsts = [[lines * used.index(key)] if key in used else [0] for key in slots.keys]
+        self._firsts = torch.tensor(firsts, device=self._table.device)
+        self._up = _stacked([_transposed(layer.lora_embedding_B.get(key)) for key in slots.keys])
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self._layer.base_layer(x, *args, **kwargs)
+        inner = functional.embedding(_by_row(x, self._slots, 0) + self._firsts, self._table)
+        scale = self._layer._get_embed_scale()
+        if scale is not None:
+            inner = inner * scale.to(inner.dtype)
+        return _added(torch.baddbmm, result, result.reshape(*inner.shape[:2], -1), inner, self._up, None)
+
+
+def _added(product: Any, result: Tensor, rows: Tensor, inner: Tensor, up: Tensor, bias: Tensor | None) -> Tensor:
+    """`result` and the product of `inner` and `up`, in the shape and type of `result`; `rows`: the same as the product needs it."""
+    if rows.dtype == up.dtype:
+        total = product(rows, inner, up)
+    else:  # a layer that computes in another type than the adapters
+        total = rows + (inner @ up).to(rows.dtype)
+    if bias is not None:
+        total = total + bias.to(total.dtype)
+    return total.view(result.shape)
+
+
+def _by_row(x: Tensor, slots: Slots, width: int = 1) -> Tensor:
+    """`x` as [rows, columns, …] where a model has put rows and columns together. Raises ValueError where rows are lost.
+
+    `width`: dimensions behind the columns.
+    """
+    rows, behind = len(slots.keys), x.shape[x.dim() - width :]
+    if len(x) == rows:
+        return x.reshape(rows, -1, *behind)
+    if x.numel() == rows * slots.columns * math.prod(behind):
+        return x.reshape(rows, slots.columns, *behind)
+    raise ValueError(f"a layer was given {len(x)} rows for {rows} of the batch")
+
+
+def _weight(modules: Any, key: str | None) -> Tensor | None:
+    return modules[key].weight if key in modules else None
+
+
+def _transposed(matrix: Tensor | None) -> Tensor | None:
+    return None if matrix is None else matrix.T
+
+
+def _stacked(matrices: Sequence[Tensor | None]) -> Tensor:
+    """[rows, rank, width] of matrices [rank, width], filled up with zeros to the largest rank; zeros where there is none."""
+    given = [matrix for matrix in matrices if matrix is not None]
+    rank = max(len(matrix) for matrix in given)
+    zeros = given[0].new_zeros(rank, given[0].shape[1])
+    pieces = [piece for matrix in matrices for piece in _filled(matrix, zeros)]
+    return torch.cat(pieces).view(len(matrices), rank, -1)
+
+
+def _filled(matrix: Tensor | None, zeros: Tensor) -> list[Tensor]:
+    if matrix is None:
+        return [zeros]
+    return [matrix, zeros[len(matrix) :]]
+
+
+def _biases(layer: Any, keys: Sequence[str | None]) -> Tensor | None:
+    """[rows, 1, width], or None where no adapter has one."""
+    found = [layer.lora_B[key].bias if key in layer.lora_B else None for key in keys]
+    given = [bias for bias in found if bias is not None]
+    if not given:
+        return None
+    zeros = torch.zeros_like(given[0])
+    return torch.stack([zeros if bias is None else bias for bias in found])[:, None]
