@@ -52,7 +52,7 @@ $(LLAMA_CPP)/.built: $(STAMP)
 	@touch $@
 
 # a storm of kills over a real studio (a quarter of an hour), fault injection in its long form, every cell of the methods' table,
-# every family of models that transformers knows
+# every family of models that transformers knows, a thousand random batches of adapters
 chaos: $(STAMP) $(LLAMA_CPP)/.built
 	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
 	STUDIO_ALL_FAMILIES=1 STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
@@ -60,6 +60,7 @@ chaos: $(STAMP) $(LLAMA_CPP)/.built
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m tests.bench gguf
 	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py
 	STUDIO_ALL_MODELS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_catalogue_known.py
+	STUDIO_BATCHES=1000 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_engine_slots.py
 
 # side by side with what people would use instead; TOPICS="reading report" for some of them
 bench: $(STAMP)

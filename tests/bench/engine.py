@@ -69,40 +69,54 @@ def load(base: Path, dtype: str) -> Any:
     return local.load(ModelFolder(base.name, base))
 
 
-def write(model: Any, keys: Sequence[str | None], tokens: int = TOKENS) -> tuple[float, list[list[int]]]:
-    """Seconds of the engine's own passes for one prompt under each of `keys`, in one batch."""
+def begun(model: Any, keys: Sequence[str | None]) -> tuple[Any, list[Any]]:
+    """A batch that has read the prompt under each of `keys`, and its answers."""
     from studio.engine import intake
     from studio.engine.decoding import Batch
     from studio.engine.protocol import GenerationRequest
     from studio.types import GenerationParams
 
     model.prefixes._kept.clear()
-    params = GenerationParams(temperature=0, max_new_tokens=tokens)
+    params = GenerationParams(temperature=0, max_new_tokens=1000)
     request = GenerationRequest("m", model.folder, params, prompts=(PROMPT,), n=len(keys), lane="batch")
     answers = intake.prepare(request, lambda _: None)
     for answer in answers:
         answer.stop_ids = frozenset()
-    batch, started = Batch(model), time.process_time()
+    batch = Batch(model)
     batch.join(answers, keys)
-    while batch.answers:
-        batch.step()
-    return time.process_time() - started, [answer.ids for answer in answers]
+    return batch, answers
 
 
-def mixed(base: Path, adapters: Sequence[Path], dtype: str, repeats: int = 2) -> dict[str, Any]:
-    """ADAPTERS answers in one batch beside as many passes one after the other."""
+def mixed(base: Path, adapters: Sequence[Path], dtype: str, threads: int, rounds: int = 5) -> dict[str, Any]:
+    """Steps of ADAPTERS answers in one batch beside as many passes one after the other, and beside the base alone; in turns.
+
+    One thread is measured in processor time, two by the clock.
+    """
+    import torch
+
     from studio.engine.protocol import AdapterRef
 
     model = load(base, dtype)
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     keys = [model.attach(AdapterRef(folder.name, folder)).key for folder in adapters]
-    write(model, keys, 2)
-    ratios, same = [], True
-    for _ in range(repeats):
-        together, said = write(model, keys)
-        alone = [write(model, [key]) for key in keys]
-        ratios.append(sum(seconds for seconds, _ in alone) / together)
-        same = same and said == [ids[0] for _, ids in alone]
-    return {"ratio": round(statistics.median(ratios), 2), "same": same}
+    (together, said), (bare, _) = begun(model, keys), begun(model, [None] * len(keys))
+    alone = [begun(model, [key]) for key in keys]
+
+    def step(*batches: Any) -> float:
+        for batch in batches:
+            batch.step()  # what was put together for other rows is put together again
+        started = clock()
+        for batch in batches:
+            for _ in range(TOKENS // 4):
+                batch.step()
+        return clock() - started
+
+    times = [(step(together), sum(step(batch) for batch, _ in alone), step(bare)) for _ in range(rounds)]
+    ratio = statistics.median(one_by_one / mixed for mixed, one_by_one, _ in times)
+    limit = statistics.median(one_by_one / plain for _, one_by_one, plain in times)
+    same = [answer.ids for answer in said] == [answers[0].ids for _, answers in alone]
+    return {"ratio": round(ratio, 2), "limit": round(limit, 2), "same": same}
 
 
 def switching(base: Path, adapters: Sequence[Path], dtype: str) -> dict[str, float]:
@@ -307,10 +321,12 @@ def of_the_sampling() -> Iterator[dict[str, Any]]:
 
 
 def of_the_batch(base: Path, adapters: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for dtype in ("bfloat16", "float32"):
-        found = mixed(base, adapters, dtype)
-        equal = "tokens equal" if found["same"] else "tokens differ"
-        yield entry(f"{ADAPTERS} adapters in one batch, {dtype}", found["ratio"], "x", f"{ADAPTERS} passes: {equal}; at least 2")
+    for dtype, most in (("float32", 4), ("bfloat16", 5)):
+        for threads in (1, 2):
+            found = mixed(base, adapters, dtype, threads)
+            said = "tokens equal" if found["same"] else "tokens differ"
+            against = f"{ADAPTERS} passes: {said}; the base reaches {found['limit']}; at least {most}"
+            yield entry(f"{ADAPTERS} adapters in one batch, {dtype}, {threads} threads", found["ratio"], "x", against)
 
 
 def of_the_switch(base: Path, adapters: Sequence[Path], dtype: str) -> Iterator[dict[str, Any]]:
