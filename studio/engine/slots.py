@@ -2,7 +2,8 @@
 
 peft loads the adapters and says which layers they change, with which ranks and scalings; what these layers compute is done here. The
 matrices of all rows lie in one block per layer, copied when rows join or leave, so that a layer takes two batched products, however
-many adapters there are. Where all rows have the same adapter nothing is copied. Imports torch; knows nothing of requests.
+many adapters there are. Where all rows have the same adapter nothing is copied; where few adapters have many rows, each one once.
+Imports torch; knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Slots:
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
                 if not isinstance(layer.forward, _Forward):
-                    layer.forward = _Forward(layer, self)  # type: ignore[method-assign]
+                    layer.forward = _Forward(layer, self)
                 if holds(layer, key) and is_computed_here(layer, key):
                     _arrange(layer, key, dtype)
 
@@ -99,7 +100,7 @@ class _Forward:
 
 
 def _part(layer: Any, slots: Slots) -> Part:
-    used = {key for key in slots.keys if holds(layer, key)}
+    used = {key for key in slots.keys if key is not None and holds(layer, key)}
     if not used:
         base_layer: Part = layer.base_layer
         return base_layer
@@ -112,6 +113,9 @@ def _part(layer: Any, slots: Slots) -> Part:
         return _Table(layer, slots)
     if is_one:
         return _One(layer, *used)
+    ranks = [len(layer.lora_A[key].weight) for key in sorted(used)]
+    if sum(ranks) <= 2 * max(ranks) or 4 * sum(ranks) <= max(ranks) * len(slots.keys):
+        return _Columns(layer, slots, sorted(used))
     return _Rows(layer, slots)
 
 
@@ -167,6 +171,32 @@ class _Rows:
         rows = _by_row(x, self._slots)
         inner = torch.bmm(rows.to(self._down.dtype), self._down)
         return _added(torch.baddbmm, result, result.reshape(*rows.shape[:2], -1), inner, self._up, self._bias)
+
+
+class _Columns:
+    """A linear layer with few LoRAs for many rows, or with ranks that differ much: each LoRA is there once, and rows take theirs.
+
+    Every row is multiplied by all of them, which is more to compute and less to hold than a copy for each row.
+    """
+
+    def __init__(self, layer: Any, slots: Slots, used: Sequence[str]) -> None:
+        self._base_layer, self._slots = layer.base_layer, slots
+        downs, ups = [layer.lora_A[key].weight for key in used], [layer.lora_B[key].weight.T for key in used]
+        self._down, self._up = _together(downs).T, _together(ups)
+        owners = [key for key, down in zip(used, downs, strict=True) for _ in down]
+        foreign = [[[owner != key for owner in owners]] for key in slots.keys]
+        self._is_foreign = torch.tensor(foreign, device=self._down.device)  # [rows, 1, ranks]
+        self._bias = _biases(layer, slots.keys)
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self._base_layer(x, *args, **kwargs)
+        inner = _by_row(x, self._slots).to(self._down.dtype) @ self._down
+        columns = inner.shape[1]
+        inner = inner.masked_fill(self._is_foreign, 0).flatten(0, 1)
+        bias = self._bias
+        if bias is not None:
+            bias = bias.expand(-1, columns, -1).flatten(0, 1)
+        return _added(torch.addmm, result, result.flatten(0, -2), inner, self._up, bias)
 
 
 class _Table:
@@ -233,6 +263,13 @@ def _stacked(matrices: Sequence[Tensor | None]) -> Tensor:
     zeros = given[0].new_zeros(rank, given[0].shape[1])
     pieces = [piece for matrix in matrices for piece in _filled(matrix, zeros)]
     return torch.cat(pieces).view(len(matrices), rank, -1)
+
+
+def _together(matrices: Sequence[Tensor]) -> Tensor:
+    """One below the other; itself where there is one."""
+    if len(matrices) == 1:
+        return matrices[0]
+    return torch.cat(list(matrices))
 
 
 def _filled(matrix: Tensor | None, zeros: Tensor) -> list[Tensor]:

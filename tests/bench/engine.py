@@ -202,7 +202,7 @@ class Bare:
 
 def page_first_token(url: str, model: str, prompts: Sequence[str]) -> list[float]:
     """Seconds from pressing Enter in the Chat tab to the first word on the page, for each prompt in a conversation of its own."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     from tests.browser import ARGUMENTS, find
 
@@ -225,12 +225,15 @@ def page_first_token(url: str, model: str, prompts: Sequence[str]) -> list[float
         page.locator("#chat-max_new_tokens input").fill("4")
         for prompt in prompts:
             page.locator("#chat-new").click()
+            expect(page.locator("#chat-transcript .message")).to_have_count(0, timeout=60_000)
             page.locator("#chat-message textarea").fill(prompt)
             page.evaluate(watch)
             page.locator("#chat-message textarea").press("Enter")
             page.wait_for_function("window.seen > 0", timeout=60_000)
             found.append(page.evaluate("window.seen") / 1000)
-            page.locator("#chat-transcript .message.assistant").wait_for()
+            # the answer is over: a message that is sent before has to wait, and is never answered
+            expect(page.locator("#chat-transcript .message.assistant")).to_have_count(1, timeout=60_000)
+            expect(page.locator("#chat-stop")).to_be_hidden(timeout=60_000)
         browser.close()
     return found
 

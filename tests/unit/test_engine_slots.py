@@ -88,12 +88,14 @@ def test_rows_of_two_adapters_and_the_base_have_pefts_own_logits(case: str, tmp_
     attached = [model.attach(AdapterRef(f"a{n}", tmp_path / f"a{n}")) for n in range(2)]
     assert all(each.is_mixable and each.effect > 0.01 and not each.idle for each in attached)
     ids = torch.tensor([[5, 6, 7, 8, 9, 10], [40, 41, 42, 43, 44, 45], [3, 60, 61, 62, 63, 64], [1, 9, 17, 25, 33, 41]])
-    mask = torch.ones_like(ids)
     first, second = (each.key for each in attached)
     expected = [each(ids).logits for each in (build(family), *theirs)]
-    for keys, which in (([second, None, first, second], [2, 0, 1, 2]), ([first] * 4, [1] * 4), ([None, second, None, None], [0, 2, 0, 0])):
-        found = model.forward(ids, mask, mask.cumsum(1) - 1, model.new_cache(), keys, ids.shape[1])
-        wanted = torch.stack([expected[number][row] for row, number in enumerate(which)])
+    for which in ([2, 0, 1, 2], [1] * 4, [0, 2, 0, 0], [1, 2, 0, 1] * 3):  # some of them with a block for each row, some with one for all
+        keys = [[None, first, second][number] for number in which]
+        rows = ids.repeat(len(which) // 4, 1)
+        mask = torch.ones_like(rows)
+        found = model.forward(rows, mask, mask.cumsum(1) - 1, model.new_cache(), keys, ids.shape[1])
+        wanted = torch.stack([expected[number][row % 4] for row, number in enumerate(which)])
         assert (found - wanted).abs().max() < 2e-5 * wanted.abs().max()
 
 
@@ -206,4 +208,4 @@ def test_a_step_with_many_adapters_takes_hardly_more_operations_than_the_base(dt
         with Count() as count:
             batch.step()
         taken[name] = count.operations
-    assert taken["eight"] == taken["two"] <= 1.6 * taken["base"] and taken["one"] <= taken["eight"], taken
+    assert taken["one"] <= taken["eight"] <= taken["two"] <= 1.6 * taken["base"], taken
