@@ -51,8 +51,8 @@ class Slots:
         self.forget()
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
-                if not isinstance(layer.forward, _Forward):
-                    layer.forward = _Forward(layer, self)
+                if not isinstance(layer.forward, _SlotForward):
+                    layer.forward = _SlotForward(layer, self)
                 if holds(layer, key) and is_computed_here(layer, key):
                     _arrange(layer, key, dtype)
 
@@ -83,7 +83,7 @@ def _arrange(layer: Any, key: str, dtype: torch.dtype) -> None:
     layer.scaling[key] = 1.0
 
 
-class _Forward:
+class _SlotForward:
     """What a layer computes for the rows there are, put together anew when these change."""
 
     def __init__(self, layer: Any, slots: Slots) -> None:
@@ -107,19 +107,19 @@ def _part(layer: Any, slots: Slots) -> Part:
     is_one = len(set(slots.keys)) == 1
     if not all(is_computed_here(layer, key) for key in used):
         if is_one:
-            return _Switched(layer, *used)
-        return _Named(layer, slots.keys)
+            return _ByActive(layer, *used)
+        return _ByName(layer, slots.keys)
     if type(layer).__name__ == EMBEDDING:
-        return _Table(layer, slots)
+        return _EmbeddingPart(layer, slots)
     if is_one:
-        return _One(layer, *used)
+        return _Single(layer, *used)
     ranks = [len(layer.lora_A[key].weight) for key in sorted(used)]
     if sum(ranks) <= 2 * max(ranks) or 4 * sum(ranks) <= max(ranks) * len(slots.keys):
-        return _Columns(layer, slots, sorted(used))
-    return _Rows(layer, slots)
+        return _RankColumns(layer, slots, sorted(used))
+    return _RowBlocks(layer, slots)
 
 
-class _Switched:
+class _ByActive:
     """peft's own way with one adapter."""
 
     def __init__(self, layer: Any, key: str) -> None:
@@ -131,7 +131,7 @@ class _Switched:
         return result
 
 
-class _Named:
+class _ByName:
     """peft's own way with several adapters."""
 
     def __init__(self, layer: Any, keys: Sequence[str | None]) -> None:
@@ -142,7 +142,7 @@ class _Named:
         return result
 
 
-class _One:
+class _Single:
     """A linear layer with one LoRA for all rows, whatever the shape of its input: y + x A' B'."""
 
     def __init__(self, layer: Any, key: str) -> None:
@@ -156,7 +156,7 @@ class _One:
         return _added(torch.addmm, result, result.flatten(0, -2), inner, self._up, self._bias)
 
 
-class _Rows:
+class _RowBlocks:
     """A linear layer with a LoRA of its own for each row."""
 
     def __init__(self, layer: Any, slots: Slots) -> None:
@@ -173,7 +173,7 @@ class _Rows:
         return _added(torch.baddbmm, result, result.reshape(*rows.shape[:2], -1), inner, self._up, self._bias)
 
 
-class _Columns:
+class _RankColumns:
     """A linear layer with few LoRAs for many rows, or with ranks that differ much: each LoRA is there once, and rows take theirs.
 
     Every row is multiplied by all of them, which is more to compute and less to hold than a copy for each row.
@@ -199,7 +199,7 @@ class _Columns:
         return _added(torch.addmm, result, result.flatten(0, -2), inner, self._up, bias)
 
 
-class _Table:
+class _EmbeddingPart:
     """A table of embeddings with the LoRAs of its rows. Rows without one read any line, and take nothing of it."""
 
     def __init__(self, layer: Any, slots: Slots) -> None:
