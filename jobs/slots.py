@@ -33,7 +33,8 @@ class Slot:
 
 def slots() -> list[Slot]:
     """The places of this machine now: the processor is always the last."""
-    found = [Slot(f"device:{one.selector}", one, one.selector) for one in hardware.usable() if one.kind == "cuda"]
+    gpus = [one for one in hardware.usable() if one.kind == "cuda"]
+    found = [Slot(f"device:{one.selector or one.name}", one, one.selector or None) for one in gpus]
     return [*found, on_processor()]
 
 

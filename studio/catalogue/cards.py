@@ -26,7 +26,8 @@ BUILDS = (("cu130", 13, (7, 5), (99, 0)), ("cu126", 12, (5, 0), (9, 0)))
 class Device:
     """Where models run: a GPU, or the processor. Memory in bytes, as the whole machine sees it now.
 
-    `selector`: what CUDA_VISIBLE_DEVICES calls it. `problem` and `fix`: why torch can't use it; empty where it can.
+    `selector`: what CUDA_VISIBLE_DEVICES calls it; empty for the only device of ROCm, which needs no name. `problem` and `fix`: why torch
+    can't use it; empty where it can.
     """
 
     kind: Literal["cuda", "cpu"]
@@ -38,6 +39,7 @@ class Device:
     temperature_c: int | None = None
     power_w: float | None = None
     is_shared: bool = False  # its memory is the processor's too
+    is_measured: bool = True  # else nobody says how much is used now: it is what torch said when this process asked it
     problem: str = ""
     fix: str = ""
 
@@ -109,6 +111,8 @@ def _notes(devices: Sequence[Device]) -> list[str]:
     for one in usable:
         if one.is_shared:
             found.append(f"{one.name} shares its memory with the processor: what programs take counts for both")
+        if not one.is_measured:
+            found.append(f"The driver of {one.name} does not say how much memory is free: what was free at the studio's start counts")
     if usable:
         found += [f"{one.problem} {one.fix}" for one in devices if not one.is_usable]
     return found
@@ -239,9 +243,10 @@ def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
 
 def _device(card: Card, seen: TorchDevice | None, refusal: GpuProblem | None, main_memory: tuple[int, int]) -> Device:
     total, used = card.total_bytes, card.used_bytes
-    is_shared = False
+    is_shared, is_measured = False, True
     if total is None or used is None:
         total, used, is_shared = _of_torch(seen, main_memory)
+        is_measured = is_shared
     return Device(
         kind="cuda",
         name=card.name,
@@ -252,6 +257,7 @@ def _device(card: Card, seen: TorchDevice | None, refusal: GpuProblem | None, ma
         temperature_c=card.temperature_c,
         power_w=card.power_w,
         is_shared=is_shared,
+        is_measured=is_measured,
         problem=refusal.problem if refusal else "",
         fix=refusal.fix if refusal else "",
     )
@@ -290,6 +296,7 @@ def _torch_alone(seen: TorchDevice, index: int, view: TorchView, main_memory: tu
     name, selector = seen.name, str(index)
     if view.hip:
         name += f" (ROCm {view.hip})"
+        selector = selector if len(view.devices) > 1 else ""
     elif seen.uuid:
         selector = f"GPU-{seen.uuid}"
     problem = fix = ""
@@ -297,4 +304,4 @@ def _torch_alone(seen: TorchDevice, index: int, view: TorchView, main_memory: tu
         card = Card(uuid=selector, name=seen.name)
         refusal = _not_built_for(card, seen.capability, Driver(DriverState.ABSENT), view)
         problem, fix = refusal.problem, refusal.fix
-    return Device("cuda", name, total, used, selector, is_shared=is_shared, problem=problem, fix=fix)
+    return Device("cuda", name, total, used, selector, is_shared=is_shared, is_measured=is_shared, problem=problem, fix=fix)

@@ -175,6 +175,8 @@ def _read(file: Path, digest: str) -> TorchView | None:
         return None  # it is made again
     if view.digest != digest or not _is_fresh(view, max(0.0, age_s)):
         return None
+    if age_s > RETRY_S and any(one.free_bytes is not None for one in view.devices):
+        return None  # what was free then says nothing about now
     return view
 
 

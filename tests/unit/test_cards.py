@@ -148,12 +148,14 @@ def test_memory_that_the_driver_does_not_tell_is_torchs() -> None:
     assert shared.notes == ("NVIDIA GB10 shares its memory with the processor: what programs take counts for both",)
     own = join(driver(spark), seen(spark, free_bytes=20 * GIB))
     assert [(one.memory_bytes, one.used_bytes, one.is_shared) for one in own.devices] == [(32 * GIB, 12 * GIB, False)]
+    assert own.notes == ("The driver of NVIDIA GB10 does not say how much memory is free: what was free at the studio's start counts",)
 
 
 @pytest.mark.parametrize(
     ("view", "names"),
     [
-        (seen(ONE, cuda="", hip="7.2"), [("RTX 3090 (ROCm 7.2)", "0")]),
+        (seen(ONE, cuda="", hip="7.2"), [("RTX 3090 (ROCm 7.2)", "")]),
+        (seen(ONE, TWO, cuda="", hip="7.2"), [("RTX 3090 (ROCm 7.2)", "0"), ("RTX 3090 (ROCm 7.2)", "1")]),
         (seen(ONE), [("RTX 3090", "GPU-00000000-aa")]),
         (seen(PASCAL), [("GTX 1080", "GPU-00000000-aa")]),
     ],
