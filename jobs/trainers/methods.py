@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from jobs import bottleneck
 from jobs.config import JobConfig
 from jobs.sections import ALL_LINEAR
+from jobs.trainers.text_layers import TextLayers
 from studio.catalogue import fused
 from studio.catalogue.targets import LoraTargets, learning_layers, lora_targets
-from studio.errors import ModelError
+from studio.errors import ModelError, listed
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,8 @@ def peft_config(
     `found_targets`: of `targets`, where it has been asked already.
     """
     fused.prepare_peft()
+    if config.method == "full" and (left := TextLayers(model).left_out):
+        tell(f"Full training leaves {listed(left)} as they are: they lie beside layers, and peft copies layers only.")
     if config.method != "lora":
         return _MAKERS[config.method](config, model, folder)
     found = _lora(config, found_targets or targets(config, model))
@@ -217,7 +220,9 @@ def _width(config: JobConfig, model: Any) -> int:
 
 
 def _bottleneck(config: JobConfig, model: Any, folder: Path) -> Any:
-    names = bottleneck.targets([name for name, _ in model.named_modules()], config.bottleneck.mh_adapter)
+    layers = TextLayers(model)
+    ends = bottleneck.targets(layers.names, config.bottleneck.mh_adapter)
+    names = layers.ending_with(ends)
     if not names:
         raise ModelError(f"{config.base_model} has no layers behind which adapters are known to go.", "Choose method lora.")
     return bottleneck.register()(
@@ -229,17 +234,11 @@ def _bottleneck(config: JobConfig, model: Any, folder: Path) -> Any:
 
 
 def _full(config: JobConfig, model: Any, folder: Path) -> Any:
-    """Everything: a trained copy of each layer beside the frozen one. peft's LN tuning keeps such copies of whatever it is given."""
+    """Every layer of the text: a trained copy beside the frozen one. peft's LN tuning keeps such copies of whatever it is given."""
     from peft import LNTuningConfig
 
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    layers, whole = set(), set()
-    for name, module in model.named_modules():
-        if any(module is end for end in ends):
-            whole.add(name.rpartition(".")[2])
-        elif next(module.parameters(recurse=False), None) is not None:
-            layers.add(name.rpartition(".")[2])
-    return LNTuningConfig(task_type="CAUSAL_LM", target_modules=sorted(layers), modules_to_save=sorted(whole))
+    layers = TextLayers(model)
+    return LNTuningConfig(task_type="CAUSAL_LM", target_modules=layers.meaning(layers.copied), modules_to_save=layers.ends)
 
 
 def _check_layers(model: Any, config: JobConfig, wanted: str | list[str]) -> None:

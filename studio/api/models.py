@@ -68,18 +68,19 @@ def list_adapters(studio: Here, base_model: str | None = None) -> list[Adapter]:
 @router.post("/adapters", status_code=201)
 def add_adapter(
     studio: Here,
-    files: Annotated[list[UploadFile], File(description="adapter_config.json and adapter_model.safetensors")],
+    files: Annotated[
+        list[UploadFile], File(description="adapter_config.json and adapter_model.safetensors, or a zip file of their folder")
+    ],
     name: Annotated[str | None, Form()] = None,
     base_model: Annotated[str | None, Form()] = None,
 ) -> Adapter:
     """Keep an adapter that was trained elsewhere."""
     with tempfile.TemporaryDirectory(dir=studio.settings.cache) as place:
-        folder = Path(place) / "adapter"
-        folder.mkdir()
-        for upload in files:
-            with (folder / file_name(upload)).open("wb") as target:
+        paths = [Path(place) / file_name(upload) for upload in files]
+        for path, upload in zip(paths, files, strict=True):
+            with path.open("wb") as target:
                 shutil.copyfileobj(upload.file, target)
-        return studio.adapters.add(folder, name, base_model=base_model)
+        return studio.adapters.add_files(paths, name, base_model=base_model)
 
 
 @router.get("/adapters/{adapter}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jobs import bottleneck
 from jobs.config import JobConfig
 from jobs.sections import ALL_LINEAR
 from studio.catalogue import anatomy, fused, reach
@@ -80,10 +81,34 @@ def _method(config: JobConfig, probe: Probe) -> Iterator[Conflict]:
         elif config.lora.target_modules == ALL_LINEAR and not probe.targets.share:
             yield Conflict(f"no LoRA reaches a layer of {probe.class_name}", *_other_method(probe))
         return
+    if config.method == "bottleneck":
+        yield from _bottleneck(config, probe)
+        return
     found = probe.methods.get(config.method)
     chooses_itself = config.method in PROMPTS or (config.method == "ia3" and config.ia3.target_modules == "auto")
     if found is not None and chooses_itself and not found.accepted:
-        yield Conflict(f"method {config.method} does not work on {probe.class_name}: {found.reason}", {"method": "lora"})
+        yield Conflict(f"method {config.method} does not work on {probe.class_name}: {found.reason}", *_lora_or_other(probe))
+    elif config.method == "ia3" and chooses_itself and found is not None and not found.share:
+        yield Conflict(f"IA3 scales no layer of {probe.class_name}", *_lora_or_other(probe))
+
+
+def _bottleneck(config: JobConfig, probe: Probe) -> Iterator[Conflict]:
+    """It goes behind layers of known names, and behind none that are stored as one tensor."""
+    layers = [f".{weight.name}" for block in probe.blocks for weight in block.weights if weight.form == WeightForm.LINEAR]
+    if bottleneck.targets(layers, config.bottleneck.mh_adapter):
+        return
+    because = f"{probe.class_name} has no layers behind which adapters are known to go"
+    if bottleneck.targets(layers, mh_adapter=True):
+        yield Conflict(f"{because}, but for those of its attention", {"bottleneck.mh_adapter": True})
+    else:
+        yield Conflict(because, *_lora_or_other(probe))
+
+
+def _lora_or_other(probe: Probe) -> tuple[Mapping[str, Any], str]:
+    """Another method that trains this model."""
+    if probe.targets.accepted and probe.targets.share:
+        return {"method": "lora"}, ""
+    return _other_method(probe)
 
 
 def _other_method(probe: Probe) -> tuple[Mapping[str, Any], str]:

@@ -90,7 +90,9 @@ def list_adapters(
 
 @adapters.command("add")
 def add_adapter(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with adapter_config.json and adapter_model.safetensors.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder with adapter_config.json and adapter_model.safetensors, or a zip file of it.")
+    ],
     name: Name = None,
     base_model: Annotated[str | None, typer.Option(help="The model it was trained on, where its config names none that is here.")] = None,
     json: JsonFlag = False,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,13 @@ from studio.engine.kinds import UNANSWERABLE_KINDS
 from studio.engine.protocol import AdapterRef, Contestant
 from studio.errors import ModelError, NotFoundError, StudioError, plain
 from studio.records import UNENDED, Adapter, Deleted, JobKind, JobStatus
-from studio.services import naming
+from studio.services import adapter_files, naming
+from studio.services.adapter_files import CONFIG, TEMPLATE, WEIGHTS
 from studio.services.folders import delete_inside, size_of
 from studio.services.models import ModelService
 from studio.settings import Settings
 
 OWN_KIND = "BOTTLENECK"  # the studio's, which peft learns of when it is met
-CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
 Names = list[str]  # inside the class, `list` is its method
 
@@ -77,11 +78,13 @@ class AdapterService:
             return _record(self.find(session, adapter_id))
 
     def add(self, path: str | Path, name: str | None = None, *, base_model: str | None = None) -> Adapter:
-        """Check an adapter's folder and keep a copy. `base_model` says whose it is where adapter_config.json does not.
+        """Check an adapter's folder, or a zip file of one, and keep a copy. `base_model` says whose it is where adapter_config.json does not.
 
         Raises ModelError for what is no safetensors adapter of a base model that is here.
         """
         source = Path(path).expanduser().absolute()
+        if source.suffix.lower() == adapter_files.ZIP and source.is_file():
+            return self.add_files([source], name, base_model=base_model)
         config = _checked_config(source)
         base = self._base_of(config, base_model)
         _check_fit(source / WEIGHTS, config, base)
@@ -108,6 +111,16 @@ class AdapterService:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return _record(row)
+
+    def add_files(self, uploads: Sequence[Path], name: str | None = None, *, base_model: str | None = None) -> Adapter:
+        """The same for uploaded files: those of the folder, or a zip file of it. Raises ModelError as `add` does."""
+        with tempfile.TemporaryDirectory(dir=self.settings.cache) as place:
+            folder = Path(place) / naming.from_stem(adapter_files.stem(uploads))
+            try:
+                adapter_files.gather(uploads, folder)
+                return self.add(folder, name, base_model=base_model)
+            except ModelError as refusal:  # where the studio keeps uploads helps nobody
+                raise ModelError(refusal.message.replace(str(folder), folder.name), refusal.fix, **refusal.details) from None
 
     def delete(self, adapter_id: str) -> Deleted:
         """Delete an adapter and its files. Refused while a job that has not ended needs it."""

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from jobs import config as job_config
 from jobs import recipes
 from jobs.config import JobConfig
-from studio.catalogue import hardware, memory, rope
+from studio.catalogue import hardware, memory, rope, suitability
 from studio.catalogue.architecture import decoder
 from studio.catalogue.compatibility import conflicts, without_device
 from studio.catalogue.memory import Prediction
@@ -51,6 +51,7 @@ class FitQuestion:
     device: str
     room: int | None  # bytes that a training may take; None where the device is not known
     correction: float = 1.0
+    refusals: tuple[str, ...] = ()  # what the probe of the model says against it
 
     def predict(self, **changes: Any) -> Prediction:
         job = self.job
@@ -91,9 +92,12 @@ class FitService:
         config = self._config(base_model, model_config)
         job = job_config.build(recipes.get(recipe or recipes.DEFAULT_RECIPE).options, options or {})
         chosen = fitted(job, options or {}, config, decoder(config).context, base_model or "the model")  # as a launch does
+        refusals: list[str] = []
         if base_model is not None and (ref := self.models.resolve(base_model)).path != STARTER_FOLDER:
             with contextlib.suppress(ModelError):  # a launch says why it can't be probed
-                chosen = fitted_to_probe(chosen, options or {}, self.models.probe_of(ref), base_model)
+                probe = self.models.probe_of(ref)
+                chosen = fitted_to_probe(chosen, options or {}, probe, base_model)
+                refusals = list(map(str, suitability.conflicts(chosen.config, probe)))
         job = chosen.config
         if gpu_gib is None:
             where = device or memory.device_of(job)
@@ -102,7 +106,7 @@ class FitService:
             where, factor, runs = device or "cuda", 1.0, 0
         else:
             raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
-        asked = FitQuestion(config, job, where, _room(where, gpu_gib), factor)
+        asked = FitQuestion(config, job, where, _room(where, gpu_gib), factor, tuple(refusals))
         found = _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
         return found.model_copy(update={"notices": [*chosen.notices]})
 
@@ -238,7 +242,9 @@ def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
 def _warnings(asked: FitQuestion) -> list[str]:
     """Why a launch of this would be refused; it is predicted all the same."""
     against = without_device(asked.job) + conflicts(asked.job, asked.device, asked.config)
-    found = [str(conflict) for conflict in against]
+    found = [*map(str, against), *asked.refusals]
+    if not asked.refusals and not asked.predict().trained:
+        found.append(f"Method {asked.job.method} would train nothing of this model.")
     if isinstance(asked.config.get("quantization_config"), dict):
         found.append("The model's own file is stored quantised; this is predicted for its 16-bit version.")
     return found

@@ -23,17 +23,18 @@ from jobs import config as job_config
 from jobs import kinds, objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
-from studio.catalogue import compatibility, hardware, memory, rope, rotary, suitability
+from studio.catalogue import compatibility, hardware, memory, suitability
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
-from studio.errors import ConfigError, ModelError, StudioError
+from studio.errors import ConfigError, StudioError
 from studio.records import Dataset, JobKind, Probe, Refusal, Rendering
 from studio.services import loggers
 from studio.services.chosen_options import ChosenOptions, fitted, fitted_to_probe
 from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
 from studio.services.launch_answers import answer_notices
+from studio.services.launch_base import check_names, check_positions
 from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, rows_seen, template_refusals
 from studio.services.models import ModelService
 from studio.settings import Settings
@@ -200,6 +201,8 @@ class Launcher:
             problems.found += against
             if model and not against:
                 problems.gather(check_positions, config, model)
+                if probe is not None:
+                    problems.gather(check_names, config, model, probe)
         return LaunchRequest(dataset, model, found)
 
     def _check_rows(self, problems: LaunchProblems, dataset: Dataset, model: ModelRef, config: JobConfig) -> Renderer:
@@ -285,14 +288,6 @@ def standing_against(config: JobConfig, model: ModelRef | None, probe: Probe | N
     if probe is not None:
         found += suitability.conflicts(config, probe)
     return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]
-
-
-def check_positions(config: JobConfig, model: ModelRef) -> None:
-    """Refuses a rope section that the base's own code can't take. Raises ConfigError with the change that leaves it out."""
-    try:
-        rotary.check_in_child(model.path, config.rope)
-    except ModelError as refusal:
-        raise ConfigError(refusal.message, refusal.fix, change=rope.none_of(config.rope)) from None
 
 
 def recomputing_where_needed(config: JobConfig, model: ModelRef) -> JobConfig:

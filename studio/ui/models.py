@@ -11,10 +11,11 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import NotFoundError, StudioError
-from studio.records import BaseModel, ComparisonSummary, Dataset, Fetched, JobDetail
+from studio.records import Adapter, BaseModel, ComparisonSummary, Dataset, Fetched, JobDetail
 from studio.services import Studio
 from studio.services.probes import behaviour
 from studio.ui import exports, fetching, pieces
+from studio.ui.adapter_upload import AdapterUpload
 from studio.ui.handlers import LATEST, QUIET, busy, steady, tells
 from studio.ui.known import KnownPiece, fitting
 from studio.ui.model_folders import OnThisMachine
@@ -56,6 +57,8 @@ class ModelsTab:
                 self.add = gr.Button("Fetch it", elem_id="models-add")
                 self.search = gr.Button("Search the hub", elem_id="models-search")
             self.known = KnownPiece(self._studio)
+        with gr.Accordion("Bring an adapter here", open=False, elem_id="models-bring-adapter"):
+            self.upload = AdapterUpload(self._studio)
         self.exports = exports.build(self._studio, self._page)
 
     def _wire(self) -> None:
@@ -71,6 +74,7 @@ class ModelsTab:
         gr.on([self.tab.select, self.known.filter.change], self.known.draw, inputs=[self.known.filter], outputs=[known], **LATEST)
         self.search.click(tells(self.notice)(self.find), inputs=[self.source], outputs=[self.notice, known], **busy(known))
         self.own.wire(self.tab.select, self.notice, [place.model, *shown], self.added)
+        self.upload.wire(self.tab.select, self.notice, [place.model, *shown], self.brought)
         fetched = {"inputs": [self.source, place.model], "outputs": [self.notice, self.source, place.model, *shown]}
         self.add.click(tells(self.notice)(self.fetch), **fetched, **busy(self.list))
         chosen = {"inputs": [place.model, self.known.filter], "outputs": [self.notice, self.source, place.model, known, *shown]}
@@ -131,6 +135,12 @@ class ModelsTab:
         """What is shown once a model is here."""
         now = f"{BASE}/{model.name}"
         said = pieces.said(" ".join((f"{model.name} is here.", *model.notices, *model.warnings)))
+        return {self.notice: said, self._page.place.model: now, **self.look(now)}
+
+    def brought(self, adapter: Adapter) -> dict[Any, Any]:
+        """What is shown once an adapter is here."""
+        now = f"{ADAPTER}/{adapter.name}"
+        said = pieces.said(f"{adapter.name} is here ({adapter.method} on {adapter.base_model}).")
         return {self.notice: said, self._page.place.model: now, **self.look(now)}
 
     def add_known(self, chosen: str, wanted: str, event: gr.EventData) -> Iterator[dict[Any, Any]]:

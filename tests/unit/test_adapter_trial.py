@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +14,7 @@ from studio.engine import local
 from studio.engine.protocol import AdapterRef, ModelFolder
 from studio.errors import ModelError
 from tests import families
+from tests.foreign_adapters import MADE, adapter
 from tests.serving_stages import PROMPTS, generated, write
 
 pytestmark = [
@@ -24,12 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*_pattern keys did not match any targeted module.*:RuntimeWarning"),  # peft's own patterns
     pytest.mark.filterwarnings("ignore:Targeting the parameter.*:UserWarning"),
 ]
-# wrapped experts in two orders, a text part beside a vision tower, experts with biases
-MADE: dict[str, dict[str, Any]] = {
-    "mixtral": {"target_modules": "all-linear", "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
-    "gemma3": {"target_modules": "all-linear"},
-    "gpt_oss": {"target_modules": ["q_proj", "o_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
-}
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -37,18 +30,6 @@ WEIGHTS = "adapter_model.safetensors"
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
     return {name: families.build(name, root / name) for name in (*MADE, "llama")}
-
-
-def adapter(base: Path, target: Path, strength: float = 0.1, **options: Any) -> Any:
-    """A LoRA as peft saves it, random, and peft's own model of it."""
-    model = text_models.load(base, dtype=torch.float32)[0].eval()
-    made = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, **options))
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in (weight for weight in made.parameters() if weight.requires_grad):
-            weight.add_(torch.randn(weight.shape, generator=random) * strength)
-    made.save_pretrained(target)
-    return made.eval()
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,49 @@ def test_an_import_keeps_only_what_an_adapter_is(studio: Studio, tmp_path: Path)
     assert added.base_model == "stories260K"  # known by the last part of its name on the hub
     assert {file.name for file in kept.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert "evil" not in (kept / "adapter_config.json").read_text()
+
+
+def zip_file(path: Path, *folders: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("__MACOSX/tuned/adapter_config.json", "what macOS leaves")
+        for folder in folders:
+            for file in folder.iterdir():
+                packed.write(file, f"{prefix}{folder.name}/{file.name}")
+    return path
+
+
+def test_an_uploaded_zip_file_is_the_folder_it_holds(studio: Studio, tmp_path: Path) -> None:
+    # red when the folder inside is not found, the name is that of a temporary folder, or anything but an adapter is kept
+    source = adapter_folder(tmp_path / "saved")
+    (source / "evil.py").write_text("raise SystemExit")
+    added = studio.adapters.add_files([zip_file(tmp_path / "my voice.zip", source, prefix="out/")], base_model="stories260K")
+    assert added.name == "my-voice"
+    assert {file.name for file in Path(added.path).iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    files = sorted(source.iterdir())
+    assert studio.adapters.add_files(files, base_model="stories260K").name == "adapter"
+    assert studio.adapters.add(tmp_path / "my voice.zip", "named", base_model="stories260K").name == "named"
+
+
+def test_files_that_are_no_adapter_are_refused_without_a_path_of_ours(studio: Studio, tmp_path: Path) -> None:
+    one, other = adapter_folder(tmp_path / "one"), adapter_folder(tmp_path / "other")
+    (tmp_path / "text.zip").write_text("no zip file")
+    (pickled := tmp_path / "pickled").mkdir()
+    (pickled / "adapter_config.json").write_text((one / "adapter_config.json").read_text())
+    (pickled / "adapter_model.bin").write_bytes(b"pickle")
+    with zipfile.ZipFile(tmp_path / "outside.zip", "w") as packed:
+        packed.write(one / "adapter_config.json", "../adapter_config.json")
+    for upload, words in (
+        (zip_file(tmp_path / "two.zip", one, other), "two.zip holds 2 adapters (one, other)"),
+        (zip_file(tmp_path / "none.zip"), "none.zip holds no adapter_config.json"),
+        (tmp_path / "text.zip", "text.zip can't be used: it is no zip file"),
+        (tmp_path / "outside.zip", "outside.zip can't be used"),
+        (zip_file(tmp_path / "old.zip", pickled), "old holds no adapter_model.safetensors, only adapter_model.bin"),
+        (one / "adapter_model.safetensors", "There is no adapter_config.json among the files"),
+    ):
+        with pytest.raises(ModelError) as refused:
+            studio.adapters.add_files([upload], base_model="stories260K")
+        assert refused.value.message.startswith(words) and str(studio.settings.cache) not in str(refused.value)
+    assert [adapter.name for adapter in studio.adapters.list()] == ["tuned"]
 
 
 def test_an_import_never_takes_a_name_that_a_job_will_need(studio: Studio, tmp_path: Path) -> None:
