@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 TICK_S = 0.25
 BEAT_S = 0.5  # also how late a request to cancel is noticed
 STOP_GRACE_S = 5.0  # from asking a child to killing it, while the worker itself has to end
-PAUSE_GRACE_S = 30.0  # the same for a pause, which is for keeping every step: the checkpoint comes after the step
-GRACE_S = {CancelRequest.CANCEL: 8.0, CancelRequest.KEEP: 8.0, CancelRequest.PAUSE: PAUSE_GRACE_S}
+PAUSE_GRACE_S = 30.0  # the same where every step is to be kept: the checkpoint comes after the batch that is being computed
+GRACE_S = {CancelRequest.CANCEL: 8.0, CancelRequest.KEEP: PAUSE_GRACE_S, CancelRequest.PAUSE: PAUSE_GRACE_S}
 UNLOAD_WAIT_S = 30.0
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs import sections
+from jobs.device_fields import DeviceOption, DtypeOption, FullDeterminismOption, NumThreadsOption, SaveStepsOption, SeedOption
 from jobs.objectives import DESCRIPTION, OBJECTIVES, Objective, ObjectiveName, ObjectiveSections
 from jobs.row_fields import LearnedTurnsOption, ReasoningOption, SystemMessageOption, TemplateDateOption, TemplateLossesOption
 from jobs.sections import Config, Optimizer
@@ -137,9 +138,7 @@ class _Options(Config):
         ge=1,
         description="Steps between two evaluations on the held-out rows; empty chooses about ten per run.",
     )
-    save_steps: int | None = Field(
-        default=None, title="Steps between checkpoints", ge=1, description="Steps between two checkpoints; empty chooses about ten per run."
-    )
+    save_steps: SaveStepsOption = None
     save_total_limit: int = Field(default=2, title="Checkpoints kept", ge=2, le=100, description="How many checkpoints are kept.")
     load_best_model_at_end: bool = Field(
         default=True,
@@ -174,11 +173,11 @@ class _Options(Config):
     report_to: str | list[str] = Field(
         default="none", title="Extra loggers", description="Extra loggers that are installed here, such as tensorboard or wandb."
     )
-    seed: int = Field(default=42, ge=0, le=2**31 - 1, description="The same seed on the same machine gives the same adapter.")
-    device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Where to train: auto takes the GPU when there is one.")
-    num_threads: int = Field(
-        default=0, title="CPU threads", ge=0, le=1024, description="CPU threads of the trainer; 0 leaves room for the page and the engine."
-    )
+    seed: SeedOption = 42
+    full_determinism: FullDeterminismOption = False
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    num_threads: NumThreadsOption = 0
 
     lora: sections.LoraSection = Field(default_factory=sections.LoraSection, description="Low-rank adapter (LoRA)")
     ia3: sections.Ia3Section = Field(default_factory=sections.Ia3Section, description="Learned scales (IA3)")

@@ -1,8 +1,10 @@
 """Train several small runs in one process, some of them stopped and resumed on the way; prints what came out as JSON.
 
 `python -m tests.trainings FOLDER < CASES`: one import of torch for all cases. A case is `{"name", "recipe", "stops", "options"}`;
-`stops` are the steps after which an attempt is asked to stop, `damage` a file that the newest checkpoint then loses,
-`poisoned` gives the base a weight that is no number, `lacks` takes one of its tensors away, `leftover` leaves it an adapter's config.
+`stops` are the steps after which an attempt is asked to stop, or as text the how-many-th question for a stop is answered with yes:
+it is put after every batch; `saves` has every step saved as if ten minutes had passed; `damage` a file that the newest checkpoint then loses,
+`poisoned` gives the base a weight that is no number, `lacks` takes one of its tensors away, `leftover` leaves it an adapter's config,
+`scaler` are the first scale, the factors of growth and of back-off and the interval of growth that torch's GradScaler begins with.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 from jobs.config import JobConfig
 from jobs.rundir import RunDir
-from jobs.trainers import sft
+from jobs.trainers import exact, sft
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
 from jobs.trainers.stopping import Stopped, StopWish
@@ -36,6 +38,20 @@ class StopAfter(EventLog):
         super().write(kind, **values)
         if kind == "progress" and self.step is not None and values["step"] >= self.step:
             self.wish.set()
+
+
+class StopAtQuestion(StopWish):
+    """Is set from the `count`-th time on that somebody asks."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = count
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "is_set" and "_left" in vars(self):
+            self._left -= 1
+            return self._left <= 0
+        return super().__getattribute__(name)
 
 
 def poison(folder: Path) -> Path:
@@ -72,14 +88,25 @@ def base_of(folder: Path, case: dict[str, Any]) -> Path:
     return STARTER
 
 
+def set_scaler(values: list[float]) -> None:
+    """torch's own defaults, which neither accelerate nor we override."""
+    import torch
+
+    vars(torch.amp.GradScaler)["__init__"].__defaults__ = ("cuda", *values, True)
+
+
 def train(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     model = base_of(folder, case)
+    exact.LONGEST_UNSAVED_S = 0.0 if case.get("saves") else 600.0
+    set_scaler(case.get("scaler", [2.0**16, 2.0, 0.5, 2000]))
     run = make_run(folder / case["name"], recipe=case.get("recipe", "qlora-sft"), model=model, **case.get("options", {}))
     curve: dict[str, Any] = {}
     for number, step in enumerate([*case.get("stops", []), None], 1):
         attempt = run.attempt(number)
-        wish = StopWish()
-        log = StopAfter(attempt.events, wish, step)
+        wish, asked = StopWish(), step
+        if isinstance(step, str):
+            wish, asked = StopAtQuestion(int(step)), None
+        log = StopAfter(attempt.events, wish, asked)
         out = run.path / f"out-{number}"
         try:
             sft.train(run, JobConfig.model_validate_json(run.config.read_text(encoding="utf-8")), out, log, wish)

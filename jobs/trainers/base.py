@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from jobs.config import JobConfig
 from jobs.trainers import placing
 from jobs.trainers.events import EventLog
-from studio.catalogue import anatomy, keys, models, quantising, rope, text_models
+from studio.catalogue import anatomy, keys, models, precision, quantising, rope, text_models
 from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.reach import WORDS
 from studio.datasets.rendering import Renderer
@@ -56,23 +55,27 @@ def max_length(config: JobConfig, folder: Path) -> int:
 
 
 def choose_device(config: JobConfig, log: EventLog) -> ComputeDevice:
-    import torch
-
-    if placing.device_of(config, log) == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return ComputeDevice("cuda", "bfloat16")
-        return ComputeDevice("cuda", "float16")
-    if _has_bfloat16_instructions():
-        return ComputeDevice("cpu", "bfloat16")
-    log.notice("This processor has no bfloat16 instructions: computing in float32, which is several times faster here.")
-    return ComputeDevice("cpu", "float32")
+    name = placing.device_of(config, log)
+    return ComputeDevice(name, _dtype(config, name, log))
 
 
-def _has_bfloat16_instructions() -> bool:
-    import torch
-
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return platform.machine() in ("arm64", "aarch64") or any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+def _dtype(config: JobConfig, device: str, log: EventLog) -> str:
+    """As asked for, else by the rule of studio.catalogue.precision. Raises ModelError for what this GPU does not compute in."""
+    has_bfloat16 = precision.has_bfloat16(device)
+    if config.dtype == "bfloat16" and device == "cuda" and not has_bfloat16:
+        raise ModelError("dtype=bfloat16, but this GPU does not compute in it.", "Set dtype=auto.", remedy={"dtype": "auto"})
+    if config.dtype != "auto":
+        return config.dtype
+    model_type = text_models.config_of(folder_of(config)).get_text_config().model_type
+    chosen = precision.compute_dtype(device, has_bfloat16, model_type)
+    if chosen == "float32" and device == "cuda":
+        log.notice(
+            f"Models of the family {model_type} overflow float16, and this GPU does not compute in bfloat16: computing in float32, "
+            "which is slower and takes more memory."
+        )
+    elif chosen == "float32":
+        log.notice("This processor has no bfloat16 instructions: computing in float32, which is several times faster here.")
+    return chosen
 
 
 def bound_threads(config: JobConfig) -> None:

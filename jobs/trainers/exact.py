@@ -8,6 +8,7 @@ rng_state.pth, trainer_state.json, progress.json. Knows no queue and no database
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from jobs.trainers.checkpoints import CheckpointStore
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import DivergedError, Divergence
 from jobs.trainers.packed import PackedSteps
+from jobs.trainers.scaling import SkippedSteps, scale_on_a_processor
 from jobs.trainers.stopping import Stopped, StopWish
+from jobs.trainers.whole_step import RandomStates, WholeStep
+
+LONGEST_UNSAVED_S = 600.0  # between two checkpoints, however long the run: what a crash may cost
 
 
 class Exact(PackedSteps, BalancedSteps):
@@ -34,13 +39,15 @@ class Exact(PackedSteps, BalancedSteps):
         self.card = card
         self.store = store
         self.reporter = reporter
-        reporter.trainer = self
+        scale_on_a_processor(self.accelerator)
+        reporter.attach(self)
         self.remove_callback(PrinterCallback)  # the reporter prints what a person wants to read
         self.add_callback(reporter)
         # trl makes adapters on a 4-bit base bfloat16, but loads them as float32 on resume: one type, or resume isn't exact
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        self._whole_step: WholeStep | None = None
         # where PiSSA began: what is saved is the difference
         self.start: Any = None
         if methods.is_pissa(card.config):
@@ -93,6 +100,25 @@ class Exact(PackedSteps, BalancedSteps):
         for name, entries in values["sums"].items():
             self._metrics["train"][name] = list(entries)
 
+    # a stop within an accumulated step
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.args.gradient_accumulation_steps > 1:
+            self._whole_step = WholeStep(self.state.global_step, RandomStates.take(), self.unlogged())
+
+    def drop_begun_step(self) -> None:
+        """Go back to the end of the last whole step, and keep it. Of no whole step since the start or the resume there is nothing to keep."""
+        self.model.zero_grad()
+        if (whole := self._whole_step) is None:
+            return
+        whole.states.put_back()
+        self._tr_loss.zero_()
+        self._metrics["train"].clear()
+        self.restore_unlogged(whole.unlogged)
+        if whole.step not in map(checkpoint_step, self.store.run.checkpoint_folders()):
+            self._save_checkpoint(self.model, None)
+
     @property
     def tokens(self) -> int:
         return int(self._total_train_tokens)
@@ -113,8 +139,14 @@ class Reporter(TrainerCallback):
         self._latest: dict[str, float] = dict(self.restored.get("latest", {}))
         self._seconds_before = float(self.restored.get("seconds", 0.0))
         self._begun = time.monotonic()
+        self._kept = self._begun
         self._first_step = 0
         self._divergence = Divergence()
+
+    def attach(self, trainer: Exact) -> None:
+        self.trainer = trainer
+        self.skipped = SkippedSteps(trainer.accelerator, self.log)
+        self.skipped.restore(**self.restored.get("skipped", {"count": 0, "in_a_row": 0}))
 
     @property
     def pinned(self) -> int | None:
@@ -129,24 +161,36 @@ class Reporter(TrainerCallback):
 
     def figures(self) -> dict[str, Any]:
         """What the adapter's card says."""
-        return {"steps": self.trainer.state.global_step, **self._latest, "tokens": self.trainer.tokens, "seconds": round(self.seconds, 3)}
+        counts = {"tokens": self.trainer.tokens, "seconds": round(self.seconds, 3), **self.skipped.figures()}
+        return {"steps": self.trainer.state.global_step, **self._latest, **counts}
 
     def as_json(self) -> dict[str, Any]:
-        state = {"best": self.best.as_json(), "is_over": self.best.is_over}
+        state = {"best": self.best.as_json(), "is_over": self.best.is_over, "skipped": self.skipped.as_json()}
         return {"seconds": self.seconds, "latest": self._latest, "unlogged": self.trainer.unlogged(), **state}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.restored:
             self.trainer.restore_unlogged(self.restored["unlogged"])
-        self._begun = time.monotonic()
+        self._begun = self._kept = time.monotonic()
         self._first_step = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.skipped.see(state.global_step)
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
         elif self.stop.is_set:
             control.should_save = control.should_training_stop = True
+        elif time.monotonic() - self._kept > LONGEST_UNSAVED_S:
+            control.should_save = True
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.stop.is_set:
+            self.trainer.drop_begun_step()
+            raise Stopped
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._kept = time.monotonic()
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.stop.is_set:
@@ -193,9 +237,10 @@ class Reporter(TrainerCallback):
             eta_s=round((state.max_steps - step) * each, 1),
         )
         print(f"step {step}/{state.max_steps}  loss {loss:.4f}  learning rate {logs.get('learning_rate', 0):.3g}", flush=True)
-        for what, value in (("loss", loss), ("gradient", norm)):
-            if value is not None and not torch.isfinite(torch.tensor(value)):
-                raise DivergedError(what, step)
+        if not math.isfinite(loss):
+            raise DivergedError("loss", step, in_float16=self.skipped.is_scaled)
+        if norm is not None and not math.isfinite(norm) and not self.skipped.is_scaled:  # a scaler skips such a step
+            raise DivergedError("gradient", step)
         if sentence := self._divergence.notice(step, loss):
             self.log.notice(sentence)
 

@@ -52,9 +52,16 @@ class Failure:
 
 
 class DivergedError(StudioError):
-    """Loss, gradient or weights are no longer numbers."""
+    """Loss, gradient or weights are no longer numbers; `in_float16`, where a wider format may hold them."""
 
-    def __init__(self, what: str, step: int) -> None:
+    def __init__(self, what: str, step: int, in_float16: bool = False) -> None:
+        if in_float16:
+            super().__init__(
+                f"Training in float16 failed: the {what} is not a number any more at step {step}.",
+                "Set dtype=float32, which is slower and takes more memory; should it happen there too, lower learning_rate.",
+                remedy={"dtype": "float32"},
+            )
+            return
         super().__init__(
             f"Training diverged: the {what} is not a number any more at step {step}.",
             "Lower learning_rate (a third of it is a good next try), add warmup_steps, or look for broken rows in the data.",
@@ -94,7 +101,7 @@ def explain(exc: BaseException, config: JobConfig | None = None) -> Failure:
     """What went wrong, for a person and for a program; with `config` also the options that would help."""
     text = " ".join(str(exc).split())
     if isinstance(exc, DivergedError):
-        return Failure(exc.message, exc.fix, DIVERGED, steadier(config))
+        return Failure(exc.message, exc.fix, DIVERGED, exc.details.get("remedy") or steadier(config))
     if isinstance(exc, StudioError):
         cause = next((cause for kind, cause in CAUSES.items() if isinstance(exc, kind)), OPTIONS)
         return Failure(exc.message, exc.fix, cause, dict(exc.details.get("remedy") or {}))

@@ -6,15 +6,14 @@ Knows nothing of rows, events or steps.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
+from jobs.trainers.whole_step import RandomStates
 from studio.datasets.rendering import Renderer
 
 BATCH_TOKENS = 1024  # judged at once: the logits of a large vocabulary take a megabyte for two or three of them
@@ -26,8 +25,7 @@ def undisturbed(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards everything is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    states = RandomStates.take()
     text = model.config.get_text_config()
     gives_routers = getattr(text, "output_router_logits", None)
     try:
@@ -43,11 +41,7 @@ def undisturbed(model: Any) -> Iterator[None]:
             module.training = mode
         for parameter, learns in learning:
             parameter.requires_grad_(learns)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_devices is not None:
-            torch.cuda.set_rng_state_all(on_devices)
+        states.put_back()
 
 
 class _Wish(StoppingCriteria):

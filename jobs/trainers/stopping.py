@@ -1,7 +1,7 @@
 """When to stop: SIGTERM, Ctrl-C, or the end of stdin when a worker holds the other end.
 
-A stop is a wish: training writes a checkpoint at its next step and leaves. Before training there is nothing to keep, so
-the process leaves at once; and one that does not get around to leaving is ended after a grace period.
+A stop is a wish: training leaves at the end of the batch that is computed, with a checkpoint of its last whole step. Before training
+there is nothing to keep, so the process leaves at once; and one that does not get around to leaving is ended after a grace period.
 
 One death may come as several signals (Linux sends one for every thread that the child is handed on to), and a handler
 interrupts another. So what runs in it takes no lock: `threading.Event` would wait for itself, for ever.
@@ -19,7 +19,7 @@ from types import FrameType
 
 from jobs.rundir import STOPPED
 
-GRACE_S = 20.0  # longer than any worker waits: this end is for the day when nobody is left to wait
+GRACE_S = 35.0  # longer than any worker waits: this end is for the day when nobody is left to wait
 PR_SET_PDEATHSIG = 1
 
 

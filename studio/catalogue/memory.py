@@ -103,7 +103,7 @@ def predict(config: dict[str, Any], job: JobConfig, *, device: str | None = None
     `size`: bytes of a number in the arithmetic; None asks this machine, 2 on a GPU. Raises ModelError for a config of no decoder.
     """
     device = device or device_of(job)
-    size = size or number_bytes(device)
+    size = size or number_bytes(device, job)
     model = decoder(config, context=rope.longer(config, job.rope))
     trained = trainable(model, job)
     setting = batch(model, job, trained, device, size, config)
@@ -132,8 +132,10 @@ def device_of(job: JobConfig) -> str:
     return hardware.devices()[0].kind
 
 
-def number_bytes(device: str) -> int:
-    """Bytes of a number in the arithmetic there."""
+def number_bytes(device: str, job: JobConfig | None = None) -> int:
+    """Bytes of a number in the arithmetic there; of `job`, which may choose its own."""
+    if job is not None and job.dtype != "auto":
+        return {"float32": 4}.get(job.dtype, 2)
     if device == "cuda":
         return 2
     return hardware.cpu_number_bytes()

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from studio.catalogue import hardware, keys, quantising, text_models
+from studio.catalogue import hardware, keys, precision, quantising, text_models
 from studio.catalogue.models import ModelFacts, inspect_folder, tensors, weight_files
 from studio.engine.protocol import ModelFolder
 from studio.errors import ModelError
@@ -38,12 +38,12 @@ def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) 
     if not facts.loadable:
         raise ModelError(f"{folder.name} can't be loaded: {facts.reason}", facts.fix)
     device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
-    dtype = choose_dtype(_stored_dtype(folder.path), facts.parameters, device)
-    if folder.quantization:
+    dtype = choose_dtype(_stored_dtype(folder.path), facts.parameters, device, _model_type(folder.path))
+    if folder.quantization and device.type == "cpu":
         dtype = torch.bfloat16
     check_memory(folder, facts, dtype, device, most)
     transformers_logging.disable_progress_bar()
-    model, report = text_models.load(folder.path, dtype=dtype, **_quantized(folder, device))
+    model, report = text_models.load(folder.path, dtype=dtype, **_quantized(folder, device, dtype))
     keys.reported(report, model.state_dict()).check(folder.name)  # transformers would make up what is missing
     model = model.eval().requires_grad_(False)
     if folder.quantization == "nf4":
@@ -71,15 +71,16 @@ def check_memory(folder: ModelFolder, facts: ModelFacts, dtype: torch.dtype, dev
     )
 
 
-def choose_dtype(stored: torch.dtype, parameters: int, device: torch.device) -> torch.dtype:
-    """The checkpoint's own on a GPU. On a CPU float32 where that is no burden, else bfloat16."""
-    if device.type == "cuda" or stored == torch.float32:
+def choose_dtype(stored: torch.dtype, parameters: int, device: torch.device, model_type: str = "") -> torch.dtype:
+    """On a GPU what a training takes there. On a CPU float32 where that is no burden, else bfloat16."""
+    if device.type == "cuda":
+        return getattr(torch, precision.compute_dtype("cuda", precision.has_bfloat16("cuda"), model_type))
+    if stored == torch.float32:
         return stored
     if parameters <= EXACT_PARAMETERS:
         return torch.float32
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     fits = 4 * parameters < hardware.memory().free_bytes / 2
-    return torch.float32 if fits and not has_bfloat16 else torch.bfloat16
+    return torch.float32 if fits and not precision.has_bfloat16("cpu") else torch.bfloat16
 
 
 def limit_threads() -> None:
@@ -98,7 +99,7 @@ def give_back_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _quantized(folder: ModelFolder, device: torch.device) -> dict[str, Any]:
+def _quantized(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     if not folder.quantization:
         return {}
     _admit_bitsandbytes()
@@ -106,7 +107,7 @@ def _quantized(folder: ModelFolder, device: torch.device) -> dict[str, Any]:
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": torch.bfloat16,
+        "bnb_4bit_compute_dtype": dtype,
     }
     chosen = in_4bit if folder.quantization == "nf4" else {"load_in_8bit": True}
     return {"quantization_config": quantising.bits_and_bytes(folder.path, **chosen), "device_map": {"": str(device)}}
@@ -134,6 +135,11 @@ def _unpacked(model: Any) -> nn.Module:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _model_type(folder: Path) -> str:
+    """Of the text model, as config.json names it."""
+    return str(text_models.config_of(folder).get_text_config().model_type)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

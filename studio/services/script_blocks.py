@@ -20,10 +20,13 @@ class JobTrainer({bases}):
 DEVICE = '''
 def device_and_type():
     """The GPU when there is one; bfloat16 where the hardware computes in it."""
-    if DEVICE != "cpu" and torch.cuda.is_available():
+    device = "cuda" if DEVICE != "cpu" and torch.cuda.is_available() else "cpu"
+    if DTYPE != "auto":
+        return device, getattr(torch, DTYPE)
+    if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "cuda", torch.bfloat16
-        return "cuda", torch.float16
+        return "cuda", torch.{without_bfloat16}
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if platform.machine() in ("arm64", "aarch64") or any(getattr(torch.cpu, check, lambda: False)() for check in checks):
         return "cpu", torch.bfloat16
@@ -51,6 +54,10 @@ NEIGHBOURS = """
         return {"KL_completion_ids": [answers[-1], *answers[:-1]]}
 
     return rows.map(neighbours, batched=True, batch_size=OPTIONS["per_device_train_batch_size"])
+"""
+SCALED = """    if device == "cpu":  # accelerate scales the loss of a training in float16 on GPUs only
+        trainer.accelerator.native_amp = True
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
 """
 NO_REPACKING = """    for module in model.modules():  # the 4-bit kernel for CPUs repacks weights in place, which an evaluation does not survive
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -103,7 +110,7 @@ def main():
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-{before}    done = trainer.train()
+{before}{scaled}    done = trainer.train()
     trainer.model.save_pretrained(ADAPTER, save_embedding_layers=False{saving})
     tokenizer.chat_template = (HERE / "{stem}.chat_template.jinja").read_text(encoding="utf-8")
     tokenizer.save_pretrained(ADAPTER)

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from jobs.config import JobConfig
 from jobs.objectives import RowForm, TrainerFamily
 from jobs.trainers import objectives
-from studio.catalogue import rope
+from studio.catalogue import precision, rope
 from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.memory import model_config
 from studio.catalogue.models import read_json
@@ -54,10 +54,19 @@ class Script:
     @property
     def auto_class(self) -> str:
         """The class of transformers that loads the base."""
-        config = Path(self.config.model_name_or_path or self.config.base_model) / "config.json"
-        if not config.is_file():
+        if not self._model_config.is_file():
             return CAUSAL_LM
-        return text_model(read_json(config)).auto_class
+        return text_model(read_json(self._model_config)).auto_class
+
+    @property
+    def without_bfloat16(self) -> str:
+        """The number format on a GPU that does not compute in bfloat16."""
+        values = read_json(self._model_config) if self._model_config.is_file() else {}
+        return precision.compute_dtype("cuda", False, str(values.get("model_type", "")))
+
+    @property
+    def _model_config(self) -> Path:
+        return Path(self.config.model_name_or_path or self.config.base_model) / "config.json"
 
     def of_the_studio(self) -> dict[str, str]:
         """What only the studio has: import line -> why it is needed."""
@@ -145,6 +154,7 @@ ADAPTER = Path(sys.argv[1] if len(sys.argv) > 1 else "{script.stem}-adapter")
 
 OPTIONS = {_dictionary(options)}
 DEVICE = {_value(config.device)}
+DTYPE = {_value(config.dtype)}
 THREADS = {config.num_threads}
 EVAL_STEPS = {config.eval_steps}
 TAKE_BEST = {config.load_best_model_at_end}
@@ -175,7 +185,7 @@ def _mixins(script: Script) -> list[str]:
 
 
 def _functions(script: Script) -> str:
-    parts = [blocks.DEVICE, blocks.ROWS.format(stem=script.stem), _ready(script.config)]
+    parts = [blocks.DEVICE.format(without_bfloat16=script.without_bfloat16), blocks.ROWS.format(stem=script.stem), _ready(script.config)]
     if script.config.rope.is_set:
         parts.append(_positions(script.config))
     if script.is_quantised:
@@ -237,6 +247,7 @@ def _main(script: Script) -> str:
         rows=ready.format("rows"),
         held_out=ready.format("held_out"),
         before=before,
+        scaled=blocks.SCALED * (script.config.dtype == "float16"),
         saving=saving,
     )
 

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # a wish at step n is met by a checkpoint at n + 1; at a step that is evaluated (4, 8, 12) by leaving at once
 STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end": [12]}
+# which question for a stop is answered with yes: one before the first step, then one after each of its two batches
+INSIDE: dict[str, list[Any]] = {"in its first step": ["2"], "in steps whose last is not kept yet": ["4", "4"]}
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
 GROUPED = {"train_sampling_strategy": "batch_rebalance"}  # stopped in its second epoch
 # a rate so high that the loss on held-out rows soon rises
@@ -38,12 +40,21 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "NF4": {"quantization.load_in_4bit": True},
     "full": {"method": "full", "quantization.load_in_4bit": False},
 }
+# 60 steps whose scale doubles after every second one, until gradients overflow
+HALF = {"recipe": "lora-sft", "scaler": [2.0**16, 2.0, 0.5, 2], "options": {"dtype": "float16", "device": "cpu", "num_train_epochs": 10}}
 CASES: list[dict[str, Any]] = [
+    {"name": "float16", **HALF},
+    {"name": "float16 stopped", **HALF, "stops": [31]},
+    {"name": "float16, begun too high", **HALF, "scaler": [2.0**60, 2.0, 0.5, 2000]},
+    {"name": "float16, below every scale", **HALF, "scaler": [2.0**60, 2.0, 2.0**-61, 2000]},
+    {"name": "float16, poisoned", **HALF, "poisoned": True},
     *({"name": name, "recipe": "lora-sft", "options": own} for name, own in OTHERS.items()),
     *({"name": f"{name} stopped", "recipe": "lora-sft", "options": own, "stops": [2]} for name, own in OTHERS.items()),
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
     *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
     {"name": "unwatched", "recipe": "qlora-sft"},
+    *({"name": f"lora-sft {when}", "recipe": "lora-sft", "stops": at} for when, at in INSIDE.items()),
+    {"name": "often saved", "recipe": "lora-sft", "saves": True, "options": {"save_steps": 1000, "max_steps": 3}},
     {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
@@ -83,6 +94,19 @@ def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, di
     assert len(unbroken["curve"]) == 12 + 3  # 12 steps, every fourth evaluated
     assert resumed["curve"] == unbroken["curve"]
     assert resumed["sha256"] == unbroken["sha256"]
+
+
+@pytest.mark.parametrize("when", INSIDE)
+def test_a_stop_within_a_step_keeps_the_last_whole_one(trained: dict[str, dict[str, Any]], when: str) -> None:
+    """Red where the begun step leaves a trace in random numbers or sums, and where its whole steps are lost."""
+    unbroken, resumed = trained["lora-sft"], trained[f"lora-sft {when}"]
+    assert resumed["curve"] == unbroken["curve"] and resumed["sha256"] == unbroken["sha256"]
+    goes_on = [event["text"] for event in resumed["events"] if event["type"] == "notice" and "Going on" in event["text"]]
+    assert goes_on == {"in its first step": []}.get(when, ["Going on from checkpoint-2."])
+
+
+def test_a_checkpoint_is_made_wherever_ten_minutes_have_passed(trained: dict[str, dict[str, Any]]) -> None:
+    assert [event["step"] for event in trained["often saved"]["events"] if event["type"] == "checkpoint"] == [1, 2, 3]
 
 
 def test_watching_changes_no_bit_and_tells_what_it_saw(trained: dict[str, dict[str, Any]]) -> None:
@@ -140,6 +164,23 @@ def test_stopping_early_and_the_best_checkpoint_resume_exactly_too(trained: dict
     assert trained[case]["sha256"] == trained["wild"]["sha256"]
 
 
+def test_float16_goes_on_where_gradients_overflow_and_a_resume_keeps_the_scale(trained: dict[str, dict[str, Any]]) -> None:
+    """Red where an infinite gradient ends a run, and where the scale of a checkpoint is forgotten: other steps are skipped then."""
+    unbroken, resumed = trained["float16"], trained["float16 stopped"]
+    norms = [point["grad_norm"] for key, point in unbroken["curve"].items() if key.startswith("progress")]
+    assert len(norms) == 60 and 5 < norms.count(None) < 30
+    card = json.loads((Path(unbroken["folder"]) / "studio.json").read_text(encoding="utf-8"))
+    assert card["metrics"]["skipped_steps"] >= norms.count(None)
+    assert unbroken["curve"]["progress 60"]["loss"] < 0.7 * unbroken["curve"]["progress 1"]["loss"]
+    assert resumed["curve"] == unbroken["curve"] and resumed["sha256"] == unbroken["sha256"]
+    assert not [event for event in unbroken["events"] if event["type"] == "notice" and "skipped" in event["text"]]
+
+
+def test_many_skipped_steps_in_a_row_are_told_once(trained: dict[str, dict[str, Any]]) -> None:
+    notices = [event["text"] for event in trained["float16, begun too high"]["events"] if event["type"] == "notice"]
+    assert [text for text in notices if "skipped" in text and "dtype=float32" in text and "up to step 20" in text]
+
+
 def test_training_learns(trained: dict[str, dict[str, Any]]) -> None:
     for recipe in ("lora-sft", "qlora-sft"):
         curve = trained[recipe]["curve"]
@@ -172,6 +213,8 @@ def test_an_adapter_explains_itself_and_names_no_path(trained: dict[str, dict[st
         ("too short", "hold no token to learn"),
         ("no rows", "no rows to train on"),
         ("diverging", "is not a number any more at step"),
+        ("float16, below every scale", "in float16 failed: the gradient is not a number any more at step 1"),
+        ("float16, poisoned", "in float16 failed: the loss"),
     ],
 )
 def test_a_training_that_cannot_work_says_why_in_one_sentence(trained: dict[str, dict[str, Any]], case: str, words: str) -> None:

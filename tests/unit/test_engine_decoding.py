@@ -156,7 +156,8 @@ def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: P
 
 def test_precision_follows_the_device_and_the_size() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert loading.choose_dtype(torch.bfloat16, 10**9, cuda) == torch.bfloat16
+    assert loading.choose_dtype(torch.bfloat16, 10**9, cuda, "llama") == torch.float16  # no GPU here that computes in bfloat16
+    assert loading.choose_dtype(torch.float16, 10**9, cuda, "gemma3_text") == torch.float32
     assert loading.choose_dtype(torch.bfloat16, 10**6, cpu) == torch.float32
     assert loading.choose_dtype(torch.float16, 10**12, cpu) == torch.bfloat16  # no machine has room for it in float32
     assert loading.choose_dtype(torch.float32, 10**12, cpu) == torch.float32

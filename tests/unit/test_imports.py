@@ -36,6 +36,7 @@ LEVELS = {
     "jobs.objectives": 2,
     "jobs.recipes": 2,
     "jobs.row_fields": 2,
+    "jobs.device_fields": 2,
     "jobs.rundir": 2,
     "studio.errors": 1,
     "studio.settings": 1,
@@ -70,6 +71,7 @@ TRAINER_MAY_IMPORT = (
     "studio.catalogue.quick_imports",  # bitsandbytes
     "studio.catalogue.anatomy",  # what a model's weights are for
     "studio.catalogue.targets",  # what all-linear means
+    "studio.catalogue.precision",  # the number format of the arithmetic
     "studio.catalogue.reach",  # what an adapter reaches, in words
     "studio.records",
     "studio.catalogue.text_models",  # the class that loads a base as a model of text

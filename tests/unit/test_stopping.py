@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from jobs import attempts
+from jobs.trainers import stopping
+
 TRAINING = """
 import time
 from jobs.rundir import STOPPED
@@ -57,6 +60,10 @@ def told_often(code: str) -> int:
 @pytest.mark.parametrize("code", [TRAINING, WORKER], ids=["trainer", "worker"])
 def test_a_process_that_is_told_to_end_again_and_again_ends_in_good_order(code: str) -> None:
     assert told_often(code) == 75
+
+
+def test_no_trainer_ends_itself_before_its_worker_would_kill_it() -> None:
+    assert max(attempts.GRACE_S.values()) < stopping.GRACE_S
 
 
 def test_a_training_that_does_not_get_around_to_leaving_is_ended() -> None:
