@@ -1,10 +1,13 @@
 # Adapter Studio. CPU: docker build -t adapter-studio . · NVIDIA: docker build --build-arg DEVICE=cuda -t adapter-studio .
-# Run: docker run --init -p 7860:7860 -v studio:/home/user/data adapter-studio   (add --gpus all for NVIDIA)
+# Run: docker run --init -p 7860:7860 -v studio:/home/user/data adapter-studio   (add --gpus all for NVIDIA); compose.yaml does both
+# A driver that is too old for this PyTorch: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126, or another one there
 FROM python:3.11-slim-bookworm
 
 ARG DEVICE=cpu
-# an init reaps what a killed trainer leaves behind: a zombie would count as alive
-RUN apt-get update && apt-get install -y --no-install-recommends make tini && rm -rf /var/lib/apt/lists/*
+ARG TORCH_INDEX=
+# an init reaps what a killed trainer leaves behind: a zombie would count as alive; on a GPU Triton compiles its kernels with gcc
+RUN apt-get update && apt-get install -y --no-install-recommends make tini gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+ENV PIP_NO_CACHE_DIR=1
 RUN useradd -m -u 1000 user
 USER user
 RUN mkdir -p /home/user/app /home/user/data
@@ -14,7 +17,8 @@ WORKDIR /home/user/app
 COPY --chown=user pyproject.toml setup.py constraints.txt Makefile README.md LICENSE ./
 COPY --chown=user studio/__init__.py studio/__init__.py
 COPY --chown=user jobs/__init__.py jobs/__init__.py
-RUN if [ "$DEVICE" = cpu ]; then export TORCH_INDEX=https://download.pytorch.org/whl/cpu; fi; mkdir -p static; make install EXTRAS=
+RUN case "$DEVICE" in cpu) build=cpu;; *) build=cu130;; esac; mkdir -p static; \
+    make install EXTRAS= TORCH_INDEX="${TORCH_INDEX:-https://download.pytorch.org/whl/$build}"
 
 COPY --chown=user studio studio
 COPY --chown=user jobs jobs

@@ -1,11 +1,12 @@
 # Everything from a bare python3: `make run` and `make test` install what they need (so does `make install`, and no more).
-# TORCH_INDEX=URL takes torch from another index.
+# TORCH_INDEX=URL takes torch from another index: its builds (2.13.0+cpu) count as newer than PyPI's, all else comes from PyPI.
 PYTHON ?= python3
 # what is installed beside the application: Docker leaves the development tools out
 EXTRAS ?= [dev]
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: install run test chaos bench next clients catalogue check clean
 
@@ -29,10 +30,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@echo "Creating $(VENV) (1 of 3)"
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch (2 of 3)"
-	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check $(INDEX) -c constraints.txt torch
 	@$(if $(TORCH_INDEX),echo $(TORCH_INDEX) > $(TORCH_FROM),rm -f $(TORCH_FROM))
 	@echo "Installing Adapter Studio (3 of 3)"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	$(BIN)/python -m pip install --disable-pip-version-check $(INDEX) -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(STAMP)
 	@echo "Installed."
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import PROGRESS, RunDir, checkpoint_step, manifest_problems
-from jobs.trainers import adapters, base, determinism, methods, objectives
+from jobs.trainers import adapters, base, compiling, determinism, methods, objectives
 from jobs.trainers.adapters import AdapterCard
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore, full_disk_named
@@ -52,6 +52,8 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     base.give_back_freed_memory(model_folder)
     if config.full_determinism:
         determinism.use(log.notice)
+    if device.name == "cuda" and not compiling.has_compiler():
+        compiling.go_without_triton(log.notice)
     peak = Peak(device.name)
     base.bound_threads(config)
     store = CheckpointStore(run, config.save_total_limit)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, processors
 
+from jobs.trainers import compiling
 from studio.datasets.rendering import Renderer
 from studio.types import DroppedPart, Example, LearnedTurns, Message, Reasoning, RowOptions, SystemMessage
 from tests.unit.test_rendering import write_folder
@@ -232,3 +233,17 @@ def test_a_text_that_begins_with_bos_gets_one(tmp_path: Path) -> None:
     for text in ("The tide turned.", "<|bos|>The tide turned."):
         assert renderer.example(Example(text=text)).ids.count(0) == 1
         assert renderer.completion_prompt(text).count(0) == 1
+
+
+def test_where_no_compiler_is_trl_takes_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where trl asks elsewhere than jobs.trainers.compiling answers: the first step on such a GPU would fail."""
+    import torch
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    monkeypatch.setattr(chunked_logprob, "_TRITON_AVAILABLE", True)  # as where triton is installed
+    monkeypatch.setattr(utils, "is_triton_available", lambda *_: True)
+    told: list[str] = []
+    compiling.go_without_triton(told.append)
+    assert not chunked_logprob._use_triton(torch.device("cuda")) and not utils.is_triton_available()
+    assert "no C compiler" in told[0]
