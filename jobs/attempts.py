@@ -26,7 +26,7 @@ from jobs.kinds import KINDS
 from jobs.light import LightContext, LightJobStopped
 from jobs.outcome import LOOK_AT_LOG, Outcome, judge
 from jobs.rundir import Attempt, RunDir
-from studio.catalogue import memory
+from studio.catalogue import hardware, memory
 from studio.catalogue.models import count_parameters
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
@@ -43,6 +43,7 @@ STOP_GRACE_S = 5.0  # from asking a child to killing it, while the worker itself
 PAUSE_GRACE_S = 30.0  # the same where every step is to be kept: the checkpoint comes after the batch that is being computed
 GRACE_S = {CancelRequest.CANCEL: 8.0, CancelRequest.KEEP: PAUSE_GRACE_S, CancelRequest.PAUSE: PAUSE_GRACE_S}
 UNLOAD_WAIT_S = 30.0
+ROOM = 1.2  # times its prediction, free memory that is enough to take it without care
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,9 @@ class ChildAttempt:
         """Take over what the child has reported since the last time."""
         ingest_events(session, self.held, self.files)
 
-    def _supervise(self, threads: int, warm: executor.WarmTrainers | None) -> Outcome:
-        child = executor.submit(self.run_dir, self.held.attempt, threads, warm, KINDS[self.job.kind].program, self.slot.visible)
+    def _supervise(self, threads: int, warm: executor.WarmTrainers | None, spares_memory: bool = False) -> Outcome:
+        program, visible = KINDS[self.job.kind].program, self.slot.visible
+        child = executor.submit(self.run_dir, self.held.attempt, threads, warm, program, visible, spares_memory)
         try:
             with self.runner.db.write() as session:
                 lifecycle.record_child(session, self.held, child.pid, child.born)
@@ -133,7 +135,7 @@ class TrainingAttempt(ChildAttempt):
             if not self._make_room(config):
                 return Outcome("stopped")
             threads = config.num_threads or slots.threads(self.slot)
-            return self._supervise(threads, self.runner.warm)
+            return self._supervise(threads, self.runner.warm, self._is_short_of_memory(config))
         finally:
             self._give_memory_back()
 
@@ -144,6 +146,16 @@ class TrainingAttempt(ChildAttempt):
         except (OSError, ValueError, ZeroDivisionError):
             return True  # a model that can't be predicted: the trainer says what is wrong with it
         return self._ask_for_memory(needed, self.slot.device.memory_bytes)
+
+    def _is_short_of_memory(self, config: JobConfig) -> bool:
+        """Whether a training on the processor may need more than is free where it keeps freed memory for its next step."""
+        if memory.device_of(config) != "cpu":
+            return False
+        try:
+            most = memory.predict(memory.model_config(Path(config.model_name_or_path)), config, gives_back=False)
+        except (OSError, ValueError, ZeroDivisionError):
+            return False
+        return (most.total + most.process) * ROOM > hardware.memory().free_bytes
 
 
 class ExportAttempt(ChildAttempt):

@@ -25,6 +25,7 @@ from studio.settings import checkout
 
 ENVIRONMENT_PACKAGES = ("adapter-studio", "torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "safetensors", "numpy")
 TRAINER, EXPORTER = (KINDS[kind].program for kind in (JobKind.TRAIN, JobKind.EXPORT))  # they work on a run directory
+SPARING = {"THP_MEM_ALLOC_ENABLE": "1"}  # torch asks Linux for large pages, which makes fresh memory cheaper
 OOM_SCORE = 800  # when memory runs out the kernel shall take the trainer, not the page or the worker
 
 
@@ -60,21 +61,35 @@ def command(*arguments: str, module: str = TRAINER) -> list[str]:
 
 
 def submit(
-    run: RunDir, number: int, threads: int, warm: WarmTrainers | None = None, module: str = TRAINER, visible: str | None = None
+    run: RunDir,
+    number: int,
+    threads: int,
+    warm: WarmTrainers | None = None,
+    module: str = TRAINER,
+    visible: str | None = None,
+    spares_memory: bool = False,
 ) -> Child:
     """Start attempt `number` of a run with at most `threads` threads of arithmetic, in a process that is kept `warm` or a new one.
 
-    `visible`: its CUDA_VISIBLE_DEVICES, one GPU or none; None leaves it as it is here.
+    `visible`: its CUDA_VISIBLE_DEVICES, one GPU or none; None leaves it as it is here. `spares_memory`: see
+    jobs.trainers.base.give_back_freed_memory; it has to be known before torch is imported, so never warm.
     """
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
     write_json(attempt.path / "environment.json", environment(threads, visible))
     before = processes.oom_kills()
-    process = (warm and warm.begin(run, number, threads, visible)) or _start(run, number, threads, module, visible)
+    process = None
+    if warm is not None and not spares_memory:
+        process = warm.begin(run, number, threads, visible)
+    if process is None:
+        variables = trainer_environment(threads, visible)
+        if spares_memory:
+            variables |= SPARING
+        process = _start(run, number, module, variables)
     return Child(process, processes.born(process.pid) or -1.0, before)
 
 
-def _start(run: RunDir, number: int, threads: int, module: str, visible: str | None) -> subprocess.Popen[bytes]:
+def _start(run: RunDir, number: int, module: str, variables: dict[str, str]) -> subprocess.Popen[bytes]:
     with run.attempt(number).log.open("ab") as log:
         process = subprocess.Popen(
             command(str(run.path), "--attempt", str(number), "--watch-stdin", module=module),
@@ -82,7 +97,7 @@ def _start(run: RunDir, number: int, threads: int, module: str, visible: str | N
             stdout=log,
             stderr=log,
             cwd=run.path,
-            env=trainer_environment(threads, visible),
+            env=variables,
             start_new_session=True,
         )
     set_oom_score(process.pid, OOM_SCORE)

@@ -49,7 +49,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     from jobs.trainers.watch import Watch
 
     device = base.choose_device(config, log)
-    base.give_back_freed_memory(model_folder)
+    gives_back = device.name == "cpu" and base.give_back_freed_memory(model_folder, log)
     if config.full_determinism:
         determinism.use(log.notice)
     if device.name == "cuda" and not compiling.has_compiler():
@@ -90,7 +90,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     watch.conclude()
     with full_disk_named(folder, "the adapter"):
         adapters.save(folder, trainer.model, card, figures, trainer.start)
-    return {**figures, **peak.figures(), "longest_row": _longest(rows)}
+    return {**figures, **peak.figures(), "longest_row": _longest(rows), "gives_memory_back": gives_back or not base.is_large(model_folder)}
 
 
 def _held_out(run: RunDir, renderer: Renderer, config: JobConfig, log: EventLog) -> Any:

@@ -26,6 +26,7 @@ CPU_PROCESS = 520_000_000  # torch, transformers, peft and trl, imported: not co
 # products and small blocks in the heap
 CPU_SLACK = 75_000_000
 CPU_FRAGMENTED = 0.02  # of what comes and goes: larger blocks go back to the system at once (see jobs.trainers.base)
+CPU_KEPT = 0.25  # the same where freed memory is kept for the next step: faster, and what a training does unless memory is short
 CUDA_CONTEXT = 530_000_000  # the driver's context, cuBLAS's workspace
 FRAGMENTED = 0.05  # of what comes and goes, on CUDA: blocks that fit nothing else
 # device -> what the first step adds once, the share of what comes and goes that is lost to gaps, the process's own memory
@@ -97,10 +98,13 @@ def predict_training_bytes(config: dict[str, Any], job: JobConfig) -> int:
     return found.total + found.process
 
 
-def predict(config: dict[str, Any], job: JobConfig, *, device: str | None = None, size: int | None = None) -> Prediction:
+def predict(
+    config: dict[str, Any], job: JobConfig, *, device: str | None = None, size: int | None = None, gives_back: bool = True
+) -> Prediction:
     """Peak memory of `job` on `device` (cuda or cpu; None: the job's own, else this machine's).
 
-    `size`: bytes of a number in the arithmetic; None asks this machine, 2 on a GPU. Raises ModelError for a config of no decoder.
+    `size`: bytes of a number in the arithmetic; None asks this machine, 2 on a GPU. `gives_back`: on a processor, the least that it
+    takes, where freed memory goes back at once (see jobs.trainers.base). Raises ModelError for a config of no decoder.
     """
     device = device or device_of(job)
     size = size or number_bytes(device, job)
@@ -121,6 +125,8 @@ def predict(config: dict[str, Any], job: JobConfig, *, device: str | None = None
     parts["logits"] += dearest.logits
     parts["adapter"] += dearest.adapter
     once, share, process = EXTRAS[device]
+    if device == "cpu" and not gives_back:
+        share = CPU_KEPT
     parts["overhead"] = dearest.overhead + once + round(share * (dearest.total - dearest.overhead))
     return Prediction(parts, process, paged, trained.parameters, dearest.name, notes(model, job))
 

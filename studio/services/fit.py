@@ -187,7 +187,8 @@ def _measure(job: JobRow) -> MeasuredMemory | None:
             config = config.model_copy(update={"max_length": longest})
         device = str(result.get("device") or "cpu")
         folder = Path(config.model_name_or_path)
-        predicted = memory.predict(read_json(folder / "config.json"), config, device=device).total
+        gives_back = bool(result.get("gives_memory_back", True))
+        predicted = memory.predict(read_json(folder / "config.json"), config, device=device, gives_back=gives_back).total
         if device == "cuda":
             predicted -= memory.CUDA_CONTEXT  # torch counts what it allocates itself
         return MeasuredMemory(measured_bytes=peak, predicted_bytes=predicted, device=device)

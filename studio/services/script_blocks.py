@@ -59,13 +59,17 @@ SCALED = """    if device == "cpu":  # accelerate scales the loss of a training 
         trainer.accelerator.native_amp = True
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
 """
+DETERMINED = """    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+"""
 NO_REPACKING = """    for module in model.modules():  # the 4-bit kernel for CPUs repacks weights in place, which an evaluation does not survive
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 """
 MAIN_BODY = """
 def main():
-    if THREADS:
+{determined}    if THREADS:
         torch.set_num_threads(THREADS)
     device, dtype = device_and_type()
     rows, held_out = read("train"), read("eval")

@@ -126,8 +126,9 @@ def _imports(script: Script) -> str:
         names.append("AutoConfig")
     if script.is_quantised and not script.asks_model:
         names.append("BitsAndBytesConfig")
-    if script.is_quantised:
+    if script.is_quantised or script.config.full_determinism:
         lines.insert(2, "import os")
+    if script.is_quantised:
         # before torch is imported
         lines.append('os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else bitsandbytes depends on a C++ compiler')
         lines.append("")
@@ -247,6 +248,7 @@ def _main(script: Script) -> str:
         rows=ready.format("rows"),
         held_out=ready.format("held_out"),
         before=before,
+        determined=blocks.DETERMINED * script.config.full_determinism,
         scaled=blocks.SCALED * (script.config.dtype == "float16"),
         saving=saving,
     )

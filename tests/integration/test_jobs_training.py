@@ -41,11 +41,17 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "quantization.load_in_4bit": False},
 }
 # 60 steps whose scale doubles after every second one, until gradients overflow
-HALF = {"recipe": "lora-sft", "scaler": [2.0**16, 2.0, 0.5, 2], "options": {"dtype": "float16", "device": "cpu", "num_train_epochs": 10}}
+IN_HALF: dict[str, Any] = {"dtype": "float16", "device": "cpu", "num_train_epochs": 10, "eval_steps": 30}
+HALF = {"recipe": "lora-sft", "scaler": [2.0**16, 2.0, 0.5, 2], "options": IN_HALF}
 CASES: list[dict[str, Any]] = [
     {"name": "float16", **HALF},
     {"name": "float16 stopped", **HALF, "stops": [31]},
-    {"name": "float16, begun too high", **HALF, "scaler": [2.0**60, 2.0, 0.5, 2000]},
+    {
+        "name": "float16, begun too high",
+        **HALF,
+        "scaler": [2.0**60, 2.0, 0.5, 2000],
+        "options": {**IN_HALF, "max_steps": 22, "eval_steps": 22},
+    },
     {"name": "float16, below every scale", **HALF, "scaler": [2.0**60, 2.0, 2.0**-61, 2000]},
     {"name": "float16, poisoned", **HALF, "poisoned": True},
     *({"name": name, "recipe": "lora-sft", "options": own} for name, own in OTHERS.items()),

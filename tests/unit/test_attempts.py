@@ -67,7 +67,7 @@ class Watch:
     ("request_", "is_stopping", "seconds"),
     [
         (CancelRequest.CANCEL, False, 8.0),
-        (CancelRequest.KEEP, False, 8.0),
+        (CancelRequest.KEEP, False, 30.0),
         (CancelRequest.PAUSE, False, 30.0),
         (None, True, 5.0),
         (CancelRequest.PAUSE, True, 5.0),

@@ -22,6 +22,7 @@ from jobs.trainers.checkpoints import CheckpointStore, full_disk_named
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import less_memory
 from jobs.trainers.stopping import StopWish
+from studio.catalogue import precision
 from studio.datasets.rendering import Renderer
 from studio.errors import DatasetError, ModelError
 from studio.types import Example
@@ -470,25 +471,33 @@ def test_a_base_is_a_folder_with_a_config_and_safetensors(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16_gpu", "bf16_cpu", "dtype"),
+    ("device", "asked", "bf16_gpu", "bf16_cpu", "found"),
     [
-        ("cuda", True, False, "bfloat16"),
-        ("cuda", False, True, "float16"),
-        ("cpu", False, True, "bfloat16"),
-        ("cpu", True, False, "float32"),
+        ("cuda", "auto", True, False, "bfloat16"),
+        ("cuda", "auto", False, True, "float16"),
+        ("cuda", "float32", True, True, "float32"),
+        ("cuda", "bfloat16", False, True, None),
+        ("cpu", "auto", True, True, "bfloat16"),
+        ("cpu", "auto", True, False, "float32"),
+        ("cpu", "float16", True, False, "float16"),
     ],
 )
-def test_a_device_computes_in_the_16_bits_that_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, bf16_gpu: bool, bf16_cpu: bool, dtype: str
+def test_in_which_precision_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, asked: str, bf16_gpu: bool, bf16_cpu: bool, found: str | None
 ) -> None:
-    monkeypatch.setattr(base.placing, "device_of", lambda *_: device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16_gpu)
-    monkeypatch.setattr(base.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16_cpu)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    config = build({"dtype": asked, "model_name_or_path": str(STARTER)})
     with closing(EventLog(tmp_path / "events.jsonl")) as log:
-        assert base.choose_device(build({}), log) == base.ComputeDevice(device, dtype)
-    assert ("no bfloat16 instructions" in (tmp_path / "events.jsonl").read_text()) == (dtype == "float32")
+        if found is None:
+            with pytest.raises(ModelError, match="this GPU does not compute in it"):
+                base._dtype(config, device, log)
+            return
+        assert base._dtype(config, device, log) == found
+    said = (tmp_path / "events.jsonl").read_text()
+    assert ("no bfloat16 instructions" in said) == ((device, asked, found) == ("cpu", "auto", "float32"))
 
 
 def test_the_base_is_quantised_as_the_options_say() -> None:
