@@ -209,8 +209,8 @@ def _unmixable(targets: LoraTargets, rows: Any) -> str:
     if targets.parameters:
         names = sorted({within_block(name) for name in targets.parameters})
         return f"peft adapts fused experts ({', '.join(names)}) for the whole batch only"
-    if rows.flattens:
-        return f"{rows.flattens} is given the tokens of all rows in one list"
+    if rows.picks:
+        return f"{rows.picks} is given some tokens of the rows only"
     return ""
 
 

@@ -110,7 +110,7 @@ def is_replaced(module: nn.Module) -> bool:
 class TwoRows:
     """What two rows of different lengths in one batch have shown."""
 
-    flattens: str = ""  # a layer whose input has lost the row, "" for none
+    picks: str = ""  # a layer that is given some of the rows' tokens only, "" for none
     ignores_padding: bool = False  # a shorter row, padded on the left, answers beside a longer one as it does alone
     is_causal: bool = True  # no token changes what was said before it
     cache: Any = None  # of one row of LONG tokens
@@ -151,7 +151,8 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
     except Exception as exc:  # noqa: BLE001 - the same: it is then served row by row
         found.error = one_line(exc, SAID)
         return found
-    found.flattens = next((name for name, rows in shapes.items() if rows != {2}), "")
+    whole = {2, 2 * LONG}  # rows, or the tokens of all rows one after another
+    found.picks = next((name for name, rows in shapes.items() if not rows <= whole), "")
     found.ignores_padding = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
     return found
 

@@ -29,6 +29,7 @@ from studio.errors import ModelError, message_of
 
 MAX_ATTACHED = 256  # beyond the budget in bytes: modules cost time too
 BUDGET_SHARE = 0.25  # of what is free after the base was loaded, where nobody has set a budget
+PREFIX_SHARE = 0.125  # likewise, for what was read on a GPU; on a CPU the memory is the host's, which others need
 PROBE_TOKENS = 8
 MIXED_SHARE = 0.1  # of the spread of the logits: what rounding may move a row beside another
 
@@ -282,7 +283,10 @@ def load(folder: ModelFolder, *, budget_bytes: int = 0, most: int | None = None,
     """Load a base. `budget_bytes`: memory for adapters, 0 for a share of what is free. The rest is as in `loading.load`."""
     identity = base_fingerprint(folder.path)
     model = loading.load(folder, most=most, on_cpu=on_cpu)
-    return LocalModel(folder, model, identity, budget_bytes or _budget(next(model.parameters()).device))
+    loaded = LocalModel(folder, model, identity, budget_bytes or _budget(next(model.parameters()).device))
+    if loaded.device.type == "cuda":
+        loaded.prefixes = Prefixes(int(PREFIX_SHARE * torch.cuda.mem_get_info()[0]))
+    return loaded
 
 
 def _budget(device: torch.device) -> int:

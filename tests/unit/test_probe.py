@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,9 +60,10 @@ def test_fused_experts_are_targets_and_routers_are_not() -> None:
     assert not found.mixable and "experts" in found.mixable_reason
 
 
-def test_a_layer_that_loses_the_rows_is_named() -> None:
-    found = probed("opt")
-    assert not found.mixable and "fc1" in found.mixable_reason
+def test_a_layer_that_is_given_all_rows_in_one_list_shares_a_batch_and_one_that_is_given_some_tokens_is_named() -> None:
+    assert probed("opt").mixable
+    rows = SimpleNamespace(error="", picks="layers.0.expert")
+    assert "layers.0.expert is given some" in probing._unmixable(SimpleNamespace(parameters=[]), rows)
 
 
 def test_the_text_part_of_a_multimodal_model_alone_is_trained() -> None:
