@@ -284,11 +284,16 @@ def load(folder: ModelFolder, *, budget_bytes: int = 0, most: int | None = None,
     identity = base_fingerprint(folder.path)
     model = loading.load(folder, most=most, on_cpu=on_cpu)
     loaded = LocalModel(folder, model, identity, budget_bytes or _budget(next(model.parameters()).device))
-    if loaded.device.type == "cuda":
-        loaded.prefixes = Prefixes(int(PREFIX_SHARE * torch.cuda.mem_get_info()[0]))
+    loaded.prefixes = _prefixes(loaded.device)
     return loaded
 
 
 def _budget(device: torch.device) -> int:
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else hardware.memory().free_bytes
     return int(BUDGET_SHARE * free)
+
+
+def _prefixes(device: torch.device) -> Prefixes:
+    if device.type == "cuda":
+        return Prefixes(int(PREFIX_SHARE * torch.cuda.mem_get_info()[0]))
+    return Prefixes()

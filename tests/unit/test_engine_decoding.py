@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from studio.catalogue import hardware, text_models
 from studio.catalogue.hardware import Memory
-from studio.engine import adapting, intake, kinds, loading, local
+from studio.engine import adapting, intake, kinds, loading, local, prefixes
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.decoding import Batch
 from studio.engine.leases import LoadTimes
@@ -140,6 +140,12 @@ def test_the_memory_for_adapters_is_counted_to_the_byte(folder: ModelFolder, tmp
     model.budget_bytes += 1
     model.attach(refs[1])
     assert model.adapter_bytes == 2 * size and model.adapter_names == ["a0", "a1"]
+
+
+def test_what_was_read_is_kept_in_an_eighth_of_what_a_card_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 * 10**9, 24 * 10**9))
+    assert local._prefixes(torch.device("cuda"))._budget_bytes == 10**9
+    assert local._prefixes(torch.device("cpu"))._budget_bytes == prefixes.BUDGET_BYTES
 
 
 def test_the_least_recently_used_adapter_leaves(folder: ModelFolder, tmp_path: Path) -> None:
