@@ -6,7 +6,7 @@ Knows devices and options of jobs; the database says which places are taken.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,12 @@ def place(kind: str, config: dict[str, Any], places: Sequence[Slot], taken: Coll
     """
     gpus = [slot for slot in places if slot.device.kind == "cuda"]
     free = [slot for slot in places if slot.name not in taken]
-    if not gpus or (kind == JobKind.TRAIN and config.get("device") == "cpu"):
-        return next((slot for slot in free if slot.device.kind == "cpu"), None)
+    wants_processor = kind == JobKind.TRAIN and config.get("device") == "cpu"
+    if not gpus or wants_processor:
+        found = next((slot for slot in free if slot.device.kind == "cpu"), None)
+        if found is not None and (wants_processor or kind != JobKind.TRAIN):
+            return replace(found, visible=HIDDEN)
+        return found
     most = max(slot.device.memory_bytes for slot in gpus)
     needed = 0
     if min(slot.device.memory_bytes for slot in gpus) < most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ def gpu(name: str, gib: int, used: int = 0) -> Device:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(*gpus: Device, problem: GpuProblem | None = None) -> list[Slot]:
-        monkeypatch.setattr(hardware, "usable", lambda: list(gpus) or [CPU])
+        monkeypatch.setattr(hardware, "devices", lambda: list(gpus) or [CPU])
+        monkeypatch.setattr(hardware, "usable", lambda: [one for one in gpus if one.is_usable] or [CPU])
         monkeypatch.setattr(hardware, "refusal", lambda: problem)
         monkeypatch.setattr(hardware, "cores", lambda: 9)
         return slots.slots()
@@ -46,7 +48,11 @@ def test_each_gpu_is_a_place_and_the_processor_is_one(machine: Any) -> None:
 
 
 def test_a_trainer_sees_the_gpu_that_it_is_to_name_in_its_refusal(machine: Any) -> None:
-    assert names(machine(problem=GpuProblem("Too old.", "Update."))) == [(PROCESSOR, None)]
+    found = machine(problem=GpuProblem("Too old.", "Update."))
+    assert names(found) == [(PROCESSOR, None)]
+    for kind, device, visible in (("train", "auto", None), ("train", "cpu", ""), ("export", "auto", "")):
+        slot = slots.place(kind, {"device": device}, found, ())
+        assert slot and slot.visible == visible
 
 
 @pytest.mark.parametrize(
@@ -95,3 +101,10 @@ def test_the_engine_takes_the_freest_of_several_cards(machine: Any, monkeypatch:
     machine(gpu("a", 24, used=20), gpu("b", 8))
     card.take_freest()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b" and hardware._gpus[0] == float("-inf")
+    old = replace(gpu("old", 11), problem="It has no code for this card.")
+    machine(gpu("a", 24, used=20), old)
+    card.take_freest()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    machine(old)
+    card.take_freest()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
