@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from studio import processes
-from studio.catalogue import adapter_fit, library_child, probing, wrappers
+from studio.catalogue import adapter_fit, keys, library_child, nvml, probing, wrappers
+from studio.engine import loading
 from studio.errors import ModelError
 
 BASE = {
@@ -119,6 +121,43 @@ def test_a_context_is_the_text_models_before_the_whole_files() -> None:
     assert wrappers.context({"max_position_embeddings": "many", "model_type": "nobody-knows"}, keys) == 0
     assert wrappers.context({"model_type": "gpt2"}, keys) == 1024  # its class's default
     assert wrappers.text_part({"text_config": "x"}) == {} and wrappers.architecture({"architectures": []}) == ""
+
+
+# what is missing, and what fits
+
+
+def test_the_first_weight_that_does_not_fit_is_named() -> None:
+    def said(**values: Any) -> str:
+        with pytest.raises(ModelError) as caught:
+            keys.WeightKeys(**values).check("The base")
+        return caught.value.message
+
+    assert said(expected=9, missing=["a", "b"]) == "The base lacks 2 of its 9 weights; the first is a."
+    assert said(missing=["a", "b"]).startswith("The base lacks 2 of its 2 weights")
+    assert said(unjoined=["a", "b"]) == "The base lacks parts of 2 weights that are stored in parts; the first is a."
+    assert said(mismatched=[("a", [2, 3], [3]), ("b", [], [])]).endswith("the first is a, 2 x 3 instead of 3.")
+    assert "2 weights of layers" in said(extra_layers=["a", "b"]) and said(extra_layers=["a", "b"]).endswith("the first is a.")
+    keys.WeightKeys(expected=3, unexpected=["a"]).check("The base")
+    assert keys.WeightKeys().note() == "" and keys.WeightKeys(unexpected=list("abc")).note().endswith("ignored: a, b, c.")
+    assert keys.WeightKeys(unexpected=list("abcde")).note().endswith("5 stored weights, which are ignored: a, b, c and 2 more.")
+
+
+def test_a_driver_that_is_not_there_is_told_from_one_that_is_not_loaded() -> None:
+    """nvml.h: NVML_ERROR_DRIVER_NOT_LOADED is 9, NVML_ERROR_LIBRARY_NOT_FOUND 12."""
+    assert nvml.STATES == {12: nvml.DriverState.ABSENT, 9: nvml.DriverState.NOT_LOADED}
+
+
+@pytest.mark.parametrize(("avx", "amx", "free", "dtype"), [
+    (True, False, 10**12, torch.bfloat16), (False, True, 10**12, torch.bfloat16), (False, False, 80 * 10**9 + 9, torch.float32),
+    (False, False, 80 * 10**9, torch.bfloat16),
+])  # fmt: skip
+def test_a_large_base_on_a_processor_is_in_bfloat16_where_that_is_fast_or_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool, free: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(loading.hardware, "memory", lambda: SimpleNamespace(free_bytes=free))
+    assert loading.choose_dtype(torch.float16, 10 * 10**9, torch.device("cpu")) == dtype  # 40 GB in float32 take half of 80
 
 
 # what weights are

@@ -12,6 +12,7 @@ from studio.engine import adapting
 from studio.engine.adapting import Attached
 from studio.engine.local import LocalModel
 from studio.engine.protocol import ModelFolder
+from studio.engine.speculation import Assistant
 
 SHAPE = LlamaConfig(
     vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
@@ -106,3 +107,20 @@ def test_matrices_of_another_width_are_named() -> None:
     assert adapting._misfit("base_model.model.q.lora_B.weight", [5, 2], base) == "its lora_B of q is 5 wide, the base's layer 6"
     for name, shape in (("q.lora_A.weight", [2]), ("k.lora_A.weight", [2, 9]), ("norm.lora_A.weight", [2, 9]), ("q.weight", [9, 9])):
         assert adapting._misfit(f"base_model.model.{name}", shape, base) == ""
+
+
+def test_a_smaller_model_drafts_as_many_tokens_as_are_wanted(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    made = model(tmp_path, 1)
+    ids = [1, 2, 3]
+    expected: list[int] = []
+    with torch.inference_mode():
+        for _ in range(4):
+            logits = made._base(torch.tensor([[*ids, *expected]])).logits
+            expected.append(int(logits[0, -1].argmax()))
+    for limit in (1, 0, 3, 2):
+        assert Assistant(made).propose(ids, limit) == expected[:limit]
+    drafting = Assistant(made)
+    assert drafting.propose(ids, 2) == expected[:2]
+    assert drafting.propose([*ids, expected[0]], 2) == expected[1:3], "goes on from what it has read"
+    assert drafting.propose(ids, 1) == expected[:1], "and forgets what was not taken"

@@ -131,4 +131,5 @@ def test_the_share_left_untrained_is_a_notice() -> None:
     assert suitability.notices(config, probed("llama")) == []
     (notice,) = suitability.notices(config, probed("mixtral"))
     assert "left out: routers" in notice
+    assert suitability.notices(build({}, {"quantization.load_in_8bit": True}), probed("llama")) == []
     assert any("16 bits" in one for one in suitability.notices(build({}, {"quantization.load_in_8bit": True}), probed("mixtral")))

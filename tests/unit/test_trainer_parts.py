@@ -500,6 +500,23 @@ def test_in_which_precision_is_computed(
     assert ("no bfloat16 instructions" in said) == ((device, asked, found) == ("cpu", "auto", "float32"))
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "flags"),
+    [
+        ("cuda", "bfloat16", {"bf16": True, "fp16": False, "use_cpu": False, "dataloader_pin_memory": True}),
+        ("cuda", "float16", {"bf16": False, "fp16": True, "use_cpu": False, "dataloader_pin_memory": True}),
+        ("cpu", "float32", {"bf16": False, "fp16": False, "use_cpu": True, "dataloader_pin_memory": False}),
+    ],
+)
+def test_the_trainer_is_told_where_it_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, flags: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(sft.objectives, "arguments", lambda config, values: values)
+    found = sft._arguments(RunDir(tmp_path), build({}), base.ComputeDevice(device, dtype), evaluates=device == "cpu")
+    assert {name: found[name] for name in flags} == flags
+    assert found["eval_strategy"] == {"cpu": "steps", "cuda": "no"}[device] and found["logging_nan_inf_filter"] is False
+
+
 def test_the_base_is_quantised_as_the_options_say() -> None:
     cpu = base.ComputeDevice("cpu", "float32")
     assert base._quantization(build({"quantization.load_in_4bit": False}), cpu, STARTER) is None
