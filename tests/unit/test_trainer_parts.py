@@ -181,6 +181,8 @@ def test_rows_become_questions_with_what_they_are_held_against(tmp_path: Path, r
 def test_a_plain_text_is_gone_on_from_after_two_dozen_tokens(tmp_path: Path, renderer: Renderer) -> None:
     (found,) = questions.questions(lines(tmp_path / "a", Example(text="so it goes on and on " * 40)), renderer, 4000, 1)
     assert len(found.ids) == 24 and found.ids == found.row[:24]
+    (least,) = questions.questions(lines(tmp_path / "b", Example(text="x")), renderer, 4000, 1)
+    assert len(least.row) == 2 and least.ids == least.row[:1], "one token to go on from, and one to say"
 
 
 def test_questions_are_spread_evenly_over_the_first_two_thousand_lines(tmp_path: Path, renderer: Renderer) -> None:
