@@ -5,6 +5,7 @@ An attempt beats, takes over what is reported, acts on what a person asks, and r
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import shutil
@@ -31,6 +32,7 @@ from studio.catalogue.models import count_parameters
 from studio.db import lifecycle
 from studio.db.lifecycle import Claim, LostClaimError
 from studio.db.models import JobRow
+from studio.engine.leases import RENEW_S
 from studio.errors import StudioError
 from studio.records import CancelRequest, JobKind
 
@@ -97,7 +99,10 @@ class ChildAttempt:
 
     def _ask_for_memory(self, needed: int, total: int) -> bool:
         """Wait for the engine a while; False where a person has meanwhile asked that the job does not go on."""
-        asking = threading.Thread(target=sharing.begin, args=(self.runner.settings, self.job.name, needed, total), daemon=True)
+        self.pulse.renew = functools.partial(sharing.renew, self.runner.settings, self.job.name, needed)
+        asking = threading.Thread(
+            target=sharing.begin, args=(self.runner.settings, self.job.name, needed, total, self.slot.device.selector), daemon=True
+        )
         self._asking = asking
         asking.start()
         deadline = time.monotonic() + UNLOAD_WAIT_S
@@ -109,6 +114,7 @@ class ChildAttempt:
 
     def _give_memory_back(self) -> None:
         """Tell the engine that it may take all memory again, behind a question that it has not answered yet."""
+        self.pulse.renew = None
         if self._asking is not None and self._asking.is_alive():
             threading.Thread(target=self._give_memory_back_after, args=(self._asking,), daemon=True).start()
         else:
@@ -253,6 +259,8 @@ class Pulse:
         self.held = held
         self._next = 0.0
         self._request: CancelRequest | None = None
+        self.renew: Callable[[], None] | None = None  # what the job was promised of the device
+        self._renew_at = time.monotonic() + RENEW_S
 
     def beat(self, ingest: Callable[[Session], None]) -> CancelRequest | None:
         """Beat and ingest when it is time; what a person has asked, if anything. Raises LostClaimError."""
@@ -264,6 +272,9 @@ class Pulse:
             except OperationalError as exc:  # a locked or full disk: the trainer goes on, and the next beat may get through
                 logger.warning("Job %s: no beat (%s).", self.held.job_id, exc)
             self._next = time.monotonic() + BEAT_S
+        if self.renew is not None and time.monotonic() >= self._renew_at:
+            self._renew_at = time.monotonic() + RENEW_S
+            threading.Thread(target=self.renew, name=f"renew-{self.held.job_id}", daemon=True).start()  # an engine may hang
         return self._request
 
 

@@ -182,6 +182,8 @@ def trainer_environment(threads: int, visible: str | None = None) -> dict[str, s
         ours["CUDA_VISIBLE_DEVICES"] = visible
     # an installed wheel needs no path: site-packages on PYTHONPATH would come before the standard library
     path = os.pathsep.join(filter(None, [str(checkout() or ""), ours.get("PYTHONPATH", "")]))
+    if hardware.has_expandable_segments():  # fewer gaps between blocks; a person's own setting counts
+        ours = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **ours}
     return {
         **ours,
         "PYTHONPATH": path,

@@ -51,6 +51,7 @@ class Settings:
     space_host: str  # the name Hugging Face Spaces gives this studio; "" elsewhere
     hub_offline: bool
     adapter_memory_bytes: int  # for adapters in the engine; 0 takes a quarter of what the base leaves free
+    kv_cache_bytes: int  # for keys and values of answers in the engine; 0 takes what is free
     api_keys: tuple[tuple[str, str], ...]  # (start of a URL, key) for other engines that ask for one
 
     @property
@@ -146,6 +147,7 @@ def load(environ: dict[str, str] | None = None) -> Settings:
         space_host=env.get("SPACE_HOST", "").lower(),
         hub_offline=env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
         adapter_memory_bytes=_number(env, "STUDIO_ADAPTER_MEMORY_MIB", 0) * 1024**2,
+        kv_cache_bytes=_number(env, "STUDIO_KV_CACHE_MIB", 0) * 1024**2,
         api_keys=tuple(_api_key(pair) for pair in env.get("STUDIO_API_KEYS", "").split(",") if pair.strip()),
     )
 

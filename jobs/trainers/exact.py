@@ -21,6 +21,7 @@ from jobs.trainers import adapters, methods, own_logits
 from jobs.trainers.balanced import BalancedSteps
 from jobs.trainers.best import Best
 from jobs.trainers.checkpoints import CheckpointStore
+from jobs.trainers.evaluating import HalvingEvaluation
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import DivergedError, Divergence
 from jobs.trainers.packed import PackedSteps
@@ -31,7 +32,7 @@ from jobs.trainers.whole_step import RandomStates, WholeStep
 LONGEST_UNSAVED_S = 600.0  # between two checkpoints, however long the run: what a crash may cost
 
 
-class Exact(PackedSteps, BalancedSteps):
+class Exact(HalvingEvaluation, PackedSteps, BalancedSteps):
     """Put before one of trl's trainers: `card` describes the adapter, `reporter` counts and reports, `store` keeps checkpoints."""
 
     def __init__(self, *args: Any, card: adapters.AdapterCard, store: CheckpointStore, reporter: Reporter, **kwargs: Any) -> None:

@@ -105,7 +105,7 @@ def explain(exc: BaseException, config: JobConfig | None = None) -> Failure:
     if isinstance(exc, StudioError):
         cause = next((cause for kind, cause in CAUSES.items() if isinstance(exc, kind)), OPTIONS)
         return Failure(exc.message, exc.fix, cause, dict(exc.details.get("remedy") or {}))
-    if _is_out_of_memory(exc, text):
+    if is_out_of_memory(exc, text):
         where = "on the GPU" if "cuda" in text.lower() else "of this machine"
         return Failure(f"The memory {where} is not enough for this job.", LESS_MEMORY, OUT_OF_MEMORY, less_memory(config))
     if (isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)) or FULL_DISK.search(text):
@@ -296,7 +296,8 @@ def _missing_package(text: str, config: JobConfig | None) -> Failure:
     return Failure(reason, "Install it, or choose other options (optim, report_to).", PACKAGE, remedy)
 
 
-def _is_out_of_memory(exc: BaseException, text: str) -> bool:
+def is_out_of_memory(exc: BaseException, text: str) -> bool:
+    """Of a processor or a GPU. `text`: the error's own words."""
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
         return True
     if isinstance(exc, OSError) and exc.errno == errno.ENOMEM:

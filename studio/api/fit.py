@@ -34,6 +34,7 @@ class PlannedTraining(BaseModel):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     device: Literal["cuda", "cpu"] | None = None
     gpu_gib: float | None = None
+    free_gib: float | None = Field(default=None, description="Memory that is free now, in GiB, instead of looking; a reserve is kept.")
 
 
 @router.post("/fit")
@@ -46,6 +47,7 @@ def fit(body: PlannedTraining, studio: Here) -> Fit:
         options=body.options,
         device=body.device,
         gpu_gib=body.gpu_gib,
+        free_gib=body.free_gib,
     )
 
 

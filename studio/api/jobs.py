@@ -25,6 +25,7 @@ class NewJob(Body):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     name: str | None = None
     after: str | None = None
+    fit_memory: bool = Field(default=False, description="Change batch, recomputing, optimizer or length so that it fits the memory.")
 
 
 class NewSweep(NewJob):
@@ -90,7 +91,13 @@ def submit_job(studio: Here, body: NewJob) -> JobDetail:
     if "chat_template" in body.options:
         no_file(body.options["chat_template"])
     return studio.jobs.submit(
-        data=body.data, base_model=body.base_model, recipe=body.recipe, options=body.options, name=body.name, after=body.after
+        data=body.data,
+        base_model=body.base_model,
+        recipe=body.recipe,
+        options=body.options,
+        name=body.name,
+        after=body.after,
+        fit_memory=body.fit_memory,
     )
 
 
@@ -107,6 +114,7 @@ def sweep(studio: Here, body: NewSweep) -> JobDetail:
         options=body.options,
         name=body.name,
         after=body.after,
+        fit_memory=body.fit_memory,
     )
 
 

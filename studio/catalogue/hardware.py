@@ -156,6 +156,11 @@ def cpu_number_bytes() -> int:
     return 2 if "avx512_bf16" in text or "amx_tile" in text else 4
 
 
+def has_expandable_segments() -> bool:
+    """Whether torch's allocator on CUDA can let its segments grow here: it needs Linux, and WSL maps no memory that way."""
+    return platform.system() == "Linux" and "microsoft" not in platform.release().lower()
+
+
 def torch_version() -> str:
     """As installed, "" when absent; read from the package's metadata."""
     try:

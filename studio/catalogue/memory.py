@@ -28,7 +28,8 @@ CPU_SLACK = 75_000_000
 CPU_FRAGMENTED = 0.02  # of what comes and goes: larger blocks go back to the system at once (see jobs.trainers.base)
 CPU_KEPT = 0.25  # the same where freed memory is kept for the next step: faster, and what a training does unless memory is short
 CUDA_CONTEXT = 530_000_000  # the driver's context, cuBLAS's workspace
-FRAGMENTED = 0.05  # of what comes and goes, on CUDA: blocks that fit nothing else
+# of what comes and goes, on CUDA: blocks that fit nothing else, and the ends of segments where these can grow
+FRAGMENTED = {False: 0.05, True: 0.02}[hardware.has_expandable_segments()]
 # device -> what the first step adds once, the share of what comes and goes that is lost to gaps, the process's own memory
 EXTRAS = {"cpu": (CPU_SLACK, CPU_FRAGMENTED, CPU_PROCESS), "cuda": (CUDA_CONTEXT, FRAGMENTED, 0)}
 CHECKPOINT_SLACK = 10_000_000  # states and cards beside the tensors

@@ -11,7 +11,7 @@ from studio.commands.terminal import JsonFlag, open_studio, show
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
-    from studio.records import Fit
+    from studio.records import AvailableMemory, Fit, MemoryPlan
 
 GIB = 1024**3
 WORDS = {
@@ -38,6 +38,9 @@ def fit(
         typer.Option(help="Where it would train; this machine's when left out."),
     ] = None,
     gpu_gib: Annotated[float | None, typer.Option(metavar="G", help="Memory of the GPU to plan for, in GiB.")] = None,
+    free_gib: Annotated[
+        float | None, typer.Option(metavar="G", help="Memory that is free now, in GiB, instead of looking; a reserve of 0.25 is kept.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Predict the peak memory of a training, and say what each change would save."""
@@ -52,6 +55,7 @@ def fit(
         options=parse_assignments(set or []),
         device=device,
         gpu_gib=gpu_gib,
+        free_gib=free_gib,
     )
     show(found, json, _text(found))
 
@@ -68,9 +72,37 @@ def _text(found: Fit) -> str:
             "What would save memory:",
             *(f"  {_gib(one.saves_bytes):>8} GiB  {one.change}" for one in found.advice),
         ]
+    lines += [*_held(found.available), *_plan(found.plan)]
     if found.room_bytes is not None:
         lines.append(f"Fits up to max_length {found.longest_max_length:,}, or up to {found.largest_batch:,} rows at once.")
     return "\n".join([*lines, *(f"Note: {warning}" for warning in [*found.notices, *found.warnings])])
+
+
+def _held(here: AvailableMemory | None) -> list[str]:
+    """What is available, and who holds the rest."""
+    if here is None:
+        return []
+    returned = ""
+    if here.returned_bytes:
+        returned = f" and {_gib(here.returned_bytes)} given back for it"
+    lines = [f"Available: {_gib(here.available_bytes)} GiB, from {_gib(here.free_bytes)} free{returned}, less {_gib(here.reserve_bytes)}."]
+    for one in here.holders:
+        if one.bytes:
+            lines.append(f"  {_gib(one.bytes):>8} GiB  held by {one.name}{', given back' if one.is_given_back else ''}")
+    return lines
+
+
+def _plan(found: MemoryPlan | None) -> list[str]:
+    """The fastest choice that fits, one line per change, and how to take it."""
+    from studio.services.planning import sentence
+
+    if found is None or not found.changes:
+        return []
+    if not found.fits:
+        return [f"Nothing that keeps the rows per step fits; the least would need {_gib(found.needed_bytes)} GiB."]
+    lines = [f"The fastest that fits needs {_gib(found.needed_bytes)} GiB (`studio train --fit-memory` takes it):"]
+    lines += [f"  {sentence(change)}" for change in found.changes]
+    return [*lines, *filter(None, [found.beside])]
 
 
 def _line(words: str, value: int) -> str:

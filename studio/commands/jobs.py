@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +53,9 @@ def train(
     set: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the job and of its adapter.")] = None,
     after: Annotated[str | None, typer.Option(metavar="JOB", help="Run only once this job has succeeded.")] = None,
+    fit_memory: Annotated[
+        bool, typer.Option("--fit-memory", help="Change batch, recomputing, optimizer or length so that it fits, as `studio fit` says.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit 3 when it failed.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -61,7 +65,8 @@ def train(
 
     options = {**(from_yaml(read_text(config)) if config else {}), **parse_assignments(set or [])}
     studio = open_studio()
-    job = studio.jobs.submit(data=data, base_model=base_model, recipe=recipe, options=options, name=name, after=after)
+    launch = functools.partial(studio.jobs.submit, data=data, base_model=base_model, recipe=recipe, options=options)
+    job = launch(name=name, after=after, fit_memory=fit_memory)
     _launched(studio, job, wait, json)
 
 
@@ -80,14 +85,9 @@ def sweep(
     from jobs.config import parse_assignments
 
     studio = open_studio()
+    options = parse_assignments(set or [])
     job = studio.jobs.sweep(
-        data=data,
-        base_model=base_model,
-        grid=parse_assignments(grid),
-        recipe=recipe,
-        options=parse_assignments(set or []),
-        name=name,
-        after=after,
+        data=data, base_model=base_model, grid=parse_assignments(grid), recipe=recipe, options=options, name=name, after=after
     )
     _launched(studio, job, wait, json)
 

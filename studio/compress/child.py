@@ -11,8 +11,11 @@ import os
 import sys
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio import settings
+from studio.compress.sharing import SharedMemory
 from studio.errors import StudioError, of_this_machine
 
 if TYPE_CHECKING:
@@ -27,8 +30,14 @@ log = logging.getLogger(__name__)
 class Shelf:
     """Compressors that were asked for lately, by folder and options of loading."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: SharedMemory) -> None:
         self._held: OrderedDict[tuple[str, str], Compressor] = OrderedDict()
+        self._memory = memory
+
+    @property
+    def bytes(self) -> int:
+        models = (held.backend.raw_model for held in self._held.values())
+        return sum(weight.numel() * weight.element_size() for model in models for weight in model.parameters())
 
     def take(self, folder: str, counter: str, dtype: str) -> Compressor:
         from studio.compress import load
@@ -37,7 +46,9 @@ class Shelf:
         if key not in self._held:
             while len(self._held) >= HELD:
                 self._held.popitem(last=False)
+            self._memory.check(Path(folder), dtype, self.bytes)
             self._held[key] = load(folder, counter, dtype=dtype)
+            self._memory.note(Path(folder).name, self.bytes, self._held[key].backend.device)
         self._held.move_to_end(key)
         self._held[key].recount(counter)
         return self._held[key]
@@ -67,11 +78,14 @@ def main() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    shelf, timer = Shelf(), _timer()
+    memory = SharedMemory(settings.load().cache)
+    shelf, timer = Shelf(memory), _timer()
+    memory.watch()
     for line in sys.stdin.buffer:
         timer.cancel()
-        out.write(json.dumps(answer(shelf, json.loads(line)), ensure_ascii=True, default=str) + "\n")
-        out.flush()
+        with memory.in_use:
+            out.write(json.dumps(answer(shelf, json.loads(line)), ensure_ascii=True, default=str) + "\n")
+            out.flush()
         timer = _timer()
     os._exit(0)
 

@@ -150,6 +150,8 @@ def share_weights(base: nn.Module) -> nn.Module:
         state = getattr(module, "state", None)
         if hasattr(state, "has_fp16_weights"):  # bitsandbytes moves 8-bit weights and their scales there on first use
             shared[id(state)] = state
+        if (scales := getattr(module, "quant_state", None)) is not None:  # of 4-bit weights: a 32nd of their bytes
+            shared[id(scales)] = scales
     return copy.deepcopy(base, shared)
 
 

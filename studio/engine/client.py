@@ -129,9 +129,9 @@ class EngineClient:
         """Have our engine give its memory back; bytes it held. Waits for running answers for a while. Raises EngineError."""
         return int(self._ask("POST", "/engine/unload", timeout=180.0)["unloaded_bytes"])
 
-    def share(self, job: str, keep_bytes: int) -> None:
-        """Until `resume`, what is loaded anew must leave `keep_bytes` to the job. Raises EngineError."""
-        self._ask("POST", "/engine/share", timeout=5.0, body={"job": job, "keep_bytes": keep_bytes})
+    def share(self, job: str, keep_bytes: int, *, renew: bool = False) -> None:
+        """Until `resume`, what is loaded anew must leave `keep_bytes` to the job; `renew` goes on as promised. Raises EngineError."""
+        self._ask("POST", "/engine/share", timeout=5.0, body={"job": job, "keep_bytes": keep_bytes, "renew": renew})
 
     def yield_to(self, job: str, keep_bytes: int) -> int:
         """Unload, and until `resume` leave `keep_bytes` to the job. Bytes given back. Raises EngineError."""

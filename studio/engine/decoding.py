@@ -7,8 +7,9 @@ go on from there; an answer that is alone may take several drafted tokens at onc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from studio.engine.answer import GeneratedAnswer
+from studio.engine.budget import KeyValueBudget, too_long
+from studio.engine.failures import is_out_of_memory
 from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
 from studio.engine.sampling import NextToken, Sampler, broken_logits, choose
 from studio.engine.speculation import Drafter, crop
@@ -29,6 +32,10 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def recover(self) -> None:
+        """After a pass that ran out of memory: give back what it left."""
+        ...
 
     def recalls(self, key: str | None) -> bool:
         """Whether what was read with an adapter can be kept for the next prompt that begins alike."""
@@ -49,6 +56,9 @@ class Model(Protocol):
         ...
 
 
+Row = tuple[GeneratedAnswer, str | None]  # an answer and the key of its adapter
+
+
 @dataclass(frozen=True)
 class Group:
     """Answers whose prompts are read together; all of them begin with `shared`, of which `states` holds the start."""
@@ -60,23 +70,34 @@ class Group:
 
 
 class Passes:
-    """Answers in the making, in as many batches as the model needs: what can't share one is read in passes of its own, in turn."""
+    """Answers in the making, in as many batches as the model needs: what can't share one is read in passes of its own, in turn.
 
-    def __init__(self, model: Model) -> None:
+    Where memory runs out, half of a batch is set aside and read again later: each token depends on the text before it alone.
+    """
+
+    def __init__(self, model: Model, budget: KeyValueBudget | None = None) -> None:
         self._model = model
+        self._budget = budget
         self._batches: list[Batch] = []
+        self._aside: list[Row] = []
+        self._most = 1  # rows that are read again at once
 
     @property
     def answers(self) -> list[GeneratedAnswer]:
-        return [answer for batch in self._batches for answer in batch.answers]
+        return [*(answer for batch in self._batches for answer in batch.answers), *(answer for answer, _ in self._aside)]
 
     @property
     def adapters(self) -> list[str | None]:
-        return [key for batch in self._batches for key in batch.adapters]
+        return [*(key for batch in self._batches for key in batch.adapters), *(key for _, key in self._aside)]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether anything may join: not while some of what was begun waits for memory."""
+        return not self._aside
 
     def join(self, answers: Sequence[GeneratedAnswer], adapters: Sequence[str | None]) -> None:
         """Read the prompts of `answers`, choose their first tokens, and take in those that go on."""
-        joining: list[tuple[Batch, list[tuple[GeneratedAnswer, str | None]]]] = [(batch, []) for batch in self._batches]
+        joining: list[tuple[Batch, list[Row]]] = [(batch, []) for batch in self._batches]
         for answer, key in zip(answers, adapters, strict=True):
             among = (rows for batch, rows in joining if self._admits([*batch.adapters, *(other for _, other in rows)], key))
             rows = next(among, None)
@@ -86,14 +107,65 @@ class Passes:
             rows.append((answer, key))
         self._batches = [batch for batch, _ in joining]
         for batch, rows in joining:
-            if rows:
-                batch.join([answer for answer, _ in rows], [key for _, key in rows])
+            if rows and self._holds(batch, rows):
+                self._run(batch, partial(batch.join, [answer for answer, _ in rows], [key for _, key in rows]), rows)
+            elif rows:
+                self._halve(batch, rows)
+        self._batches = [batch for batch in self._batches if batch.answers]
 
     def step(self) -> None:
         """One more token for every answer, batch by batch."""
         for batch in self._batches:
-            batch.step()
+            if self._holds(batch, []):
+                self._run(batch, batch.step, [])
+            else:
+                self._halve(batch, [])
         self._batches = [batch for batch in self._batches if batch.answers]
+        self._aside = [row for row in self._aside if not row[0].is_over]
+        if self._aside and not self._batches:
+            self._read_again()
+
+    def _holds(self, batch: Batch, newcomers: Sequence[Row]) -> bool:
+        """Whether there is room for one more token of each."""
+        columns = max([batch.columns, *(len(answer.prompt_ids) + len(answer.ids) for answer, _ in newcomers)])
+        return self._budget is None or self._budget.holds(len(batch.answers) + len(newcomers), columns + 1)
+
+    def _run(self, batch: Batch, step: Callable[[], None], newcomers: Sequence[Row]) -> None:
+        """A step that may run out of memory. Its error is let go of before anything else: it holds what the step has allocated."""
+        try:
+            step()
+            return
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
+        if self._budget is not None:
+            rows = {id(answer): answer for answer in (*batch.answers, *(answer for answer, _ in newcomers))}
+            self._budget.learn(len(rows), max(len(answer.prompt_ids) + len(answer.ids) for answer in rows.values()))
+        self._model.recover()
+        self._halve(batch, newcomers)
+
+    def _halve(self, batch: Batch, newcomers: Sequence[Row]) -> None:
+        """Set a batch aside; half of it is read again at once where nothing else is made, the rest after it. One alone fails."""
+        rows = [*{id(row[0]): row for row in (*batch.set_aside(), *newcomers) if not row[0].is_over}.values()]
+        if len(rows) == 1 and not any(other.answers for other in self._batches):
+            ((answer, _),) = rows
+            answer.fail(too_long(self._budget, len(answer.prompt_ids) + len(answer.ids)))
+            return
+        self._aside += rows
+        self._most = max(1, len(rows) // 2)
+
+    def _read_again(self) -> None:
+        """As many of what was set aside as there is room for, the oldest first."""
+        rows: list[Row] = []
+        while self._aside and len(rows) < self._most and (not rows or self._fits([*rows, self._aside[0]])):
+            rows.append(self._aside.pop(0))
+        self.join([answer for answer, _ in rows], [key for _, key in rows])
+
+    def _fits(self, rows: Sequence[Row]) -> bool:
+        if self._budget is None:
+            return True
+        lengths = [len(answer.prompt_ids) + len(answer.ids) for answer, _ in rows]
+        return self._budget.admits(len(rows), max(lengths) + 1, len(rows), max(lengths))
 
     def _admits(self, present: Sequence[str | None], key: str | None) -> bool:
         return all(self._model.shares_batch(other, key) for other in set(present))
@@ -113,6 +185,17 @@ class Batch:
     @property
     def answers(self) -> list[GeneratedAnswer]:
         return [sampler.answer for sampler in self._samplers]
+
+    @property
+    def columns(self) -> int:
+        """Tokens of the longest row that were read."""
+        return self._mask.shape[1]
+
+    def set_aside(self) -> list[Row]:
+        """Let go of everything; the rows that it held."""
+        rows = list(zip(self.answers, self.adapters, strict=True))
+        self._take_over(Batch(self._model))
+        return rows
 
     def join(self, answers: Sequence[GeneratedAnswer], adapters: Sequence[str | None]) -> None:
         """Read the prompts of `answers`, choose their first tokens, and take in those that go on."""
@@ -208,7 +291,7 @@ class Batch:
             self._read_shared(group)
         begun = len(group.shared)
         lead = self._model.lead(group.adapters[0])
-        rests = [answer.prompt_ids[begun:] for answer in group.answers]
+        rests = [[*answer.prompt_ids, *answer.ids][begun:] for answer in group.answers]  # with its own, where it was set aside
         length = max(len(rest) for rest in rests)
         ids = torch.zeros(len(rests), length, dtype=torch.long)
         mask = torch.zeros(len(rests), begun + lead + length, dtype=torch.long)

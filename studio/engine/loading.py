@@ -42,6 +42,7 @@ def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) 
     if folder.quantization and device.type == "cpu":
         dtype = torch.bfloat16
     check_memory(folder, facts, dtype, device, most)
+    cap_memory(device, most)
     transformers_logging.disable_progress_bar()
     model, report = text_models.load(folder.path, dtype=dtype, **_quantized(folder, device, dtype))
     keys.reported(report, model.state_dict()).check(folder.name)  # transformers would make up what is missing
@@ -87,6 +88,13 @@ def limit_threads() -> None:
     """The engine's share of the cores, unless OMP_NUM_THREADS has said so already."""
     if torch.get_num_threads() >= hardware.cores():
         torch.set_num_threads(hardware.thread_budget("engine"))
+
+
+def cap_memory(device: torch.device, most: int | None) -> None:
+    """On a GPU torch refuses this process more than `most` bytes: beside a training the engine shall run out of memory, not the trainer."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if most is None else min(1.0, most / total), device)
 
 
 def give_back_memory() -> None:

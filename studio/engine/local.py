@@ -8,6 +8,7 @@ not used for longest leave when the budget is spent. Imports torch; knows nothin
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from studio.catalogue import hardware, rope
 from studio.catalogue.models import read_json, weight_files
 from studio.engine import adapting, kinds, loading
 from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
+from studio.engine.budget import Sizes
 from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
 from studio.engine.slots import Slots
@@ -74,6 +76,25 @@ class LocalModel:
     @property
     def adapter_names(self) -> list[str]:
         return [attached.name for attached in self.attached.values()]
+
+    @functools.cached_property
+    def sizes(self) -> Sizes:
+        """What one row takes while it is answered; no keys and values where a row keeps states of one size."""
+        config = self._base.config.get_text_config()
+        widths = [getattr(config, name, None) or 0 for name in ("intermediate_size", "hidden_size")]
+        column = 0
+        if self.has_columns:
+            cache = self.new_cache()
+            mask = torch.ones(1, PROBE_TOKENS, dtype=torch.long, device=self.device)
+            self.forward(mask, mask, mask.cumsum(1) - 1, cache, [None])
+            held = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+            column = sum(tensor.numel() * tensor.element_size() for tensor in held) // PROBE_TOKENS
+        number = self.dtype.itemsize
+        return Sizes(column, number * (3 * widths[0] + 6 * widths[1]), number)
+
+    def recover(self) -> None:
+        """After a pass that ran out of memory: give back what it has held."""
+        loading.give_back_memory()
 
     def lead(self, key: str | None) -> int:
         """Columns that the adapter puts before a prompt."""

@@ -7,30 +7,34 @@ base, no memory for its adapter) lets the others run out and goes next. Imports 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studio.engine import holders
 from studio.engine.answer import GeneratedAnswer
-from studio.engine.failures import as_engine_error, stopping, yielded
+from studio.engine.failures import LONGEST_STEP_S, as_engine_error, stopping, unloaded, yielded
 from studio.engine.lanes import Lanes
-from studio.engine.leases import Lease, LoadTimes
+from studio.engine.leases import LeaseBook, LoadTimes
 from studio.engine.protocol import ModelFolder
 from studio.errors import EngineError, ModelError
 from studio.records import EngineStatus, LoadedModel, LoadingModel
 
 if TYPE_CHECKING:
     from studio.engine.adapting import Attached
+    from studio.engine.budget import KeyValueBudget
     from studio.engine.decoding import Passes
     from studio.engine.local import LocalModel
 
 MAX_ROWS = 16  # answers made together
 CHAT_ROWS = 4  # of these, kept free of batch jobs: who chats joins at the next step
 MAX_WAITING = 64  # answers that wait; more are refused with 429
+RESERVED_TOKENS = 256  # of an answer that are counted before they are written: few use the limit they may
 IDLE_S = 600.0
-LONGEST_STEP_S = 120.0  # a load or a step can't be interrupted
 
 log = logging.getLogger("studio.engine")
 
@@ -44,19 +48,28 @@ class Scheduler:
         max_rows: int = MAX_ROWS,
         max_waiting: int = MAX_WAITING,
         idle_s: float = IDLE_S,
-        times_path: Path | None = None,
+        cache: Path | None = None,
         adapter_bytes: int = 0,
+        most_bytes: int = 0,
+        leave: Callable[[], None] | None = None,
     ) -> None:
+        """`cache`: the studio's folder of load times and promises. `most_bytes`: of keys and values; 0 for what is free.
+
+        `leave` ends this process; it is called where memory is given back.
+        """
         self._max_rows = max_rows
         self._idle_s = idle_s
         self._adapter_bytes = adapter_bytes
-        self._load_times = LoadTimes(times_path)
+        self._load_times = LoadTimes(cache and cache / "load_times.json")
+        self._leases = LeaseBook(cache)
+        self._holders = cache and cache / "holders"
+        self._leave = leave
+        self._most_bytes = most_bytes
         self._changed = threading.Condition()
         self._waiting = Lanes(max_waiting)
         self._running: list[GeneratedAnswer] = []
         self._model: LocalModel | None = None
         self._assistant: LocalModel | None = None
-        self._lease: Lease | None = None
         self._loading: LoadingModel | None = None
         self._loaded: LoadedModel | None = None
         self._last_used = time.monotonic()
@@ -64,6 +77,7 @@ class Scheduler:
         self._unload_by: float | None = None  # asked to unload; what still runs then is ended
         self._is_closing = False
         self._is_moved = False  # to the CPU, because of a lease
+        self._is_spoiled = False  # a step has failed: what the model holds can't be relied on any more
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -79,7 +93,7 @@ class Scheduler:
 
     def status(self) -> EngineStatus:
         """What is loaded, what is loading since when, how many answers are made and wait, and to which job memory was given."""
-        lease = self._lease_now()
+        lease = self._leases.now()
         return EngineStatus(
             loaded=self._loaded,
             loading=self._loading,
@@ -98,13 +112,12 @@ class Scheduler:
         return held
 
     def share(self, job: str, keep_bytes: int, *, gave_way: bool = False) -> None:
-        """Until `resume`, what is loaded anew must leave `keep_bytes` of what is free now to the job."""
-        self._lease = Lease.begin(job, keep_bytes, gave_way)
+        """Until `resume`, as long as it is renewed, what is loaded anew must leave `keep_bytes` of what is free now to the job."""
+        self._leases.begin(job, keep_bytes, gave_way=gave_way)
 
     def resume(self, job: str) -> None:
         """`job` has ended; harmless for another one."""
-        if self._lease and self._lease.job == job:
-            self._lease = None
+        self._leases.end(job)
 
     def close(self) -> None:
         """End every answer with an error at once. Safe to call from a signal handler."""
@@ -125,8 +138,11 @@ class Scheduler:
     def _next_answer(self) -> GeneratedAnswer | None:
         """The answer to go on with; None after a nap, so that the caller looks at the world again."""
         is_idle = self._model is not None and not len(self._waiting) and time.monotonic() - self._last_used > self._idle_s
-        if is_idle or self._unload_by is not None:
+        if is_idle or self._is_spoiled or self._unload_by is not None:
             self._drop_model()
+            self._is_spoiled = False
+            if self._leave is not None and "torch" in sys.modules:
+                self._leave()
         with self._changed:
             if self._model is None:
                 self._unload_by = None
@@ -143,21 +159,29 @@ class Scheduler:
         except Exception as exc:  # noqa: BLE001
             with self._changed:
                 same = [answer for answer in self._waiting if answer.base == first.base]
+            self._is_spoiled = not isinstance(exc, (ModelError, EngineError, MemoryError))  # these came before anything was loaded
             return self._give_up(same, exc)
         try:
             self._make_answers(model)
         except Exception as exc:  # noqa: BLE001
+            # peft leaves its hooks behind when a step fails, so the next answer loads anew; the memory goes once nothing on the way
+            # here holds the model any more (see _next_answer)
+            self._is_spoiled = True
             self._give_up(self._running, exc)
         finally:
             self._running = []
             self._last_used = time.monotonic()
 
     def _make_answers(self, model: LocalModel) -> None:
+        from studio.engine import loading
+        from studio.engine.budget import KeyValueBudget
         from studio.engine.decoding import Passes
 
-        batch = Passes(model)
+        budget = KeyValueBudget(model.sizes, model.device, self._most_bytes, partial(self._left_for, model))
+        loading.cap_memory(model.device, self._leases.room_bytes())
+        batch = Passes(model, budget)
         while not self._is_closing:
-            newcomers = self._admit(model, batch)
+            newcomers = self._admit(model, batch, budget)
             self._running = batch.answers + [answer for answer, _ in newcomers]
             if not self._running:
                 return
@@ -169,16 +193,30 @@ class Scheduler:
                 if answer.is_over:
                     self._answer_s += 0.2 * (time.monotonic() - answer.started_at - self._answer_s)
 
-    def _admit(self, model: LocalModel, batch: Passes) -> list[tuple[GeneratedAnswer, Attached | None]]:
+    def _left_for(self, model: LocalModel) -> int | None:
+        """What a training leaves to answers beside the model itself; None where none runs."""
+        room = self._leases.room_bytes()
+        if room is None or (model.device.type == "cpu" and self._is_moved):
+            return None
+        return max(0, room - model.bytes - model.adapter_bytes)
+
+    def _admit(self, model: LocalModel, batch: Passes, budget: KeyValueBudget) -> list[tuple[GeneratedAnswer, Attached | None]]:
         """Take answers off the queue, first come first, as long as they fit into the batch."""
         admitted: list[tuple[GeneratedAnswer, Attached | None]] = []
         by_key = {attached.key: attached for attached in model.attached.values()}
         lanes = [by_key.get(key or "") for key in batch.adapters]
         batch_rows = sum(answer.lane == "batch" for answer in batch.answers)
-        while len(lanes) < self._max_rows:
+        if not lanes:
+            budget.look_again()
+        lengths, reading = [width(answer) for answer in batch.answers], [0]
+        while len(lanes) < self._max_rows and batch.has_room:
             with self._changed:
                 answer = self._waiting.first(takes_batch=batch_rows < max(1, self._max_rows - CHAT_ROWS))
                 if answer is None or self._unload_by is not None or not self._fits(answer, model, lanes):
+                    return admitted
+                lengths.append(width(answer))
+                reading.append(len(answer.prompt_ids))
+                if lanes and not budget.admits(len(lengths), max(lengths), len(reading) - 1, max(reading)):
                     return admitted
                 self._waiting.take(answer)
             attached = self._attach(answer, model, lanes)
@@ -217,12 +255,11 @@ class Scheduler:
 
         if self._assistant is None or self._assistant.identity != local.base_fingerprint(folder.path):
             self._assistant = None
-            lease = self._lease_now()
-            self._assistant = local.load(folder, most=lease.room_bytes if lease else None)
+            self._assistant = local.load(folder, most=self._leases.room_bytes())
         return self._assistant
 
     def _note_place(self, model: LocalModel) -> tuple[str, ...]:
-        lease = self._lease_now()
+        lease = self._leases.now()
         return (f"Answered on the CPU while {lease.job} trains on the GPU.",) if lease and self._is_moved else ()
 
     def _fits(self, answer: GeneratedAnswer, model: LocalModel, lanes: Sequence[Attached | None]) -> bool:
@@ -259,7 +296,7 @@ class Scheduler:
 
             model = self._model
             is_asked = model is not None and (model.folder.path, model.folder.quantization) == (folder.path, folder.quantization)
-            is_back = self._is_moved and self._lease_now() is None
+            is_back = self._is_moved and self._leases.now() is None
             if model is not None and is_asked and not is_back and model.identity == local.base_fingerprint(folder.path):
                 return model
             self._drop_model()
@@ -277,12 +314,12 @@ class Scheduler:
         """Beside a training: in the memory it was left, else on the CPU, else not before the training has ended."""
         from studio.engine import local
 
-        lease = self._lease_now()
+        lease = self._leases.now()
         self._is_moved = False
         if lease is None:
             return local.load(folder, budget_bytes=self._adapter_bytes)
         try:
-            return local.load(folder, budget_bytes=self._adapter_bytes, most=lease.room_bytes)
+            return local.load(folder, budget_bytes=self._adapter_bytes, most=self._leases.room_bytes())
         except MemoryError as exc:
             try:
                 model = local.load(folder, budget_bytes=self._adapter_bytes, on_cpu=True) if is_on_gpu() else None
@@ -292,11 +329,6 @@ class Scheduler:
                 raise yielded(lease, str(exc)) from None
         self._is_moved = True
         return model
-
-    def _lease_now(self) -> Lease | None:
-        if self._lease and self._lease.is_over:
-            self._lease = None
-        return self._lease
 
     def _note_loaded(self, model: LocalModel) -> None:
         self._loaded = LoadedModel(
@@ -308,6 +340,7 @@ class Scheduler:
             adapter_bytes=model.adapter_bytes,
             adapter_budget_bytes=model.budget_bytes,
         )
+        self._note_held(f"the engine ({model.folder.name})", self._loaded.bytes, model.device.type)
 
     def _drop_model(self) -> None:
         if self._model is None:
@@ -315,21 +348,31 @@ class Scheduler:
         from studio.engine import loading
 
         log.info("%s unloaded", self._model.folder.name)
+        device = self._model.device.type
         self._model, self._assistant, self._loaded = None, None, None
         loading.give_back_memory()
+        self._note_held("the engine", 0, device)
+
+    def _note_held(self, name: str, size: int, device: str) -> None:
+        """For whoever plans memory."""
+        if self._holders is not None:
+            holders.note(self._holders, holders.HolderKind.ENGINE, name, size, device)
 
     def _give_up(self, answers: Sequence[GeneratedAnswer], exc: Exception) -> None:
         log.error("%s", exc, exc_info=not isinstance(exc, (ModelError, EngineError)))
         for answer in answers:
             answer.fail(as_engine_error(exc, f"{answer.base.name} can't answer"))
-        self._drop_model()  # peft leaves its hooks behind when a step fails, so the next answer loads anew
 
     def _end_overdue(self) -> None:
         """An unload does not wait for ever."""
         if self._unload_by is not None and time.monotonic() > self._unload_by:
-            error = EngineError("The engine gave its memory to a training job.", "Ask again later.", status=503, code="engine_unloaded")
             for answer in self._running:
-                answer.fail(error)
+                answer.fail(unloaded())
+
+
+def width(answer: GeneratedAnswer) -> int:
+    """Columns of keys and values that an answer takes, as far as they are counted before they are written."""
+    return len(answer.prompt_ids) + min(answer.limit, max(RESERVED_TOKENS, answer.completion_tokens))
 
 
 def is_on_gpu() -> bool:

@@ -1,6 +1,7 @@
 """The engine's process: `python -m studio.engine.server --port N`. Speaks the OpenAI protocol on loopback.
 
-Light until the first request: torch comes with the first load. Knows folders, which each request names, and no database.
+Holds no model and no torch: these live in a process of their own (studio.engine.model_process), so that nothing of them stays where
+the engine gives way. Knows folders, which each request names, and no database.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import uvicorn
@@ -25,45 +26,46 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from studio import __version__, lifeline, settings
 from studio.catalogue import torch_view
-from studio.engine import card
-from studio.engine.answer import GeneratedAnswer
-from studio.engine.bodies import parse_chat, parse_completion
-from studio.engine.protocol import FIX_HEADER, Event, GenerationRequest, bad_request, error_body
+from studio.engine.leases import LeaseBook
+from studio.engine.model_child import PARSERS, SWITCH_S
+from studio.engine.model_process import ModelProcess
+from studio.engine.protocol import FIX_HEADER, Event, bad_request, error_body
 from studio.engine.replies import Reply
-from studio.engine.scheduler import IDLE_S, Scheduler
+from studio.engine.scheduler import IDLE_S
 from studio.engine.shapes import ChunkBody, ErrorBody
 from studio.errors import EngineError
 
 GRACE_S = 1  # for connections to close once their answers were ended
-SWITCH_S = 0.001  # the thread that computes lets the one that speaks go first: a token shall not wait for the next one
-LAST_RESORT_S = 1.8  # a step of a large model can't be interrupted, ending the process can
+LAST_RESORT_S = 1.8  # a connection can hang, ending the process can't
+PREVIEW_S = 60.0  # a tokenizer of a large vocabulary takes seconds to read
 
 log = logging.getLogger("studio.engine")
 
 
 class Exchange:
-    """One request being answered: the answers in the making and the queue their events arrive in."""
+    """One request being answered: its number, and the queue its events arrive in."""
 
-    def __init__(self, request: GenerationRequest) -> None:
-        self.request = request
-        self.reply = Reply(request)
-        self._answers: list[GeneratedAnswer] = []
+    def __init__(self, kind: str, body: Any) -> None:
+        """Raises EngineError for a body that is none of `kind`."""
+        self.request = PARSERS[kind](body)
+        self.reply = Reply(self.request)
+        self._asked = (kind, body)
+        self._number: int | None = None
+        self._model: ModelProcess | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
-    async def start(self, scheduler: Scheduler) -> None:
-        """Raises EngineError when the request can't be answered or the queue is full."""
-        from studio.engine import intake  # tokenizers and grammars: not needed while idle
-
-        self._answers = await run_in_threadpool(intake.prepare, self.request, self._deliver)
-        scheduler.submit(self._answers)
+    async def start(self, model: ModelProcess) -> None:
+        """Raises EngineError where the engine is stopping."""
+        self._model = model
+        self._number = await run_in_threadpool(model.submit, *self._asked, self._deliver)
 
     def _deliver(self, event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: the process is ending
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def next(self) -> Event:
-        """Raises the EngineError of an answer that failed."""
+        """Raises the EngineError of a request that can't be answered, or of an answer that failed."""
         event = await self._events.get()
         if event.error is not None:
             raise event.error
@@ -71,15 +73,16 @@ class Exchange:
 
     def end(self) -> None:
         """Stop what still runs; harmless when all is done."""
-        for answer in self._answers:
-            answer.cancel()
+        if self._model is not None and self._number is not None:
+            self._model.cancel(self._number)
 
 
 class Routes:
     """The engine over HTTP."""
 
-    def __init__(self, scheduler: Scheduler, key: str) -> None:
-        self._scheduler = scheduler
+    def __init__(self, model: ModelProcess, leases: LeaseBook, key: str) -> None:
+        self._model = model
+        self._leases = leases
         self._key = key
 
     def mount(self, app: FastAPI) -> None:
@@ -95,39 +98,44 @@ class Routes:
         app.exception_handler(EngineError)(_refuse)
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(request, parse_chat)
+        return await self._answer(request, "chat")
 
     async def complete(self, request: Request) -> Response:
-        return await self._answer(request, parse_completion)
+        return await self._answer(request, "completion")
 
     async def status(self) -> Response:
-        return JSONResponse(self._scheduler.status().model_dump(mode="json", exclude={"ok"}))
+        found = await run_in_threadpool(self._model.status)
+        return JSONResponse({**found.model_dump(mode="json", exclude={"ok"}), **self._lease()})
 
     async def unload(self, request: Request) -> Response:
-        """With `{"job", "keep_bytes"}` the engine leaves that much to the job until `resume`."""
-        held = await run_in_threadpool(self._scheduler.unload)
+        """With `{"job", "keep_bytes"}` the engine leaves that much to the job until `resume`, as long as it is renewed."""
+        held = await run_in_threadpool(self._model.unload)
         if await request.body():
-            self._scheduler.share(*_job(await _read_json(request)), gave_way=True)
+            await run_in_threadpool(self._leases.begin, *_job(await _read_json(request)), gave_way=True)
         return JSONResponse({"unloaded_bytes": held})
 
     async def share(self, request: Request) -> Response:
-        self._scheduler.share(*_job(await _read_json(request)))
-        return self._lease()
+        """With `"renew": true` what was promised goes on as it is."""
+        asked = await _read_json(request)
+        job, keep_bytes = _job(asked)
+        if asked.get("renew"):
+            await run_in_threadpool(self._leases.renew, job, keep_bytes)
+        else:
+            await run_in_threadpool(self._leases.begin, job, keep_bytes)
+        return JSONResponse(self._lease())
 
     async def prompt(self, request: Request) -> Response:
         """What a chat request would be read as: the rendered template and its tokens."""
-        from studio.engine import intake
-
-        preview = await run_in_threadpool(intake.preview, parse_chat(await _read_json(request)))
-        return JSONResponse(preview.model_dump(mode="json"))
+        return JSONResponse(await run_in_threadpool(self._model.preview, await _read_json(request), PREVIEW_S))
 
     async def resume(self, request: Request) -> Response:
         asked = await _read_json(request)
-        self._scheduler.resume(_job({"keep_bytes": 0, **asked})[0])
-        return self._lease()
+        self._leases.end(_job({"keep_bytes": 0, **asked})[0])
+        return JSONResponse(self._lease())
 
-    def _lease(self) -> Response:
-        return JSONResponse(self._scheduler.status().model_dump(mode="json", include={"yielded"}))
+    def _lease(self) -> dict[str, Any]:
+        lease = self._leases.now()
+        return {"yielded": None if lease is None else lease.record().model_dump(mode="json")}
 
     async def health(self) -> Response:
         return JSONResponse({"status": "ok", "version": __version__})
@@ -137,13 +145,15 @@ class Routes:
         if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
             raise EngineError("The engine needs its key.", "Ask through the studio's own /v1.", status=401, code="invalid_api_key")
 
-    async def _answer(self, request: Request, parse: Callable[[Any], GenerationRequest]) -> Response:
-        exchange = Exchange(parse(await _read_json(request)))
+    async def _answer(self, request: Request, kind: str) -> Response:
+        exchange = Exchange(kind, await _read_json(request))
         disconnected = asyncio.create_task(_disconnect(request))
+        is_streamed = False
         try:
-            await exchange.start(self._scheduler)
+            await exchange.start(self._model)
             first = await _unless(disconnected, exchange.next())  # a refusal still gets its HTTP status
             if exchange.request.is_streaming:
+                is_streamed = True
                 return StreamingResponse(
                     _stream(exchange, first, FIX_HEADER in request.headers),
                     media_type="text/event-stream",
@@ -153,17 +163,16 @@ class Routes:
             while not exchange.reply.is_complete:
                 exchange.reply.take(await _unless(disconnected, exchange.next()))
             return JSONResponse(exchange.reply.body())
-        except BaseException:
-            exchange.end()
-            raise
         finally:
+            if not is_streamed:
+                exchange.end()
             disconnected.cancel()
 
 
 def _job(asked: Any) -> tuple[str, int]:
     try:
         return str(asked["job"]), int(asked["keep_bytes"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise bad_request("The body does not say which job needs how much.", 'Send {"job": name, "keep_bytes": bytes}.') from None
 
 
@@ -226,23 +235,23 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return JSONResponse(body, status_code=error.status, headers=headers)
 
 
-def build_app(scheduler: Scheduler, key: str = "") -> FastAPI:
-    """The engine's routes over `scheduler`."""
+def build_app(model: ModelProcess, leases: LeaseBook, key: str = "") -> FastAPI:
+    """The engine's routes over `model`."""
     app = FastAPI(title="Adapter Studio engine", version=__version__, openapi_url=None)
-    Routes(scheduler, key).mount(app)
+    Routes(model, leases, key).mount(app)
     return app
 
 
 class Server(uvicorn.Server):
     """Ends answers before uvicorn waits for their connections."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: Scheduler) -> None:
+    def __init__(self, config: uvicorn.Config, model: ModelProcess) -> None:
         super().__init__(config)
-        self._scheduler = scheduler
+        self._model = model
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         threading.Timer(LAST_RESORT_S, os._exit, args=(0,)).start()
-        self._scheduler.close()
+        self._model.close()
         super().handle_exit(sig, frame)
 
 
@@ -269,25 +278,21 @@ def listen(port: int) -> socket.socket:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    # models come from outside: no token within reach, nothing fetched
     os.environ.pop("HF_TOKEN", None)
-    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-    # peft would import it and torch's compiler with it: 3 s and 50 MB, until a quantised base is asked for (studio.engine.loading)
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     sys.setswitchinterval(SWITCH_S)
     chosen = settings.load()
     torch_view.keep_in(chosen.cache)
-    card.take_freest()
     listener = listen(options.port)
-    times = chosen.cache / "load_times.json" if chosen.cache.is_dir() else None
-    scheduler = Scheduler(idle_s=options.idle_minutes * 60, times_path=times, adapter_bytes=chosen.adapter_memory_bytes)
-    scheduler.start()
-    config = uvicorn.Config(build_app(scheduler, chosen.engine_key), log_level="warning", timeout_graceful_shutdown=GRACE_S, lifespan="off")
-    server = Server(config, scheduler)
+    model = ModelProcess(options.idle_minutes * 60)
+    app = build_app(model, LeaseBook(chosen.cache if chosen.home.is_dir() else None), chosen.engine_key)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S, lifespan="off")
+    server = Server(config, model)
+    model.start()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     lifeline.end_with_parent(grace_s=LAST_RESORT_S)
     server.run(sockets=[listener])
-    os._exit(0)  # the engine's thread may be deep in torch: nothing to tidy up there
+    model.close()
+    os._exit(0)  # threads that listen may wait: nothing to tidy up there
 
 
 if __name__ == "__main__":

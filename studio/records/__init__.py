@@ -150,6 +150,7 @@ from studio.records.judging import TemplateKind as TemplateKind
 from studio.records.judging import Verdict as Verdict
 from studio.records.judging import VerdictAgreement as VerdictAgreement
 from studio.records.judging import Winner as Winner
+from studio.records.models import AvailableMemory as AvailableMemory
 from studio.records.models import BaseModel as BaseModel
 from studio.records.models import CachedModel as CachedModel
 from studio.records.models import ChatMemory as ChatMemory
@@ -161,6 +162,9 @@ from studio.records.models import MeasuredMemory as MeasuredMemory
 from studio.records.models import MemoryAdvice as MemoryAdvice
 from studio.records.models import MemoryBreakdown as MemoryBreakdown
 from studio.records.models import MemoryCorrection as MemoryCorrection
+from studio.records.models import MemoryHolder as MemoryHolder
+from studio.records.models import MemoryPlan as MemoryPlan
+from studio.records.models import PlanChange as PlanChange
 from studio.records.models import Refusal as Refusal
 from studio.records.models import RemovedModel as RemovedModel
 from studio.records.models import SizeSource as SizeSource

@@ -136,6 +136,43 @@ class ChatMemory(Record):
     stays_loaded: bool | None  # beside this training; null where the device is not known
 
 
+class MemoryHolder(Record):
+    """Who holds memory of a device now."""
+
+    name: str
+    bytes: int
+    is_given_back: bool  # before a training that waits now begins
+
+
+class AvailableMemory(Record):
+    """What a training may take: what is free now and what the studio gives back for it, less a reserve."""
+
+    free_bytes: int
+    returned_bytes: int  # by the engine, the compressors and the job that runs
+    reserve_bytes: int
+    available_bytes: int
+    holders: list[MemoryHolder]  # what the studio gives back first, then others
+
+
+class PlanChange(Record):
+    """One option that a plan changes, and why."""
+
+    option: str
+    value: JsonValue
+    before: JsonValue
+    reason: str
+
+
+class MemoryPlan(Record):
+    """The fastest choice of batch, recomputing, optimizer and, last, length that fits; `changes` is empty where nothing has to change."""
+
+    changes: list[PlanChange]
+    options: dict[str, JsonValue]  # the changes by dotted key
+    needed_bytes: int  # with these changes, the program itself included
+    fits: bool  # false: not even this fits
+    beside: str  # what the chosen length would need, where the plan shortens it; else empty
+
+
 class Fit(Record):
     """Predicted peak memory of one training. On a processor `process_bytes` come on top of it."""
 
@@ -158,6 +195,8 @@ class Fit(Record):
     warnings: list[str]  # why a launch would refuse it
     notices: list[str] = []  # options that nobody set and that are made to fit the model
     correction: MemoryCorrection
+    available: AvailableMemory | None = None  # who holds the rest; null where a size was given
+    plan: MemoryPlan | None = None  # null where the device is not known
 
 
 class MeasuredMemory(Record):

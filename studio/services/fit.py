@@ -6,14 +6,11 @@ Predicts from config.json alone and starts nothing. Knows no torch.
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import select
 
 from jobs import config as job_config
 from jobs import recipes
@@ -21,50 +18,34 @@ from jobs.config import JobConfig
 from studio.catalogue import hardware, memory, rope, suitability
 from studio.catalogue.architecture import decoder
 from studio.catalogue.compatibility import conflicts, without_device
-from studio.catalogue.memory import Prediction
 from studio.catalogue.models import read_json
 from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, StudioError
-from studio.records import ChatMemory, Fit, JobKind, JobStatus, MeasuredMemory, MemoryAdvice, MemoryBreakdown, MemoryCorrection
+from studio.records import (
+    AvailableMemory,
+    ChatMemory,
+    Fit,
+    MeasuredMemory,
+    MemoryAdvice,
+    MemoryBreakdown,
+    MemoryCorrection,
+)
+from studio.services import planning, room
 from studio.services.chosen_options import fitted, fitted_to_probe
+from studio.services.measured_memory import correction, measure
 from studio.services.models import STARTER_FOLDER, ModelService
+from studio.services.planning import FitQuestion
+from studio.services.room import Room
 from studio.settings import Settings
 
 GIB = 1024**3
 ERROR = 0.1  # of a prediction, as measured: shown beside it
-LEAST_RUNS, MOST_RUNS = 2, 20  # past runs that a correction is learned from
-LIKE = 4.0  # runs whose prediction differs by no more than this factor are like this one
-BOUNDS = (0.7, 1.4)  # a correction beyond these tells of something else
 LONGEST, MOST_ROWS = 131_072, 1024
+MOST_GIB = 100_000
 SHOWN_ADVICE = 8
 WORTH = 0.01  # of the prediction: smaller savings are no advice
 Change = dict[str, JsonValue]  # options by dotted key
-
-
-@dataclass(frozen=True)
-class FitQuestion:
-    """One question: this job, on this model, there."""
-
-    config: dict[str, Any]
-    job: JobConfig
-    device: str
-    room: int | None  # bytes that a training may take; None where the device is not known
-    correction: float = 1.0
-    refusals: tuple[str, ...] = ()  # what the probe of the model says against it
-
-    def predict(self, **changes: Any) -> Prediction:
-        job = self.job
-        if changes:
-            job = job_config.build(job.model_dump(mode="json"), changes)
-        return memory.predict(self.config, job, device=self.device)
-
-    def bytes(self, **changes: Any) -> int:
-        found = self.predict(**changes)
-        return round(found.total * self.correction) + found.process
-
-    def fits(self, **changes: Any) -> bool:
-        return self.room is not None and self.bytes(**changes) <= self.room
 
 
 class FitService:
@@ -74,6 +55,7 @@ class FitService:
         self.settings = settings
         self.db = db
         self.models = models
+        self.room = Room(settings, db)
 
     def fit(
         self,
@@ -84,9 +66,11 @@ class FitService:
         options: Mapping[str, Any] | None = None,
         device: str | None = None,
         gpu_gib: float | None = None,
+        free_gib: float | None = None,
     ) -> Fit:
-        """Predicted peak memory in bytes, its breakdown, margin and advice. Raises StudioError for what can't be read.
+        """Predicted peak memory in bytes, its breakdown, margin, advice and plan. Raises StudioError for what can't be read.
 
+        `gpu_gib`: the memory of a GPU that is this training's alone; `free_gib`: what is free of a device, of which the reserve is kept.
         On a processor the prediction is what training adds to the imported process; `process_bytes` is that, and the margin counts both.
         """
         config = self._config(base_model, model_config)
@@ -99,16 +83,23 @@ class FitService:
                 chosen = fitted_to_probe(chosen, options or {}, probe, base_model)
                 refusals = list(map(str, suitability.conflicts(chosen.config, probe)))
         job = chosen.config
-        if gpu_gib is None:
-            where = device or memory.device_of(job)
-            factor, runs = self._correction(config, job, where)
-        elif 0 < gpu_gib <= 100_000:
-            where, factor, runs = device or "cuda", 1.0, 0
+        _check_sizes(gpu_gib, free_gib)
+        here: AvailableMemory | None = None
+        size: int | None
+        factor, runs = 1.0, 0
+        if gpu_gib is not None:
+            where, size = device or "cuda", round(gpu_gib * GIB)
+        elif free_gib is not None:
+            where, here = device or "cuda", room.counted(round(free_gib * GIB))
+            size = here.available_bytes
         else:
-            raise StudioError(f"--gpu-gib {gpu_gib:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
-        asked = FitQuestion(config, job, where, _room(where, gpu_gib), factor, tuple(refusals))
+            where = device or memory.device_of(job)
+            factor, runs = correction(self.db, config, job, where)
+            here = self.room.available(where)
+            size = None if here is None else here.available_bytes
+        asked = FitQuestion(config, job, where, size, factor, tuple(refusals))
         found = _answer(asked, MemoryCorrection(factor=round(factor, 3), runs=runs))
-        return found.model_copy(update={"notices": [*chosen.notices]})
+        return found.model_copy(update={"notices": [*chosen.notices], "available": here})
 
     def measured(self, job_id: str) -> MeasuredMemory | None:
         """What a run took that has reported its peak; None for others."""
@@ -116,24 +107,20 @@ class FitService:
             job = session.get(JobRow, job_id)
             if job is None:
                 return None
-            return _measure(job)
+            return measure(job)
 
     def methods_that_fit(self, config: Mapping[str, Any]) -> dict[str, bool | None]:
         """Recipe name -> whether it fits here with its own options; None where that can't be told."""
-        where = hardware.devices()[0].kind
-        room = _room(where, None)
+        where = hardware.usable()[0].kind
+        here = self.room.available(where)
         found: dict[str, bool | None] = {}
         layers = {name: recipes.get(name).options for name in ("qlora-sft", "lora-sft")} | {"full": {"method": "full"}}
-        small = {
-            "per_device_train_batch_size": 1,
-            "gradient_checkpointing": True,
-            "per_device_eval_batch_size": 1,
-        }
         for name, layer in layers.items():
             found[name] = None
             with contextlib.suppress(StudioError):
-                if room:
-                    found[name] = FitQuestion(dict(config), job_config.build(layer, small), where, room).fits()
+                if here is not None:
+                    job = job_config.build(layer, planning.SMALLEST)
+                    found[name] = FitQuestion(dict(config), job, where, here.available_bytes).fits()
         return found
 
     def recipes_that_fit(self, base_model: str) -> dict[str, bool | None]:
@@ -156,59 +143,17 @@ class FitService:
         folder = self.models.resolve(base_model).path
         return read_json(folder / "config.json")
 
-    def _correction(self, config: Mapping[str, Any], job: JobConfig, device: str) -> tuple[float, int]:
-        """Measured / predicted of past runs like this one on this machine (their median), and how many they were."""
-        wanted = memory.predict(dict(config), job, device=device).total
-        succeeded = (JobRow.kind == JobKind.TRAIN, JobRow.status == JobStatus.SUCCEEDED)
-        query = select(JobRow).where(*succeeded).order_by(JobRow.ended_at.desc()).limit(200)
-        ratios = []
-        with self.db.read() as session:
-            for past in session.scalars(query):
-                found = _measure(past)
-                if found and found.device == device and 1 / LIKE <= found.predicted_bytes / wanted <= LIKE:
-                    ratios.append(found.measured_bytes / found.predicted_bytes)
-                if len(ratios) == MOST_RUNS:
-                    break
-        if len(ratios) < LEAST_RUNS:
-            return 1.0, 0
-        return min(max(statistics.median(ratios), BOUNDS[0]), BOUNDS[1]), len(ratios)
+
+def _check_sizes(gpu_gib: float | None, free_gib: float | None) -> None:
+    """Raises StudioError for sizes that no device has, and for both at once."""
+    if gpu_gib is not None and free_gib is not None:
+        raise StudioError("--gpu-gib and --free-gib both say how much memory there is.", "Give one of the two.")
+    for name, size in (("--gpu-gib", gpu_gib), ("--free-gib", free_gib)):
+        if size is not None and not 0 < size <= MOST_GIB:
+            raise StudioError(f"{name} {size:g} is no size of a GPU.", "Give its memory in GiB, such as 24.")
 
 
-def _measure(job: JobRow) -> MeasuredMemory | None:
-    """Of one run; the prediction is for the longest row that it really had."""
-    result = job.result or {}
-    peak = result.get("peak_memory_bytes")
-    if not isinstance(peak, int) or peak <= 0:
-        return None
-    try:
-        config = JobConfig.model_validate(job.config)
-        longest = result.get("longest_row")
-        if isinstance(longest, int) and 8 <= longest < config.max_length and not config.packing:
-            config = config.model_copy(update={"max_length": longest})
-        device = str(result.get("device") or "cpu")
-        folder = Path(config.model_name_or_path)
-        gives_back = bool(result.get("gives_memory_back", True))
-        predicted = memory.predict(read_json(folder / "config.json"), config, device=device, gives_back=gives_back).total
-        if device == "cuda":
-            predicted -= memory.CUDA_CONTEXT  # torch counts what it allocates itself
-        return MeasuredMemory(measured_bytes=peak, predicted_bytes=predicted, device=device)
-    except (StudioError, ValueError, OSError):
-        return None  # its model is gone, or its options were another version's
-
-
-def _room(device: str, gpu_gib: float | None) -> int | None:
-    """Bytes that a training may take: a GPU's whole memory (chat gives way), or what is free of the main memory now."""
-    if gpu_gib is not None:
-        return round(gpu_gib * GIB)
-    if device == "cpu":
-        return hardware.memory().free_bytes
-    here = hardware.devices()[0]
-    if here.kind != "cuda":
-        return None
-    return here.memory_bytes
-
-
-def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
+def _answer(asked: FitQuestion, corrected: MemoryCorrection) -> Fit:
     found = asked.predict()
     parts = {name: round(value * asked.correction) for name, value in found.parts.items()}
     predicted = sum(parts.values())
@@ -236,7 +181,8 @@ def _answer(asked: FitQuestion, correction: MemoryCorrection) -> Fit:
         largest_batch=_largest(lambda n: asked.fits(per_device_train_batch_size=n), MOST_ROWS, 1, asked),
         chat=ChatMemory(bytes=chat, stays_loaded=stays_loaded),
         warnings=[*found.notes, *_warnings(asked)],
-        correction=correction,
+        correction=corrected,
+        plan=planning.plan(asked),
     )
 
 

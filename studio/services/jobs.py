@@ -61,7 +61,7 @@ class JobService:
         self.db = db
         self.datasets = datasets
         self.models = models
-        self.launcher = Launcher(settings, datasets, models)
+        self.launcher = Launcher(settings, db, datasets, models)
         self.cloner = Cloner(settings, db, self.launcher)
 
     # launching
@@ -75,15 +75,18 @@ class JobService:
         options: Mapping[str, Any] | None = None,
         name: str | None = None,
         after: str | None = None,
+        fit_memory: bool = False,
     ) -> JobDetail:
         """Queue a training job; returns it. `options` are JobConfig's dotted keys.
+
+        `fit_memory`: take the fastest plan that fits the memory that there is, where the options do not fit as they are.
 
         Raises StudioError with every reason at once when the launch can't work; then nothing is queued and no file stays.
         """
         problems = LaunchProblems()
         awaited = problems.gather(lambda: self.show(after).id) if after else None
         title = problems.gather(lambda: job_names.free_name(self.db, name, lambda: self.datasets.show(data).name))
-        plans = self.launcher.plan(problems, data, base_model, recipe, [options or {}])
+        plans = self.launcher.plan(problems, data, base_model, recipe, [options or {}], fit_memory=fit_memory)
         problems.raise_all()
         assert title is not None
         with self.launcher.jobs(plans) as (job,):
@@ -104,6 +107,7 @@ class JobService:
         options: Mapping[str, Any] | None = None,
         name: str | None = None,
         after: str | None = None,
+        fit_memory: bool = False,
     ) -> JobDetail:
         """Queue one training per combination of the grid's values (at most 64), and the job that stands for them all; returns that.
 
@@ -113,7 +117,8 @@ class JobService:
         chosen = problems.gather(lambda: combinations(grid, options or {})) or []
         awaited = problems.gather(lambda: self.show(after).id) if after else None
         title = problems.gather(lambda: job_names.free_name(self.db, name, lambda: f"sweep-{self.datasets.show(data).name}"))
-        plans = self.launcher.plan(problems, data, base_model, recipe, [{**(options or {}), **one} for one in chosen]) if chosen else []
+        layers = [{**(options or {}), **one} for one in chosen]
+        plans = self.launcher.plan(problems, data, base_model, recipe, layers, fit_memory=fit_memory) if chosen else []
         problems.raise_all()
         assert title is not None
         first = plans[0]

@@ -23,20 +23,22 @@ from jobs import config as job_config
 from jobs import kinds, objectives, recipes
 from jobs.config import MAX_ROWS_WITHOUT_LEARNED_TOKEN, JobConfig
 from jobs.rundir import RunDir, write_json
-from studio.catalogue import compatibility, hardware, memory, suitability
+from studio.catalogue import compatibility, memory, suitability
 from studio.catalogue.models import ModelRef, inspect_folder
 from studio.datasets.rendering import Renderer
 from studio.db import job_rows
 from studio.db.models import JobRow, new_id
+from studio.db.session import Database
 from studio.errors import ConfigError, StudioError
 from studio.records import Dataset, JobKind, Probe, Refusal, Rendering
-from studio.services import loggers
+from studio.services import launch_memory, loggers
 from studio.services.chosen_options import ChosenOptions, fitted, fitted_to_probe
 from studio.services.datasets import PARITY_ROWS, DatasetService, day_of
 from studio.services.launch_answers import answer_notices
 from studio.services.launch_base import check_names, check_positions
 from studio.services.launch_rows import nothing_to_learn, parity_notices, refusals_of, rows_seen, template_refusals
 from studio.services.models import ModelService
+from studio.services.room import Room
 from studio.settings import Settings
 from studio.types import RowOptions
 
@@ -104,10 +106,12 @@ class Plan:
 class Launcher:
     """Checks launches and writes run directories."""
 
-    def __init__(self, settings: Settings, datasets: DatasetService, models: ModelService) -> None:
+    def __init__(self, settings: Settings, db: Database, datasets: DatasetService, models: ModelService) -> None:
         self.settings = settings
+        self.db = db
         self.datasets = datasets
         self.models = models
+        self.room = Room(settings, db)
 
     def plan(
         self,
@@ -116,14 +120,18 @@ class Launcher:
         base_model: str | ModelRef,
         recipe: str | None,
         layers: Sequence[Mapping[str, Any]],
+        *,
+        fit_memory: bool = False,
     ) -> list[Plan]:
-        """One plan per layer of options; what can't work is in `problems`. Raises NotFoundError for an unknown recipe."""
+        """One plan per layer of options; what can't work is in `problems`. Raises NotFoundError for an unknown recipe.
+
+        `fit_memory`: change what was chosen so that it fits the memory that there is.
+        """
         chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
         asked = self._check(problems, data, base_model, chosen, layers)
         dataset, model = asked.dataset, asked.model
         if problems.found or dataset is None or model is None:
             return []
-        decides_recomputing = not any("gradient_checkpointing" in layer for layer in (chosen.options, *layers))
         renderers: dict[RowReading, Renderer | None] = {}
         compared: dict[RowReading, list[str]] = {}
         plans = []
@@ -132,8 +140,10 @@ class Launcher:
             filled = {"base_model": model.name, "model_name_or_path": str(model.path)}
             filled["template_date"] = config.template_date or day_of(dataset.created_at)
             config = config.model_copy(update=filled)
-            if decides_recomputing:
-                config = recomputing_where_needed(config, model)
+            sized = problems.gather(launch_memory.sized, self.room, self.db, config, model, [chosen.options, *layers], fit_memory)
+            if sized is None:
+                continue
+            config = sized.config
             key = (config.max_length, config.chat_template, config.row_options(), config.template_losses)
             if key not in renderers:
                 renderers[key] = problems.gather(self._check_rows, problems, dataset, model, config)
@@ -143,7 +153,8 @@ class Launcher:
                 compared[key] = parity_notices(self.datasets.sample_parity(dataset, renderer, config.max_length))
             answers = problems.gather(answer_notices, self.datasets.path(dataset.id), dataset, renderer, config)
             if answers is not None:
-                plans.append(Plan(dataset, chosen.name, config, renderer, (*chosen_options.notices, *compared[key], *answers)))
+                notices = (*chosen_options.notices, *sized.notices, *compared[key], *answers)
+                plans.append(Plan(dataset, chosen.name, config, renderer, notices))
         if plans:
             problems.gather(self.check_disk, [plan.config for plan in plans])
         return plans
@@ -288,17 +299,6 @@ def standing_against(config: JobConfig, model: ModelRef | None, probe: Probe | N
     if probe is not None:
         found += suitability.conflicts(config, probe)
     return [ConfigError(one.sentence, one.fix, change=dict(one.change)) for one in found]
-
-
-def recomputing_where_needed(config: JobConfig, model: ModelRef) -> JobConfig:
-    """With gradient_checkpointing where the job would not fit without, by the prediction, and the method can do with it."""
-    device = hardware.devices()[0]
-    recomputing = config.model_copy(update={"gradient_checkpointing": True})
-    shape = memory.model_config(model.path)
-    needed, less = (memory.predict_training_bytes(shape, one) for one in (config, recomputing))
-    if needed <= device.memory_bytes or less >= needed or compatibility.conflicts(recomputing, device.kind):
-        return config
-    return recomputing
 
 
 def check_kind(dataset: Dataset, config: JobConfig) -> None:

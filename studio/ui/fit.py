@@ -12,6 +12,7 @@ import gradio as gr
 from studio.errors import StudioError
 from studio.records import Fit
 from studio.services import Studio
+from studio.services.planning import sentence
 from studio.ui import pieces
 from studio.ui.handlers import LATEST, QUIET
 from studio.ui.options import OptionsForm
@@ -27,6 +28,7 @@ LABELS = {
     "process": "The program itself",
 }
 SHOWN_ADVICE = 4
+PLAN = -1  # the number of the plan's button, beside those of the advice
 
 
 class FitBar:
@@ -60,12 +62,15 @@ class FitBar:
         return pieces.piece("fit", **bar(found))
 
     def apply(self, event: gr.EventData, base_model: str | None, recipe: str, *rest: Any) -> list[Any]:
-        """Take one piece of advice: its options go into the fields."""
+        """Take one piece of advice, or the plan: its options go into the fields."""
         shown, number = list(rest), int(event._data["number"])
         found = self._studio.fit.fit(base_model=base_model, recipe=recipe, options=self._form.changed(recipe, shown))
-        if number >= len(found.advice):
+        if number == PLAN and found.plan is not None:
+            taken = dict(found.plan.options)
+        elif 0 <= number < len(found.advice):
+            taken = dict(found.advice[number].options)
+        else:
             return shown
-        taken = dict(found.advice[number].options)
         for key in (key for key, value in taken.items() if value is None):
             taken[key] = ""  # as a field shows an empty option
         return [taken.get(option.key, value) for option, value in zip(self._form.options, shown, strict=True)]
@@ -87,4 +92,13 @@ def bar(found: Fit) -> dict[str, Any]:
         ],
         "room_percent": round(100 * room / whole, 2) or None,
         "advice": found.advice[:SHOWN_ADVICE],
+        "plan": plan_of(found),
+        "holders": [one for one in (found.available.holders if found.available else []) if one.bytes],
     }
+
+
+def plan_of(found: Fit) -> dict[str, Any] | None:
+    """What the template shows of the plan; nothing where the choices fit as they are."""
+    if found.plan is None or not found.plan.changes:
+        return None
+    return {"number": PLAN, "sentences": [sentence(change) for change in found.plan.changes], **dict(found.plan)}

@@ -17,6 +17,7 @@ from studio.db.models import JobRow
 from studio.errors import StudioError
 from studio.services import Studio
 from studio.services.models import STARTER_FOLDER
+from studio.services.room import RESERVE_BYTES
 from studio.settings import Settings
 
 EIGHT_B = {
@@ -66,12 +67,13 @@ def test_every_figure_beside_the_prediction_is_right(studio: Studio, monkeypatch
     assert roomy.longest_max_length == 512 and roomy.largest_batch == 1024  # the model's context, and the most that is looked at
     for batch, fits in ((on_gpu.largest_batch, True), ((on_gpu.largest_batch or 0) + 1, False)):
         assert studio.fit.fit(model_config=EIGHT_B, options={"per_device_train_batch_size": batch}, gpu_gib=24).fits is fits
-    free = SimpleNamespace(free_bytes=2 * 1024**3)
-    monkeypatch.setattr("studio.catalogue.hardware.memory", lambda: free)
+    machine = SimpleNamespace(total_bytes=8 * 1024**3, used_bytes=6 * 1024**3, free_bytes=2 * 1024**3)
+    monkeypatch.setattr("studio.catalogue.hardware.memory", lambda: machine)
     here = studio.fit.fit(base_model="starter", options={"device": "cpu"})
-    assert here.process_bytes == memory.CPU_PROCESS and here.room_bytes == 2 * 1024**3
-    assert here.margin_bytes == 2 * 1024**3 - here.predicted_bytes - here.process_bytes and here.fits is True
-    free.free_bytes = here.predicted_bytes + here.process_bytes - 1
+    room = 2 * 1024**3 - RESERVE_BYTES
+    assert here.process_bytes == memory.CPU_PROCESS and here.room_bytes == room
+    assert here.margin_bytes == room - here.predicted_bytes - here.process_bytes and here.fits is True
+    machine.used_bytes = machine.total_bytes - here.predicted_bytes - here.process_bytes - RESERVE_BYTES + 1
     assert studio.fit.fit(base_model="starter", options={"device": "cpu"}).fits is False
 
 

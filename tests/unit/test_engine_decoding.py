@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from studio.catalogue import hardware, text_models
 from studio.catalogue.hardware import Memory
 from studio.engine import adapting, intake, kinds, loading, local, prefixes
 from studio.engine.answer import GeneratedAnswer
-from studio.engine.decoding import Batch
+from studio.engine.budget import KeyValueBudget
+from studio.engine.decoding import Batch, Passes
 from studio.engine.leases import LoadTimes
 from studio.engine.protocol import AdapterRef, Event, GenerationRequest, ModelFolder
 from studio.errors import ModelError
@@ -175,3 +177,63 @@ def test_load_times_are_remembered_and_a_broken_file_is_forgotten(folder: ModelF
     LoadTimes(path).record(folder, 1.26)
     assert LoadTimes(path).expected(folder) == 1.3
     assert LoadTimes(path).expected(ModelFolder("x", tmp_path)) is None
+
+
+class CappedModel:
+    """A real model on a device that is too small for more than `most` columns of keys and values, all rows counted."""
+
+    def __init__(self, model: local.LocalModel, most: int) -> None:
+        self._model, self.most = model, most
+        self.refused, self.recovered, self.rows = 0, 0, [0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def recover(self) -> None:
+        self.recovered += 1
+        self._model.recover()
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        if mask.numel() > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.rows.append(len(ids))
+        return self._model.forward(ids, mask, *rest, **more)
+
+
+@pytest.mark.parametrize("use_budget", [False, True])
+def test_where_memory_runs_out_the_batch_is_split_and_every_answer_stays_as_it_is(
+    model: local.LocalModel, folder: ModelFolder, use_budget: bool
+) -> None:
+    # red when an out-of-memory fails what would fit alone, forgets what was written, or costs another draw
+    prompts = [f"{PROMPTS[1]} number {number}" for number in range(6)]
+    by_itself = drawn(folder, prompts)
+    for one in by_itself:
+        run(Passes(model), [one])
+    expected = [one.ids for one in by_itself]
+    columns = max(len(one.prompt_ids) for one in by_itself)
+    # six rows until each has written four tokens: refused by the device, or before that by the budget
+    capped = CappedModel(model, 10**9 if use_budget else 6 * (columns + 4))
+    budget = KeyValueBudget(model.sizes, model.device, model.sizes.held(6, columns + 4)) if use_budget else None
+    together = drawn(folder, prompts)
+    run(Passes(capped, budget), together)
+    assert [one.ids for one in together] == expected and all(one.error is None for one in together)
+    assert capped.recovered == capped.refused == (0 if use_budget else 1) and {6, 3} <= set(capped.rows)
+    hopeless, _ = answers(folder, [PROMPTS[1] * 3, "x"], tokens=4)
+    run(Passes(CappedModel(model, columns)), hopeless)
+    assert hopeless[0].error is not None and hopeless[0].error.code == "out_of_memory" and "Shorten" in hopeless[0].error.fix
+    assert hopeless[1].error is None and hopeless[1].completion_tokens == 4
+
+
+def drawn(folder: ModelFolder, prompts: Sequence[str]) -> list[GeneratedAnswer]:
+    """Answers that are drawn, each with a seed of its own."""
+    made, _ = answers(folder, prompts, tokens=24)
+    for number, one in enumerate(made):
+        one.params, one.seed = GenerationParams(temperature=1.0, max_new_tokens=24), number
+    return made
+
+
+def run(passes: Passes, asked: Sequence[GeneratedAnswer]) -> None:
+    passes.join(asked, [None] * len(asked))
+    while passes.answers:
+        passes.step()

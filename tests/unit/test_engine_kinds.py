@@ -129,6 +129,11 @@ def test_prompts_that_begin_alike_are_read_once(folder: ModelFolder) -> None:
     assert [answer.ids for answer in answers] == [write(local.load(folder), None, PROMPT + end).ids for end in ends]
 
 
+def scales_of(tree: Any) -> set[int]:
+    """The objects that hold the scales of 4-bit weights."""
+    return {id(module.quant_state) for module in tree.modules() if getattr(module, "quant_state", None) is not None}
+
+
 @pytest.mark.parametrize(("quantization", "share", "most_off"), [("nf4", 1 / 3, 0.3), ("int8", 0.5, 0.08)])
 def test_a_quantised_base_and_an_adapter_beside_it_say_nearly_what_they_say_in_full(
     model: local.LocalModel, folder: ModelFolder, tmp_path: Path, quantization: str, share: float, most_off: float
@@ -148,3 +153,4 @@ def test_a_quantised_base_and_an_adapter_beside_it_say_nearly_what_they_say_in_f
         off = (logits(small, near).softmax(-1) - expected).abs().sum(-1).mean() / 2  # total variation
         assert off < most_off
     assert write(small, None).ids != write(small, keys[1]).ids
+    assert scales_of(small._peft) == scales_of(small._base) and len(scales_of(small._base)) == {"nf4": 35, "int8": 0}[quantization]
