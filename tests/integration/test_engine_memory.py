@@ -40,7 +40,7 @@ def base(shared_data: Path) -> Path:
 
 
 def ask(running: RunningEngine, path: str, body: Any = None, method: str = "POST") -> httpx.Response:
-    return httpx.request(method, running.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+    return httpx.request(method, running.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=280)
 
 
 def complete(running: RunningEngine, base: Path, **more: Any) -> httpx.Response:
@@ -68,7 +68,7 @@ def holds_torch(process: psutil.Process) -> bool:
     return False
 
 
-def until(condition: Callable[[], bool], limit_s: float = 60) -> None:
+def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline
