@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.engine.answer import GeneratedAnswer
+from studio.errors import ModelError
 
 PROMPTS = ([5, 6, 7, 8, 9, 20, 21], list(range(30, 60)), [100, 200, 300])
 TOKENS = 12
@@ -149,14 +150,18 @@ def answers_alike_in_16_bits(trained: Any) -> list[str]:
 
 
 def merges(trained: Any) -> list[str]:
-    """The merged model in 16 bits, read back, behaves like base and adapter, or it says why that can't be proved."""
+    """The merged model in 16 bits, read back, behaves like base and adapter, or it says why that can't be proved or done."""
     import torch
 
     from jobs.exporters import models, proof, routing
 
     model = models.attach(models.load_base(trained.base), trained.adapter)
     reference = proof.refer(model, models.detached(model), PROMPTS, [])
-    merged = models.merge(model)
+    try:
+        merged = models.merge(model)
+    except ModelError as refusal:
+        trained.outcome.notices.append(str(refusal))
+        return []
     whole = routing.before(merged, reference, [])
     folder = Path(tempfile.mkdtemp())
     try:

@@ -58,13 +58,32 @@ def detached(model: Any) -> Iterator[None]:
 
 
 def merge(model: Any) -> nn.Module:
-    """The base with the adapter inside its own weights. Raises ValueError where that gives numbers that are none."""
+    """The base with the adapter inside its own weights.
+
+    Raises ValueError where that gives numbers that are none, and ModelError where layers share a weight to which each adds something else.
+    """
+    _check_shared(model)
     merged: Any = model.merge_and_unload(safe_merge=True)
     _keep_whole_layers(merged)
     ends = merged.get_input_embeddings(), merged.get_output_embeddings()
     if all(ends) and ends[0].weight is not ends[1].weight:  # learned apart: written as one tensor, a half would be lost
         merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
     return merged
+
+
+def _check_shared(model: Any) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    first: dict[int, str] = {}
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer) or not isinstance(module.get_base_layer(), nn.Linear):
+            continue
+        if first.setdefault(id(module.get_base_layer().weight), name) != name:
+            other = first[id(module.get_base_layer().weight)]
+            raise ModelError(
+                f"The adapter can't be merged: {other} and {name} are one weight in the base, and the adapter changes them apart.",
+                "Export the adapter instead (format adapter).",
+            )
 
 
 def _keep_whole_layers(model: nn.Module) -> None:

@@ -52,9 +52,9 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     _cut(model, place, 1 + max(layers[0] for layers in groups))
     tried = trials.made_up(model)
     rows = trials.two_rows(tried, place, lambda: _cache(family, text))
-    for said, verb in ((rows.unread, "read"), (rows.untrained, "learn from")):
-        if said and trials.fails_so(text_models.without_weights(described), said, training=said == rows.untrained):
-            raise ModelError(f"{name} describes {family.__name__}, which can't {verb} a text: {said}.", "Use another model.")
+    for failure, verb in ((rows.unread, "read"), (rows.untrained, "learn from")):
+        if failure and trials.fails_so(text_models.without_weights(described), failure, training=failure is rows.untrained):
+            raise ModelError(f"{name} describes {family.__name__}, which can't {verb} a text: {failure.words}.", "Use another model.")
     if not rows.is_causal:
         raise ModelError(
             f"{name} describes {family.__name__}, which reads in both directions and so can't write.",

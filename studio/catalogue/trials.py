@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,6 +108,20 @@ def is_replaced(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Embedding, Conv1D))
 
 
+@dataclass(frozen=True)
+class FailedPass:
+    """What a pass has raised. `is_own`: the model's own code refuses what it is given, or how it is configured."""
+
+    words: str
+    is_own: bool
+
+    @classmethod
+    def of(cls, exc: Exception) -> FailedPass:
+        last = traceback.extract_tb(exc.__traceback__)[-1]
+        is_own = "transformers" in Path(last.filename).parts and str(last.line).startswith("raise ")
+        return cls(one_line(exc, SAID), is_own)
+
+
 @dataclass
 class TwoRows:
     """What two rows of different lengths in one batch have shown."""
@@ -116,8 +132,8 @@ class TwoRows:
     cache: Any = None  # of one row of LONG tokens
     learning: frozenset[str] | None = None  # linear layers that a LoRA would teach something; None where the trial failed
     error: str = ""
-    unread: str = ""  # the error, where even one row was not read
-    untrained: str = ""  # the error of a pass as in training
+    unread: FailedPass | None = None  # where even one row was not read
+    untrained: FailedPass | None = None  # of a pass as in training
 
 
 def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoRows:
@@ -133,14 +149,15 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
             said = model(input_ids=long, use_cache=False).logits
             cut = model(input_ids=long[:, :-1], use_cache=False).logits
     except Exception as exc:  # noqa: BLE001 - whatever this architecture raises
-        found.error = found.unread = one_line(exc, SAID)
+        found.unread = FailedPass.of(exc)
+        found.error = found.unread.words
         return found
     found.is_causal = _close(said[:, :-1], cut)
     try:
         with CheapLayers():
             found.learning = with_gradient(model.train(), lambda: model(input_ids=long, use_cache=False).logits)
     except Exception as exc:  # noqa: BLE001 - the same
-        found.untrained = one_line(exc, SAID)
+        found.untrained = FailedPass.of(exc)
     model.eval()
     try:
         with torch.no_grad(), CheapLayers():
@@ -157,14 +174,17 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
     return found
 
 
-def fails_so(model: Any, said: str, *, training: bool) -> bool:
-    """Whether a model without weights fails in the same words on a text: then its configuration is at fault, and not what is made up here."""
+def fails_so(model: Any, failure: FailedPass, *, training: bool) -> bool:
+    """Whether a model without weights fails on a text too, in the same words: then its configuration is at fault, and not what is made up here.
+
+    Where the numbers that it lacks are asked for before, the model's own refusal counts.
+    """
     ids = torch.arange(20, 20 + LONG, device="meta").unsqueeze(0)
     try:
         with torch.no_grad():
             model.train(training)(input_ids=ids, use_cache=False)
     except Exception as exc:  # noqa: BLE001 - whatever this architecture raises
-        return one_line(exc, SAID) == said
+        return failure.is_own or one_line(exc, SAID) == failure.words
     return False
 
 
