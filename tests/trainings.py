@@ -78,7 +78,7 @@ def without(folder: Path, tensor: str) -> Path:
 
 def base_of(folder: Path, case: dict[str, Any]) -> Path:
     if case.get("poisoned"):
-        return poison(folder / "poisoned")
+        return poison(folder / f"base of {case['name']}")
     if case.get("lacks"):
         return without(folder / f"base of {case['name']}", case["lacks"])
     if case.get("leftover"):
