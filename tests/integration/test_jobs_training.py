@@ -61,7 +61,7 @@ CASES: list[dict[str, Any]] = [
     {"name": "unwatched", "recipe": "qlora-sft"},
     *({"name": f"lora-sft {when}", "recipe": "lora-sft", "stops": at} for when, at in INSIDE.items()),
     {"name": "often saved", "recipe": "lora-sft", "saves": True, "options": {"save_steps": 1000, "max_steps": 3}},
-    {"name": "damaged", "recipe": "lora-sft", "stops": [6], "damage": "optimizer.pt"},
+    {"name": "damaged", "recipe": "lora-sft", "stops": [7], "damage": "optimizer.pt"},
     {"name": "sparse", "recipe": "lora-sft", "options": SPARSE},
     {"name": "sparse stopped", "recipe": "lora-sft", "stops": [3], "options": SPARSE},
     {"name": "grouped", "recipe": "lora-sft", "options": GROUPED},
