@@ -116,6 +116,7 @@ def shown_settings(settings: Settings) -> dict[str, str]:
         "space_host": _whether_set(settings.space_host),
         "hub_offline": str(settings.hub_offline),
         "adapter_memory_bytes": str(settings.adapter_memory_bytes),
+        "kv_cache_bytes": str(settings.kv_cache_bytes),
         "api_keys": f"{len(settings.api_keys)} set",
     }
 

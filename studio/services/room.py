@@ -35,7 +35,7 @@ class Room:
         if device == "cpu":
             total, used = hardware.memory().total_bytes, hardware.memory().used_bytes
         else:
-            here = hardware.usable()[0]
+            here = hardware.devices()[0]
             if here.kind != device:
                 return None
             total, used = here.memory_bytes, here.used_bytes
@@ -70,7 +70,7 @@ class Room:
             with contextlib.suppress(psutil.Error):
                 return int(psutil.Process(pid).memory_info().rss)
             return 0
-        seen = [one.used_bytes for one in nvml.holders(hardware.usable()[0].selector) if one.pid == pid]
+        seen = [one.used_bytes for one in nvml.holders(hardware.devices()[0].selector) if one.pid == pid]
         if seen and seen[0]:
             return seen[0]
         lease = self._leases.now()
@@ -81,7 +81,7 @@ def _strangers(device: str) -> list[MemoryHolder]:
     """Programs that are none of a studio's and hold memory of the GPU, as far as its driver names them."""
     if device != "cuda":
         return []
-    found = nvml.holders(hardware.usable()[0].selector)
+    found = nvml.holders(hardware.devices()[0].selector)
     return [
         MemoryHolder(name=f"{one.name or 'a program outside this container'} (PID {one.pid})", bytes=one.used_bytes, is_given_back=False)
         for one in found

@@ -70,7 +70,10 @@ def told(report: DatasetReport, options: Options) -> str:
     """What the report looked at, in one line."""
     parts = [f"{words.count(report.rows, 'row')} checked in {words.duration(report.seconds)}"]
     if options["base_model"]:
-        parts.append(f"for {options['base_model']}, up to {options['max_length']:,} tokens a row")
+        length = "up to the length that a training takes"
+        if options["max_length"]:
+            length = f"up to {options['max_length']:,} tokens a row"
+        parts.append(f"for {options['base_model']}, {length}")
     parts += [f"{check.replace('_', ' ')} in a sample of {rows:,}" for check, rows in (report.sampled or {}).items()]
     return "; ".join(parts) + "."
 

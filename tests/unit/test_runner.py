@@ -208,9 +208,9 @@ def test_a_stale_worker_does_not_change_the_options_of_a_run(settings: Settings)
     db.dispose()
 
 
-def test_only_a_pause_gets_the_time_for_a_whole_step() -> None:
+def test_who_wants_to_keep_a_checkpoint_gives_time_for_a_whole_step() -> None:
     asked = [grace_s(request, is_stopping=False) for request in (CancelRequest.CANCEL, CancelRequest.KEEP, CancelRequest.PAUSE, None)]
-    assert asked == [8.0, 8.0, 30.0, 30.0]  # None: it was resumed on its way to a pause
+    assert asked == [8.0, 30.0, 30.0, 30.0]  # None: it was resumed on its way to a pause
     assert {grace_s(request, is_stopping=True) for request in (*CancelRequest, None)} == {5.0}
 
 
