@@ -264,7 +264,7 @@ def test_a_pattern_that_ends_is_taken_and_one_that_does_not_is_given_up(
     with pytest.raises(ModelError, match="another size there"):
         studio.adapters.add(folder, "b", base_model="starter")
     change_json(folder / "adapter_config.json", r=before["r"], target_modules=r"(([\w.])+)+!")
-    monkeypatch.setattr(library_child, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(library_child, "PATIENCE_S", 8.0)
     with pytest.raises(ModelError, match="too much memory or time"):
         studio.adapters.add(folder, "b", base_model="starter")
 
