@@ -91,7 +91,9 @@ class SystemService:
         if not self.settings.engine_url:
             return NO_ENGINE
         try:
-            headers = {"Authorization": f"Bearer {self.settings.engine_key}"}
+            headers = {}
+            if self.settings.engine_key:
+                headers["Authorization"] = f"Bearer {self.settings.engine_key}"
             answer = httpx.get(f"{self.settings.engine_url}/engine/status", headers=headers, timeout=1.0)
             if answer.status_code == 404:  # another maker's server, which has no status to tell
                 return EngineStatus(ok=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -74,6 +77,21 @@ def test_a_training_that_was_stopped_and_kept_is_done(studio: Studio) -> None:
     found = steps(demo.state())
     assert [step.state for step in found[:4]] == ["done", "done", "done", "now"]
     assert "again" not in found[2].text
+
+
+def test_a_server_that_wants_no_key_is_asked_without_one(settings: Settings) -> None:
+    # red when an empty key makes a header that no client may send, and the server looks dead
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(400 if "Authorization" in self.headers else 404)  # another maker's: it has no status
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        opened = Studio.open(dataclasses.replace(settings, engine_url=address, engine_key=""))
+        assert opened.system.strip().engine.ok
+        opened.db.dispose()
+        server.shutdown()
 
 
 def test_the_strip_says_what_waits_and_what_the_engine_holds(studio: Studio) -> None:
