@@ -74,7 +74,7 @@ def studio(home: Path, *arguments: str, python: str | Path = sys.executable, **e
             family = set(psutil.Process(process.pid).children(recursive=True))
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=15)
+            process.wait(timeout=120)
         finally:
             for left in family:
                 if left.is_running():
@@ -84,11 +84,11 @@ def studio(home: Path, *arguments: str, python: str | Path = sys.executable, **e
             process.stdout.close()
 
 
-def wait_for(url: str, process: subprocess.Popen[str], log: Path, limit_s: float = 60.0) -> None:
+def wait_for(url: str, process: subprocess.Popen[str], log: Path, limit_s: float = 180.0) -> None:
     deadline = time.monotonic() + limit_s
     while True:
         try:
-            if httpx.get(f"{url}/health", timeout=2, trust_env=False).status_code == 200:
+            if httpx.get(f"{url}/health", timeout=10, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

@@ -17,7 +17,7 @@ from studio.db.session import Database
 
 T = TypeVar("T")
 TRAINERS = {"jobs.train", "tests.chaos.stand_in"}
-PATIENCE_S = 120.0  # a trainer imports torch first, and this machine may be busy
+PATIENCE_S = 300.0  # a trainer imports torch first, and this machine may be busy
 
 
 @contextmanager

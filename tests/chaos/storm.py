@@ -114,7 +114,7 @@ class Storm:
         if found is None:
             return False
         try:
-            return httpx.get(f"{found.url}/health", timeout=2, trust_env=False).status_code == 200
+            return httpx.get(f"{found.url}/health", timeout=10, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -281,7 +281,7 @@ class Storm:
         if self.up is not None and self.up.poll() is None:
             self.up.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.up.wait(timeout=12)
+                self.up.wait(timeout=120)
         left = processes_of(self.home)
         named = [" ".join(process.cmdline()) for process in left]
         for process in left:

@@ -92,7 +92,7 @@ def test_a_cancelled_training_keeps_the_adapter_of_its_last_checkpoint(settings:
     with worker() as process:
         wait_for(lambda: row(db, job_id).checkpoint_step >= 2)
         process.terminate()  # in good order: the job goes back with a checkpoint of its last step
-        assert process.wait(timeout=15) == 0
+        assert process.wait(timeout=120) == 0
     job = row(db, job_id)
     assert (job.status, job.lost) == ("QUEUED", 0) and job.checkpoint_step == job.step
     assert trainers(settings.runs) == []
@@ -100,7 +100,7 @@ def test_a_cancelled_training_keeps_the_adapter_of_its_last_checkpoint(settings:
         wait_for(lambda: (row(db, job_id).step or 0) > (job.step or 0))
         with db.write() as session:
             lifecycle.cancel(session, job_id, keep=True)
-        ended = wait_for_status(db, job_id, "CANCELLED", timeout=30)
+        ended = wait_for_status(db, job_id, "CANCELLED", timeout=120)
     assert ended.reason == ""
     with db.read() as session:
         adapter = session.scalars(select(AdapterRow)).one()

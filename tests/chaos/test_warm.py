@@ -153,4 +153,4 @@ def test_a_process_that_waits_ends_with_its_stdin(stand_ins: None, free: object,
     process = ready._process
     assert process and process.stdin
     process.stdin.close()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0

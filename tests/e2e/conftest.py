@@ -24,7 +24,7 @@ SCREENSHOTS = HERE / "screenshots"  # looked at by people; ignored by git
 AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
 PATIENCE_S = 240  # a job or a first answer on a busy machine
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,7 +66,7 @@ def axe() -> str:
 def used_home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A home that was used, left behind by a studio that has ended, and what lies in it: data, job, comparison."""
     home = tmp_path_factory.mktemp("used") / "home"
-    with studio(home) as server, httpx.Client(base_url=f"{server.url}/api", timeout=60, trust_env=False) as client:
+    with studio(home) as server, httpx.Client(base_url=f"{server.url}/api", timeout=120, trust_env=False) as client:
         return home, use(client)
 
 
@@ -87,7 +87,7 @@ def url(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def api(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{url}/api", timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=f"{url}/api", timeout=120, trust_env=False) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
 def quiet_window(browser: Browser, url: str) -> Iterator[BrowserContext]:
     """A browser window whose pages may speak to the studio at `url` only, and must not complain."""
     opened = browser.new_context(viewport={"width": 1280, "height": 800})
-    opened.set_default_timeout(30_000)
+    opened.set_default_timeout(120_000)
     strangers: list[str] = []
     complaints: list[str] = []
     home = urlsplit(url).netloc

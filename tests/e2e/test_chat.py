@@ -84,7 +84,7 @@ def test_an_answer_is_text_is_stopped_and_what_was_written_is_kept(chat: Page) -
     expect(answer).to_contain_text("stopped here")
     expect(answer).to_contain_text("${alert(2)} {{value}} ![a](http://elsewhere.example/a.png)")
     assert chat.locator(".message img").count() == 0
-    until(Talker.hung_up.is_set, limit_s=20)
+    until(Talker.hung_up.is_set, limit_s=120)
     chat.reload()
     expect(answer).to_contain_text("stopped here")
 
@@ -119,7 +119,7 @@ def test_a_page_that_is_closed_while_it_answers_keeps_what_was_written(chat: Pag
     expect(other.locator("#chat-live .text")).not_to_be_empty()
     address = other.url
     other.close()
-    until(Talker.hung_up.is_set, limit_s=30)
+    until(Talker.hung_up.is_set, limit_s=120)
 
     chat.goto(address)
     expect(chat.locator("#chat-transcript .message.assistant")).to_contain_text("stopped here")

@@ -18,7 +18,7 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
     write(page.locator("#compress-prompt textarea"), HOSTILE)
     page.get_by_role("button", name="Compress", exact=True).click()
     words = page.locator("#compress-shown .words")
-    expect(words).to_contain_text("80,000", timeout=120_000)
+    expect(words).to_contain_text("80,000", timeout=300_000)
     assert words.inner_text() == HOSTILE  # every space as it was, nothing run as code
     expect(words.locator("del").first).to_be_visible()
     short = page.locator("#compress-text textarea")
@@ -26,9 +26,9 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
 
     page.get_by_role("button", name="Ask both").click()
     answers = page.locator("#compress-answers .answer")
-    expect(answers).to_have_count(2, timeout=120_000)
+    expect(answers).to_have_count(2, timeout=300_000)
     page.get_by_role("button", name="Let the judge decide").click()
-    expect(page.locator("#compress-answers .judged")).to_contain_text("likelihood:starter", timeout=120_000)
+    expect(page.locator("#compress-answers .judged")).to_contain_text("likelihood:starter", timeout=300_000)
     if page.get_by_role("button", name="No difference").count():
         expect(page.locator("#compress-answers")).not_to_contain_text("The whole prompt")
         expect(page.locator("#compress-answers .who").first).to_have_text("Answer A")

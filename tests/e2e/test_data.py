@@ -319,7 +319,7 @@ def test_versions_are_made_by_mouse(visit: Callable[..., Page], api: httpx.Clien
     page.locator("#data-pick-count input").press("Tab")
     page.wait_for_timeout(500)  # the number is sent when its field is left
     page.get_by_role("button", name="Pick them").click()
-    expect(page.locator("#data-notice")).to_contain_text("5 rows", timeout=120_000)
+    expect(page.locator("#data-notice")).to_contain_text("5 rows", timeout=300_000)
     opened(page, re.compile("best-5"))
     expect(page.locator("#data-head .facts").first).to_contain_text("5 rows")
     choose(page, "#data-others", "source · 22 rows")

@@ -100,7 +100,7 @@ def server(browser: Browser, parrot: str, tmp_path_factory: pytest.TempPathFacto
     with web(folder / "home", STUDIO_ENGINE_URL=parrot) as started:
         rows = "\n".join(json.dumps({"prompt": text, "completion": text, text: text}) for text in PAYLOADS)
         added = httpx.post(
-            f"{started.url}/api/datasets", files={"file": (f"{FILE_NAME}.jsonl", rows.encode())}, timeout=60, trust_env=False
+            f"{started.url}/api/datasets", files={"file": (f"{FILE_NAME}.jsonl", rows.encode())}, timeout=120, trust_env=False
         )
         assert added.status_code == 201, added.text
         yield started
@@ -145,7 +145,7 @@ def test_answers_of_every_payload_stream_side_by_side_and_stay_text(page: Page, 
 
 
 def test_a_conversation_of_all_payloads_its_title_and_its_search_stay_text(page: Page, server: Server) -> None:
-    kept = httpx.get(f"{server.url}/api/conversations", timeout=30, trust_env=False).json()
+    kept = httpx.get(f"{server.url}/api/conversations", timeout=120, trust_env=False).json()
     everything = next(row["id"] for row in kept if row["messages"] == 1 + 2 * len(PAYLOADS))
     page.goto(f"{server.url}/?tab=chat&chat={everything}")
     expect(page.locator("#chat-transcript .message")).to_have_count(1 + 2 * len(PAYLOADS))
@@ -198,5 +198,5 @@ def test_hostile_files_are_refused_and_shown_in_words(page: Page, server: Server
 
 def test_the_starter_is_still_what_answers(server: Server) -> None:
     """The seeded names have not broken the lists that programs read."""
-    names = [model["id"] for model in httpx.get(f"{server.url}/v1/models", timeout=30, trust_env=False).json()["data"]]
+    names = [model["id"] for model in httpx.get(f"{server.url}/v1/models", timeout=120, trust_env=False).json()["data"]]
     assert names[0] == "starter" and len(names) >= len(PAYLOADS) and STATIC.is_dir()

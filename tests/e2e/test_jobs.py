@@ -46,7 +46,7 @@ def waiting(page: Page) -> list[str]:
 
 
 def test_three_jobs_survive_a_closed_browser_and_a_killed_worker(browser: Browser, tmp_path: Path) -> None:
-    with studio(tmp_path / "home") as server, httpx.Client(base_url=f"{server.url}/api", timeout=60, trust_env=False) as api:
+    with studio(tmp_path / "home") as server, httpx.Client(base_url=f"{server.url}/api", timeout=120, trust_env=False) as api:
         rows = "\n".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}' for n in range(12))
         api.post("/datasets/text", json={"text": rows, "name": "numbers"}).raise_for_status()
         with quiet_window(browser, server.url) as window:

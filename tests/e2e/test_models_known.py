@@ -43,7 +43,7 @@ def test_an_entry_of_the_catalogue_is_added_by_its_button(models: Page) -> None:
     expect(entry).to_contain_text("257 MiB to fetch · Apache-2.0")
     photograph(models, "models-known-entry")
     models.get_by_role("button", name=f"Add {ENTRY}").click()
-    expect(models.locator("#models-card h2")).to_have_text("SmolLM2-135M-Instruct", timeout=120_000)
+    expect(models.locator("#models-card h2")).to_have_text("SmolLM2-135M-Instruct", timeout=300_000)
     expect(models.locator("#models-notice")).to_contain_text("SmolLM2-135M-Instruct is here")
     expect(entry.locator(".chip")).to_have_text("here")
     expect(entry.locator("button")).to_have_count(0)

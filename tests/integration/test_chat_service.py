@@ -93,7 +93,7 @@ def test_closing_a_stream_stops_the_generation(chat: ChatService) -> None:
     next(stream)
     assert chat.engine.status().active == 1
     stream.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 60
     while chat.engine.status().active:
         assert time.monotonic() < deadline
 

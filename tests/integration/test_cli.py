@@ -201,7 +201,7 @@ def test_who_waits_for_a_job_that_is_cancelled_leaves_with_3(run: Run, settings:
         started = psutil.Process(waiting.pid).children(recursive=True)
         assert any("jobs.worker" in process.cmdline() for process in started)
         document(run, "jobs", "cancel", "long")
-        out, err = waiting.communicate(timeout=60)
+        out, err = waiting.communicate(timeout=120)
     finally:
         waiting.kill()
         waiting.wait()

@@ -67,7 +67,7 @@ def text_of(client: openai.OpenAI, base: Path, adapter: Path | None = None, **op
 
 
 def status(running: RunningEngine) -> dict[str, Any]:
-    return dict(httpx.get(running.url + "/engine/status", headers={"Authorization": f"Bearer {KEY}"}).json())
+    return dict(httpx.get(running.url + "/engine/status", headers={"Authorization": f"Bearer {KEY}"}, timeout=120).json())
 
 
 def until_idle(running: RunningEngine, limit_s: float) -> float:
@@ -126,7 +126,7 @@ def test_a_bounded_schema_needs_no_limit_of_its_own(client: openai.OpenAI, base:
 
 
 def test_the_engine_leaves_a_training_what_it_was_promised(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:
-    with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as engine_client:
+    with httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as engine_client:
         engine_client.post("/engine/unload", json={"job": "night", "keep_bytes": 10**15}).raise_for_status()
         with pytest.raises(openai.InternalServerError, match="night until that job ends") as refused:
             complete(client, base)
@@ -363,18 +363,18 @@ def test_the_starter_ends_its_answer_by_itself(client: openai.OpenAI) -> None:
 
 
 def test_a_closed_stream_stops_the_generation(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:
-    stream = complete(client, base, n=8, max_tokens=480, stream=True, temperature=1)
+    stream = complete(client, base, n=64, max_tokens=480, stream=True, temperature=1)
     next(iter(stream))
-    assert status(running)["active"] == 8
+    assert status(running)["active"] == 16
     stream.close()
-    assert until_idle(running, 3) < 1
+    assert until_idle(running, 120) < 5  # all of it takes ten and more
 
 
 def test_a_client_that_leaves_stops_its_whole_answer_too(running: RunningEngine, base: Path) -> None:
-    body = {"prompt": PROMPT, "n": 8, "max_tokens": 480, "studio": studio_field(base)}
+    body = {"prompt": PROMPT, "n": 64, "max_tokens": 480, "studio": studio_field(base)}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(running.url + "/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=0.6)
-    assert until_idle(running, 3) < 1
+    assert until_idle(running, 120) < 5  # all of it takes ten and more
 
 
 def test_a_full_queue_is_refused_with_a_time_to_come_back(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:
@@ -383,14 +383,14 @@ def test_a_full_queue_is_refused_with_a_time_to_come_back(client: openai.OpenAI,
         with pytest.raises(openai.RateLimitError) as refused:
             complete(client, base, n=32)
     assert int(refused.value.response.headers["retry-after"]) >= 1
-    until_idle(running, 3)
+    until_idle(running, 120)
 
 
 def test_unloading_gives_memory_back_and_the_next_request_loads_anew(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:
     before = text_of(client, base)
     loaded = status(running)["loaded"]
     assert loaded["base"] == "stories260K" and loaded["bytes"] >= 260_032 * 4
-    done = httpx.post(running.url + "/engine/unload", headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    done = httpx.post(running.url + "/engine/unload", headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
     assert done.json() == {"unloaded_bytes": loaded["bytes"]}
     assert status(running)["loaded"] is None
     assert text_of(client, base) == before
@@ -398,12 +398,12 @@ def test_unloading_gives_memory_back_and_the_next_request_loads_anew(client: ope
 
 def test_the_engine_ends_at_once_in_the_middle_of_an_answer(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:
     """Last: it ends the engine that the tests above share."""
-    stream = complete(client, base, n=16, max_tokens=480, stream=True, temperature=1)
+    stream = complete(client, base, n=64, max_tokens=480, stream=True, temperature=1)
     next(iter(stream))
     started = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
     with pytest.raises(openai.APIError, match="stopping"):
         for _ in stream:
             pass
-    running.process.wait(timeout=5)
-    assert time.monotonic() - started < 2
+    running.process.wait(timeout=120)
+    assert time.monotonic() - started < 10  # all of it takes longer

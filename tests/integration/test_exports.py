@@ -153,7 +153,7 @@ def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: di
     assert set(hub.files["me/greeter"]) == {"README.md", "Modelfile", "greeter-f16.gguf", "proof.json", "manifest.json"}
     (row,) = studio.exports.list()
     assert row.model_dump(mode="json")["verified"] == told["verified"] and "Proof passed" in studio.jobs.logs(row.id)
-    with servers.web(studio.settings.home) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+    with servers.web(studio.settings.home) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
         (listed,) = client.get("/api/exports").json()
         fetched = client.get(f"/api/exports/{listed['id']}/files/greeter-f16.gguf")
         assert fetched.content == (Path(told["path"]) / "greeter-f16.gguf").read_bytes()

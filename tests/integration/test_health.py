@@ -83,7 +83,7 @@ def test_supervisor_and_doctor_name_the_reason(tmp_path: Path) -> None:
         assert server.process.stdout is not None
         told = server.process.stdout.readline()
         assert "The page can't be built" in told and REASON in told and "web.log" in told
-        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=30).status_code == 503
+        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=120).status_code == 503
         running = doctor(clean_environment(home))  # the page of the running studio counts, not what this process could build
         assert not running["ok"] and REASON in running["detail"] and running["fix"]
     stopped = doctor(clean_environment(home, **broken))

@@ -120,7 +120,7 @@ def test_a_backup_comes_back_unless_a_studio_runs(run: Run, settings: Settings, 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with web(tmp_path_factory.mktemp("jobs") / "home") as server, httpx.Client(base_url=server.url, trust_env=False, timeout=60) as made:
+    with web(tmp_path_factory.mktemp("jobs") / "home") as server, httpx.Client(base_url=server.url, trust_env=False, timeout=120) as made:
         added = made.post("/api/datasets", files={"file": ("tiny.jsonl", ROWS.encode())})
         assert added.status_code == 201
         yield made

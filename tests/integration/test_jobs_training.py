@@ -244,14 +244,14 @@ def test_by_hand_a_run_makes_its_first_attempt_with_all_its_files(tmp_path: Path
 
 
 def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs.train", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "jobs.train", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr.count("\n"), list(tmp_path.iterdir())) == (1, 1, [])
     assert "no run directory" in done.stderr
 
 
 def test_importing_the_trainer_has_no_side_effects() -> None:
     code = "import os, sys; before = dict(os.environ); import jobs.train; print(before == dict(os.environ), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["True", "False"]
 
 

@@ -50,11 +50,11 @@ def start_and_stop(command: str, environment: dict[str, str]) -> None:
     process = subprocess.Popen(shlex.split(command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         url = next(first_url(process))
-        with urllib.request.urlopen(url.rstrip("/") + "/health", timeout=30) as response:
+        with urllib.request.urlopen(url.rstrip("/") + "/health", timeout=120) as response:
             assert json.load(response)["status"] == "ok"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         process.stdout.close() if process.stdout else None
 
 

@@ -28,7 +28,7 @@ time.sleep(600)
 """
 
 
-def until(condition: Callable[[], object], limit_s: float = 60.0) -> float:
+def until(condition: Callable[[], object], limit_s: float = 180.0) -> float:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < limit_s, "it did not happen in time"
@@ -59,14 +59,14 @@ def runs(process: psutil.Process) -> bool:
 
 def up(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "studio", "up", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=clean_environment(home, **environment), timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=clean_environment(home, **environment), timeout=120)
 
 
 def test_one_studio_from_its_url_to_its_end(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with studio(home) as server:
         port = httpx.URL(server.url).port
-        assert httpx.get(server.url, trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(server.url, trust_env=False, timeout=120).status_code == 200
         until(lambda: all_there(server))
 
         told = json.loads((home / "studio.json").read_text())
@@ -82,7 +82,7 @@ def test_one_studio_from_its_url_to_its_end(tmp_path: Path) -> None:
         for process in before.values():
             process.kill()
         # the port stays ours: a caller waits for the new page instead of being refused
-        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=60).json()["status"] == "ok"
+        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=120).json()["status"] == "ok"
         until(lambda: all_there(server))
         assert not {p.pid for p in before.values()} & {p.pid for p in children_of(server).values()}
 
@@ -100,12 +100,14 @@ def test_a_killed_studio_leaves_no_process_and_starts_again_at_once(tmp_path: Pa
     with studio(home, "--host", "0.0.0.0", "--port", port) as server:
         # others can reach this host, so the printed address carries a token
         address, _, token = server.url.partition("/?token=")
-        assert httpx.get(f"{address}/api/jobs", trust_env=False).status_code == 401
-        assert httpx.get(f"{address}/api/jobs", headers={"Authorization": f"Bearer {token}"}, trust_env=False).status_code == 200
+        assert httpx.get(f"{address}/api/jobs", trust_env=False, timeout=120).status_code == 401
+        assert (
+            httpx.get(f"{address}/api/jobs", headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=120).status_code == 200
+        )
         until(lambda: all_there(server))
         everyone = family(server)
         server.process.kill()
-        until(lambda: not [p for p in everyone if runs(p)], limit_s=8)
+        until(lambda: not [p for p in everyone if runs(p)], limit_s=60)
     with studio(home, "--port", port) as server:
         assert server.url == f"http://127.0.0.1:{port}"
 
@@ -145,7 +147,7 @@ def test_what_ignores_its_end_is_killed_with_all_it_started(tmp_path: Path) -> N
     everyone = [psutil.Process(pid), *psutil.Process(pid).children()]
     started = time.monotonic()
     kept.stop()
-    assert children.GRACE_S <= time.monotonic() - started < 10
+    assert children.GRACE_S <= time.monotonic() - started < 60
     assert not [p for p in everyone if runs(p)]
 
 
@@ -155,7 +157,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     until(lambda: psutil.Process(pid).children())
     started = time.monotonic()
     kept.stop(hurry=lambda: True)
-    assert time.monotonic() - started < 5 and not psutil.pid_exists(pid)
+    assert time.monotonic() - started < children.GRACE_S and not psutil.pid_exists(pid)
 
 
 def test_what_dies_at_each_start_is_left_out_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +245,7 @@ def test_a_command_gets_its_own_engine_for_as_long_as_it_runs(settings: settings
 
         def engine_answers() -> bool:
             try:
-                return httpx.get(f"{assisted.engine_url}/engine/status", headers=headers, trust_env=False).status_code == 200
+                return httpx.get(f"{assisted.engine_url}/engine/status", headers=headers, trust_env=False, timeout=120).status_code == 200
             except httpx.TransportError:
                 return False
 

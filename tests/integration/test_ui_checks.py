@@ -20,7 +20,7 @@ def studio(settings: Settings) -> Studio:
     return Studio.open(settings)
 
 
-def until(look: Callable[[], Any], limit_s: float = 60) -> Any:
+def until(look: Callable[[], Any], limit_s: float = 180.0) -> Any:
     deadline = time.monotonic() + limit_s
     while not (value := look()):
         assert time.monotonic() < deadline

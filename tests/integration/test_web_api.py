@@ -88,11 +88,11 @@ def upload(client: httpx.Client, content: bytes, filename: str = "rows.jsonl", *
 
 def unfinished(running: RunningEngine) -> int:
     """Answers that the engine makes or has queued."""
-    status = httpx.get(f"{running.url}/engine/status", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False).json()
+    status = httpx.get(f"{running.url}/engine/status", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=120).json()
     return int(status["active"]) + int(status["waiting"])
 
 
-def until(condition: Callable[[], object], limit_s: float = 60.0) -> float:
+def until(condition: Callable[[], object], limit_s: float = 180.0) -> float:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < limit_s
@@ -364,7 +364,7 @@ def test_a_request_waits_for_an_engine_that_starts_later(tmp_path: Path, shared_
     port, home = free_port(), tmp_path / "home"
     environment = {"STUDIO_ENGINE_URL": f"http://127.0.0.1:{port}", "STUDIO_ENGINE_KEY": KEY}
     with web(home, **environment) as started:
-        assert httpx.get(f"{started.url}/health", trust_env=False).json()["engine"] == "starting"
+        assert httpx.get(f"{started.url}/health", trust_env=False, timeout=120).json()["engine"] == "starting"
         command = [sys.executable, "-c", f"import time; time.sleep(1); from studio.engine.server import main; main(['--port', '{port}'])"]
         with (tmp_path / "engine.log").open("w") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=clean_environment(home, **environment))

@@ -58,7 +58,7 @@ def replies(client: httpx.Client, dependency: dict[str, Any], value: Any) -> str
 def test_a_forged_file_value_opens_nothing(server: Server, tmp_path: Path) -> None:
     secret = tmp_path / "id_ed25519.jsonl"
     secret.write_text(json.dumps({"prompt": SECRET, "completion": SECRET}) + "\n")
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
         client.get("/")
         for dependency in handlers(client.get("/config").json()):
             said = replies(client, dependency, forged(secret))
@@ -68,14 +68,14 @@ def test_a_forged_file_value_opens_nothing(server: Server, tmp_path: Path) -> No
 
 
 def test_an_endless_file_is_not_read(server: Server) -> None:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
         client.get("/")
         replies(client, handlers(client.get("/config").json())[0], forged(Path("/dev/zero")))
         assert client.get("/health").status_code == 200
 
 
 def test_an_ordinary_upload_still_works(server: Server, tmp_path: Path) -> None:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
         client.get("/")
         answer = client.post("/gradio_api/upload", files={"files": ("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n')})
         (path,) = answer.json()
@@ -107,8 +107,8 @@ def test_python_files_of_the_current_folder_never_run(tmp_path: Path, name: str)
         url = f"http://127.0.0.1:{port}"
         wait_for(url, process, tmp_path / "log")
         assert httpx.get(url, trust_env=False, timeout=120).status_code == 200
-        assert httpx.get(f"{url}/api/status", trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/api/status", trust_env=False, timeout=120).status_code == 200
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
     assert not (tmp_path / "ran").exists()

@@ -61,20 +61,20 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as made:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as made:
         yield made
 
 
 @pytest.fixture
 def stranger(guarded: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=guarded.url, trust_env=False, timeout=60) as made:
+    with httpx.Client(base_url=guarded.url, trust_env=False, timeout=120) as made:
         yield made
 
 
 def raw(server: Server, request: str) -> str:
     """The first line of the answer to bytes that no proper client would send."""
     parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
         connection.sendall(request.encode("latin-1"))
         return connection.recv(65536).decode("latin-1").split("\r\n")[0]
 
@@ -219,7 +219,7 @@ def test_a_login_from_a_foreign_page_is_refused(stranger: httpx.Client) -> None:
 
 
 def test_who_guesses_has_to_wait(tmp_path: Path) -> None:
-    with web(tmp_path / "home", STUDIO_TOKEN=TOKEN) as started, httpx.Client(base_url=started.url, trust_env=False) as guesser:
+    with web(tmp_path / "home", STUDIO_TOKEN=TOKEN) as started, httpx.Client(base_url=started.url, trust_env=False, timeout=120) as guesser:
         seen = [guesser.get("/api/jobs", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(11)]
         assert seen == [401] * 10 + [429]
         answer = guesser.post("/login", data={"password": TOKEN})

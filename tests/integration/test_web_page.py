@@ -53,7 +53,7 @@ def test_the_page_is_there_soon_is_light_and_ends_with_its_parent(tmp_path: Path
         assert process.memory_info().rss < 400e6
         assert server.process.stdin
         server.process.stdin.close()
-        server.process.wait(timeout=20)
+        server.process.wait(timeout=120)
 
 
 def test_without_a_login_the_page_is_for_this_machine_alone(tmp_path: Path) -> None:

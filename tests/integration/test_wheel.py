@@ -106,7 +106,7 @@ def test_an_installed_studio_answers_and_runs_the_demo(installed: Installed, tmp
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with studio(home, python=installed.python) as server:
         assert httpx.get(server.url, trust_env=False, timeout=120).status_code == 200
-        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=10).status_code == 200
+        assert httpx.get(f"{server.url}/health", trust_env=False, timeout=120).status_code == 200
         done = installed.run(installed.environment / "bin" / "studio", "demo", "--json", home=home)
         assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

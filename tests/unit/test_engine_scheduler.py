@@ -67,7 +67,7 @@ def baby(shared_data: Path) -> ModelFolder:
     return ModelFolder("baby", shared_data / "models" / "babyllama105")
 
 
-def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+def until(condition: Callable[[], bool], limit_s: float = 180.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline

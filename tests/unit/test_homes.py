@@ -243,7 +243,7 @@ def upgrading(home: Path) -> subprocess.Popen[bytes]:
 def test_several_processes_upgrade_a_home_at_once(tmp_path: Path) -> None:
     home = homes.unpack(tmp_path / "home")
     starting = [upgrading(home) for _ in range(4)]
-    assert [process.communicate(timeout=60)[1] for process in starting] == [b""] * 4
+    assert [process.communicate(timeout=120)[1] for process in starting] == [b""] * 4
     assert missing(EXPECTED, look(at(home))) == []
 
 
@@ -261,7 +261,7 @@ def test_a_home_that_an_older_studio_serves_waits_for_its_end(tmp_path: Path) ->
     assert "\n" not in str(caught.value) and not list(home.glob("*.before-*"))
     serve(os.getpid())
     process = upgrading(home)  # a child of the studio that runs here is of its version
-    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+    assert process.communicate(timeout=120)[1] == b"" and process.returncode == 0
 
 
 # backups

@@ -76,7 +76,7 @@ def test_of_twelve_processes_one_wins_the_claim(db: Database, tmp_path: Path) ->
     for racer in racers:
         assert racer.stdout and racer.stdout.readline() == "ready\n"
     start.touch()
-    answers = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    answers = [racer.communicate(timeout=120)[0].strip() for racer in racers]
     assert sorted(answers) == ["lost"] * 11 + ["won"]
     assert row(db, job_id).attempt == 1
 

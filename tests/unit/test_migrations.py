@@ -35,7 +35,7 @@ def test_the_last_revision_is_the_one_that_is_checked_for() -> None:
 def test_several_processes_start_at_once(settings: Settings) -> None:
     code = f"from studio.db import migrations, session; migrations.migrate(session.Database({settings.db_url!r}))"
     starting = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
-    assert [process.communicate(timeout=60)[1] for process in starting] == [b""] * 4
+    assert [process.communicate(timeout=120)[1] for process in starting] == [b""] * 4
     db = Database(settings.db_url)
     assert migrations.current(db) == migrations.HEAD
     db.dispose()

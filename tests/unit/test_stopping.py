@@ -51,7 +51,7 @@ def told_often(code: str) -> int:
             os.kill(process.pid, signal.SIGTERM)
             time.sleep(0.00003)
         try:
-            return process.wait(timeout=60)
+            return process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
