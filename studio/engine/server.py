@@ -259,7 +259,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m studio.engine.server", description="The engine of Adapter Studio, on loopback.")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one, printed as a URL")
     parser.add_argument("--idle-minutes", type=float, default=IDLE_S / 60, help="unload the model after this long without a request")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.idle_s = 60 * options.idle_minutes
+    return options
 
 
 def listen(port: int) -> socket.socket:
@@ -283,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = settings.load()
     torch_view.keep_in(chosen.cache)
     listener = listen(options.port)
-    model = ModelProcess(options.idle_minutes * 60)
+    model = ModelProcess(options.idle_s)
     app = build_app(model, LeaseBook(chosen.cache if chosen.home.is_dir() else None), chosen.engine_key)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S, lifespan="off")
     server = Server(config, model)

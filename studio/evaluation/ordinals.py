@@ -49,7 +49,7 @@ _FIELD = re.compile(
 )
 _LINE = re.compile(rf"[\W_]*(?:the\s+)?(?:{_HASH}\s*)?(?P<said>{_ANY})[\W_]*", _CASELESS)
 _ALONE = re.compile(rf"[\W_]*(?:(?:my|the)\s+)?(?:final\s+)?(?:answer|{_VERDICT})\W*[:=]\W*(?P<said>{_ANY})[\W_]*", _CASELESS)
-_ASKED = re.compile(rf"(?<![A-Za-z])(?:{_VERDICT}|answer)\W*$", _CASELESS)
+_ASKED = re.compile(rf"(?<![A-Za-z])(?:{_VERDICT}|answer)[\W_]*\Z", re.IGNORECASE)
 _LIST_ITEM = re.compile(r"^[\W_]*Answer ([AB])[\W_]*$", re.MULTILINE)
 _LETTERED = re.compile(
     rf"(?<!\w)(?i:{_NOUN})\s*[:#]?\s*[AB](?!\w)|\[\[\s*[ABab]\b|(?<![A-Za-z0-9'’])B(?![A-Za-z0-9'’])|[\"']A[\"']|(?<!\w)A\s*[<>=]"
@@ -89,9 +89,10 @@ def _with_bare_line(text: str) -> str:
     if len(bare) != 1:
         return text
     ((place, said),) = bare.items()
+    above, below = "\n".join(lines[:place]), "\n".join(lines[place + 1 :])
     is_alone = filled == [place]
-    is_asked = place == filled[-1] and not is_alone and bool(_ASKED.search(lines[filled[-2]]))
-    is_above = place == filled[0] and not is_alone and said["said"].isdigit() and not lines[place + 1].strip()
-    if is_alone or is_asked or is_above:
+    is_asked = place == filled[-1] and bool(_ASKED.search(above))
+    is_head = place == filled[0] and said["said"].isdigit() and not below.partition("\n")[0].strip()
+    if is_alone or is_asked or is_head:
         lines[place] = _letter(said)
     return "\n".join(lines)

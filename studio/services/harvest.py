@@ -41,11 +41,13 @@ class HarvestService:
 
     def _examples(self, kind: LessonKind) -> Iterator[Example]:
         for conversation in self.chat.conversations():
+            heard: list[ChatMessage] = []  # up to the question: several answers to it have not heard each other
             messages = self.chat.messages(conversation.id)
             for index, message in enumerate(messages):
                 if message.role != "assistant":
+                    heard = messages[: index + 1]
                     continue
-                before = context(messages[:index], conversation.system, message.contestant)
+                before = context(heard, conversation.system, message.contestant)
                 answer = Message(role=Role.ASSISTANT, content=message.content)
                 if kind == LessonKind.ANSWERS and message.mark == "good":
                     yield Example(messages=[*before, answer])

@@ -36,6 +36,12 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+def linked(depth: int) -> dict[str, Any]:
+    """A chain of references, each of which counts as a level."""
+    links = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(1, depth)}
+    return {"$ref": "#/$defs/1", "$defs": {**links, str(depth): {"type": "null"}}}
+
+
 @pytest.mark.parametrize(
     ("schema", "longest"),
     [
@@ -66,6 +72,9 @@ def nested(depth: int) -> dict[str, Any]:
         ({}, None),
         (nested(16), 5),
         (nested(17), None),
+        (linked(16), 5),
+        (linked(17), None),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/x"}}}, None),
     ],
 )
 def test_the_longest_answer_of_a_schema_and_its_end(schema: dict[str, Any], longest: int | None) -> None:

@@ -42,6 +42,11 @@ def test_content_parts_are_joined_and_developers_are_the_system() -> None:
     assert (assistant.content, assistant.tool_calls) == ("", calls)
 
 
+def test_the_model_leaves_after_ten_minutes_or_as_many_as_are_named() -> None:
+    assert server.parse_arguments([]).idle_s == 600
+    assert server.parse_arguments(["--idle-minutes", "2.5"]).idle_s == 150
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"), [("x", ("x",)), (["x", ""], ("x", "")), ([1, 2], ((1, 2),)), ([[1], [2, 3]], ((1,), (2, 3)))]
 )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from studio.catalogue import rope
 from studio.engine import adapting
 from studio.engine.adapting import Attached
 from studio.engine.local import LocalModel
-from studio.engine.protocol import ModelFolder
+from studio.engine.protocol import AdapterRef, ModelFolder
 from studio.engine.speculation import Assistant
+from studio.errors import ModelError
 
 SHAPE = LlamaConfig(
     vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
@@ -124,3 +128,31 @@ def test_a_smaller_model_drafts_as_many_tokens_as_are_wanted(tmp_path: Path) -> 
     assert drafting.propose(ids, 2) == expected[:2]
     assert drafting.propose([*ids, expected[0]], 2) == expected[1:3], "goes on from what it has read"
     assert drafting.propose(ids, 1) == expected[:1], "and forgets what was not taken"
+
+
+def test_an_adapter_is_another_when_one_of_its_files_is_made_anew(tmp_path: Path) -> None:
+    ref = AdapterRef("mine", tmp_path, "abc")
+    config = tmp_path / "adapter_config.json"
+
+    def identity() -> tuple[object, ...]:
+        said, found = adapting.adapter_facts(ref)
+        assert said == {"peft_type": "LORA"}
+        return found
+
+    with pytest.raises(ModelError, match="Adapter mine has no adapter_model"):
+        adapting.adapter_facts(ref)
+    (tmp_path / adapting.WEIGHTS).write_bytes(b"weights")
+    for content in ("{}", '{"peft_type": 1}'):
+        config.write_text(content)
+        with pytest.raises(ModelError, match="names no peft_type"):
+            adapting.adapter_facts(ref)
+    config.write_text('{"peft_type": "LORA"}')
+    seen = [identity()]
+    assert identity() == seen[0]
+    (tmp_path / adapting.WEIGHTS).write_bytes(b"others!!")
+    seen.append(identity())
+    (tmp_path / rope.CARD).write_text("{}")
+    seen.append(identity())
+    os.utime(config, ns=(1, 1))
+    seen.append(identity())
+    assert len(set(seen)) == 4

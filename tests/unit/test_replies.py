@@ -375,6 +375,7 @@ IN_ORDER = {
     "a": [
         "the first answer", "The 1st answer.", "Answer 1", "1", "**1**", "1.", "first", "Number 1", "Answer: 1", "The first one is better.",
         "Response one is better.", "Answer #1 is better", "1\n\nBecause it is right.", "Winner: 1", "Final verdict: first", "Verdict:\n1",
+        "Both were read with care.\n\nVerdict:\n\n1", "1\n  \nIt is right.", "**My choice**\n---\n1", "Its facts are right.\nWinner\n1",
         "[[1]]", "[[first]]", '{"winner": 1}', '{"winner": "first"}', '{"winner": "Answer 1"}', '{"better_answer": "1"}', "I choose 1.",
         "I prefer the first.", "The first answer is better than the second answer.", "The second response is worse.", "First is better.",
         "1 is better than 2.", "Assistant 1 wins.", "The better answer is 1.", "The better response is the first one.",
@@ -388,7 +389,9 @@ IN_ORDER = {
     ],
     "invalid": [
         "1 mistake", "There is 1 mistake.", "The answer has 1 mistake.", "1 or 2", "first or second", "[[1 or 2]]", "Winner: 1/2", "3",
-        "The correct answer is 1.", "The answer is 2.", "1. it is short\n2. it is long", "First, it is short. Second, it is wrong.",
+        "The correct answer is 1.", "The answer is 2.", "1. it is short\n2. it is long", "1\nmistake was found",
+        "Verdict:\nit is hard\n1", "It is short\n1\nIt is long",
+        "It is short.\n\n1\n\nIt is long.", "It is short\n1", "First, it is short. Second, it is wrong.",
         "First: [[8]]\nSecond: [[2]]", "Response 1: 8\nResponse 2: 9", "Answer 1: good\nAnswer 2: bad", "1\n2", "1.5", "Answer 3",
         "Which is better, the first or the second answer?", "Perhaps the first answer is better.", "The first step is better explained.",
         "I prefer the first answer and the second answer.", "For one thing, it is short.", "On second thought, no.", "Score: 1",

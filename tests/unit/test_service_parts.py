@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -16,9 +17,9 @@ from studio.catalogue import hub_cache
 from studio.compress import models as kinds
 from studio.errors import NotFoundError, StudioError
 from studio.records import Probe
-from studio.services import Studio, archives, bundle_card, compressors, probes
+from studio.services import Studio, archives, bundle_card, bundles, compressors, probes
 from studio.services.archives import open_archive, write_archive
-from studio.services.bundle_card import BundledData, BundledJob, BundledModel, RunEnvironment
+from studio.services.bundle_card import BundleCard, BundledData, BundledJob, BundledModel, RunEnvironment
 
 # datasets
 
@@ -179,6 +180,33 @@ def test_what_differs_between_two_machines_is_named() -> None:
     assert bundle_card.differences(there, here) == {"torch": ["2.13", "2.14"], "device": [None, "cpu"]}
     threads = [RunEnvironment(hardware={"threads": value}).threads for value in (2, 0, 1024, 1025, -1, "2", None)]
     assert threads == [2, 0, 1024, 0, 0, 0, 0] and RunEnvironment().threads == 0
+
+
+def test_every_file_of_a_bundle_is_held_against_its_card(tmp_path: Path) -> None:
+    sums = {name: {"bytes": 1, "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in ("a", bundles.WEIGHTS)}
+    weights = sums[bundles.WEIGHTS]["sha256"]
+
+    def check(held: BundleCard, **changed: str) -> None:
+        path = packed(tmp_path / "a.zip", *((name, changed.get(name, name).encode()) for name in sums if changed.get(name) != ""))
+        with open_archive(path, tmp_path) as archive:
+            bundles._check_files(archive, held, tmp_path)
+
+    whole = card(files=sums, adapter_sha256=weights)
+    check(whole)
+    for changed, said in (({"a": ""}, "'a' is missing"), ({"a": "b"}, "a has changed")):
+        with pytest.raises(StudioError, match=said):
+            check(whole, **changed)
+    with pytest.raises(StudioError, match="its adapter is not the one that its card names"):
+        check(card(files=sums))
+
+
+def test_a_row_of_a_bundle_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"text": "a"}\n{"text": "b"}\n')
+    bundles._check_rows(tmp_path / "a.zip", rows)
+    rows.write_text('{"text": "a"}\n{"text": 1}\n')
+    with pytest.raises(StudioError, match="line 2 is no row of the studio"):
+        bundles._check_rows(tmp_path / "a.zip", rows)
 
 
 # compressors and probes

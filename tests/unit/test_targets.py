@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from jobs.config import build
 from studio.catalogue import fused, suitability, text_models
@@ -106,6 +107,43 @@ def test_a_factor_on_the_logits_shows_before_anything_is_learned() -> None:
     own = 8.3 + 0.01 * torch.linspace(-1, 1, 30)
     assert own_logits._agree(own + 1e-4, own)
     assert not own_logits._agree(8.3 + 24 * (own - 8.3), own)
+
+
+def test_own_logits_give_the_loss_and_the_figures_that_trl_would_log() -> None:
+    import torch
+    from torch.nn import functional
+
+    from jobs.trainers import own_logits
+
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(families.small_config("llama", {})).eval()
+    ids = torch.randint(3, 60, (2, 7))
+    labels = ids.clone()
+    labels[0, :4] = labels[1, 5:] = -100
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1]
+        own_logits._replace(model)
+        plain = model(ids, labels=labels)
+        found = model(ids, labels=labels, fused_lm_head=True)
+        shifted = model(ids[:, :-1], shift_labels=labels[:, 1:], fused_lm_head=True)
+        shared = model(ids, labels=labels, fused_lm_head=True, num_items_in_batch=torch.tensor(16))
+    mask = labels[:, 1:] != -100
+    nats = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none").view(2, 6)
+    expected = nats[mask].mean()
+    assert mask.sum() == 7
+    for one in (plain.loss, found.loss, shifted.loss, shared.loss * 16 / 7):
+        assert torch.allclose(one, expected, atol=1e-5)
+    shares = logits.softmax(-1)
+    figures = {
+        "log_probs": -nats,
+        "entropy": -(shares * shares.log()).sum(-1),
+        "log_sum_sq_probs": shares.square().sum(-1).log(),
+        "mean_logits": logits.mean(-1),
+        "is_top1": (logits.argmax(-1) == labels[:, 1:]).float(),
+    }
+    for name, figure in figures.items():
+        assert torch.allclose(getattr(found, name), torch.where(mask, figure, 0), atol=1e-4), name
+    assert torch.equal(found.label_mask, mask)
 
 
 def said(probe: Any, **options: Any) -> list[str]:
