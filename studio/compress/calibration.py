@@ -226,7 +226,7 @@ class Calibration:
 
     def achieved_compressible(self, after: int, before: int) -> float:
         compressible = sum(self._count(self.contexts[part.context][part.start : part.end]) for part in self.parts)
-        return round(max(0.0, 1 - (before - after) / compressible), 4) if compressible else 1.0
+        return round(max(0.0, 1 - (before - after) / max(1, compressible)), 4)
 
     def warnings(self, text: str, after: int, before: int, wanted: float) -> list[str]:
         """What the caller should know: a rate that was missed, things that must not get lost and did, words that were never there."""
