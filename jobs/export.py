@@ -96,7 +96,7 @@ def export(run: RunDir, config: ExportConfig, log: EventLog) -> WrittenExport:
 
 
 def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: EventLog) -> ExportProof:
-    from jobs.exporters import cards, gguf_rounding, reading, routing, verification
+    from jobs.exporters import cards, gguf_rounding, reading, rounding, verification
 
     _tell(log, 1)
     base = Path(config.base_path)
@@ -107,15 +107,17 @@ def _write_and_prove(run: RunDir, config: ExportConfig, folder: Path, log: Event
     gc.collect()
     _tell(log, 3)
     verified = verification.prove(config.written, folder, renderer, made.reference, questions)
-    verified = routing.explained(verified, made.rounding, lambda: reading.model(config, folder), made.reference)
+    if config.format == ExportFormat.MERGED:
+        source = rounding.MergeSource(base, Path(config.adapter_path))
+        verified = rounding.explained(verified, source, lambda: reading.model(config, folder), made.reference)
     notes = [*made.notes, *verified.notes]
     if config.is_rounded:
         sixteen = folder / config.written.file_name
         gguf_rounding.quantize(sixteen, folder / config.file_name, config.outtype, made.importance)
-        rounding = gguf_rounding.compare(sixteen, folder / config.file_name, made.importance)
-        notes += gguf_rounding.fallbacks(rounding, config.outtype)
+        rounded = gguf_rounding.compare(sixteen, folder / config.file_name, made.importance)
+        notes += gguf_rounding.fallbacks(rounded, config.outtype)
         sixteen.unlink()
-        verified = verification.prove_rounded(config, folder, renderer, made.reference, questions, verified, rounding)
+        verified = verification.prove_rounded(config, folder, renderer, made.reference, questions, verified, rounded)
     verified = verified.model_copy(update={"notes": notes})
     sentence = cards.proof_sentence(verified)
     for said in [f"Proof {sentence[0].lower()}{sentence[1:]}", *notes]:
@@ -131,7 +133,6 @@ class Made:
     reference: Any  # proof.Reference
     importance: dict[str, Any]  # of the inputs of every layer, for a K-quant
     notes: list[str]  # what the file leaves out, or a reader does otherwise
-    rounding: Any = None  # routing.Rounding of a merged mixture of experts
 
 
 def write(
@@ -143,12 +144,11 @@ def write(
     calibration: Sequence[Sequence[int]] = (),
 ) -> Made:
     """Ask the adapter on a fresh base, then write the export into `folder`: of a K-quant its 16-bit file."""
-    from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading, routing
+    from jobs.exporters import cards, folders, gguf_file, gguf_lora, models, proof, reading
 
     base, adapter = Path(config.base_path), Path(config.adapter_path)
-    positions = rope.of_adapter(adapter)
-    limit = models.context(base, positions) - proof.NEW_TOKENS
-    model = models.attach(models.load_base(base, positions), adapter)
+    limit = models.context(base, rope.of_adapter(adapter)) - proof.NEW_TOKENS
+    model = models.load_adapted(base, adapter)
     prompts = [reading.ids(renderer, question)[-limit:] for question in questions]
     reference = proof.refer(model, models.detached(model), prompts, renderer.stop_token_ids)
     _tell(log, 2)
@@ -160,11 +160,8 @@ def write(
         return Made(reference, {}, [])
     merged = models.merge(model)
     if config.format == ExportFormat.MERGED:
-        whole = routing.before(merged, reference, renderer.stop_token_ids)
-        dtype = next(merged.parameters()).dtype
         folders.write_merged(folder, merged, base, renderer, models.half(base), config.adapter)
-        rounding = whole and routing.after(whole, merged.to(dtype), reference)
-        return Made(reference, {}, [], rounding)
+        return Made(reference, {}, [])
     importance, notes = _importance(config, merged, base, calibration)
     written = config.written
     notes = gguf_file.write(folder / written.file_name, merged, base, renderer, written.outtype, config.adapter) + notes

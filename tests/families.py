@@ -31,6 +31,7 @@ from jobs.trainers.stopping import StopWish
 from studio.catalogue import fused, models, text_models
 from studio.catalogue.models import ModelRef
 from studio.datasets.rendering import Renderer
+from studio.errors import ModelError
 from tests.published import TEXT, WRAPPERS, publish
 from tests.runs import STARTER, make_run
 from tests.serving_stages import answers_alike_in_16_bits, answers_as_generate_does, merges
@@ -155,6 +156,7 @@ class Outcome:
     notices: list[str] = field(default_factory=list)
     same_tokens: int = 0  # in bfloat16, as transformers' generate says them, up to the first near-tie
     near_ties: int = 0  # answers that part there
+    merge: str = ""  # "proved", or what is said instead
 
     @property
     def verdict(self) -> str:
@@ -189,13 +191,16 @@ def names() -> list[str]:
 
 
 def build(name: str, folder: Path) -> Path:
-    """A base model of this family with random weights. Raises whatever transformers says where none can be made."""
+    """A base model of this family with random weights. Raises ModelError for one that can't write alone, and whatever transformers says where
+    none can be made.
+    """
     import torch
 
     if name.startswith(PUBLISHED):
         return publish(name.removeprefix(PUBLISHED), folder, seed=7)
     torch.manual_seed(7)
     config = small_config(*SPECIAL.get(name, (name, {})))
+    text_models.check_own_keys(config, "This model")  # as from its config.json: transformers can't build it
     model = text_models.auto_class(config).from_config(config).to(torch.bfloat16)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -256,6 +261,9 @@ def outcome(name: str, root: Path, bits: int, without: Sequence[str] = ()) -> Ou
     found = Outcome(name, bits)
     try:
         path = build(name, root / "base")
+    except ModelError as exc:
+        found.refused = str(exc)
+        return found
     except Exception as exc:  # noqa: BLE001 - whatever transformers says of a configuration made up here
         found.unbuilt = " ".join(f"{type(exc).__name__}: {exc}".split())[:200]
         return found

@@ -25,14 +25,19 @@ ATTACHED = "default"  # peft's name for the only adapter
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def load_base(folder: Path, positions: RopeSection | None = None) -> nn.Module:
+def load_base(folder: Path, positions: RopeSection | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """The base from its own files, in float32 where that fits into memory, else in 16 bit. Raises ModelError where neither fits.
 
-    `positions`: those that the adapter was trained with.
+    `positions`: those that the adapter was trained with. `dtype`: another precision.
     """
     transformers_logging.disable_progress_bar()
-    device, dtype = _place(folder)
-    return load(folder, dtype=dtype, config=text_models.config_of(folder, positions)).to(device)
+    device, widest = _place(folder)
+    return load(folder, dtype=dtype or widest, config=text_models.config_of(folder, positions)).to(device)
+
+
+def load_adapted(base: Path, adapter: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """The base with an adapter, at the positions that it was trained with."""
+    return attach(load_base(base, rope.of_adapter(adapter), dtype), adapter)
 
 
 def load(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:

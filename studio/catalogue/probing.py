@@ -21,7 +21,7 @@ from studio.catalogue.probes import digest
 from studio.catalogue.quantising import read_directly
 from studio.catalogue.quick_imports import import_bitsandbytes
 from studio.catalogue.targets import LoraTargets, ends_of, lora_targets, within_block
-from studio.errors import ModelError, one_line
+from studio.errors import ModelError, message_of, one_line
 from studio.records import BlockKind, BlockWeight, Probe, Reach, Targets, WeightKind
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     small = {name: layer for name, layer in anatomy.quantizable(model).items() if name.rpartition(".")[2] not in read}
     _cut(model, place, 1 + max(layers[0] for layers in groups))
     tried = trials.made_up(model)
-    rows = trials.two_rows(tried, place, lambda: _cache(family, text))
+    rows = trials.two_rows(tried, place, lambda: _cache(family, text, name))
     for failure, verb in ((rows.unread, "read"), (rows.untrained, "learn from")):
         if failure and trials.fails_so(text_models.without_weights(described), failure, training=failure is rows.untrained):
             raise ModelError(f"{name} describes {family.__name__}, which can't {verb} a text: {failure.words}.", "Use another model.")
@@ -60,7 +60,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
             f"{name} describes {family.__name__}, which reads in both directions and so can't write.",
             "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
         )
-    cache = _cache(family, text)
+    cache = _cache(family, text, name)
     found = lora_targets(model, learning=rows.learning)
     shares = _Shares(model, place, groups)
     lora, reached = _lora(model, found, shares)
@@ -193,13 +193,20 @@ def _cut(model: Any, place: str, count: int) -> None:
     setattr(parent, name, getattr(parent, name)[:count])
 
 
-def _cache(family: Any, text: Any) -> Any:
-    """The cache that generation uses; None where the class makes one of its own."""
+def _cache(family: Any, text: Any, name: str) -> Any:
+    """The cache that generation uses; None where the class makes one of its own. Raises ModelError where generation could not make it either."""
     from transformers import DynamicCache
 
     if not family._supports_default_dynamic_cache():
         return None
-    return DynamicCache(config=text)
+    try:
+        return DynamicCache(config=text)
+    except AttributeError as exc:
+        raise ModelError(
+            f"{name} describes {family.__name__}, for which the installed transformers can't make the cache that it writes with "
+            f"({message_of(exc)}).",
+            "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",
+        ) from None
 
 
 def _unmixable(targets: LoraTargets, rows: Any) -> str:

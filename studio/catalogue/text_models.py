@@ -36,7 +36,21 @@ def configuration(values: Mapping[str, Any], name: str) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{name} is of model_type {plain(kind)!r}, which the installed transformers does not know.", "Use another model.")
     # transformers writes infinity as {"__float__": "Infinity"}
-    return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(without_code(dict(values))))
+    found = CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(without_code(dict(values))))
+    check_own_keys(found, name)
+    return found
+
+
+def check_own_keys(config: Any, name: str) -> None:
+    """Raises ModelError for a model whose layers all read the keys and values of another one, such as Gemma 4's assistants."""
+    text = getattr(config, "text_config", None) or config
+    shared, layers = (getattr(text, key, None) for key in ("num_kv_shared_layers", "num_hidden_layers"))
+    if isinstance(shared, int) and isinstance(layers, int) and 0 < layers <= shared:
+        raise ModelError(
+            f"{name} is of model_type {config.model_type!r}, which only drafts for a larger model: all of its layers read that one's keys and "
+            "values, so it can't write alone.",
+            "Add the larger model instead.",
+        )
 
 
 def auto_class(config: Any) -> Any:

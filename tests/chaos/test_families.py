@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 3600
+MERGES = ("proved", "not proved", "refused")
 
 
 @pytest.mark.skipif(os.environ.get("STUDIO_ALL_FAMILIES") != "1", reason="an hour: `make chaos` runs it")
@@ -34,10 +35,15 @@ def test_every_family_is_whole_or_refused(bits: int, tmp_path: Path, capsys: pyt
         if bits == 16:
             same, ties = (sum(one[name] for one in found) for name in ("same_tokens", "near_ties"))
             print(f"  in bfloat16 {same} tokens as generate says them, and {ties} answers that part at a near-tie")
+        merges = Counter(one["merge"].partition(":")[0] for one in found if one["verdict"] == "whole")
+        print("  merged: " + ", ".join(f"{outcome} {merges[outcome]}" for outcome in MERGES))
         for one in found:
+            if one["verdict"] == "whole" and one["merge"] != "proved":
+                print(f"  merge of {one['family']}: {one['merge']}")
             if one["verdict"] != "whole":
                 print(f"  {one['verdict']} {one['family']}: {one['refused'] or one['unbuilt'] or one['faults']}")
             elif one["without_tokens"]:
                 print(f"  whole {one['family']}, but for experts without tokens: {', '.join(one['without_tokens'])}")
     assert not faults
+    assert merges.keys() <= set(MERGES), merges
     assert counts["whole"] >= 120, counts

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.exporters import models, proof, routing
+from jobs.exporters import models, proof
+from jobs.exporters.rounding import MergeSource, choices, explained, measure
 from studio.catalogue import adapter_trial, text_models
 from studio.engine import local
 from studio.engine.protocol import AdapterRef, ModelFolder
@@ -24,6 +25,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Targeting the parameter.*:UserWarning"),
 ]
 WEIGHTS = "adapter_model.safetensors"
+
+
+class Coarse(MergeSource):
+    """Rounded so that some token goes elsewhere."""
+
+    dtype = torch.float8_e4m3fn
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +72,37 @@ def test_a_child_is_asked_only_where_headers_do_not_tell(bases: dict[str, Path],
 def test_a_merge_of_experts_that_rounding_sends_elsewhere_is_not_proved_and_says_why(bases: dict[str, Path], tmp_path: Path) -> None:
     # red when such a merge counts as failed or passed, or when a merge that is wrong hides behind rounding
     adapter(bases["mixtral"], tmp_path / "a", strength=0.4, **MADE["mixtral"])
-    model = models.attach(models.load_base(bases["mixtral"]), tmp_path / "a")
+    source = Coarse(bases["mixtral"], tmp_path / "a")
+    model = models.load_adapted(source.base, source.adapter)
     reference = proof.refer(model, models.detached(model), PROMPTS, [])
-    merged = models.merge(model)
-    whole = routing.before(merged, reference, [])
-    assert whole is not None and whole.verdict.passed and whole.verdict.worst_share < 1e-3
-    rounded = merged
-    with torch.no_grad():
-        for weight in rounded.parameters():
-            weight.copy_(weight.to(torch.float8_e4m3fn))  # coarse, so that some token goes elsewhere
-    rounding = routing.after(whole, rounded, reference)
+    rounded = source.merged()
+    rounding = measure(rounded, source.dtype, reference)
+    assert rounding.before.passed and rounding.before.worst_share is not None and rounding.before.worst_share < 1e-3
     verdict = proof.judge(reference, proof.observe(rounded, PROMPTS, [], reference.behaviour.answers), same_ids=True)
     assert verdict.passed is False and 0 < rounding.moved <= rounding.tokens
     assert rounding.tokens == sum(len(ids) for ids in PROMPTS) + len(PROMPTS) * (proof.NEW_TOKENS - 1)
-    found = routing.explained(verdict, rounding, lambda: rounded, reference)
+    found = explained(verdict, source, lambda: rounded, reference)
     assert found.passed is None and f"sends {rounding.moved} of {rounding.tokens} tokens to other experts" in found.reason
     wrong = models.load_base(bases["mixtral"])  # without the adapter: not what was rounded
-    assert routing.explained(verdict, rounding, lambda: wrong, reference).passed is False
-    assert routing.before(models.load_base(bases["llama"]), reference, []) is None
+    assert explained(verdict, source, lambda: wrong, reference).passed is False
+    assert choices(models.load_base(bases["llama"]), reference).numel() == 0
+
+
+@pytest.mark.parametrize("strength, passed", [(0.004, None), (0.0001, False)])
+def test_a_dense_merge_is_not_proved_where_16_bits_are_as_far_off_by_themselves(
+    bases: dict[str, Path], tmp_path: Path, strength: float, passed: bool | None
+) -> None:
+    # red when it counts as failed, or when an adapter that rounding has lost counts as anything else
+    adapter(bases["llama"], tmp_path / "a", strength=strength, target_modules="all-linear")
+    source = MergeSource(bases["llama"], tmp_path / "a")
+    model = models.load_adapted(source.base, source.adapter)
+    reference = proof.refer(model, models.detached(model), PROMPTS, [])
+    source.merged().to(source.dtype).save_pretrained(tmp_path / "merged")
+    read = models.load(tmp_path / "merged", torch.float32)
+    verdict = proof.judge(reference, proof.observe(read, PROMPTS, [], reference.behaviour.answers), same_ids=True)
+    found = explained(verdict, source, lambda: read, reference)
+    assert (verdict.passed, found.passed) == (False, passed)
+    assert ("nothing merged, is off by" in found.reason) == (passed is None)
 
 
 def test_a_configuration_with_infinity_loads(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import gguf
 import numpy as np
+import peft
 import pytest
 import torch
 
-from jobs.exporters import cards, folders, gguf_file, gguf_keys, gguf_reader, gguf_rope, gguf_tensors, models, proof, routing, verification
+from jobs.exporters import cards, folders, gguf_file, gguf_keys, gguf_reader, gguf_rope, gguf_tensors, models, proof, rounding, verification
 from jobs.exporters.config import ExportConfig
 from studio.catalogue.gguf import FAMILIES
 from studio.datasets.rendering import Renderer
@@ -266,7 +267,7 @@ def test_one_token_in_four_may_be_left_out_near_a_tie() -> None:
     assert counted(3, 8) == 8, "too many: all of them count"
 
 
-def test_a_merge_that_rounding_alone_has_changed_is_not_failed() -> None:
+def test_a_merge_that_rounding_alone_has_changed_is_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     reference: Any = SimpleNamespace(prompts=[[1]], behaviour=SimpleNamespace(answers=[[2]]))
     logits = torch.tensor([[1.0, 2.0]])
 
@@ -278,19 +279,53 @@ def test_a_merge_that_rounding_alone_has_changed_is_not_failed() -> None:
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
             return SimpleNamespace(logits=(logits + self.off)[None])
 
-    def explained(verified: ExportProof, off: float = 0.0, **values: Any) -> ExportProof:
-        given = {"before": said(True, worst_share=0.004), "logits": [logits], "moved": 3, "tokens": 10, "has_state": False, **values}
-        return routing.explained(verified, routing.Rounding(**given), lambda: Read(off), reference)
+    source: Any = SimpleNamespace(merged=lambda: Read(0.0), served=lambda: Read(0.0), dtype=torch.bfloat16)
 
-    failed = said(False, "Off by 9%.")
+    def explained(verified: ExportProof, off: float = 0.0, served: float = 0.0, **values: Any) -> ExportProof:
+        given = {"before": said(True, worst_share=0.004), "logits": [logits], "moved": 3, "tokens": 10, "has_state": False, **values}
+        monkeypatch.setattr(rounding, "measure", lambda *_: rounding.Rounding(**given))
+        monkeypatch.setattr(rounding, "_judged", lambda *_: said(False, worst_share=served))
+        return rounding.explained(verified, source, lambda: Read(off), reference)
+
+    failed = said(False, "Off by 9%.", worst_share=0.09)
     found = explained(failed)
     assert found.passed is None and "sends 3 of 10 tokens to other experts" in found.reason and "(off by 0.40%)" in found.reason
     assert explained(failed, off=0.9e-4).passed is None and explained(failed, off=1.2e-4) is failed
     assert "its state space carries" in explained(failed, moved=0, has_state=True).reason
     assert explained(failed, moved=0) is failed and explained(failed, before=said(False)) is failed
+    found = explained(failed, moved=0, served=0.09)
+    assert found.passed is None and "nothing merged, is off by 9.0% itself where it computes in 16 bits. Before" in found.reason
+    assert explained(failed, moved=0, served=0.0899) is failed and explained(failed, moved=0, served=1.0) is failed
     for other in (said(True), said(False, same_template_ids=False), said(None)):
         assert explained(other) is other
-    assert routing.explained(failed, None, lambda: Read(0.0), reference) is failed
+
+
+class Shared(torch.nn.Module):
+    """Two layers that are one weight, as in Zamba's blocks of attention."""
+
+    def __init__(self, *, is_shared: bool) -> None:
+        super().__init__()
+        self.first, self.second = (torch.nn.Linear(4, 4, bias=False) for _ in range(2))
+        if is_shared:
+            self.second.weight = self.first.weight
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.second(self.first(vectors))
+        return found
+
+
+def test_layers_that_share_a_weight_are_not_merged_with_updates_of_their_own() -> None:
+    def adapted(is_shared: bool, *layers: str) -> Any:
+        made = peft.get_peft_model(Shared(is_shared=is_shared), peft.LoraConfig(r=2, target_modules=list(layers), init_lora_weights=False))
+        return made.eval()
+
+    with pytest.raises(ModelError) as refused:
+        models.merge(adapted(True, "first", "second"))
+    assert str(refused.value) == (
+        "The adapter can't be merged: first and second are one weight in the base, and the adapter changes them apart. "
+        "Export the adapter instead (format adapter)."
+    )
+    models._check_shared(adapted(False, "first", "second"))
 
 
 # cards

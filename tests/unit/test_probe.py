@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoConfig
 
 from studio.catalogue import probes, probing
+from studio.errors import ModelError
 from studio.records import Probe
 from studio.settings import STATIC
 
@@ -96,3 +97,27 @@ def test_the_stored_probe_of_the_starter_is_what_the_libraries_say() -> None:
     # red when transformers, peft or the probe have changed: make it again with `make catalogue`
     config = json.loads((STATIC / "starter" / "config.json").read_text())
     assert json.loads(probes.STARTER.read_text()) == probing.probe(config, "starter").model_dump(mode="json")
+
+
+DRAFTER = {**SMALL, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+SHARES = {**DRAFTER, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 2}
+
+
+@pytest.mark.parametrize("kind, values, said", [
+    ("gemma4_assistant", {"text_config": {**DRAFTER, "model_type": "gemma4_text"}},
+     "x is of model_type 'gemma4_assistant', which only drafts for a larger model: all of its layers read that one's keys and values, so it "
+     "can't write alone. Add the larger model instead."),
+    ("blt", {},
+     "x describes BltForCausalLM, for which the installed transformers can't make the cache that it writes with ('BltConfig' object has no "
+     "attribute 'num_hidden_layers'). Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2."),
+])  # fmt: skip
+def test_what_cannot_write_is_refused_in_one_line(kind: str, values: dict[str, Any], said: str) -> None:
+    config = json.loads(AutoConfig.for_model(kind, **values).to_json_string(use_diff=False))
+    with pytest.raises(ModelError) as refused:
+        probing.probe(config, "x")
+    assert str(refused.value) == said
+
+
+def test_layers_that_share_keys_with_others_of_the_same_model_are_no_reason_to_refuse() -> None:
+    config = json.loads(AutoConfig.for_model("gemma4_text", **SHARES).to_json_string(use_diff=False))
+    assert probing.probe(config, "x").targets.accepted
