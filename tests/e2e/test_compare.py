@@ -29,7 +29,7 @@ def opened(page: Page, title: str) -> None:
     page.get_by_role("button", name=re.compile(title)).first.click()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_compare_judge_vote_and_train_on_it(page: Page, url: str, tmp_path: Path) -> None:
     page.goto(f"{url}/?tab=compare")
     expect(page.locator("#compare-start")).to_be_visible()

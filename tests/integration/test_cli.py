@@ -212,7 +212,7 @@ def test_who_waits_for_a_job_that_is_cancelled_leaves_with_3(run: Run, settings:
 def test_chat_starts_an_engine_of_its_own_and_leaves_none(settings: Settings, stories260k: Path) -> None:
     command = [sys.executable, "-m", "studio", "chat", "Hello", "--base-model", str(stories260k), "--adapter", "base", "--json"]
     command += ["--max-new-tokens", "4", "--temperature", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(settings.home), timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(settings.home), timeout=1200)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)["answers"]
     assert [answer["contestant"] for answer in answers] == ["base"] and answers[0]["completion_tokens"] <= 4

@@ -145,7 +145,7 @@ def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: di
             "me/greeter",
             "--json",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["verified"]["passed"] and told["verified"]["prompts"] == 3 and told["bytes"] > 500_000

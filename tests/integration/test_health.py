@@ -70,7 +70,7 @@ def test_health_names_no_folder_since_anyone_may_read_it(settings: Settings, rea
 
 def doctor(environment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "studio", "doctor", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}["page"]
 

@@ -95,7 +95,7 @@ def test_the_bare_script_trains_the_same_adapter(trained: tuple[Studio, Path, Bu
     threads = json.loads((Path(studio.jobs.show("first").run_dir) / "attempts/1/environment.json").read_text())["hardware"]["threads"]
     studio.jobs.script("first", file)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "STUDIO_HOME": "/nowhere"}
-    done = subprocess.run([sys.executable, str(file), "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(file), "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == 40
     assert sha256(tmp_path / "out" / "adapter_model.safetensors") == verified.expected

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # a wish at step n is met by a checkpoint at n + 1; at a step that is evaluated (4, 8, 12) by leaving at once
 STOPPED = {"mid-epoch, between epochs, in an evaluation": [2, 5, 7], "at its end": [12]}
+RESUMED = list(zip(("qlora-sft", "lora-sft"), STOPPED, strict=True))
 # which question for a stop is answered with yes: one before the first step, then one after each of its two batches
 INSIDE: dict[str, list[Any]] = {"in its first step": ["2"], "in steps whose last is not kept yet": ["4", "4"]}
 SPARSE = {"logging_steps": 4, "packing": True, "max_length": 64}
@@ -57,7 +58,7 @@ CASES: list[dict[str, Any]] = [
     *({"name": name, "recipe": "lora-sft", "options": own} for name, own in OTHERS.items()),
     *({"name": f"{name} stopped", "recipe": "lora-sft", "options": own, "stops": [2]} for name, own in OTHERS.items()),
     *({"name": recipe, "recipe": recipe} for recipe in ("lora-sft", "qlora-sft")),
-    *({"name": f"{recipe} {when}", "recipe": recipe, "stops": at} for recipe in ("lora-sft", "qlora-sft") for when, at in STOPPED.items()),
+    *({"name": f"{recipe} {when}", "recipe": recipe, "stops": STOPPED[when]} for recipe, when in RESUMED),
     {"name": "unwatched", "recipe": "qlora-sft"},
     *({"name": f"lora-sft {when}", "recipe": "lora-sft", "stops": at} for when, at in INSIDE.items()),
     {"name": "often saved", "recipe": "lora-sft", "saves": True, "options": {"save_steps": 1000, "max_steps": 3}},
@@ -87,14 +88,13 @@ for one in CASES:  # watching takes longer than these trainings do; the four-bit
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "tests.trainings", str(tmp_path_factory.mktemp("runs"))]
-    done = subprocess.run(command, input=json.dumps(CASES), capture_output=True, text=True, cwd=ROOT, timeout=600)
+    done = subprocess.run(command, input=json.dumps(CASES), capture_output=True, text=True, cwd=ROOT, timeout=1700)
     assert done.returncode == 0, done.stderr[-2000:]
     answers: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return answers
 
 
-@pytest.mark.parametrize("recipe", ["lora-sft", "qlora-sft"])
-@pytest.mark.parametrize("when", STOPPED)
+@pytest.mark.parametrize(("recipe", "when"), RESUMED)
 def test_a_resumed_run_repeats_the_unbroken_one_to_the_bit(trained: dict[str, dict[str, Any]], recipe: str, when: str) -> None:
     unbroken, resumed = trained[recipe], trained[f"{recipe} {when}"]
     assert len(unbroken["curve"]) == 12 + 3  # 12 steps, every fourth evaluated
@@ -230,7 +230,7 @@ def test_a_training_that_cannot_work_says_why_in_one_sentence(trained: dict[str,
 
 def test_by_hand_a_run_makes_its_first_attempt_with_all_its_files(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows=8, num_train_epochs=1)
-    done = subprocess.run([sys.executable, "-m", "jobs.train", str(run.path)], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "jobs.train", str(run.path)], capture_output=True, text=True, cwd=tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr
     attempt = run.attempt(1)
     assert json.loads(attempt.result.read_text())["status"] == "succeeded"

@@ -35,7 +35,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def run(command: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(shlex.split(command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(shlex.split(command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     return done.stdout
 
@@ -58,7 +58,7 @@ def start_and_stop(command: str, environment: dict[str, str]) -> None:
         process.stdout.close() if process.stdout else None
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_every_command_of_the_readme_runs(environment: dict[str, str]) -> None:
     for command in commands():
         if command == "make test":

@@ -86,7 +86,7 @@ def train_both(folder: Path, cases: dict[str, dict[str, Any]], *flags: str) -> O
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     asked = json.dumps([{"name": name.replace(" ", "-"), **case} for name, case in cases.items()])
     command = [sys.executable, "-m", "tests.trainings", str(folder / "runs")]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900)
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     found, trained = Outcome(), json.loads(done.stdout)
     arguments = []
@@ -98,7 +98,7 @@ def train_both(folder: Path, cases: dict[str, dict[str, Any]], *flags: str) -> O
         found.jobs[name], found.texts[name] = trained[stem]["sha256"], file.read_text(encoding="utf-8")
         arguments += [str(file), str(folder / "adapters" / stem)]
     command = [sys.executable, str(ROOT / "tests" / "scripted.py"), *flags, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     made = json.loads(done.stdout.splitlines()[-1])
     found.scripts = {name: made[str(folder / f"{name.replace(' ', '-')}.py")] for name in cases}

@@ -101,7 +101,7 @@ THRESHOLDS = {
 }
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("task", THRESHOLDS)
 def test_still_can(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     chosen = cases(60)[task]
