@@ -46,7 +46,7 @@ def write(model: Any, asked: Sequence[tuple[Sequence[int], str | None]], *, one_
     return [one.ids for one in made], most
 
 
-def generated(model: Any, ids: Sequence[int]) -> list[int]:
+def generated(model: Any, ids: Sequence[int], use_cache: bool = True) -> list[int]:
     """What transformers' own generate says."""
     import torch
 
@@ -54,7 +54,8 @@ def generated(model: Any, ids: Sequence[int]) -> list[int]:
     with torch.inference_mode():
         said = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS,
-            eos_token_id=None, pad_token_id=0, repetition_penalty=1.0,
+            eos_token_id=None, forced_eos_token_id=None, pad_token_id=0, repetition_penalty=1.0,
+            use_cache=use_cache,
         )  # fmt: skip
     return list(said[0].tolist()[len(ids) :])
 
@@ -67,7 +68,7 @@ def generated_with_logits(model: Any, ids: Sequence[int]) -> tuple[list[int], An
     with torch.inference_mode():
         said = model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS,
-            eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, output_logits=True, return_dict_in_generate=True,
+            eos_token_id=None, forced_eos_token_id=None, pad_token_id=0, repetition_penalty=1.0, output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
     return list(said.sequences[0].tolist()[len(ids) :]), torch.cat(said.logits).float()
 
@@ -83,15 +84,16 @@ def answers_as_generate_does(trained: Any) -> list[str]:
     model = local.load(ModelFolder("family", trained.base))
     attached = model.attach(AdapterRef("mine", trained.adapter))
     plain = text_models.load(trained.base, dtype=torch.float32)[0].eval()
-    expected = [generated(plain, ids) for ids in PROMPTS]
+    # Moshi's generate looks back further than its window where it has a cache: what it says without one is right too
+    expected = [(generated(plain, ids), generated(plain, ids, use_cache=False)) for ids in PROMPTS]
     adapted, _ = attaching.attach(plain, trained.adapter, "mine", "cpu")
-    expected += [generated(adapted.eval(), ids) for ids in PROMPTS]
+    expected += [(generated(adapted.eval(), ids), generated(adapted.eval(), ids, use_cache=False)) for ids in PROMPTS]
     asked = [(ids, key) for key in (None, attached.key) for ids in PROMPTS]
     faults = [
         f"{'alone' if count == 1 else 'together'}, the answer to prompt {number % 3} {'with the adapter' if number > 2 else 'of the base'} differs"
         for count, said in ((1, [write(model, [one])[0][0] for one in asked]), (2, write(model, asked)[0]))
         for number, (found, right) in enumerate(zip(said, expected, strict=True))
-        if found != right
+        if found not in right
     ]
     if attached.effect == 0:
         faults.append("the adapter changes nothing")

@@ -6,11 +6,12 @@ the dense layers beside them. Asks a built model, also on the meta device; impor
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,13 +108,30 @@ def learning_layers(model: Any) -> frozenset[str] | None:
     ids = torch.arange(1, 17, device=model.device).view(2, 8)
     try:
         model.train()
-        return with_gradient(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
+        with _as_unquantised(model):
+            return with_gradient(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
     finally:
         for module, mode in modes:
             module.training = mode
         torch.set_rng_state(state)
         if on_devices is not None:
             torch.cuda.set_rng_state_all(on_devices)
+
+
+@contextlib.contextmanager
+def _as_unquantised(model: Any) -> Iterator[None]:
+    """Has the model's code compute as it does where nothing is quantised.
+
+    Falcon Mamba and Jamba call a layer of a quantised model whose weights they otherwise read past it: a LoRA learned there would change
+    nothing in 16 bits.
+    """
+    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), "_is_quantized")}
+    marks = [(config, config.__dict__.pop("_is_quantized")) for config in configs.values()]
+    try:
+        yield
+    finally:
+        for config, mark in marks:
+            config._is_quantized = mark
 
 
 def with_gradient(model: Any, logits: Callable[[], Any]) -> frozenset[str]:

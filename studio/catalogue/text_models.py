@@ -6,6 +6,7 @@ transformers, and torch with it, only when a function is called.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def load(folder: Path, *, config: Any = None, **options: Any) -> tuple[Any, dict
     model, report = auto_class(config).from_pretrained(str(folder), config=config, **options, **fixed)
     forget_lengths(model)
     return model, report
+
+
+def forward_names(model: Any) -> frozenset[str]:
+    """The arguments that a model's forward takes by name.
+
+    Wrappers pass `position_ids` on to their text model without naming it; without it a padded row of a batch would be read at wrong positions.
+    """
+    own = inspect.signature(model.forward).parameters
+    passes_on = hasattr(model, "get_decoder") and any(one.kind is one.VAR_KEYWORD for one in own.values())
+    inner = inspect.signature(model.get_decoder().forward).parameters if passes_on else own
+    return frozenset(own) | ({"position_ids"} & inner.keys())
 
 
 def forget_lengths(model: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-from studio.catalogue import anatomy, fused
+from studio.catalogue import anatomy, fused, text_models
 from studio.catalogue.targets import with_gradient
 from studio.errors import one_line
 
@@ -202,7 +201,7 @@ def _steps(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any) 
 
 def _read(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any = None) -> torch.Tensor:
     """What the model says behind the last token of each row, asked as the engine asks it. [rows, words]"""
-    takes = inspect.signature(model.forward).parameters
+    takes = text_models.forward_names(model)
     options: dict[str, Any] = {"use_cache": cache is not None, "attention_mask": mask}
     if cache is not None:
         options["cache_params" if "cache_params" in takes else "past_key_values"] = cache

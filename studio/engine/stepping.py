@@ -7,7 +7,6 @@ the whole text. Imports torch; knows nothing of adapters or requests.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from studio.catalogue import text_models
 
 CACHE_NAMES = ("past_key_values", "cache_params")  # of the arguments of a model's forward
 TOKENS = 9  # of the text that a model is asked about
@@ -64,7 +65,7 @@ class Stepper:
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model
-        self._accepted = inspect.signature(model.forward).parameters
+        self._accepted = text_models.forward_names(model)
         self._cache_name = next((name for name in CACHE_NAMES if name in self._accepted), "")
         self._is_exact = all(p.dtype == torch.float32 for p in model.parameters())
         self.way = WHOLE

@@ -72,6 +72,16 @@ def test_what_no_gradient_reaches_is_no_target(kind: str, silent: str, tmp_path:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["falcon_mamba", "jamba"])
+def test_a_layer_that_only_a_quantised_model_calls_is_no_target(kind: str, tmp_path: Path) -> None:
+    # red when what was learned in 4 bits changes nothing in 16
+    model, _ = text_models.load(families.build(kind, tmp_path / kind))
+    model.config._is_quantized = True
+    found = lora_targets(model, learning=learning_layers(model))
+    assert found.modules and not any(name.endswith("dt_proj") for name in found.modules)
+    assert model.config._is_quantized
+
+
 def test_saved_targets_are_such_that_peft_alone_finds_them() -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -155,3 +155,24 @@ def test_code_without_a_model_of_the_library_is_refused(tmp_path: Path, kind: st
     change_config(folder, model_type=kind, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
     facts = models.inspect_folder(folder)
     assert not facts.loadable and "code of its own (auto_map)" in facts.reason
+
+
+class Decoder:
+    def forward(self, input_ids: Any, position_ids: Any = None, decoder_only: Any = None) -> None: ...
+
+
+class Wrapper:
+    def forward(self, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> None: ...
+
+    def get_decoder(self) -> Decoder:
+        return Decoder()
+
+
+class Closed(Wrapper):
+    def forward(self, input_ids: Any, attention_mask: Any = None) -> None: ...
+
+
+def test_positions_reach_the_text_model_of_a_wrapper_that_passes_all_on() -> None:
+    # red when padded rows of a batch are read at wrong positions, as those of MOSS Transcribe were
+    assert text_models.forward_names(Wrapper()) == {"input_ids", "attention_mask", "kwargs", "position_ids"}
+    assert text_models.forward_names(Closed()) == {"input_ids", "attention_mask"}
