@@ -103,8 +103,8 @@ def answers_as_generate_does(trained: Any) -> list[str]:
 def answers_alike_in_16_bits(trained: Any) -> list[str]:
     """In bfloat16, alone and beside the base: the same tokens up to the first near-tie.
 
-    A near-tie is where transformers' own logit of its token lies above that of the engine's by no more than rounding moves a logit there:
-    the largest difference between its logits in bfloat16 and in float32 behind the same text.
+    A near-tie is where transformers' own logit of its token lies above that of the engine's by no more than rounding moves the two: each by
+    up to the largest difference between its logits in bfloat16 and in float32 along the same answer.
     """
     import torch
 
@@ -141,12 +141,12 @@ def answers_alike_in_16_bits(trained: Any) -> list[str]:
             if place == TOKENS:
                 continue
             gap = float(logits[place].max() - logits[place][found[place]])
-            rounding = float((logits[place] - exact[number][place]).abs().max())
+            rounding = 2 * float((logits - exact[number]).abs().max())
             trained.outcome.near_ties += 1
             if gap > rounding:
                 faults.append(
                     f"in bfloat16, {how}, token {place + 1} of answer {number + 1} differs, where generate's leads by {gap:.3g} and rounding "
-                    f"moves a logit by {rounding:.3g}"
+                    f"moves that by {rounding:.3g} at most"
                 )
     return faults
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.exporters import models, proof
-from jobs.exporters.rounding import MergeSource, choices, explained, measure
+from jobs.exporters.rounding import MergeSource, choices, explained, is_same, rounding_of
 from studio.catalogue import adapter_trial, text_models
 from studio.engine import local
 from studio.engine.protocol import AdapterRef, ModelFolder
@@ -76,16 +76,36 @@ def test_a_merge_of_experts_that_rounding_sends_elsewhere_is_not_proved_and_says
     model = models.load_adapted(source.base, source.adapter)
     reference = proof.refer(model, models.detached(model), PROMPTS, [])
     rounded = source.merged()
-    rounding = measure(rounded, source.dtype, reference)
-    assert rounding.before.passed and rounding.before.worst_share is not None and rounding.before.worst_share < 1e-3
+    sent, halves = choices(rounded, reference), rounding_of(rounded, source.dtype)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            weight.copy_(halves[name])
+    assert is_same(rounded, halves)
     verdict = proof.judge(reference, proof.observe(rounded, PROMPTS, [], reference.behaviour.answers), same_ids=True)
-    assert verdict.passed is False and 0 < rounding.moved <= rounding.tokens
-    assert rounding.tokens == sum(len(ids) for ids in PROMPTS) + len(PROMPTS) * (proof.NEW_TOKENS - 1)
+    moved = (choices(rounded, reference) != sent).any(dim=1)
+    assert verdict.passed is False and moved.any()
+    assert len(moved) == sum(len(ids) for ids in PROMPTS) + len(PROMPTS) * (proof.NEW_TOKENS - 1)
     found = explained(verdict, source, lambda: rounded, reference)
-    assert found.passed is None and f"sends {rounding.moved} of {rounding.tokens} tokens to other experts" in found.reason
+    assert found.passed is None and f"sends {moved.sum()} of {len(moved)} tokens to other experts" in found.reason
     wrong = models.load_base(bases["mixtral"])  # without the adapter: not what was rounded
     assert explained(verdict, source, lambda: wrong, reference).passed is False
-    assert choices(models.load_base(bases["llama"]), reference).numel() == 0
+
+
+def test_a_file_holds_a_rounding_but_for_few_numbers_that_lie_between_two(bases: dict[str, Path]) -> None:
+    model = models.load_base(bases["llama"])
+    assert choices(model, proof.Reference([[1]], proof.Behaviour([[1]], []), torch.ones(1))).numel() == 0
+    halves = rounding_of(model, torch.bfloat16)
+    weight = model.get_parameter("model.layers.0.mlp.up_proj.weight").data
+    total = sum(half.numel() for half in halves.values())
+    assert is_same(model, halves) and not is_same(model, {**halves, "more": torch.ones(1)})
+    few = int(total * 0.001)
+    weight.view(-1)[:few] *= 1 + 2**-8
+    assert is_same(model, halves)
+    weight.view(-1)[few : few + 1] *= 1 + 2**-8
+    assert not is_same(model, halves), "one too many"
+    weight.view(-1)[: few + 1] = halves["model.layers.0.mlp.up_proj.weight"].view(-1)[: few + 1].float()
+    weight[0, 0] *= 1.02
+    assert not is_same(model, halves), "too far"
 
 
 @pytest.mark.parametrize("strength, passed", [(0.004, None), (0.0001, False)])

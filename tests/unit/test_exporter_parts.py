@@ -268,34 +268,31 @@ def test_one_token_in_four_may_be_left_out_near_a_tie() -> None:
 
 
 def test_a_merge_that_rounding_alone_has_changed_is_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference: Any = SimpleNamespace(prompts=[[1]], behaviour=SimpleNamespace(answers=[[2]]))
-    logits = torch.tensor([[1.0, 2.0]])
+    reference: Any = SimpleNamespace()
 
-    class Read(torch.nn.Module):
-        def __init__(self, off: float) -> None:
-            super().__init__()
-            self.off, self.weight = off, torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return SimpleNamespace(logits=(logits + self.off)[None])
-
-    source: Any = SimpleNamespace(merged=lambda: Read(0.0), served=lambda: Read(0.0), dtype=torch.bfloat16)
-
-    def explained(verified: ExportProof, off: float = 0.0, served: float = 0.0, **values: Any) -> ExportProof:
-        given = {"before": said(True, worst_share=0.004), "logits": [logits], "moved": 3, "tokens": 10, "has_state": False, **values}
-        monkeypatch.setattr(rounding, "measure", lambda *_: rounding.Rounding(**given))
-        monkeypatch.setattr(rounding, "_judged", lambda *_: said(False, worst_share=served))
-        return rounding.explained(verified, source, lambda: Read(off), reference)
+    def explained(verified: ExportProof, moved: int = 3, served: float = 0.0, *, state: bool = False, off: float = 0.0) -> ExportProof:
+        source: Any = SimpleNamespace(merged=lambda: torch.nn.Linear(1, 1), served=lambda: None, dtype=torch.bfloat16)
+        written = torch.nn.Linear(1, 1)
+        halves = {name: tensor.to(torch.bfloat16) for name, tensor in written.state_dict().items()}
+        written.load_state_dict({name: half.float() * (1 + off) for name, half in halves.items()})
+        sent = {True: torch.zeros(10, 1), False: torch.tensor([[float(number < moved)] for number in range(10)])}
+        monkeypatch.setattr(rounding, "rounding_of", lambda *_: halves)
+        monkeypatch.setattr(rounding, "choices", lambda model, _: sent[model is written])
+        monkeypatch.setattr(rounding, "choosers", lambda *_: [written] * state)
+        monkeypatch.setattr(
+            rounding, "_judged", lambda model, _: said(model is not None, worst_share={True: 0.004, False: served}[model is not None])
+        )
+        return rounding.explained(verified, source, lambda: written, reference)
 
     failed = said(False, "Off by 9%.", worst_share=0.09)
     found = explained(failed)
     assert found.passed is None and "sends 3 of 10 tokens to other experts" in found.reason and "(off by 0.40%)" in found.reason
-    assert explained(failed, off=0.9e-4).passed is None and explained(failed, off=1.2e-4) is failed
-    assert "its state space carries" in explained(failed, moved=0, has_state=True).reason
-    assert explained(failed, moved=0) is failed and explained(failed, before=said(False)) is failed
-    found = explained(failed, moved=0, served=0.09)
-    assert found.passed is None and "nothing merged, is off by 9.0% itself where it computes in 16 bits. Before" in found.reason
-    assert explained(failed, moved=0, served=0.0899) is failed and explained(failed, moved=0, served=1.0) is failed
+    assert explained(failed, off=0.02) is failed
+    assert "its state space carries" in explained(failed, moved=0, state=True).reason
+    found = explained(failed, moved=0, served=0.045)
+    assert found.passed is None and "nothing merged, is off by 4.5% itself where it computes in 16 bits. Before" in found.reason
+    for served in (0.0, 0.0449, 1.0):
+        assert explained(failed, moved=0, served=served) is failed
     for other in (said(True), said(False, same_template_ids=False), said(None)):
         assert explained(other) is other
 
