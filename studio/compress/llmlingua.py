@@ -55,7 +55,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(content).digest()
 
 
 class Counter:

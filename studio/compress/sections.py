@@ -101,17 +101,16 @@ class Document:
         return "".join([*parts, self.text[cursor:]])
 
 
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.S)
+STRING = re.compile(r'(?P<string>"(?:[^"\\]|\\.)*")(?P<colon>\s*:)?', re.S)  # behind a key stands a colon
 
 
 def _strings(text: str) -> Iterator[tuple[int, int, str]]:
     """(start, end, value) of the string values that are long enough to be prose; keys are passed by."""
     for match in STRING.finditer(text):
-        is_key = text[match.end() : match.end() + 50].lstrip().startswith(":")
-        value = json.loads(match.group(), strict=False)
+        value = json.loads(match["string"], strict=False)
         is_text = not any("\ud800" <= character <= "\udfff" for character in value)
-        if not is_key and is_text and len(value) >= SHORTEST and " " in value.strip():
-            yield match.start(), match.end(), value
+        if match["colon"] is None and is_text and len(value) >= SHORTEST and " " in value.strip():
+            yield *match.span("string"), value
 
 
 def _doubled_keys(text: str) -> list[str]:

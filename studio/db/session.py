@@ -16,6 +16,7 @@ from studio.db.columns import use_home
 from studio.homepaths import HomePaths
 
 BUSY_TIMEOUT_MS = 30_000
+PRIVATE = 0o600  # a database holds rows and keys
 
 
 class Database:
@@ -62,8 +63,8 @@ def _engine(url: str, path: Path | None, journal: str) -> Engine:
     if path is None:
         return create_engine(url, pool_pre_ping=True, pool_size=40)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    os.chmod(path, 0o600)
+    path.touch(mode=PRIVATE)
+    os.chmod(path, PRIVATE)
     # gradio serves from 40 threads: the default pool of 5 + 10 would run dry
     engine = create_engine(url, pool_size=48, max_overflow=64, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
 
