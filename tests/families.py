@@ -78,6 +78,7 @@ DRAFTER = {**TEXT, **SLIDING, "model_type": "gemma4_text", "hidden_size_per_laye
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
 # what the usual sizes don't give: name -> model_type and values
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "xlstm": ("xlstm", {"hidden_size": 128}),  # its keys are a multiple of 64 wide
     "falcon_alibi": ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_kv_heads": 4}),
     "falcon_new": ("falcon", {"alibi": False, "new_decoder_architecture": True}),
     "falcon": ("falcon", {"alibi": False, "multi_query": True, "new_decoder_architecture": False}),

@@ -6,7 +6,8 @@ in memory. Architectures with a step of their own between the two would learn fo
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from jobs.trainers.probing import undisturbed
 
 CLOSE = 0.01  # of a mean loss: rounding in 16 bits is a tenth of it
 ALIKE = 0.1  # of the spread of the tokens' losses: a factor on the logits shows there also in a model that has learned nothing yet
+SURE = 64.0  # a large logit
 
 
 def use_where_needed(model: Any, autocast: AbstractContextManager[Any]) -> bool:
@@ -26,15 +28,36 @@ def use_where_needed(model: Any, autocast: AbstractContextManager[Any]) -> bool:
     if inner.base_model is inner:  # Llama 4: its own name for its layers is not where they are, and trl would ask the whole model
         _replace(inner)
         return True
-    ids = torch.arange(1, 17, device=inner.device).view(2, 8)
-    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with undisturbed(inner), autocast:
-        by_trl = -inner(**options, labels=ids, fused_lm_head=True).log_probs
-        own = _losses(inner(**options, use_cache=False).logits[:, :-1], ids[:, 1:])
-    if _agree(by_trl.flatten().float(), own):
+        logits, is_alike = _compare(inner)
+        with _raised(inner, logits):
+            is_alike = is_alike and _compare(inner)[1]
+    if is_alike:
         return False
     _replace(inner)
     return True
+
+
+def _compare(inner: Any) -> tuple[torch.Tensor, bool]:
+    """The model's own logits of a short text, and whether trl's losses of it are the same."""
+    ids = torch.arange(1, 17, device=inner.device).view(2, 8)
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    by_trl = -inner(**options, labels=ids, fused_lm_head=True).log_probs
+    logits = inner(**options, use_cache=False).logits
+    return logits, _agree(by_trl.flatten().float(), _losses(logits[:, :-1], ids[:, 1:]))
+
+
+@contextmanager
+def _raised(inner: Any, logits: torch.Tensor) -> Iterator[None]:
+    """Has the output layer give logits as large as those of a model that is sure: a cap on them does not show in small ones."""
+    weight = inner.get_output_embeddings().weight
+    factor = 2.0 ** torch.log2(SURE / logits.float().abs().max().clamp(min=1e-3)).floor().clamp(min=0).item()
+    factor = factor if weight.is_floating_point() else 1.0  # packed in 4 bits
+    weight.data.mul_(factor)  # by a power of two, which is undone without rounding
+    try:
+        yield
+    finally:
+        weight.data.div_(factor)
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -119,6 +119,31 @@ def test_a_factor_on_the_logits_shows_before_anything_is_learned() -> None:
     assert not own_logits._agree(8.3 + 24 * (own - 8.3), own)
 
 
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_a_cap_that_small_logits_do_not_reach_shows_too(cap: float | None) -> None:
+    # red when xLSTM learns for other answers than it gives as soon as it is sure
+    import contextlib
+
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from jobs.trainers import own_logits
+
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(families.small_config("llama", {}))
+    before, plain = model.lm_head.weight.clone(), model.forward
+
+    def capped(*args: Any, **options: Any) -> Any:
+        found = plain(*args, **options)
+        found.logits = cap * torch.tanh(found.logits / cap) if cap else found.logits
+        return found
+
+    model.forward = capped
+    add_fused_lm_head(model)
+    assert own_logits.use_where_needed(model, contextlib.nullcontext()) == bool(cap)
+    assert torch.equal(model.lm_head.weight, before)
+
+
 def test_own_logits_give_the_loss_and_the_figures_that_trl_would_log() -> None:
     import torch
     from torch.nn import functional
