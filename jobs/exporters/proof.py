@@ -81,9 +81,7 @@ def forced(model: nn.Module, prompts: Sequence[Ids], answers: Sequence[Ids]) -> 
 def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: float = MAX_SHARE, reader: str | None = None) -> ExportProof:
     """The verdict on what `found` did, against the reference."""
     off = _differences(reference.behaviour.logits, found.logits)
-    shares = torch.zeros_like(off)
-    if reference.effect:
-        shares = (off / reference.effects.clamp(min=LEAST_EFFECT * reference.effect)).nan_to_num()  # JSON has no infinity
+    shares = shares_of(reference, off)
     counts = _counted(reference, shares, max_share)
     expected, actual = torch.cat(reference.behaviour.logits), torch.cat(found.logits)
     best = expected.topk(2, dim=-1)
@@ -107,6 +105,19 @@ def judge(reference: Reference, found: Behaviour, same_ids: bool, max_share: flo
         reason=" ".join(reasons),
         reader=reader,
     )
+
+
+def places_off(reference: Reference, logits: Sequence[Tensor]) -> tuple[int, int]:
+    """How many positions of the answers are off by more than the proof allows, and how many there are."""
+    shares = shares_of(reference, _differences(reference.behaviour.logits, logits))
+    return int((shares >= MAX_SHARE).sum()), len(shares)
+
+
+def shares_of(reference: Reference, off: Tensor) -> Tensor:
+    """Differences of logits at each position, as shares of what the adapter changes there."""
+    if not reference.effect:
+        return torch.zeros_like(off)
+    return (off / reference.effects.clamp(min=LEAST_EFFECT * reference.effect)).nan_to_num()  # JSON has no infinity
 
 
 def _counted(reference: Reference, shares: Tensor, max_share: float) -> Tensor:

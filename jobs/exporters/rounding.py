@@ -19,6 +19,7 @@ from jobs.exporters.proof import Behaviour, Reference
 from studio.catalogue import anatomy
 from studio.records import ExportProof, WeightKind
 
+FEW = 0.25  # of the places of the answers: where rounding moves more than these too far, most of the adapter may be lost
 MOST = 1.0  # of the adapter's effect: where computing in 16 bits is off by all of it, that explains nothing
 ALIKE = 2.0  # times what computing in 16 bits is off by: the largest of a few figures differs as much by chance
 FLIPPED = 0.001  # of all numbers: merged once more, one that lies between two of 16 bits may be rounded to the other
@@ -133,6 +134,9 @@ def _effect(verified: ExportProof, written: nn.Module, sent: Tensor, source: Mer
         return f"Rounded to 16 bits, the model sends {int(moved.sum())} of {len(moved)} tokens to other experts."
     if choosers(written, WeightKind.STATE_SPACE):
         return "Rounded to 16 bits, its state space carries the rounding of every token on."
+    off, places = proof.places_off(reference, proof.forced(written, reference.prompts, reference.behaviour.answers))
+    if off <= FEW * places:
+        return f"Rounding to 16 bits moves {off} of {places} places of the answers by more than that, and the others by less."
     served = _judged(source.served(), reference).worst_share
     if served is None or verified.worst_share is None or not verified.worst_share / ALIKE <= served < MOST:
         return ""

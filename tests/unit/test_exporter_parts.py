@@ -268,9 +268,19 @@ def test_one_token_in_four_may_be_left_out_near_a_tie() -> None:
 
 
 def test_a_merge_that_rounding_alone_has_changed_is_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference: Any = SimpleNamespace()
+    reference: Any = SimpleNamespace(prompts=[], behaviour=SimpleNamespace(answers=[]))
 
-    def explained(verified: ExportProof, moved: int = 3, served: float = 0.0, *, state: bool = False, off: float = 0.0) -> ExportProof:
+    def explained(
+        verified: ExportProof,
+        moved: int = 3,
+        served: float = 0.0,
+        *,
+        state: bool = False,
+        off: float = 0.0,
+        places: int = 11,
+        right: bool = True,
+    ) -> ExportProof:
+        monkeypatch.setattr(rounding.proof, "places_off", lambda *_: (places, 40))
         source: Any = SimpleNamespace(merged=lambda: torch.nn.Linear(1, 1), served=lambda: None, dtype=torch.bfloat16)
         written = torch.nn.Linear(1, 1)
         halves = {name: tensor.to(torch.bfloat16) for name, tensor in written.state_dict().items()}
@@ -280,15 +290,18 @@ def test_a_merge_that_rounding_alone_has_changed_is_not_failed(monkeypatch: pyte
         monkeypatch.setattr(rounding, "choices", lambda model, _: sent[model is written])
         monkeypatch.setattr(rounding, "choosers", lambda *_: [written] * state)
         monkeypatch.setattr(
-            rounding, "_judged", lambda model, _: said(model is not None, worst_share={True: 0.004, False: served}[model is not None])
+            rounding,
+            "_judged",
+            lambda model, _: said(right and model is not None, worst_share={True: 0.004, False: served}[model is not None]),
         )
         return rounding.explained(verified, source, lambda: written, reference)
 
     failed = said(False, "Off by 9%.", worst_share=0.09)
     found = explained(failed)
     assert found.passed is None and "sends 3 of 10 tokens to other experts" in found.reason and "(off by 0.40%)" in found.reason
-    assert explained(failed, off=0.02) is failed
+    assert explained(failed, off=0.02) is failed and explained(failed, right=False) is failed
     assert "its state space carries" in explained(failed, moved=0, state=True).reason
+    assert "moves 10 of 40 places of the answers" in explained(failed, moved=0, places=10).reason
     found = explained(failed, moved=0, served=0.045)
     assert found.passed is None and "nothing merged, is off by 4.5% itself where it computes in 16 bits. Before" in found.reason
     for served in (0.0, 0.0449, 1.0):
