@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: install run test chaos bench next clients catalogue check clean
+.PHONY: install run test chaos bench gpu gpu-wheels next clients catalogue check clean
 
 install: $(STAMP)
 
@@ -66,6 +66,14 @@ chaos: $(STAMP) $(LLAMA_CPP)/.built
 # side by side with what people would use instead; TOPICS="reading report" for some of them
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(TOPICS)
+
+# what only a card can settle, within eight minutes: OUT names the folder of the figures; 40 GB of room are needed there meanwhile
+gpu: $(STAMP)
+	@$(BIN)/python -m tests.gpu --out $(or $(OUT),build/gpu) --within $(or $(WITHIN),470)
+
+# the wheels for `python3 -m tests.gpu` on a machine that has CUDA and torch and no network: PYTHON_VERSION is that machine's
+gpu-wheels: $(STAMP)
+	@$(BIN)/python -m tests.gpu.wheels --to $(or $(TO),build/gpu-wheels) --python $(or $(PYTHON_VERSION),3.12)
 
 # the newest releases of the pinned libraries in a scratch environment, and the contract tests on them; DRY=1 only resolves
 next: $(STAMP)

@@ -138,12 +138,12 @@ def _measure(config: dict[str, Any], job: Any) -> int:
         run.path.mkdir()
         frozen = {"base_model": "random", "model_name_or_path": str(folder / "model")}
         write_json(run.config, {**job.model_dump(mode="json"), **frozen})
-        rows = [_row(number, job) for number in range(STEPS * job.per_device_train_batch_size)]
+        rows = [row(number, job) for number in range(STEPS * job.per_device_train_batch_size)]
         run.train.write_text("\n".join(rows) + "\n", encoding="utf-8")
         return int(_child("train", folder)["peak_memory_bytes"])
 
 
-def _row(number: int, job: Any) -> str:
+def row(number: int, job: Any) -> str:
     """Every second row fills max_length, the others do not, so that batches are padded as real ones are; packed, two of them fill it."""
     length, letters = job.max_length, 1.3 if job.packing else 1.8  # per token of max_length
     text = (ROW * (length // 100 + 1))[: length * 6] if number % 2 == 0 else ROW[: int(length * letters)]

@@ -1,0 +1,35 @@
+"""The parts of `make gpu`, in the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """`module`: of tests.gpu, whose `measure(scale)` returns what was measured. `seconds`: about what it takes on a card."""
+
+    name: str
+    module: str
+    seconds: int
+    promise: str
+    least: int = 0  # seconds with which it can still measure something; what it then lacks it names itself
+
+    @property
+    def limit_s(self) -> int:
+        """It is ended after that long, so that the others have their time."""
+        return 2 * self.seconds
+
+    @property
+    def needed_s(self) -> int:
+        return self.least or self.seconds
+
+
+PARTS = (
+    Part("machine", "machine", 15, "a trainer that stands by takes nothing of the card"),
+    Part("models", "models", 25, ""),
+    Part("memory", "memory", 110, "every peak within -5 and +10 % of the prediction", least=50),
+    Part("8 GiB", "small_card", 30, "8 billion parameters train in 7.2 GiB, and 2,048 tokens in 7.6"),
+    Part("doctor", "doctor", 15, "out of memory and a hidden card are told with their remedies"),
+)
+NAMES = tuple(part.name for part in PARTS)

@@ -1,0 +1,151 @@
+"""`make gpu` without a card: how parts are run and judged, what a machine lacks, and the wheels that are carried to one."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import config as job_config
+from studio.catalogue import hardware
+from studio.catalogue.cards import Device, GpuProblem, Gpus
+from studio.records import MemoryPlan
+from tests.gpu import child, memory, needs, registry, running, small_card, wheels
+from tests.gpu.outcome import Verdict
+from tests.gpu.registry import Part
+from tests.gpu.running import Runner, summary
+from tests.gpu.scale import Scale
+
+ROOT = Path(__file__).resolve().parents[2]
+WHOLE = Scale("/nowhere", False, 0.0)
+
+
+class StandIn:
+    """Instead of a process: `answer` is what it says, an exception what it raises."""
+
+    answer: Any = None
+
+    def __init__(self, work: Path, function: str, **arguments: Any) -> None:
+        self.module = arguments["module"]
+
+    def wait(self, limit_s: float) -> Any:
+        found = type(self).answer[self.module]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def kill(self) -> None:
+        """Nothing runs."""
+
+
+def measured(**values: Any) -> dict[str, Any]:
+    return {"figures": {"n": 1}, "said": "1 of 1", "missed": [], "left_out": [], **values}
+
+
+def outcomes(monkeypatch: pytest.MonkeyPatch, left_s: float, **answers: Any) -> list[running.Outcome]:
+    monkeypatch.setattr(running, "Child", StandIn)
+    monkeypatch.setattr(StandIn, "answer", answers)
+    parts = [Part(name, name, 20, "a promise") for name in answers]
+    return list(Runner(Path("/nowhere"), False, 100.0 + left_s, {"torch": "2"}, now=lambda: 100.0).run(parts))
+
+
+def test_a_missed_promise_and_a_part_that_fails_are_bad_and_what_has_no_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = outcomes(monkeypatch, 100, good=measured(), bad=measured(missed=["too slow"]), broken=child.ChildFailed("no words"))
+    assert [one.verdict for one in found] == [Verdict.KEPT, Verdict.MISSED, Verdict.FAILED]
+    assert [one.is_bad for one in found] == [False, True, True]
+    assert "too slow" in found[1].line() and "no words" in found[2].line()
+    assert json.loads(found[0].json_line())["hardware"] == {"torch": "2"} and found[0].date
+    assert summary(found) == "1 of 3 parts kept their promise; missed: bad; failed: broken"
+    (late,) = outcomes(monkeypatch, 19, good=measured())
+    assert late.verdict is Verdict.LEFT_OUT and not late.is_bad and "19 s are left, and it takes 20" in late.line()
+
+
+def test_the_parts_are_there_and_fit_into_eight_minutes() -> None:
+    assert registry.NAMES == ("machine", "models", "memory", "8 GiB", "doctor")
+    assert all((ROOT / "tests" / "gpu" / f"{part.module}.py").is_file() for part in registry.PARTS)
+    assert sum(part.seconds for part in registry.PARTS) <= 480
+
+
+def test_a_process_answers_or_says_why_it_does_not(tmp_path: Path) -> None:
+    assert child.call(tmp_path, "tests.gpu.wheels:normalised", 60, name="Typing_Extensions") == "typing-extensions"
+    with pytest.raises(child.ChildFailed, match=r"no_such.*exit code 1"):
+        child.call(tmp_path, "tests.gpu.wheels:no_such", 60)
+    with pytest.raises(child.ChildFailed, match=child.KILLED):
+        child.call(tmp_path, "signal:pause", 0.5)
+
+
+# promises
+
+
+def test_predictions_hold_within_their_limits() -> None:
+    assert memory.is_kept(95, 100) and memory.is_kept(110, 100)
+    assert not memory.is_kept(94, 100) and not memory.is_kept(111, 100)
+    assert len(memory.CASES) == 12 and len({case.name for case in memory.CASES}) == 12
+    for case in memory.CASES:
+        job_config.build(case.options)
+
+
+def test_a_card_of_8_gib_keeps_its_rows() -> None:
+    config = job_config.build({"max_length": 1535})
+    plan = MemoryPlan(changes=[], options={}, needed_bytes=1, fits=True, beside="")
+    assert small_card.broken(WHOLE, small_card.LITTLE, config, plan) == ["with 7.2 GiB free a launch takes rows of 1535 tokens, not 1536"]
+    longer = config.model_copy(update={"max_length": 2047})
+    assert small_card.broken(WHOLE, small_card.LITTLE, longer, plan) == []
+    assert small_card.broken(WHOLE, small_card.ENOUGH, longer, plan) and small_card.broken(
+        replace(WHOLE, is_reduced=True), small_card.ENOUGH, longer, plan.model_copy(update={"fits": False})
+    )
+
+
+# what a machine lacks
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        (Gpus(), "driver 580 or later"),
+        (
+            Gpus(refusal=GpuProblem("The driver is too old.", "Run `make install TORCH_INDEX=x`.")),
+            "The driver is too old. Run `make install",
+        ),
+        (Gpus(devices=(Device("cuda", "NVIDIA H200", 10**11, 0, "GPU-1"),)), ""),
+    ],
+)
+def test_what_it_needs_of_a_card(gpus: Gpus, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_gpus", (float("inf"), gpus))
+    found = needs.card()
+    assert said in found and "\n" not in found and bool(found) == bool(said)
+    assert "TORCH_INDEX" in found or not said
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "NEEDED", ("json", "no_such_package"))
+    assert "needs no_such_package" in needs.packages(with_card=False)
+
+
+# wheels
+
+
+def test_every_wheel_has_a_version() -> None:
+    known = wheels.versions((ROOT / "constraints.txt").read_text("utf-8"))
+    assert [name for name in (*wheels.WHEELS, *wheels.PURE) if wheels.normalised(name) not in known] == []
+
+
+def test_bitsandbytes_keeps_one_library(tmp_path: Path) -> None:
+    wheel = tmp_path / "bitsandbytes-1-py3-none-any.whl"
+    libraries = [f"bitsandbytes/libbitsandbytes_{kind}.so" for kind in ("cpu", "cuda126", "cuda130")]
+    record = "".join(f"{name},sha256=x,9\n" for name in [*libraries, "bitsandbytes/__init__.py"])
+    with zipfile.ZipFile(wheel, "w") as made:
+        for name in libraries:
+            made.writestr(name, "x" * 1000)
+        made.writestr("bitsandbytes/__init__.py", "")
+        made.writestr("bitsandbytes-1.dist-info/RECORD", record)
+    with pytest.raises(ValueError, match="it has cpu, cuda126, cuda130"):
+        wheels.repack(wheel, "cuda999")
+    assert wheels.repack(wheel, "cuda130") == wheel.stat().st_size
+    with zipfile.ZipFile(wheel) as made:
+        assert [name for name in made.namelist() if name.endswith(".so")] == ["bitsandbytes/libbitsandbytes_cuda130.so"]
+        assert made.read("bitsandbytes-1.dist-info/RECORD").decode().count(".so") == 1
