@@ -55,7 +55,7 @@ def probe(values: Mapping[str, Any], name: str = "This config.json") -> Probe:
     for failure, verb in ((rows.unread, "read"), (rows.untrained, "learn from")):
         if failure and trials.fails_so(text_models.without_weights(described), failure, training=failure is rows.untrained):
             raise ModelError(f"{name} describes {family.__name__}, which can't {verb} a text: {failure.words}.", "Use another model.")
-    if not rows.is_causal:
+    if not (trials.is_causal(model) if rows.unread else rows.is_causal):
         raise ModelError(
             f"{name} describes {family.__name__}, which reads in both directions and so can't write.",
             "Use a text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2.",

@@ -108,7 +108,7 @@ def learning_layers(model: Any) -> frozenset[str] | None:
     ids = torch.arange(1, 17, device=model.device).view(2, 8)
     try:
         model.train()
-        with _as_unquantised(model):
+        with _as_unquantised(model), torch.autocast(model.device.type, torch.bfloat16):
             return with_gradient(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits)
     finally:
         for module, mode in modes:

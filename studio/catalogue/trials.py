@@ -25,6 +25,7 @@ from studio.catalogue.targets import with_gradient
 from studio.errors import one_line
 
 SHORT, LONG = 5, 8  # tokens of the two rows
+LARGEST_COPY = 200_000_000  # parameters
 WIDTH = 61  # of the cheap function: a prime, so that heads differ
 UNIT = 1e-6  # the single number that stands for a left-out weight, times its place
 LARGEST = 5_000_000  # numbers of a tensor that is made up
@@ -171,6 +172,30 @@ def two_rows(model: nn.Module, place: str, new_cache: Callable[[], Any]) -> TwoR
     found.picks = next((name for name, rows in shapes.items() if not rows <= whole), "")
     found.ignores_padding = all(_close(together[0], one[0]) for one, together in zip(alone, beside, strict=True))
     return found
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether no token changes what is said before it, by random numbers in every layer: for code that `made_up` can't stand in for.
+
+    True for a model that is too large to be filled.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_COPY:
+        return True
+    filled = copy.deepcopy(model).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for module in filled.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            values = torch.randn(parameter.shape, generator=generator) * 0.1 + ("norm" in type(module).__name__.lower())
+            module._parameters[name] = nn.Parameter(values, requires_grad=False)
+        for buffer in module.buffers(recurse=False):
+            buffer.zero_()
+    ids = torch.arange(20, 20 + LONG).unsqueeze(0)
+    try:
+        with torch.no_grad():
+            said, cut = (filled.eval()(input_ids=one, use_cache=False).logits for one in (ids, ids[:, :-1]))
+    except Exception:  # noqa: BLE001 - buffers that only its own start fills: nothing is known
+        return True
+    return _close(said[:, :-1], cut)
 
 
 def fails_so(model: Any, failure: FailedPass, *, training: bool) -> bool:

@@ -105,6 +105,8 @@ def test_a_configuration_that_fails_on_any_text_is_refused() -> None:
     # red when what a pass without weights could have told ends a training instead
     with pytest.raises(ModelError, match="can't read a text: ValueError: Input language unknown"):
         probed("xmod")
+    with pytest.raises(ModelError, match="XLNetLMHeadModel, which reads in both directions"):
+        probed("xlnet")  # whose layers nothing can stand in for
     assert probed("modernbert-decoder").targets.share == 1  # which calls its head the decoder
 
 
