@@ -125,7 +125,8 @@ def _as_unquantised(model: Any) -> Iterator[None]:
     Falcon Mamba and Jamba call a layer of a quantised model whose weights they otherwise read past it: a LoRA learned there would change
     nothing in 16 bits.
     """
-    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), "_is_quantized")}
+    named = [getattr(module, "config", None) for module in model.modules()]
+    configs: dict[int, Any] = {id(config): config for config in named if hasattr(config, "_is_quantized")}
     marks = [(config, config.__dict__.pop("_is_quantized")) for config in configs.values()]
     try:
         yield
