@@ -39,9 +39,16 @@ class Sizes:
 class KeyValueBudget:
     """What answers in the making may take. `room`: what a training leaves to them beside the loaded model, None where none runs."""
 
-    def __init__(self, sizes: Sizes, device: torch.device, most: int = 0, room: Callable[[], int | None] = lambda: None) -> None:
-        """`most`: bytes that a person has set; 0 for none."""
-        self._sizes, self._device, self._most, self._room = sizes, device, most, room
+    def __init__(
+        self,
+        sizes: Sizes,
+        device: torch.device,
+        most: int = 0,
+        room: Callable[[], int | None] = lambda: None,
+        taken: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`most`: bytes that a person has set; 0 for none. `taken`: bytes for keys and values that are taken already, used or not."""
+        self._sizes, self._device, self._most, self._room, self._taken = sizes, device, most, room, taken
         self._looked = float("-inf")
         self._promised: int | None = None
         self._learned: int | None = None  # what was too much once
@@ -75,7 +82,7 @@ class KeyValueBudget:
         return self._sizes.held(rows, columns) <= self.limit
 
     def _free_share(self) -> int:
-        return int(SHARE * free_bytes(self._device))
+        return int(SHARE * free_bytes(self._device)) + self._taken()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.budget import KeyValueBudget, too_long
 from studio.engine.failures import is_out_of_memory
+from studio.engine.in_place import InPlace
 from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
+from studio.engine.rows import Held, Rows
 from studio.engine.sampling import NextToken, Sampler, broken_logits, choose
-from studio.engine.speculation import Drafter, crop
+from studio.engine.speculation import Drafter
 from studio.errors import EngineError
 
 
@@ -29,6 +30,7 @@ class Model(Protocol):
     """What a batch needs of a model."""
 
     prefixes: Prefixes
+    in_place: InPlace | None  # where rows are decoded in memory that is taken once
 
     @property
     def device(self) -> torch.device: ...
@@ -46,6 +48,10 @@ class Model(Protocol):
         ...
 
     def new_cache(self) -> Any: ...
+
+    def is_plain(self, key: str | None) -> bool:
+        """Whether it is the base, or an adapter that rows of the base may stand beside."""
+        ...
 
     def shares_batch(self, first: str | None, second: str | None) -> bool:
         """Whether rows of two adapters, None for the base, may be in one batch."""
@@ -78,6 +84,8 @@ class Passes:
     def __init__(self, model: Model, budget: KeyValueBudget | None = None) -> None:
         self._model = model
         self._budget = budget
+        if budget is not None and model.in_place is not None:
+            model.in_place.bound(lambda: budget.limit)
         self._batches: list[Batch] = []
         self._aside: list[Row] = []
         self._most = 1  # rows that are read again at once
@@ -141,8 +149,9 @@ class Passes:
         if self._budget is not None:
             rows = {id(answer): answer for answer in (*batch.answers, *(answer for answer, _ in newcomers))}
             self._budget.learn(len(rows), max(len(answer.prompt_ids) + len(answer.ids) for answer in rows.values()))
+        begun = [*batch.set_aside(), *newcomers]
         self._model.recover()
-        self._halve(batch, newcomers)
+        self._halve(batch, begun)
 
     def _halve(self, batch: Batch, newcomers: Sequence[Row]) -> None:
         """Set a batch aside; half of it is read again at once where nothing else is made, the rest after it. One alone fails."""
@@ -178,8 +187,7 @@ class Batch:
         self._model = model
         self._samplers: list[Sampler] = []
         self.adapters: list[str | None] = []
-        self._cache = model.new_cache()
-        self._mask = torch.empty(0, 0, dtype=torch.long)
+        self._rows: Held = Rows(model)
         self._next = torch.empty(0, dtype=torch.long)
 
     @property
@@ -189,7 +197,7 @@ class Batch:
     @property
     def columns(self) -> int:
         """Tokens of the longest row that were read."""
-        return self._mask.shape[1]
+        return self._rows.columns
 
     def set_aside(self) -> list[Row]:
         """Let go of everything; the rows that it held."""
@@ -218,35 +226,32 @@ class Batch:
         drafter = first.answer.drafter if len(self._samplers) == 1 and first.takes_likeliest else None
         if drafter is not None and not first.answer.gain.is_measuring and not first.answer.gain.is_losing:
             return self._leap(first.answer, drafter, started)
-        self._mask = functional.pad(self._mask, (0, 1), value=1)
         self._choose(self._pass(self._next[:, None])[:, -1])
         if drafter is not None and first.answer.gain.is_measuring:
             first.answer.gain.plain(started)
 
     def _pass(self, ids: Tensor, keep: int = 1) -> Tensor:
-        """Run the model over `ids`, the last columns of the mask."""
-        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
-        return self._model.forward(ids, self._mask, positions, self._cache, self.adapters, keep)
+        """Logits of the last `keep` of these tokens, which come next."""
+        self._rows = self._rows.ready(ids.shape[1])
+        return self._rows.read(ids, self.adapters, keep)
 
     def _leap(self, answer: GeneratedAnswer, drafter: Drafter, started: float) -> None:
         """Check a draft in one pass and take as much of it as the model itself would have said, and one token more."""
         draft = drafter.propose([*answer.prompt_ids, *answer.ids], answer.limit - answer.completion_tokens - 1)
-        ids = torch.tensor([[int(self._next[0]), *draft]], device=self._mask.device)
-        self._mask = functional.pad(self._mask, (0, ids.shape[1]), value=1)
+        ids = torch.tensor([[int(self._next[0]), *draft]], device=self._next.device)
         logits = self._pass(ids, ids.shape[1])[0]
         if not torch.isfinite(logits.max()):
             answer.fail(broken_logits(answer))
             return self._drop_finished()
         chosen = logits.argmax(dim=-1).tolist()
         right = shared_length(draft, chosen)
-        crop(self._cache, len(draft) - right)
-        self._mask = self._mask[:, : self._mask.shape[1] - (len(draft) - right)]
+        self._rows.crop(len(draft) - right)
         taken = 0
         for token_id in chosen[: right + 1]:
             if not answer.is_over:
                 answer.take(token_id)
                 taken += 1
-        self._next = torch.tensor(chosen[right : right + 1], device=self._mask.device)
+        self._next = torch.tensor(chosen[right : right + 1], device=self._next.device)
         answer.gain.leap(started, len(draft), taken)
         self._drop_finished()
 
@@ -287,8 +292,10 @@ class Batch:
 
     def _read(self, group: Group) -> None:
         self._samplers, self.adapters = [Sampler(answer) for answer in group.answers], group.adapters
+        rows = Rows(self._model)
+        self._rows = rows
         if group.shared:
-            self._read_shared(group)
+            self._read_shared(group, rows.cache)
         begun = len(group.shared)
         lead = self._model.lead(group.adapters[0])
         rests = [[*answer.prompt_ids, *answer.ids][begun:] for answer in group.answers]  # with its own, where it was set aside
@@ -299,22 +306,22 @@ class Batch:
         for row, rest in enumerate(rests):
             ids[row, length - len(rest) :] = torch.tensor(rest, dtype=torch.long)
             mask[row, begun + lead + length - len(rest) :] = 1
-        self._mask = mask.to(self._model.device)
-        self._choose(self._pass(ids.to(self._model.device))[:, -1])
+        rows.begin(mask.to(self._model.device))
+        self._choose(rows.read_last(ids.to(self._model.device), self.adapters)[:, -1])
 
-    def _read_shared(self, group: Group) -> None:
+    def _read_shared(self, group: Group, cache: Any) -> None:
         """The common beginning once, in one row; then the same for every row."""
         for number, (keys, values) in enumerate(group.states):
-            self._cache.update(keys, values, number)
-        known = self._cache.get_seq_length()
+            cache.update(keys, values, number)
+        known = cache.get_seq_length()
         if known < len(group.shared):
             mask = torch.ones(1, len(group.shared), dtype=torch.long, device=self._model.device)
             ids = torch.tensor([group.shared[known:]], device=self._model.device)
-            self._model.forward(ids, mask, mask.cumsum(1) - 1, self._cache, group.adapters[:1])
-            self._model.prefixes.keep(group.adapters[0], group.shared, [(layer.keys, layer.values) for layer in self._cache.layers])
+            self._model.forward(ids, mask, mask.cumsum(1) - 1, cache, group.adapters[:1])
+            self._model.prefixes.keep(group.adapters[0], group.shared, [(layer.keys, layer.values) for layer in cache.layers])
         for number, answer in enumerate(group.answers):
             answer.reused_tokens = len(group.shared) if number else known
-        for layer in self._cache.layers:
+        for layer in cache.layers:
             layer.keys = layer.keys.expand(len(group.answers), -1, -1, -1)
             layer.values = layer.values.expand(len(group.answers), -1, -1, -1)
 
@@ -342,17 +349,10 @@ class Batch:
         self._samplers = [self._samplers[row] for row in keep]
         self.adapters = [self.adapters[row] for row in keep]
         if not keep:
-            self._cache = self._model.new_cache()
+            self._rows = Rows(self._model)
             return
-        index = torch.tensor(keep, device=self._mask.device)
-        self._mask, self._next = self._mask[index], self._next[index]
-        # columns that only the dropped rows used
-        start = int(self._mask.argmax(dim=1).min())
-        self._mask = self._mask[:, start:]
-        for layer in self._cache.layers:
-            if layer.is_initialized:
-                layer.keys = layer.keys[index, :, start:]
-                layer.values = layer.values[index, :, start:]
+        self._next = self._next[torch.tensor(keep, device=self._next.device)]
+        self._rows = self._rows.select(keep)
 
     def _remember(self, rows: set[int]) -> None:
         """Conversations go on: the next prompt begins with this one and its answer. Batch jobs ask each thing once."""
@@ -360,35 +360,26 @@ class Batch:
             answer, key = self._samplers[row].answer, self.adapters[row]
             if answer.lane != "chat" or answer.error is not None or not self._model.recalls(key):
                 continue
-            columns = self._mask[row].nonzero()[:, 0]
-            read = [*answer.prompt_ids, *answer.ids][: len(columns)]
-            if len(read) < SHORTEST or any(not layer.is_initialized for layer in self._cache.layers):
-                continue
-            at = columns[: len(read)]
-            states = [(layer.keys[row : row + 1, :, at], layer.values[row : row + 1, :, at]) for layer in self._cache.layers]
-            self._model.prefixes.keep(key, read, states)
+            read = [*answer.prompt_ids, *answer.ids][: self._rows.count(row)]
+            states = self._rows.states(row, len(read)) if len(read) >= SHORTEST else ()
+            if states:
+                self._model.prefixes.keep(key, read, states)
 
     def _take_over(self, other: Batch) -> None:
         """Hold the rows of `other`, and nothing of what was here before."""
         self._samplers, self.adapters = other._samplers, other.adapters
-        self._cache, self._mask, self._next = other._cache, other._mask, other._next
+        self._rows, self._next = other._rows, other._next
+        where = self._model.in_place
+        if where is not None and self.adapters and isinstance(self._rows, Rows) and all(map(self._model.is_plain, set(self.adapters))):
+            self._rows = where.place(self._rows, self.adapters)
 
     def _absorb(self, other: Batch) -> None:
-        """Put the rows of `other` below these, both padded on the left to the longer one."""
-        length = max(self._mask.shape[1], other._mask.shape[1])
-        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
-            if mine.is_initialized:
-                mine.keys = torch.cat([_padded(mine.keys, length), _padded(theirs.keys, length)])
-                mine.values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
-        masks = [functional.pad(mask, (length - mask.shape[1], 0)) for mask in (self._mask, other._mask)]
-        self._mask, self._next = torch.cat(masks), torch.cat([self._next, other._next])
+        """Put the rows of `other` below these."""
+        assert isinstance(other._rows, Rows), "prompts are read into a cache that grows"
+        self._rows = self._rows.absorb(other._rows, other.adapters)
+        self._next = torch.cat([self._next, other._next])
         self._samplers += other._samplers
         self.adapters += other.adapters
-
-
-def _padded(states: Tensor, length: int) -> Tensor:
-    """Keys or values [rows, heads, columns, size] with empty columns on the left up to `length`."""
-    return functional.pad(states, (0, 0, length - states.shape[2], 0))
 
 
 def _take(answer: GeneratedAnswer, choice: NextToken) -> None:

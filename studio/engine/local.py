@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from jobs.sections import RopeSection
 from studio.catalogue import hardware, rope
 from studio.catalogue.models import read_json, weight_files
-from studio.engine import adapting, kinds, loading
+from studio.engine import adapting, in_place, kinds, loading
 from studio.engine.adapting import Attached, adapter_facts, fingerprint, foreign
+from studio.engine.buckets import Bucket
 from studio.engine.budget import Sizes
 from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
-from studio.engine.slots import Slots
-from studio.engine.stepping import FAILURES, Stepper
+from studio.engine.slots import Arrangement, Slots
+from studio.engine.stepping import FAILURES, TOGETHER, Stepper
 from studio.errors import ModelError, message_of
 
 MAX_ATTACHED = 256  # beyond the budget in bytes: modules cost time too
@@ -58,6 +59,9 @@ class LocalModel:
         self._probe: Tensor | None = None
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self._steps = Stepper(model)
+        self.in_place, self._other_place = None, "its rows can't be padded"
+        if self._steps.way == TOGETHER:
+            self.in_place, self._other_place = in_place.of(self, self._steps.is_close)
         self._follows_length = rope.base_positions(read_json(folder.path / "config.json")).kind in rope.BY_LENGTH
 
     @property
@@ -92,9 +96,43 @@ class LocalModel:
         number = self.dtype.itemsize
         return Sizes(column, number * (3 * widths[0] + 6 * widths[1]), number)
 
+    @property
+    def recorded_steps(self) -> int:
+        return 0 if self.in_place is None else len(self.in_place.steps)
+
+    @property
+    def unrecorded(self) -> str:
+        """Why a GPU launches each operation of this model's steps by itself; "" on a processor, and where that needs not be so."""
+        if self.device.type == "cpu" and not in_place.ON_CPU:
+            return ""
+        return self._other_place if self.in_place is None else self.in_place.steps.refusal
+
+    @property
+    def kept_bytes(self) -> int:
+        """Keys and values that are kept between answers, or whose memory is."""
+        return self.prefixes.bytes + self.taken_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """Memory for keys and values of answers that are made, whether there are any or not."""
+        return 0 if self.in_place is None else self.in_place.bytes
+
     def recover(self) -> None:
-        """After a pass that ran out of memory: give back what it has held."""
+        """After a pass that ran out of memory: give back what it has held, and what is only kept to be faster."""
+        self.prefixes.clear()
+        if self.in_place is not None:
+            self.in_place.give_back(was_too_much=True)
         loading.give_back_memory()
+
+    def make_do(self, room: int | None) -> None:
+        """Have no more than `room` bytes for keys and values, those kept between answers too; None where nobody else needs memory."""
+        before = self.kept_bytes
+        share = PREFIX_SHARE if self.device.type == "cuda" else 1
+        self.prefixes.bound(None if room is None else int(share * room))
+        if room is not None and self.in_place is not None and self.in_place.bytes > room:
+            self.in_place.give_back()
+        if self.kept_bytes < before:
+            loading.give_back_memory()
 
     def lead(self, key: str | None) -> int:
         """Columns that the adapter puts before a prompt."""
@@ -136,6 +174,10 @@ class LocalModel:
         """Whether what was read with an adapter can be kept for the next prompt that begins alike."""
         return self.has_columns and not self.lead(key) and not self.follows_length(key)
 
+    def is_plain(self, key: str | None) -> bool:
+        """Whether it is the base, or an adapter that rows of the base may stand beside."""
+        return key is None or self._by_key[key].is_mixable
+
     def shares_batch(self, first: str | None, second: str | None) -> bool:
         """Whether rows of these two adapters (None: of the base) may be in one batch."""
         if not self.is_padded or self.follows_length(first) or self.follows_length(second):
@@ -155,6 +197,17 @@ class LocalModel:
         inputs = self._steps.inputs(ids, mask, positions, cache, keep, embeddings)
         model = self._model_for(adapters, inputs["input_ids"].shape[1] if "input_ids" in inputs else 1)
         with torch.inference_mode(), self._casting(adapters[0]):
+            logits: Tensor = model(**inputs).logits[:, -keep:]
+        return logits
+
+    def run_in_place(self, rows: Arrangement | None, bucket: Bucket, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
+        """As `forward`, of tokens that are written into a bucket. `rows`: their adapters, None where all are of the base."""
+        model = self._base
+        if rows is not None:
+            self._slots.take_up(rows, ids.shape[1])
+            model = self._peft.get_base_model()
+        inputs = self._steps.inputs(ids, bucket.mask, positions, bucket.cache, keep)
+        with torch.inference_mode():
             logits: Tensor = model(**inputs).logits[:, -keep:]
         return logits
 
@@ -287,6 +340,8 @@ class LocalModel:
     def _forget(self, gone: Attached) -> None:
         del self._by_key[gone.key]
         self.prefixes.forget(gone.key)
+        if self.in_place is not None:
+            self.in_place.steps.forget(gone.key)
         if gone.is_shared:
             self._drop_lora(gone.key)
 

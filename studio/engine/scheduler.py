@@ -143,6 +143,8 @@ class Scheduler:
             self._is_spoiled = False
             if self._leave is not None and "torch" in sys.modules:
                 self._leave()
+        if self._model is not None and not len(self._waiting) and self._prepare(self._model):
+            return None
         with self._changed:
             if self._model is None:
                 self._unload_by = None
@@ -151,6 +153,14 @@ class Scheduler:
             if first is None:
                 self._changed.wait(timeout=min(5.0, self._idle_s))
             return first
+
+    def _prepare(self, model: LocalModel) -> bool:
+        """Nobody waits: heed what was promised meanwhile, or make later answers faster. Whether there may be more to do."""
+        left = self._left_for(model)
+        if left is not None or model.in_place is None or not model.in_place.record_next():
+            return False
+        self._note_loaded(model)
+        return True
 
     def _serve(self, first: GeneratedAnswer) -> None:
         """Make `first` and whatever may join it. The edge of the engine: whatever fails becomes an error of its answers."""
@@ -163,6 +173,7 @@ class Scheduler:
             return self._give_up(same, exc)
         try:
             self._make_answers(model)
+            self._note_loaded(model)
         except Exception as exc:  # noqa: BLE001
             # peft leaves its hooks behind when a step fails, so the next answer loads anew; the memory goes once nothing on the way
             # here holds the model any more (see _next_answer)
@@ -177,7 +188,7 @@ class Scheduler:
         from studio.engine.budget import KeyValueBudget
         from studio.engine.decoding import Passes
 
-        budget = KeyValueBudget(model.sizes, model.device, self._most_bytes, partial(self._left_for, model))
+        budget = KeyValueBudget(model.sizes, model.device, self._most_bytes, partial(self._left_for, model), lambda: model.taken_bytes)
         loading.cap_memory(model.device, self._leases.room_bytes())
         batch = Passes(model, budget)
         while not self._is_closing:
@@ -194,11 +205,13 @@ class Scheduler:
                     self._answer_s += 0.2 * (time.monotonic() - answer.started_at - self._answer_s)
 
     def _left_for(self, model: LocalModel) -> int | None:
-        """What a training leaves to answers beside the model itself; None where none runs."""
+        """What a training leaves to answers beside the model itself; None where none runs. The model keeps no more between answers."""
         room = self._leases.room_bytes()
-        if room is None or (model.device.type == "cpu" and self._is_moved):
-            return None
-        return max(0, room - model.bytes - model.adapter_bytes)
+        left = None
+        if room is not None and not (model.device.type == "cpu" and self._is_moved):
+            left = max(0, room - model.bytes - model.adapter_bytes)
+        model.make_do(left)
+        return left
 
     def _admit(self, model: LocalModel, batch: Passes, budget: KeyValueBudget) -> list[tuple[GeneratedAnswer, Attached | None]]:
         """Take answers off the queue, first come first, as long as they fit into the batch."""
@@ -216,8 +229,11 @@ class Scheduler:
                     return admitted
                 lengths.append(width(answer))
                 reading.append(len(answer.prompt_ids))
-                if lanes and not budget.admits(len(lengths), max(lengths), len(reading) - 1, max(reading)):
-                    return admitted
+                if not budget.admits(len(lengths), max(lengths), len(reading) - 1, max(reading)):
+                    if lanes:
+                        return admitted
+                    model.make_do(0)  # what is only kept to be faster goes first
+                    budget.look_again()
                 self._waiting.take(answer)
             attached = self._attach(answer, model, lanes)
             self._equip(answer, model, attached)
@@ -339,8 +355,10 @@ class Scheduler:
             bytes=model.bytes + model.adapter_bytes,
             adapter_bytes=model.adapter_bytes,
             adapter_budget_bytes=model.budget_bytes,
+            recorded_steps=model.recorded_steps,
+            unrecorded=model.unrecorded,
         )
-        self._note_held(f"the engine ({model.folder.name})", self._loaded.bytes, model.device.type)
+        self._note_held(f"the engine ({model.folder.name})", self._loaded.bytes + model.kept_bytes, model.device.type)
 
     def _drop_model(self) -> None:
         if self._model is None:

@@ -22,27 +22,94 @@ LINEAR, EMBEDDING = ("Linear", "Linear4bit", "Linear8bitLt"), "Embedding"  # lay
 Part = Callable[..., Tensor]  # what stands for the forward of a layer
 
 
-class Slots:
-    """Whose rows the next passes have: `keys`, one per row, None for the base; `columns`: tokens per row of the pass that runs.
+class Arrangement:
+    """Whose rows the next passes have: `keys`, one per row, None for the base; and what layers have put together for them."""
 
-    `version` changes with the keys, so that layers know when what they have put together is of no use any more.
+    def __init__(self, keys: Sequence[str | None]) -> None:
+        self.keys = tuple(keys)
+        self.among = tuple(sorted({key for key in keys if key is not None}))
+        self.parts: dict[_SlotForward, Part] = {}
+        self._index: Tensor | None = None
+        self._foreign: dict[tuple[str, ...], Tensor] = {}
+
+    @property
+    def sole(self) -> str | None:
+        """The adapter that every row has, where that stays so."""
+        first, *others = set(self.keys)
+        return None if others else first
+
+    def index(self, device: torch.device) -> Tensor:
+        """[rows, at least]: the place of each row's adapter in `among`, counted from one; 0 for the base."""
+        if self._index is None:
+            self._index = torch.tensor(self._places(), device=device)
+        return self._index
+
+    def foreign(self, owners: tuple[str, ...], device: torch.device) -> Tensor:
+        """[rows, at least, 1, owners]: is it another adapter's than the row's own?"""
+        if owners not in self._foreign:
+            self._foreign[owners] = torch.tensor(self._others(owners), device=device)
+        return self._foreign[owners]
+
+    def _places(self) -> list[int]:
+        return [(None, *self.among).index(key) for key in self._all_keys()]
+
+    def _others(self, owners: Sequence[str]) -> list[list[list[bool]]]:
+        return [[[owner != key for owner in owners]] for key in self._all_keys()]
+
+    def _all_keys(self) -> Sequence[str | None]:
+        return self.keys
+
+
+class Standing(Arrangement):
+    """Rows that may change hands: all of `among` are put together once, and only tensors on the device say which one a row has.
+
+    So a step that was recorded is right for whatever rows there are.
     """
 
+    def __init__(self, most: int, among: Sequence[str]) -> None:
+        """`most`: rows that there may be."""
+        super().__init__(())
+        self.among = tuple(among)
+        self.hindrance = ""  # why its steps can't be recorded
+        self._most = most
+
+    @property
+    def sole(self) -> str | None:
+        return None
+
+    @torch.inference_mode()
+    def assign(self, keys: Sequence[str | None]) -> None:
+        if tuple(keys) == self.keys:
+            return
+        self.keys = tuple(keys)
+        if self._index is not None:
+            self._index.copy_(torch.tensor(self._places()))
+        for owners, foreign in self._foreign.items():
+            foreign.copy_(torch.tensor(self._others(owners)))
+
+    def _all_keys(self) -> Sequence[str | None]:
+        return [*self.keys, *[None] * (self._most - len(self.keys))]
+
+
+class Slots:
+    """The rows that pass now, and `columns`: tokens per row."""
+
     def __init__(self) -> None:
-        self.keys: tuple[str | None, ...] = ()
+        self.now = Arrangement(())
         self.columns = 1
-        self.version = 0
 
     def compose(self, keys: Sequence[str | None], columns: int) -> None:
         self.columns = columns
-        if tuple(keys) != self.keys:
-            self.keys = tuple(keys)
-            self.version += 1
+        if isinstance(self.now, Standing) or tuple(keys) != self.now.keys:
+            self.now = Arrangement(keys)  # what was put together before is not needed beside the new
+
+    def take_up(self, arrangement: Arrangement, columns: int) -> None:
+        """Rows whose arrangement somebody keeps."""
+        self.now, self.columns = arrangement, columns
 
     def forget(self) -> None:
         """An adapter was loaded or has left."""
-        self.keys = ()
-        self.version += 1
+        self.now = Arrangement(())
 
     def take(self, model: nn.Module, key: str, dtype: torch.dtype) -> None:
         """Compute the layers of peft's `model` here, and keep the matrices of adapter `key` as they are needed."""
@@ -88,34 +155,34 @@ class _SlotForward:
 
     def __init__(self, layer: Any, slots: Slots) -> None:
         self._layer, self._slots = layer, slots
-        self._version = -1
-        self._part: Part = layer.base_layer
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._version != self._slots.version:
-            self._part = self._layer.base_layer  # what was put together before is not needed beside the new
-            self._part = _part(self._layer, self._slots)
-            self._version = self._slots.version
-        return self._part(x, *args, **kwargs)
+        parts = self._slots.now.parts
+        if self not in parts:
+            parts[self] = _part(self._layer, self._slots)
+        return parts[self](x, *args, **kwargs)
 
 
 def _part(layer: Any, slots: Slots) -> Part:
-    used = {key for key in slots.keys if key is not None and holds(layer, key)}
+    rows = slots.now
+    used = [key for key in rows.among if holds(layer, key)]
     if not used:
         base_layer: Part = layer.base_layer
         return base_layer
-    is_one = len(set(slots.keys)) == 1
     if not all(is_computed_here(layer, key) for key in used):
-        if is_one:
+        if rows.sole is not None:
             return _ByActive(layer, *used)
-        return _ByName(layer, slots.keys)
+        if isinstance(rows, Standing):
+            rows.hindrance = f"peft itself computes layers of the type {type(layer).__name__}, and takes adapters by name"
+        return _ByName(layer, slots)
     if type(layer).__name__ == EMBEDDING:
-        return _EmbeddingPart(layer, slots)
-    if is_one:
+        return _EmbeddingPart(layer, slots, used)
+    if rows.sole is not None:
         return _Single(layer, *used)
-    ranks = [len(layer.lora_A[key].weight) for key in sorted(used)]
-    if sum(ranks) <= 2 * max(ranks) or 4 * sum(ranks) <= max(ranks) * len(slots.keys):
-        return _RankColumns(layer, slots, sorted(used))
+    ranks = [len(layer.lora_A[key].weight) for key in used]
+    are_few = sum(ranks) <= 2 * max(ranks) or 4 * sum(ranks) <= max(ranks) * len(rows.keys)
+    if are_few or isinstance(rows, Standing):
+        return _RankColumns(layer, slots, used)
     return _RowBlocks(layer, slots)
 
 
@@ -134,11 +201,12 @@ class _ByActive:
 class _ByName:
     """peft's own way with several adapters."""
 
-    def __init__(self, layer: Any, keys: Sequence[str | None]) -> None:
-        self._layer, self._names = layer, [key or BASE for key in keys]
+    def __init__(self, layer: Any, slots: Slots) -> None:
+        self._layer, self._slots = layer, slots
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = type(self._layer).forward(self._layer, x, *args, adapter_names=self._names, **kwargs)
+        names = [key or BASE for key in self._slots.now.keys]
+        result: Tensor = type(self._layer).forward(self._layer, x, *args, adapter_names=names, **kwargs)
         return result
 
 
@@ -161,10 +229,10 @@ class _RowBlocks:
 
     def __init__(self, layer: Any, slots: Slots) -> None:
         self._base_layer, self._slots = layer.base_layer, slots
-        downs = [_weight(layer.lora_A, key) for key in slots.keys]
-        self._down = _stacked(downs).transpose(1, 2)
-        self._up = _stacked([_transposed(_weight(layer.lora_B, key)) for key in slots.keys])
-        self._bias = _biases(layer, slots.keys)
+        keys = slots.now.keys
+        self._down = _stacked([_weight(layer.lora_A, key) for key in keys]).transpose(1, 2)
+        self._up = _stacked([_transposed(_weight(layer.lora_B, key)) for key in keys])
+        self._bias = _biases(layer, keys)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self._base_layer(x, *args, **kwargs)
@@ -183,45 +251,47 @@ class _RankColumns:
         self._base_layer, self._slots = layer.base_layer, slots
         downs, ups = [layer.lora_A[key].weight for key in used], [layer.lora_B[key].weight.T for key in used]
         self._down, self._up = _together(downs).T, _together(ups)
-        owners = [key for key, down in zip(used, downs, strict=True) for _ in down]
-        foreign = [[[owner != key for owner in owners]] for key in slots.keys]
-        self._is_foreign = torch.tensor(foreign, device=self._down.device)  # [rows, 1, ranks]
-        self._bias = _biases(layer, slots.keys)
+        owners = tuple(key for key, down in zip(used, downs, strict=True) for _ in down)
+        self._is_foreign = slots.now.foreign(owners, self._down.device)
+        self._biases = _biases(layer, (None, *slots.now.among))
+        self._index = slots.now.index(self._down.device)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self._base_layer(x, *args, **kwargs)
         inner = _by_row(x, self._slots).to(self._down.dtype) @ self._down
-        columns = inner.shape[1]
-        inner = inner.masked_fill(self._is_foreign, 0).flatten(0, 1)
-        bias = self._bias
+        rows, columns, _ = inner.shape
+        inner = inner.masked_fill(self._is_foreign[:rows], 0).flatten(0, 1)
+        bias = self._biases
         if bias is not None:
-            bias = bias.expand(-1, columns, -1).flatten(0, 1)
+            bias = bias[self._index[:rows]].expand(-1, columns, -1).flatten(0, 1)
         return _added(torch.addmm, result, result.flatten(0, -2), inner, self._up, bias)
 
 
 class _EmbeddingPart:
     """A table of embeddings with the LoRAs of its rows. Rows without one read any line, and take nothing of it."""
 
-    def __init__(self, layer: Any, slots: Slots) -> None:
+    def __init__(self, layer: Any, slots: Slots, used: Sequence[str]) -> None:
         self._layer, self._slots = layer, slots
-        used = sorted({key for key in slots.keys if key is not None and holds(layer, key)})
         tables = [layer.lora_embedding_A[key].T for key in used]
         rank = max(table.shape[1] for table in tables)
         lines = len(tables[0])
         self._table = tables[0]
         if len(tables) > 1:
             self._table = torch.cat([functional.pad(table, (0, rank - table.shape[1])) for table in tables])
-        firsts = [[lines * used.index(key)] if key in used else [0] for key in slots.keys]
+        firsts = [[lines * used.index(key)] if key in used else [0] for key in (None, *slots.now.among)]
         self._firsts = torch.tensor(firsts, device=self._table.device)
-        self._up = _stacked([_transposed(layer.lora_embedding_B.get(key)) for key in slots.keys])
+        self._ups = _stacked([_transposed(layer.lora_embedding_B.get(key)) for key in (None, *slots.now.among)])
+        self._index = slots.now.index(self._table.device)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self._layer.base_layer(x, *args, **kwargs)
-        inner = functional.embedding(_by_row(x, self._slots, 0) + self._firsts, self._table)
+        lines = _by_row(x, self._slots, 0)
+        index = self._index[: len(lines)]
+        inner = functional.embedding(lines + self._firsts[index], self._table)
         scale = self._layer._get_embed_scale()
         if scale is not None:
             inner = inner * scale.to(inner.dtype)
-        return _added(torch.baddbmm, result, result.reshape(*inner.shape[:2], -1), inner, self._up, None)
+        return _added(torch.baddbmm, result, result.reshape(*inner.shape[:2], -1), inner, self._ups[index], None)
 
 
 def _added(product: Any, result: Tensor, rows: Tensor, inner: Tensor, up: Tensor, bias: Tensor | None) -> Tensor:
@@ -240,7 +310,7 @@ def _by_row(x: Tensor, slots: Slots, width: int = 1) -> Tensor:
 
     `width`: dimensions behind the columns.
     """
-    rows, behind = len(slots.keys), x.shape[x.dim() - width :]
+    rows, behind = len(slots.now.keys), x.shape[x.dim() - width :]
     if len(x) == rows:
         return x.reshape(rows, -1, *behind)
     if x.numel() == rows * slots.columns * math.prod(behind):
@@ -257,7 +327,7 @@ def _transposed(matrix: Tensor | None) -> Tensor | None:
 
 
 def _stacked(matrices: Sequence[Tensor | None]) -> Tensor:
-    """[rows, rank, width] of matrices [rank, width], filled up with zeros to the largest rank; zeros where there is none."""
+    """[matrices, rank, width] of matrices [rank, width], filled up with zeros to the largest rank; zeros where there is none."""
     given = [matrix for matrix in matrices if matrix is not None]
     rank = max(len(matrix) for matrix in given)
     zeros = given[0].new_zeros(rank, given[0].shape[1])
@@ -279,7 +349,7 @@ def _filled(matrix: Tensor | None, zeros: Tensor) -> list[Tensor]:
 
 
 def _biases(layer: Any, keys: Sequence[str | None]) -> Tensor | None:
-    """[rows, 1, width], or None where no adapter has one."""
+    """[keys, 1, width], or None where no adapter has one."""
     found = [layer.lora_B[key].bias if key in layer.lora_B else None for key in keys]
     given = [bias for bias in found if bias is not None]
     if not given:

@@ -128,7 +128,7 @@ class Stepper:
     def _holds(self, way: Way, ids: Tensor, expected: Tensor) -> bool:
         ask = {True: self._padded, False: self._alone}[way.is_padded]
         try:
-            return all(self._is_close(logits, expected[first : first + len(logits)]) for first, logits in ask(way, ids))
+            return all(self.is_close(logits, expected[first : first + len(logits)]) for first, logits in ask(way, ids))
         except torch.OutOfMemoryError:
             raise
         except FAILURES as exc:
@@ -167,7 +167,7 @@ class Stepper:
             logits: Tensor = self._model(**given).logits[:, -keep:]
         return logits.float()
 
-    def _is_close(self, found: Tensor, expected: Tensor) -> bool:
+    def is_close(self, found: Tensor, expected: Tensor) -> bool:
         """Whether two passes say the same but for rounding; numbers that are none are close to nothing."""
         off, spread = (found - expected).abs(), expected.std()
         if self._is_exact:

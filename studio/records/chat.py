@@ -146,6 +146,8 @@ class LoadedModel(Record):
     bytes: int  # of the base model and its adapters
     adapter_bytes: int
     adapter_budget_bytes: int  # adapters leave when they would take more
+    recorded_steps: int = 0  # kinds of steps that a GPU runs as a whole
+    unrecorded: str = ""  # why a GPU launches steps one operation at a time; "" on a processor and where nothing has failed
 
 
 class LoadingModel(Record):

@@ -103,7 +103,7 @@ class SystemService:
 
     def doctor(self, *, thorough: bool = False) -> DoctorReport:
         """`thorough` tries bitsandbytes and, where no studio runs, the page (seconds), and the hub (leaves this machine)."""
-        checks = [_python(), _torch(), _device(), _memory(), self._disk(), self._home(), self._starter()]
+        checks = [_python(), _torch(), _device(), _memory(), self._disk(), self._home(), self._starter(), *self._decoding()]
         if thorough:
             checks += [_bitsandbytes_trial(), self._page() or _page_trial(), _hub(self.settings.hub_offline)]
         else:
@@ -130,6 +130,14 @@ class SystemService:
             fix = "Wait a minute; if it stays so, stop it and start it again with `studio up`."
             return _check("page", False, f"the studio at {found.url} does not answer", fix)
         return _page_check(PageHealth(state=answer.page, reason=answer.reason or ""), found.url)
+
+    def _decoding(self) -> list[DoctorCheck]:
+        """Answers that a GPU makes more slowly than it could; they are right all the same."""
+        loaded = self.engine().loaded
+        if loaded is None or not loaded.unrecorded:
+            return []
+        said = f"{loaded.base} answers more slowly than it could: its steps are launched one operation at a time ({loaded.unrecorded})"
+        return [_check("decoding", True, said)]
 
     def _disk(self) -> DoctorCheck:
         free = shutil.disk_usage(self.settings.home).free
