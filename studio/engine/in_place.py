@@ -28,7 +28,7 @@ from studio.errors import message_of
 HEADROOM = 32  # columns that a bucket has left when rows come
 GENEROUS = 0.125  # of what may be taken, which is taken at once: what was recorded is lost when more is needed
 MOST_CELLS = 2**15  # columns of all rows that are taken so
-ON_CPU = False  # the processor copies keys and values faster than it looks at columns that are empty
+ON_CPU = False  # as fast there (0.98 to 1.11 of the time of a growing cache, 110 M parameters), and nothing is recorded: not worth its memory
 SMALLEST_VOCABULARY = 8
 
 log = logging.getLogger("studio.engine")
@@ -297,7 +297,7 @@ def of(runner: Runner, is_close: Callable[[Tensor, Tensor], bool]) -> tuple[InPl
     """For a model whose rows can be padded, or why there is none. `is_close`: two passes say the same but for rounding."""
     device = runner.device
     if device.type != "cuda" and not ON_CPU:
-        return None, "a processor is slower so"
+        return None, "a processor gains nothing by it"
     made = InPlace(runner, graphs.recorder_for(device))
     try:
         found, expected = _trial(made, runner, made.place), _trial(made, runner, lambda rows, _: rows)
