@@ -28,8 +28,9 @@ from studio.errors import message_of
 HEADROOM = 32  # columns that a bucket has left when rows come
 GENEROUS = 0.125  # of what may be taken, which is taken at once: what was recorded is lost when more is needed
 MOST_CELLS = 2**15  # columns of all rows that are taken so
-ON_CPU = False  # as fast there (0.98 to 1.11 of the time of a growing cache, 110 M parameters), and nothing is recorded: not worth its memory
+ON_CPU = False  # as fast there (0.98 to 1.11 of the time of a growing cache, 110 M parameters), and nothing is recorded
 SMALLEST_VOCABULARY = 8
+
 
 log = logging.getLogger("studio.engine")
 
