@@ -39,6 +39,8 @@ def preload() -> None:
     from jobs.trainers import sft
 
     sft.import_libraries()
+    for name in ("studio.engine.local", "studio.engine.intake", "studio.engine.decoding", "studio.services.scripts", "jobs.export"):
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else each collection of each child walks, and copies, all that was imported
     _preloaded.append(True)

@@ -30,6 +30,18 @@ PARTS = (
     Part("models", "models", 25, ""),
     Part("memory", "memory", 110, "every peak within -5 and +10 % of the prediction", least=50),
     Part("8 GiB", "small_card", 30, "8 billion parameters train in 7.2 GiB, and 2,048 tokens in 7.6"),
+    Part("speed", "speed", 80, "a job at 0.97 or more of its bare script's tokens/s", least=45),
+    Part(
+        "engine",
+        "engine",
+        90,
+        "0.6 of the roofline, 0.85 of that with a LoRA, eight adapters 5 times one by one, a switch in 1 ms; equal tokens",
+        least=45,
+    ),
+    Part("hand-over", "hand_over", 25, "at most 16 MiB of the card are left after giving way and after an error"),
+    Part("exact", "exact", 35, "a resumed run is equal with full_determinism"),
+    Part("float16", "float16", 20, "60 steps with overflows end well, and the engine answers"),
     Part("doctor", "doctor", 15, "out of memory and a hidden card are told with their remedies"),
+    Part("proof", "proof", 35, "merged, adapter and gguf are proved"),
 )
 NAMES = tuple(part.name for part in PARTS)

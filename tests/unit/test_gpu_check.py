@@ -14,7 +14,7 @@ from jobs import config as job_config
 from studio.catalogue import hardware
 from studio.catalogue.cards import Device, GpuProblem, Gpus
 from studio.records import MemoryPlan
-from tests.gpu import child, memory, needs, registry, running, small_card, wheels
+from tests.gpu import child, doctor, engine, exact, hand_over, memory, needs, registry, running, small_card, wheels
 from tests.gpu.outcome import Verdict
 from tests.gpu.registry import Part
 from tests.gpu.running import Runner, summary
@@ -65,7 +65,9 @@ def test_a_missed_promise_and_a_part_that_fails_are_bad_and_what_has_no_time_is_
 
 
 def test_the_parts_are_there_and_fit_into_eight_minutes() -> None:
-    assert registry.NAMES == ("machine", "models", "memory", "8 GiB", "doctor")
+    assert registry.NAMES == (
+        "machine", "models", "memory", "8 GiB", "speed", "engine", "hand-over", "exact", "float16", "doctor", "proof",
+    )  # fmt: skip
     assert all((ROOT / "tests" / "gpu" / f"{part.module}.py").is_file() for part in registry.PARTS)
     assert sum(part.seconds for part in registry.PARTS) <= 480
 
@@ -98,6 +100,51 @@ def test_a_card_of_8_gib_keeps_its_rows() -> None:
     assert small_card.broken(WHOLE, small_card.ENOUGH, longer, plan) and small_card.broken(
         replace(WHOLE, is_reduced=True), small_card.ENOUGH, longer, plan.model_copy(update={"fits": False})
     )
+
+
+SPEEDS = {"base": 100.0, "LoRA": 90.0, "temperature 0.7": 97.0}
+FOUND = {
+    "operations_ratio": 1.5,
+    "same": 8,
+    "distinct": 8,
+    "tokens_per_s": SPEEDS,
+    "roofline_per_s": 150.0,
+    "together_ratio": 5.5,
+    "switch_ms": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "missed"),
+    [
+        (engine.FIGURED, {}, 0),
+        (engine.FIGURED, {"roofline_per_s": 170.0}, 1),
+        (engine.FIGURED, {"tokens_per_s": {**SPEEDS, "LoRA": 84.0}}, 1),
+        (engine.FIGURED, {"tokens_per_s": {**SPEEDS, "temperature 0.7": 94.0}}, 1),
+        (engine.FIGURED, {"together_ratio": 4.9, "switch_ms": 1.1}, 2),
+        (engine.FIGURED, {"operations_ratio": 1.7}, 1),
+        (engine.EXACT, {"same": 7}, 1),
+        (engine.EXACT, {"distinct": 1}, 1),  # adapters that change nothing are equal in any batch
+        (engine.FIGURED, {"same": 7}, 0),  # in 16 bits a near tie may fall the other way
+    ],
+)
+def test_the_engines_promises(name: str, changed: dict[str, Any], missed: int) -> None:
+    assert len(engine.broken(name, {**FOUND, **changed}, is_reduced=False)) == missed
+
+
+def test_what_is_left_of_an_engine_is_missed() -> None:
+    left = {"mib": 0.0, "holders": 0}
+    found = {"answered": 200, "refused": {"status": 503}, "failed": 500, "trained": "ended well", "after_yield": left, "after_error": left}
+    assert list(hand_over._broken(found)) == []
+    for changed in (
+        {"after_yield": {"mib": 17.0, "holders": 0}}, {"after_error": {"mib": 0.0, "holders": 1}}, {"refused": {"status": 200}},
+        {"failed": 200}, {"answered": 503}, {"trained": "out of memory"},
+    ):  # fmt: skip
+        assert len(list(hand_over._broken({**found, **changed}))) == 1
+
+
+def test_the_checkpoint_is_older_than_the_kill() -> None:
+    assert 1 < exact.KILLED_AT <= exact.STEPS and doctor.TOO_LARGE["per_device_train_batch_size"] > 1
 
 
 # what a machine lacks
