@@ -36,7 +36,7 @@ ADAPTERS, RANK = 8, 16
 SHARD_BYTES = 4 * GIB
 WORKING_ROOM = 1.2  # of the weights: what computing takes beside them
 SPREAD = 0.02  # of the weights
-STRENGTH = 0.02  # of the adapters' second matrices: enough to change what is said
+STRENGTH = 0.05  # of the adapters' second matrices: enough that every one says something of its own
 
 
 def config(scale: Scale, size: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ MOST_BYTES = 30_000_000
 WHEELS = (
     "transformers", "peft", "trl", "datasets", "bitsandbytes", "llguidance", "gguf", "pydantic", "pydantic_core", "annotated-types",
     "typing-inspection", "typing_extensions", "fastapi", "starlette", "uvicorn", "annotated-doc", "msgspec", "orjson", "multiprocess",
-    "dill", "xxhash", "platformdirs", "huey",
+    "dill", "xxhash", "platformdirs", "huey", "opentelemetry-api",
 )  # fmt: skip
 PURE = ("SQLAlchemy",)  # its compiled wheel is larger than what it gains here
 EXPECTED = (
