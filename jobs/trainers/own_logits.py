@@ -54,10 +54,12 @@ def _raised(inner: Any, logits: torch.Tensor) -> Iterator[None]:
     factor = 2.0 ** torch.log2(SURE / logits.float().abs().max().clamp(min=1e-3)).floor().clamp(min=0).item()
     factor = factor if weight.is_floating_point() else 1.0  # packed in 4 bits
     weight.data.mul_(factor)  # by a power of two, which is undone without rounding
+    torch.clear_autocast_cache()  # which may hold the weight as it was
     try:
         yield
     finally:
         weight.data.div_(factor)
+        torch.clear_autocast_cache()
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

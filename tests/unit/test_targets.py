@@ -121,11 +121,9 @@ def test_a_factor_on_the_logits_shows_before_anything_is_learned() -> None:
     assert not own_logits._agree(8.3 + 24 * (own - 8.3), own)
 
 
-@pytest.mark.parametrize("cap", [None, 30.0])
-def test_a_cap_that_small_logits_do_not_reach_shows_too(cap: float | None) -> None:
-    # red when xLSTM learns for other answers than it gives as soon as it is sure
-    import contextlib
-
+@pytest.mark.parametrize(("cap", "is_cast"), [(None, False), (None, True), (30.0, False)])
+def test_a_cap_that_small_logits_do_not_reach_shows_too(cap: float | None, is_cast: bool) -> None:
+    # red when xLSTM learns for other answers than it gives as soon as it is sure, and where autocast still shows the weight that it cast before
     import torch
     from trl.trainer.utils import add_fused_lm_head
 
@@ -142,7 +140,8 @@ def test_a_cap_that_small_logits_do_not_reach_shows_too(cap: float | None) -> No
 
     model.forward = capped
     add_fused_lm_head(model)
-    assert own_logits.use_where_needed(model, contextlib.nullcontext()) == bool(cap)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=is_cast)
+    assert own_logits.use_where_needed(model, autocast) == bool(cap)
     assert torch.equal(model.lm_head.weight, before)
 
 
