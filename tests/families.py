@@ -353,19 +353,30 @@ def train(run: RunDir, config: JobConfig, path: Path, folder: Path, found: Outco
 
 
 def _listen(model: Any, routed: dict[str, set[int]]) -> None:
-    """Note which experts are given tokens while training."""
+    """Note which experts are given tokens while training: those that something is learned from, since in the last block others teach nothing."""
     import torch
 
     for name, module in model.named_modules():
         if not any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) and not hasattr(module, "parametrizations"):
             continue
 
-        def hook(module: Any, inputs: Any, options: Any, name: str = name) -> None:
+        def hook(module: Any, inputs: Any, options: Any, output: Any, name: str = name) -> None:
             numbers = [one for one in (*inputs, *options.values()) if isinstance(one, torch.Tensor) and one.dtype == torch.int64]
-            if module.training and numbers:
-                routed.setdefault(name, set()).update(numbers[0].unique().tolist())
+            if not module.training or not numbers:
+                return
+            chosen = numbers[0].flatten(0, -2)
 
-        module.register_forward_pre_hook(hook, with_kwargs=True)
+            def note(gradient: Any) -> None:
+                teaches = gradient.flatten(0, -2).abs().sum(-1) > 0
+                passed = chosen[teaches] if len(teaches) == len(chosen) else chosen
+                routed.setdefault(name, set()).update(passed.unique().tolist())
+
+            if isinstance(output, torch.Tensor) and output.requires_grad:
+                output.register_hook(note)
+            else:
+                routed.setdefault(name, set()).update(chosen.unique().tolist())
+
+        module.register_forward_hook(hook, with_kwargs=True)
 
 
 def held_out_loss(model: Any, run: RunDir, config: JobConfig) -> float:

@@ -143,7 +143,7 @@ def answers_alike_in_16_bits(trained: Any) -> list[str]:
                 continue
             gap = float(logits[place].max() - logits[place][found[place]])
             step = torch.finfo(torch.bfloat16).eps * float(logits[place].max().abs())
-            rounding = max(2 * float((logits - exact[number]).abs().max()), step)
+            rounding = 2 * max(float((logits - exact[number]).abs().max()), step)
             trained.outcome.near_ties += 1
             if gap > rounding:
                 faults.append(
