@@ -19,7 +19,7 @@ from studio.db.models import AdapterRow, JobRow
 from studio.records import AnswerUsage
 from studio.services import Studio
 from studio.settings import STATIC
-from tests.e2e.conftest import SCREENSHOTS, quiet_window, write
+from tests.e2e.conftest import SCREENSHOTS, quiet_window, until, write
 from tests.payloads import AWAY, LOOK, PAYLOADS
 from tests.servers import Server, web
 
@@ -139,8 +139,9 @@ def test_answers_of_every_payload_stream_side_by_side_and_stay_text(page: Page, 
         page.locator("#chat-message textarea").press("Enter")
         expect(answers).to_have_count(AT_ONCE * (number + 1))
         expect(page.locator("#chat-live .message")).to_have_count(0)
-    said = {text_of(text) for text in page.locator("#chat-transcript .message.assistant .text").all_text_contents()}
-    assert {text_of(text) for text in PAYLOADS} <= said
+    wanted = {text_of(text) for text in PAYLOADS}
+    said = page.locator("#chat-transcript .message.assistant .text")
+    until(lambda: wanted <= {text_of(text) for text in said.all_text_contents()})  # the last of them may just be drawn
     page.screenshot(path=SCREENSHOTS / "hostile-chat.png")
 
 
