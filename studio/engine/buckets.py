@@ -73,7 +73,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Block:
+class KeyValueShape:
     """Keys and values of a layer for one column of a row."""
 
     heads: int
@@ -93,7 +93,9 @@ class Arena:
         """`layers`: as the model has filled them."""
         self._device = device
         self._blocks = [
-            Block(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype) if layer.is_initialized else None
+            KeyValueShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype)
+            if layer.is_initialized
+            else None
             for layer in layers
         ]
         self._keys: list[Tensor | None] = [None] * len(layers)

@@ -20,7 +20,7 @@ from studio.engine.budget import KeyValueBudget, too_long
 from studio.engine.failures import is_out_of_memory
 from studio.engine.in_place import InPlace
 from studio.engine.prefixes import SHORTEST, Prefixes, States, shared_length
-from studio.engine.rows import Held, Rows
+from studio.engine.rows import GrowingRows, Held
 from studio.engine.sampling import NextToken, Sampler, broken_logits, choose
 from studio.engine.speculation import Drafter
 from studio.errors import EngineError
@@ -187,7 +187,7 @@ class Batch:
         self._model = model
         self._samplers: list[Sampler] = []
         self.adapters: list[str | None] = []
-        self._rows: Held = Rows(model)
+        self._rows: Held = GrowingRows(model)
         self._next = torch.empty(0, dtype=torch.long)
 
     @property
@@ -292,7 +292,7 @@ class Batch:
 
     def _read(self, group: Group) -> None:
         self._samplers, self.adapters = [Sampler(answer) for answer in group.answers], group.adapters
-        rows = Rows(self._model)
+        rows = GrowingRows(self._model)
         self._rows = rows
         if group.shared:
             self._read_shared(group, rows.cache)
@@ -349,7 +349,7 @@ class Batch:
         self._samplers = [self._samplers[row] for row in keep]
         self.adapters = [self.adapters[row] for row in keep]
         if not keep:
-            self._rows = Rows(self._model)
+            self._rows = GrowingRows(self._model)
             return
         self._next = self._next[torch.tensor(keep, device=self._next.device)]
         self._rows = self._rows.select(keep)
@@ -370,12 +370,17 @@ class Batch:
         self._samplers, self.adapters = other._samplers, other.adapters
         self._rows, self._next = other._rows, other._next
         where = self._model.in_place
-        if where is not None and self.adapters and isinstance(self._rows, Rows) and all(map(self._model.is_plain, set(self.adapters))):
+        if (
+            where is not None
+            and self.adapters
+            and isinstance(self._rows, GrowingRows)
+            and all(map(self._model.is_plain, set(self.adapters)))
+        ):
             self._rows = where.place(self._rows, self.adapters)
 
     def _absorb(self, other: Batch) -> None:
         """Put the rows of `other` below these."""
-        assert isinstance(other._rows, Rows), "prompts are read into a cache that grows"
+        assert isinstance(other._rows, GrowingRows), "prompts are read into a cache that grows"
         self._rows = self._rows.absorb(other._rows, other.adapters)
         self._next = torch.cat([self._next, other._next])
         self._samplers += other._samplers

@@ -21,7 +21,7 @@ from studio.engine.buckets import MOST_ROWS, Arena, Bucket, Shape, shape_for
 from studio.engine.graphs import Recorder
 from studio.engine.prefixes import States
 from studio.engine.recordings import Recordings
-from studio.engine.rows import Held, Reader, Rows
+from studio.engine.rows import GrowingRows, Held, Reader
 from studio.engine.stepping import FAILURES, PADDING, PASSES, TOKENS
 from studio.errors import message_of
 
@@ -35,7 +35,7 @@ SMALLEST_VOCABULARY = 8
 log = logging.getLogger("studio.engine")
 
 
-class Runner(recordings.Runner, Reader, Protocol):
+class InPlaceRunner(recordings.RecordedRunner, Reader, Protocol):
     """A model in memory."""
 
     device: torch.device
@@ -44,7 +44,7 @@ class Runner(recordings.Runner, Reader, Protocol):
 class InPlace:
     """The arena of one model, who decodes there, and the steps that were recorded."""
 
-    def __init__(self, runner: Runner, recorder: Recorder | None) -> None:
+    def __init__(self, runner: InPlaceRunner, recorder: Recorder | None) -> None:
         self._runner = runner
         self._limit: Callable[[], int] | None = None
         self._most: int | None = None  # one byte less than was too much once
@@ -65,7 +65,7 @@ class InPlace:
         """`limit`: bytes that keys and values may take, at any time."""
         self._limit = limit
 
-    def place(self, rows: Rows, adapters: Sequence[str | None]) -> Held:
+    def place(self, rows: GrowingRows, adapters: Sequence[str | None]) -> Held:
         """Have these rows decoded here, where nobody else is and there is room."""
         if self.is_lent:
             return rows
@@ -138,7 +138,7 @@ class InPlace:
 class BucketRows:
     """Rows of a batch in a bucket: `places` in it, and where each begins. A place that is empty is computed and not looked at."""
 
-    def __init__(self, owner: InPlace, runner: Runner) -> None:
+    def __init__(self, owner: InPlace, runner: InPlaceRunner) -> None:
         self._owner, self._runner = owner, runner
         self._bucket: Bucket | None = None
         self._places: list[int] = []
@@ -202,7 +202,7 @@ class BucketRows:
         return self
 
     @torch.inference_mode()
-    def absorb(self, other: Rows, adapters: Sequence[str | None]) -> Held:
+    def absorb(self, other: GrowingRows, adapters: Sequence[str | None]) -> Held:
         bucket, count = self._bucket, len(self._places) + len(adapters)
         if bucket is None or count > bucket.shape.rows or other.columns > self._end or self._end >= bucket.shape.columns:
             return self._moved(shape_for(count, max(self.columns, other.columns) + HEADROOM), other, adapters)
@@ -222,7 +222,7 @@ class BucketRows:
         return self._bucket
 
     @torch.inference_mode()
-    def _moved(self, shape: Shape, other: Rows | None = None, adapters: Sequence[str | None] = ()) -> Held:
+    def _moved(self, shape: Shape, other: GrowingRows | None = None, adapters: Sequence[str | None] = ()) -> Held:
         """All rows in a bucket of this shape, or in a cache that grows where that is too much."""
         if self._owner.allows(shape):
             self._move(shape, other)
@@ -235,7 +235,7 @@ class BucketRows:
             return rows
         return rows.absorb(other, adapters)
 
-    def _move(self, shape: Shape, other: Rows | None) -> None:
+    def _move(self, shape: Shape, other: GrowingRows | None) -> None:
         """Layer by layer, so that no more than one of them is there twice."""
         old, width = self._bucket, self.columns
         start, count = self._end - width, len(self._places)
@@ -282,10 +282,10 @@ class BucketRows:
         if places != list(range(len(places))):
             self._at = torch.tensor(places, device=self._held.mask.device)
 
-    def _grown(self) -> Rows:
+    def _grown(self) -> GrowingRows:
         """The same rows in a cache that grows."""
         bucket, start = self._held, self._end - self.columns
-        rows = Rows(self._runner)
+        rows = GrowingRows(self._runner)
         rows.mask = bucket.mask[self._places, start : self._end].long()
         for number in range(len(bucket.cache.layers)):
             copied = _copied(bucket, number, self._places, start, self._end)
@@ -294,7 +294,7 @@ class BucketRows:
         return rows
 
 
-def of(runner: Runner, is_close: Callable[[Tensor, Tensor], bool]) -> tuple[InPlace | None, str]:
+def of(runner: InPlaceRunner, is_close: Callable[[Tensor, Tensor], bool]) -> tuple[InPlace | None, str]:
     """For a model whose rows can be padded, or why there is none. `is_close`: two passes say the same but for rounding."""
     device = runner.device
     if device.type != "cuda" and not ON_CPU:
@@ -315,13 +315,13 @@ def of(runner: Runner, is_close: Callable[[Tensor, Tensor], bool]) -> tuple[InPl
     return None, reason
 
 
-def _trial(made: InPlace, runner: Runner, place: Callable[[Rows, Sequence[str | None]], Held]) -> list[Tensor]:
+def _trial(made: InPlace, runner: InPlaceRunner, place: Callable[[GrowingRows, Sequence[str | None]], Held]) -> list[Tensor]:
     """Logits of two rows of different length: of several tokens and of one, behind a prompt."""
     ids = torch.arange(1, 2 * TOKENS + 1, device=runner.device).view(2, TOKENS) % SMALLEST_VOCABULARY
     mask = torch.ones_like(ids)
     mask[0, :PADDING] = 0
     first, *others = PASSES
-    rows, keys = Rows(runner), (None, None)
+    rows, keys = GrowingRows(runner), (None, None)
     rows.begin(mask[:, : first[1]])
     rows.read_last(ids[:, : first[1]], keys)
     held = place(rows, keys)

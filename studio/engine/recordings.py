@@ -35,14 +35,14 @@ class Kind(NamedTuple):
     is_mixed: bool
 
 
-class Wanted(NamedTuple):
+class WantedRecording(NamedTuple):
     """A step that may be recorded."""
 
     shape: Shape
     kind: Kind
 
 
-class Runner(Protocol):
+class RecordedRunner(Protocol):
     """What runs the model over a bucket."""
 
     def run_in_place(self, rows: Arrangement | None, bucket: Bucket, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
@@ -53,12 +53,12 @@ class Runner(Protocol):
 class Recordings:
     """Steps of one model. `refusal`: why nothing is recorded any more, "" as long as nothing has failed."""
 
-    def __init__(self, runner: Runner, recorder: Recorder | None) -> None:
+    def __init__(self, runner: RecordedRunner, recorder: Recorder | None) -> None:
         self._runner, self._recorder = runner, recorder
-        self._recorded: dict[Wanted, tuple[Recording, Arrangement | None]] = {}  # latest used last, as are those below
+        self._recorded: dict[WantedRecording, tuple[Recording, Arrangement | None]] = {}  # latest used last, as are those below
         self._standing: dict[Kind, Standing] = {}
         self._sole: dict[tuple[str, int], Arrangement] = {}
-        self._steps: Counter[Wanted] = Counter()  # that were not recorded
+        self._steps: Counter[WantedRecording] = Counter()  # that were not recorded
         self.refusal = ""
 
     def __len__(self) -> int:
@@ -116,9 +116,9 @@ class Recordings:
 
     # adapters
 
-    def _choose(self, shape: Shape, keys: Sequence[str | None]) -> Wanted:
+    def _choose(self, shape: Shape, keys: Sequence[str | None]) -> WantedRecording:
         """The step for these rows, if possible one that was recorded."""
-        possible = [Wanted(shape, kind) for kind in self._kinds(keys)]
+        possible = [WantedRecording(shape, kind) for kind in self._kinds(keys)]
         return next((wanted for wanted in possible if wanted in self._recorded), possible[0])
 
     def _kinds(self, keys: Sequence[str | None]) -> Iterator[Kind]:
@@ -151,14 +151,14 @@ class Recordings:
 
     # recording
 
-    def wanted(self) -> Wanted | None:
+    def wanted(self) -> WantedRecording | None:
         """The step that is most worth being recorded."""
         if self._recorder is None or self.refusal:
             return None
         return next((wanted for wanted, steps in self._steps.most_common(1) if steps >= WORTH), None)
 
     @torch.inference_mode()
-    def record(self, wanted: Wanted, bucket: Bucket) -> None:
+    def record(self, wanted: WantedRecording, bucket: Bucket) -> None:
         """Record it, in a bucket that nobody uses. Where that fails, steps go on as they were, and `refusal` says why."""
         assert self._recorder is not None
         del self._steps[wanted]

@@ -58,12 +58,12 @@ class Held(Protocol):
         """Let the other rows go, and the columns that only they used."""
         ...
 
-    def absorb(self, other: Rows, adapters: Sequence[str | None]) -> Held:
+    def absorb(self, other: GrowingRows, adapters: Sequence[str | None]) -> Held:
         """Put the rows of `other`, with these adapters, below the own, both padded on the left to the longer one."""
         ...
 
 
-class Rows:
+class GrowingRows:
     """Rows in the model's own cache, which is made anew and longer with every token; `mask` has all columns."""
 
     def __init__(self, model: Reader) -> None:
@@ -115,7 +115,7 @@ class Rows:
     def count(self, row: int) -> int:
         return int(self.mask[row].sum())
 
-    def absorb(self, other: Rows, adapters: Sequence[str | None]) -> Held:
+    def absorb(self, other: GrowingRows, adapters: Sequence[str | None]) -> Held:
         length = max(self.columns, other.columns)
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             if mine.is_initialized:

@@ -22,7 +22,7 @@ from studio.engine.in_place import MOST_CELLS, BucketRows, InPlace
 from studio.engine.prefixes import Prefixes
 from studio.engine.protocol import AdapterRef, ModelFolder
 from studio.engine.recordings import Kind
-from studio.engine.rows import Rows
+from studio.engine.rows import GrowingRows
 from studio.engine.speculation import Gain, PromptLookup
 from tests.engines import answer
 from tests.recorders import FakeRecorder
@@ -343,7 +343,7 @@ def test_memory_that_is_taken_counts_as_room_for_answers_and_goes_where_a_traini
     model.make_do(None)
     model.prefixes.keep(None, range(20), [(torch.zeros(1, 1, 20, 8), torch.zeros(1, 1, 20, 8))])
     assert len(model.prefixes) == 1
-    rows = Rows(model)
+    rows = GrowingRows(model)
     assert rows.ready(1) is rows, "elsewhere nothing moves"
 
 
