@@ -6,6 +6,7 @@ in memory. Architectures with a step of their own between the two would learn fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from jobs.trainers.probing import undisturbed
 
 CLOSE = 0.01  # of a mean loss: rounding in 16 bits is a tenth of it
 ALIKE = 0.1  # of the spread of the tokens' losses: a factor on the logits shows there also in a model that has learned nothing yet
-SURE = 64.0  # a large logit
+SURE, SMALLEST = 64.0, 1e-3  # logits: a large one, and one below which a model says nothing
 
 
 def use_where_needed(model: Any, autocast: AbstractContextManager[Any]) -> bool:
@@ -30,8 +31,9 @@ def use_where_needed(model: Any, autocast: AbstractContextManager[Any]) -> bool:
         return True
     with undisturbed(inner), autocast:
         logits, is_alike = _compare(inner)
-        with _raised(inner, logits):
-            is_alike = is_alike and _compare(inner)[1]
+        if is_alike:
+            with _raised(inner, logits):
+                _, is_alike = _compare(inner)
     if is_alike:
         return False
     _replace(inner)
@@ -51,8 +53,10 @@ def _compare(inner: Any) -> tuple[torch.Tensor, bool]:
 def _raised(inner: Any, logits: torch.Tensor) -> Iterator[None]:
     """Has the output layer give logits as large as those of a model that is sure: a cap on them does not show in small ones."""
     weight = inner.get_output_embeddings().weight
-    factor = 2.0 ** torch.log2(SURE / logits.float().abs().max().clamp(min=1e-3)).floor().clamp(min=0).item()
-    factor = factor if weight.is_floating_point() else 1.0  # packed in 4 bits
+    largest = float(logits.float().abs().max())
+    factor = 1.0
+    if weight.is_floating_point() and SMALLEST < largest < SURE:  # neither packed in 4 bits nor a number that is none
+        factor = 2.0 ** math.floor(math.log2(SURE / largest))
     weight.data.mul_(factor)  # by a power of two, which is undone without rounding
     torch.clear_autocast_cache()  # which may hold the weight as it was
     try:

@@ -145,6 +145,24 @@ def test_a_cap_that_small_logits_do_not_reach_shows_too(cap: float | None, is_ca
     assert torch.equal(model.lm_head.weight, before)
 
 
+def test_a_weight_that_is_no_number_leaves_the_others_as_they_are() -> None:
+    # red when the check for caps multiplies the output layer by what is no number, before training can say that the loss is none
+    import contextlib
+
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from jobs.trainers import own_logits
+
+    model = transformers.AutoModelForCausalLM.from_config(families.small_config("llama", {}))
+    model.model.norm.weight.data[0] = float("nan")
+    add_fused_lm_head(model)
+    with torch.no_grad(), own_logits._raised(model, model(torch.arange(1, 9)[None]).logits):
+        pass
+    own_logits.use_where_needed(model, contextlib.nullcontext())
+    assert torch.isfinite(model.lm_head.weight).all()
+
+
 def test_own_logits_give_the_loss_and_the_figures_that_trl_would_log() -> None:
     import torch
     from torch.nn import functional
