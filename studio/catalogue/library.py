@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from studio import python_source
+
 CAUSAL_LM = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 IMAGE_TEXT = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 CONFIGS = "CONFIG_MAPPING_NAMES"
@@ -68,7 +70,7 @@ def adapter_kinds() -> frozenset[str]:
     spec = importlib.util.find_spec("peft")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()
-    tree = ast.parse(Path(spec.submodule_search_locations[0], "utils", "peft_types.py").read_text(encoding="utf-8"))
+    tree = python_source.parse(Path(spec.submodule_search_locations[0], "utils", "peft_types.py").read_text(encoding="utf-8"))
     kinds = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PeftType"), [])
     values = (node.value for node in kinds if isinstance(node, ast.Assign))
     return frozenset(str(value.value) for value in values if isinstance(value, ast.Constant))
@@ -144,6 +146,6 @@ def _parsed(file: Path) -> ast.Module:
     if spec is None or not spec.submodule_search_locations:
         return ast.Module([], [])
     try:
-        return ast.parse(Path(spec.submodule_search_locations[0], "models", file).read_text(encoding="utf-8"))
+        return python_source.parse(Path(spec.submodule_search_locations[0], "models", file).read_text(encoding="utf-8"))
     except OSError:
         return ast.Module([], [])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from studio import python_source
 from studio.datasets.json_records import parse_json
 from studio.datasets.labels import read_label
 from studio.datasets.records import MAX_COLUMNS, Row
@@ -145,7 +145,7 @@ def _printed(text: str) -> Any:
         pieces.append(token)
         ended, blank = token[0] in "'\"" or token[-1] in "]}" or token[-1].isalnum() or token[-1] == ".", False
     try:
-        value = ast.literal_eval("".join(pieces))
+        value = python_source.literal("".join(pieces))
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
     return value if "..." not in text or not _is_cut(value) else None

@@ -6,7 +6,6 @@ the scale is invalid, with the reason.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from studio import python_source
 from studio.evaluation import ordinals
 from studio.evaluation.wording import Level, RatingWords, Statement, VerdictWords, cleaned, is_heading
 from studio.records import InvalidReason
@@ -246,7 +246,7 @@ def _object_at(text: str, place: int) -> tuple[Any, int] | None:
     if not end or end - place > 2000:
         return None
     try:
-        value = ast.literal_eval(text[place:end])
+        value = python_source.literal(text[place:end])
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     if not isinstance(value, dict):
