@@ -197,8 +197,7 @@ class LocalModel:
         inputs = self._steps.inputs(ids, mask, positions, cache, keep, embeddings)
         model = self._model_for(adapters, inputs["input_ids"].shape[1] if "input_ids" in inputs else 1)
         with torch.inference_mode(), self._casting(adapters[0]):
-            logits: Tensor = model(**inputs).logits[:, -keep:]
-        return logits
+            return self._steps.logits(model, inputs, cache, keep)
 
     def run_in_place(self, rows: Arrangement | None, bucket: Bucket, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
         """As `forward`, of tokens that are written into a bucket. `rows`: their adapters, None where all are of the base."""
@@ -208,8 +207,7 @@ class LocalModel:
             model = self._peft.get_base_model()
         inputs = self._steps.inputs(ids, bucket.mask, positions, bucket.cache, keep)
         with torch.inference_mode():
-            logits: Tensor = model(**inputs).logits[:, -keep:]
-        return logits
+            return self._steps.logits(model, inputs, bucket.cache, keep)
 
     def _casting(self, key: str | None) -> Any:
         """Kinds other than plain LoRA keep float32 weights, which a base of 16 bit does not take as they are."""

@@ -40,11 +40,13 @@ class Way:
     is_padded: bool
     is_cached: bool
     has_columns: bool
+    makes_cache: bool = False  # the model makes its cache itself, of a class of its own
 
 
 TOGETHER = Way(True, True, True)
 BY_ROW = Way(False, True, True)
 ON_STATES = Way(False, True, False)
+ON_OWN_STATES = Way(False, True, False, makes_cache=True)
 WHOLE = Way(False, False, False)
 
 
@@ -58,6 +60,13 @@ class WholeText:
         known = [] if self._ids is None else [self._ids]
         self._ids = torch.cat([*known, ids], dim=1)
         return self._ids
+
+
+class OwnCache:
+    """Holds the cache that a model makes with its first step."""
+
+    def __init__(self) -> None:
+        self.made: Any = None
 
 
 class Stepper:
@@ -77,6 +86,8 @@ class Stepper:
         """What the first step of a text fills and later ones go on from."""
         if not self.way.is_cached:
             return WholeText()
+        if self.way.makes_cache:
+            return OwnCache()
         if self.way.has_columns:
             return DynamicCache()  # full attention for every layer: rows can be joined, and masks see to sliding windows
         return DynamicCache(config=self._model.config)
@@ -95,9 +106,17 @@ class Stepper:
         if self.way.is_padded:
             given["attention_mask"] = mask
         if self.way.is_cached:
-            given[self._cache_name] = cache
+            given[self._cache_name] = cache.made if self.way.makes_cache else cache
             given |= self._accepts(position_ids=positions[:, -columns:])
         return given | self._accepts(use_cache=self.way.is_cached, logits_to_keep=keep)
+
+    def logits(self, model: Any, given: dict[str, Any], cache: Any, keep: int) -> Tensor:
+        """Of the last `keep` columns: a pass of `model`, the tree that is read, with what `inputs` has made."""
+        said = model(**given)
+        if self.way.makes_cache:
+            cache.made = said[self._cache_name]
+        logits: Tensor = said.logits[:, -keep:]
+        return logits
 
     def _accepts(self, **values: Any) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self._accepted}
@@ -116,6 +135,7 @@ class Stepper:
             yield BY_ROW
         if self._cache_name:
             yield ON_STATES
+            yield ON_OWN_STATES
 
     def _has_columns(self) -> bool:
         """Whether the model's own cache holds nothing but keys and values. Layers that share another's hold nothing."""
@@ -162,10 +182,9 @@ class Stepper:
         self.way = way
         mask = torch.ones_like(ids) if mask is None else mask
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        given = self.inputs(ids, mask, positions, self.new_cache() if cache is None else cache, keep)
+        cache = self.new_cache() if cache is None else cache
         with torch.inference_mode():
-            logits: Tensor = self._model(**given).logits[:, -keep:]
-        return logits.float()
+            return self.logits(self._model, self.inputs(ids, mask, positions, cache, keep), cache, keep).float()
 
     def is_close(self, found: Tensor, expected: Tensor) -> bool:
         """Whether two passes say the same but for rounding; numbers that are none are close to nothing."""

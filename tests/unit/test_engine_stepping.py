@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from studio.engine import adapting, local
 from studio.engine.protocol import AdapterRef, ModelFolder
-from studio.engine.stepping import BY_ROW, ON_STATES, TOGETHER, WHOLE, Way
+from studio.engine.stepping import BY_ROW, ON_OWN_STATES, ON_STATES, TOGETHER, WHOLE, Way
 from studio.errors import ModelError
 from tests.serving_stages import generated, write
 
@@ -56,6 +56,9 @@ FAMILIES = {
     "lfm2": Family("Lfm2Config", {**LLAMA, "layer_types": ["conv", "full_attention"]}, ON_STATES, ("all-linear", ["q_proj"]), 3),
     "mamba": Family("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}, ON_STATES,
                     (["in_proj"], ["x_proj"]), 3),
+    # a cache of a class of its own; without it, texts longer than a chunk can't be read in 16 bits
+    "xlstm": Family("xLSTMConfig", {"vocab_size": VOCABULARY, "hidden_size": 128, "num_blocks": 2, "num_heads": 2, "chunk_size": 16},
+                    ON_OWN_STATES, ("all-linear", ["q"]), 3),
     # keeps what it read in its own modules, so that two texts at a time would disturb each other
     "recurrent_gemma": Family("RecurrentGemmaConfig", {**SMALL, "intermediate_size": 64, "num_hidden_layers": 3, "lru_width": 32,
                               "attention_window_size": 16}, WHOLE, ("all-linear", ["q_proj"]), 3),
