@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from jobs.config import build
-from studio.catalogue import fused, suitability, text_models
+from studio.catalogue import fused, quantising, suitability, text_models
 from studio.catalogue.targets import learning_layers, lora_targets, within_block
 from studio.errors import ModelError
 from tests import families
@@ -80,6 +80,34 @@ def test_a_layer_that_only_a_quantised_model_calls_is_no_target(kind: str, tmp_p
     found = lora_targets(model, learning=learning_layers(model))
     assert found.modules and not any(name.endswith("dt_proj") for name in found.modules)
     assert model.config._is_quantized
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [
+        ("nemotron_h", ["lm_head", "model.layers.0.mixer.out_proj"]),
+        ("llama", None),
+        ("xlstm", None),  # reads the weight of its embeddings, which nothing quantises
+    ],
+)
+def test_layers_whose_weights_the_family_reads_by_itself_stay_whole_in_4_bits(kind: str, whole: list[str] | None) -> None:
+    assert quantising.kept_whole(small(kind).config) == whole
+
+
+def test_peft_is_prepared_once_however_many_adapters_are_attached() -> None:
+    # red when every adapter of a long-lived engine wraps peft's functions once more, until Python refuses to go so deep
+    from peft.tuners.lora.layer import ParamWrapper
+    from peft.tuners.tuners_utils import BaseTuner
+    from peft.utils import transformers_weight_conversion as conversion
+
+    def prepared() -> list[Any]:
+        fused.prepare_peft()
+        return [
+            *(conversion.convert_peft_config_for_transformers, conversion.convert_peft_adapter_state_dict_for_transformers),
+            *(BaseTuner._inject_parameters, ParamWrapper._activate_lora, ParamWrapper._remove_parametrizations),
+        ]
+
+    assert prepared() == prepared()
 
 
 def test_saved_targets_are_such_that_peft_alone_finds_them() -> None:
