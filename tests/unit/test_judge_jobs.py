@@ -379,6 +379,23 @@ def test_why_replies_are_invalid_and_whether_the_judge_plays_too(db: Any, settin
     assert rule.own_name() == "y"
 
 
+def test_verdicts_of_replies_that_name_the_answers_by_their_order_are_counted(db: Any, settings: Settings) -> None:
+    run, _ = started(db, settings, Said())
+    said = [
+        ("a", "The first answer is better.", False),
+        ("a", "A", False),
+        ("b", "The second answer is better.", False),
+        ("tie", "The first answer is better.", False),  # what is read of it today is no verdict of then
+        ("b", "The second answer is better.", True),  # a probe
+    ]
+    rows = [VerdictRow(winner=winner, reply=reply, is_probe=is_probe) for winner, reply, is_probe in said]
+    assert run._by_order(rows) == 2
+    run.judgement.template = "score"
+    assert run._by_order(rows) is None
+    rule, _ = started(db, settings, Said(), kind="reference")
+    assert rule._by_order(rows) is None
+
+
 # compressing
 
 
