@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from studio.records import Probe
 from studio.services import Studio, archives, bundle_card, bundles, compressors, probes
 from studio.services.archives import open_archive, write_archive
 from studio.services.bundle_card import BundleCard, BundledData, BundledJob, BundledModel, RunEnvironment
+from studio.services.dataset_files import disk_errors
 
 # datasets
 
@@ -35,6 +37,27 @@ def test_rows_are_spread_evenly_from_the_first(studio: Studio) -> None:
 
     assert numbers(1) == [1] and numbers(2) == [1, 6] and numbers(3) == [1, 4, 7] and numbers(9) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert numbers(10) == numbers(11) == numbers(0) == list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "There is no space left on the disk of {}."),
+        (errno.EDQUOT, "There is no space left on the disk of {}."),
+        (errno.EROFS, "{} can't be written to."),
+        (errno.EACCES, "{} can't be written to."),
+        (errno.EPERM, "{} can't be written to."),
+    ],
+)
+def test_a_disk_that_takes_nothing_more_is_one_line(tmp_path: Path, number: int, said: str) -> None:
+    with pytest.raises(StudioError) as refused, disk_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert refused.value.message == said.format(tmp_path)
+
+
+def test_other_troubles_of_a_disk_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), disk_errors(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 # archives
@@ -180,6 +203,46 @@ def test_what_differs_between_two_machines_is_named() -> None:
     assert bundle_card.differences(there, here) == {"torch": ["2.13", "2.14"], "device": [None, "cpu"]}
     threads = [RunEnvironment(hardware={"threads": value}).threads for value in (2, 0, 1024, 1025, -1, "2", None)]
     assert threads == [2, 0, 1024, 0, 0, 0, 0] and RunEnvironment().threads == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "is_same"),
+    [
+        ("config.json", b"CONFIG", False),
+        ("tokenizer.json", b"0123456x89abcdef", False),  # whole, however large
+        ("tokenizer.json", None, False),
+        ("model.safetensors", b"012x456789ab", False),  # the last byte of its beginning
+        ("model.safetensors", b"0123xxxx89ab", True),  # what lies between beginning and end is not read
+        ("model.safetensors", b"01234567x9ab", False),  # the first byte of its end
+        ("model.safetensors", b"01234567889ab", False),  # longer
+        ("small.safetensors", b"0x23456", False),
+        ("small.safetensors", b"012345x", False),
+        ("more.safetensors", b"", False),
+        ("README.md", b"another", True),
+    ],
+)
+def test_a_fingerprint_tells_models_apart_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes | None, is_same: bool
+) -> None:
+    monkeypatch.setattr(bundles, "EDGE_BYTES", 4)
+    files = {
+        "config.json": b"config",
+        "tokenizer.json": b"0123456789abcdef",
+        "model.safetensors": b"0123456789ab",
+        "small.safetensors": b"0123456",
+        "README.md": b"a model",
+    }
+
+    def found(folder: Path, files: dict[str, bytes | None]) -> str:
+        folder.mkdir()
+        for name, content in files.items():
+            if content is not None:
+                (folder / name).write_bytes(content)
+        return bundles.fingerprint(folder)
+
+    whole = found(tmp_path / "one", {**files})
+    assert whole == found(tmp_path / "elsewhere", {**files})
+    assert (whole == found(tmp_path / "other", {**files, file: content})) == is_same
 
 
 def test_every_file_of_a_bundle_is_held_against_its_card(tmp_path: Path) -> None:
