@@ -177,9 +177,6 @@ class Backend(library.PromptCompressor):
         if (self.folder / "tokenizer_config.json").is_file():
             said = read_json(self.folder / "tokenizer_config.json")
             self._cleaned_up = bool(said.get("clean_up_tokenization_spaces", True))
-        self.tokenizer.padding_side = "left"
-        if (pad := getattr(config, "pad_token_id", None) or self.tokenizer.eos_token_id) is not None:
-            self.tokenizer.pad_token_id = pad
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **safe}
         if self.use_llmlingua2:
             model = AutoModelForTokenClassification.from_pretrained(place, config=config, **options)
