@@ -13,6 +13,7 @@ import torch
 
 from jobs import config
 from studio.datasets.rendering import Rendered
+from studio.engine import adapting
 from studio.evaluation import features, likelihood, mauve
 from studio.records import CompressionWinner, Winner
 from studio.services import compression
@@ -80,6 +81,18 @@ def test_batches_hold_4096_tokens_with_their_padding(monkeypatch: pytest.MonkeyP
     assert likelihood.batches([9999]) == [[0]] and likelihood.batches([]) == []
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 6)
     assert likelihood.batches([3, 1, 2, 9, 2]) == [[1, 2, 4], [0], [3]]
+
+
+@pytest.mark.parametrize("adapter", [None, "adapter"])
+def test_texts_are_read_with_the_adapter_in_place_and_without_dropout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, adapter: str | None
+) -> None:
+    base, adapted = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    monkeypatch.setattr(likelihood.text_models, "config_of", lambda folder, rope: None)
+    monkeypatch.setattr(likelihood.text_models, "load", lambda folder, *, config, dtype: (base.to(dtype), None))
+    monkeypatch.setattr(adapting, "attach", lambda reference, model, *_: ({("adapter", base): adapted}[reference.name, model], None))
+    found = likelihood.load_model(tmp_path, adapter and tmp_path / adapter)
+    assert found is {None: base, "adapter": adapted}[adapter] and not found.training
 
 
 def test_perplexity_is_of_all_learned_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

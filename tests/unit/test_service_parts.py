@@ -16,9 +16,9 @@ import pytest
 
 from studio.catalogue import hub_cache
 from studio.compress import models as kinds
-from studio.errors import NotFoundError, StudioError
+from studio.errors import ModelError, NotFoundError, StudioError
 from studio.records import Probe
-from studio.services import Studio, archives, bundle_card, bundles, compressors, probes
+from studio.services import Studio, archives, bundle_card, bundles, compressors, hub_models, probes
 from studio.services.archives import open_archive, write_archive
 from studio.services.bundle_card import BundleCard, BundledData, BundledJob, BundledModel, RunEnvironment
 from studio.services.dataset_files import disk_errors
@@ -286,6 +286,24 @@ def test_what_of_the_cache_can_compress_is_offered_by_its_last_name(monkeypatch:
         "starter-words",
         "starter",
     ]
+
+
+def test_a_download_tells_how_far_it_is_and_where_the_model_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when a line that a library prints, such as a warning or a number, ends the download
+    noise = ["Fetching 2 files", "7", "null", "[1]", "{}"]
+    said = [*noise, '{"done": 1, "total": 4}', *noise, '{"done": 4, "total": 4}', '{"error": null, "folder": "/cache/m"}', *noise]
+    heard: list[tuple[int, int]] = []
+
+    def fetched(*lines: str) -> Path:
+        monkeypatch.setattr(hub_models.processes, "module_command", lambda *_: ["printf", "%s\\n", *lines])
+        return hub_models.fetch("some/model", progress=lambda now: heard.append((now.done, now.total)))
+
+    assert fetched(*said) == Path("/cache/m") and heard == [(1, 4), (4, 4)]
+    with pytest.raises(ModelError, match="of some/model ended without an answer"):
+        fetched(*noise)
+    with pytest.raises(ModelError, match="No such model") as refused:
+        fetched('{"error": {"message": "No such model.", "fix": "Look."}}')
+    assert refused.value.fix == "Look."
 
 
 def test_the_shipped_classifier_comes_first_and_unknown_names_are_refused(studio: Studio) -> None:
