@@ -57,7 +57,7 @@ class Model(Protocol):
         """Whether rows of two adapters, None for the base, may be in one batch."""
         ...
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, adapters: Sequence[str | None], keep: int = 1) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, adapters: Sequence[str | None], keep: int = ...) -> Tensor:
         """Logits of the last `keep` columns, [rows, keep, vocabulary]; fills the cache. `adapters`: a key per row, None for the base."""
         ...
 

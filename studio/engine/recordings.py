@@ -45,7 +45,7 @@ class WantedRecording(NamedTuple):
 class RecordedRunner(Protocol):
     """What runs the model over a bucket."""
 
-    def run_in_place(self, rows: Arrangement | None, bucket: Bucket, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
+    def run_in_place(self, rows: Arrangement | None, bucket: Bucket, ids: Tensor, positions: Tensor, keep: int = ...) -> Tensor:
         """Logits of the last `keep` of `ids`, [rows, keep, vocabulary], which are written behind `bucket.end`. `rows`: None for the base."""
         ...
 

@@ -22,7 +22,7 @@ class Reader(Protocol):
     def new_cache(self) -> Any: ...
 
     def forward(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, adapters: Sequence[str | None], keep: int = 1
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, adapters: Sequence[str | None], keep: int = ...
     ) -> Tensor: ...
 
 
@@ -38,7 +38,7 @@ class Held(Protocol):
         """For so many tokens more."""
         ...
 
-    def read(self, ids: Tensor, adapters: Sequence[str | None], keep: int = 1) -> Tensor:
+    def read(self, ids: Tensor, adapters: Sequence[str | None], keep: int = ...) -> Tensor:
         """Logits of the last `keep` of these tokens, which follow what was read; [rows, keep, vocabulary]."""
         ...
 

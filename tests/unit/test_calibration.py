@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from studio import compress
 from studio.compress import calibration, compressor, methods
 from studio.compress.calibration import Calibration, TextPart
 from studio.compress.checks import MustKeep
@@ -64,6 +65,12 @@ def short(contexts: Any, made: Compressor | None = None, **options: Any) -> tupl
 
 
 # the whole
+
+
+def test_the_compressor_is_known_by_the_name_of_its_package() -> None:
+    assert compress.Compressor is Compressor
+    with pytest.raises(AttributeError, match="nothing"):
+        compress.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_rate_is_of_all_tokens_and_met_with_the_words_that_say_most() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
@@ -123,3 +124,22 @@ def test_a_first_token_does_not_wait_for_an_acknowledgement() -> None:
     # asyncio sets TCP_NODELAY only on sockets that name their protocol; what is accepted has the listener's
     with server.listen(0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_an_answer_ends_with_its_next_event_or_with_its_reader() -> None:
+    # red when a reader who goes away leaves the engine writing for nobody, or when one who stays is sent away
+    async def first(of: str) -> tuple[str, bool]:
+        disconnected: asyncio.Task[None] = asyncio.ensure_future(asyncio.sleep({"event": 60, "reader": 0}[of]))
+        event: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if of == "event":
+            event.set_result("a word")
+        try:
+            return await server._unless(disconnected, event), event.cancelled()  # type: ignore[return-value]
+        except EngineError as exc:
+            await asyncio.sleep(0)
+            return f"{exc.status} {exc.code}", event.cancelled()
+        finally:
+            disconnected.cancel()
+
+    assert asyncio.run(first("event")) == ("a word", False)
+    assert asyncio.run(first("reader")) == ("499 client_closed_request", True)
