@@ -91,6 +91,9 @@ def test_a_section_becomes_the_rope_parameters_and_the_context_of_a_base(
     assert rope.context(base, section(**values)) == rope.context(found, RopeSection()) == reads
     assert context(found) == reads  # as chat counts it, once that is a base of its own
     assert json.dumps(base) == before and found.get("rope_theta") == base.get("rope_theta")
+    changes, longest = rope.scaling(base, section(**values))  # as a script of one's own sets them
+    set_ = {**(base.get("rope_scaling") or {}), **changes}
+    assert ({key: value for key, value in set_.items() if value is not None}, longest) == (parameters, stated)
 
 
 @pytest.mark.parametrize(
