@@ -59,8 +59,9 @@ chaos: $(STAMP) $(LLAMA_CPP)/.built
 	STUDIO_ALL_FAMILIES=1 STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
 	STUDIO_ALL_FAMILIES=1 PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m pytest -q -s --timeout 3600 tests/integration/test_gguf_families.py
 	PYTHONPATH=$(LLAMA_CPP) $(BIN)/python -m tests.bench gguf
-	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py
-	STUDIO_ALL_MODELS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_catalogue_known.py
+	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 7200 tests/integration/test_methods.py tests/integration/test_scripts.py \
+		tests/integration/test_jobs_training.py
+	STUDIO_ALL_MODELS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_catalogue_known.py tests/unit/test_memory.py
 	STUDIO_BATCHES=1000 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_engine_slots.py
 
 # side by side with what people would use instead; TOPICS="reading report" for some of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,13 @@ def test_norms_of_queries_and_keys_keep_what_autograd_saves_for_them() -> None:
 
 
 def test_counts_of_published_models(shared_data: Path) -> None:
-    # red when a family's arithmetic drifts: totals, quantisable weights, experts
+    # red when a family's arithmetic drifts: totals, quantisable weights, experts. One of each family; `make chaos` asks for all
     table = json.loads((shared_data / "data/memory/model_configs.json").read_text(encoding="utf-8"))
+    one_each = {row["class"]: name for name, row in table.items()}
     wrong = {}
     for name, row in table.items():
+        if name not in one_each.values() and os.environ.get("STUDIO_ALL_MODELS") != "1":
+            continue
         found = decoder(row)
         # the table's Falcon-40B lacks the field that says how its heads are grouped
         if not math.isclose(found.parameters, row["n_params"], rel_tol=0.011 if name == "falcon-40b" else 0):
