@@ -21,6 +21,10 @@ DEVICE = '''
 def device_and_type():
     """The GPU when there is one; bfloat16 where the hardware computes in it."""
     device = "cuda" if DEVICE != "cpu" and torch.cuda.is_available() else "cpu"
+    if DEVICE == "cuda" and device == "cpu":
+        raise SystemExit("DEVICE is cuda, and PyTorch finds no GPU that it can use. Install one that knows this GPU, or set DEVICE to cpu.")
+    if DEVICE == "auto" and device == "cpu":
+        print("Training on the processor: PyTorch finds no GPU that it can use.")
     if DTYPE != "auto":
         return device, getattr(torch, DTYPE)
     if device == "cuda":

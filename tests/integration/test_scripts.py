@@ -175,3 +175,23 @@ def test_the_order_that_the_rows_decide_is_written_down(tmp_path: Path, options:
 def test_a_run_whose_rows_are_gone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="rows of first are gone"):
         ScriptWriter.of("first", build({"base_model": "starter"}), RunDir(tmp_path))
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", ""), ("auto", "Training on the processor"), ("cuda", "set DEVICE to cpu")])
+def test_a_script_moves_to_the_processor_only_where_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str, said: str
+) -> None:
+    import platform
+
+    import torch
+
+    text = writer("first", make_run(tmp_path / "run", rows=3, recipe="lora-sft", device=device)).text("first")
+    chosen = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "device_and_type")
+    names: dict[str, Any] = {"torch": torch, "platform": platform, "DEVICE": device, "DTYPE": "auto"}
+    exec(compile(ast.Module([chosen], []), "script", "exec"), names)
+    if device == "cuda":
+        with pytest.raises(SystemExit, match=said):
+            names["device_and_type"]()
+        return
+    assert names["device_and_type"]()[0] == "cpu" and said in capsys.readouterr().out
+    assert f'DEVICE = "{device}"' in text
