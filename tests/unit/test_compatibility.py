@@ -73,6 +73,25 @@ def test_every_reason_is_told_at_once() -> None:
     assert len(conflicts(config.build(options), "cpu", SMALL)) == 4
 
 
+@pytest.mark.parametrize(
+    ("precision", "options", "because"),
+    [
+        ("4", {"method": "full"}, "weights of 4 bits can't be trained, only adapters beside them"),
+        ("8", {"method": "full"}, "weights of 8 bits can't be trained, only adapters beside them"),
+        ("4", {"lora.init_lora_weights": "pissa"}, "PiSSA starts by splitting the base's weights, which 4-bit weights don't allow"),
+        ("8", {"lora.init_lora_weights": "pissa"}, "PiSSA starts by splitting the base's weights, which 8-bit weights don't allow"),
+        ("4", {"lora.use_dora": True}, ""),
+        ("8", {"lora.use_dora": True}, "DoRA reads the length of each row of weights, which peft can't read from 8-bit weights"),
+        ("4", {}, ""),
+        ("8", {}, ""),
+    ],
+)
+def test_methods_that_need_the_bases_own_weights_refuse_a_quantised_base(precision: str, options: dict[str, object], because: str) -> None:
+    found = conflicts(config.build({**options, f"quantization.load_in_{precision}bit": True}), "cuda")
+    assert [one.because for one in found] == [because][: bool(because)]
+    assert not conflicts(config.build(options), "cuda")
+
+
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.verdict != "ok"], ids=str)
 def test_every_cell_that_is_not_ok_says_why_and_can_be_mended(cell: Cell) -> None:
     assert cell.because and cell.fix

@@ -17,7 +17,7 @@ import torch
 
 from jobs.config import JobConfig, build
 from jobs.rundir import RunDir, manifest_problems
-from jobs.trainers import base, checkpoints, drift, machine, probing, questions, rows, sft, watch
+from jobs.trainers import base, checkpoints, drift, machine, methods, probing, questions, rows, sft, watch
 from jobs.trainers.checkpoints import CheckpointStore, full_disk_named
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import less_memory
@@ -595,3 +595,17 @@ def test_a_gpu_tells_its_use_its_temperature_and_its_power(monkeypatch: pytest.M
     assert (reading["device_bytes"], reading["device_total_bytes"]) == (4 * MIB, 24 * MIB)
     assert (reading["device_use"], reading["device_temperature_c"]) == (0.97, 71) and "device_power_w" not in reading
     assert "device_use" not in (machine.Machine("cpu").read() or {})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lora.r": 8}, "LoRA (16-bit base), rank 8"),
+        ({"lora.r": 4, "quantization.load_in_4bit": True}, "QLoRA (4-bit base), rank 4"),
+        ({"lora.r": 8, "quantization.load_in_8bit": True, "lora.use_rslora": True}, "LoRA with rsLoRA (8-bit base), rank 8"),
+        ({"lora.r": 8, "lora.use_dora": True, "lora.init_lora_weights": "pissa"}, "LoRA with DoRA with PiSSA (16-bit base), rank 8"),
+        ({"method": "ia3", "quantization.load_in_8bit": True}, "ia3 (8-bit base)"),
+    ],
+)
+def test_a_model_card_names_the_method_and_the_bits_of_the_base(options: dict[str, Any], said: str) -> None:
+    assert methods.describe(build(options)) == said
