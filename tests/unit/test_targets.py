@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import transformers
 
 from jobs.config import build
-from studio.catalogue import fused, quantising, suitability, text_models
+from studio.catalogue import fused, named_targets, quantising, suitability, text_models
 from studio.catalogue.targets import learning_layers, lora_targets, within_block
 from studio.errors import ModelError
+from studio.records import WeightForm
 from tests import families
 
 
@@ -43,6 +45,34 @@ def test_a_name_that_nothing_bears_is_refused_with_those_that_there_are() -> Non
     with pytest.raises(ModelError, match="no layers named query_key_value") as refused:
         lora_targets(small("llama"), ["query_key_value"])
     assert "q_proj" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        ("all-linear", []),
+        (["q_proj"], []),
+        (["self_attn.q_proj", "proj"], ["proj"]),  # a name is whole, or ends behind a dot
+        (["gate"], ["gate"]),  # a linear layer that an adapter does not reach by itself
+        (["experts"], ["experts"]),  # a target that is no linear layer
+        (["q_proj", "nothing"], ["nothing"]),
+    ],
+)
+def test_names_that_the_probe_does_not_know_are_asked_of_the_model_once(
+    monkeypatch: pytest.MonkeyPatch, names: str | list[str], asked: list[str]
+) -> None:
+    weights = [
+        SimpleNamespace(name="self_attn.q_proj", form=WeightForm.LINEAR, target=True),
+        SimpleNamespace(name="mlp.gate", form=WeightForm.LINEAR, target=False),
+        SimpleNamespace(name="mlp.experts", form=WeightForm.EXPERTS, target=True),
+    ]
+    probe: Any = SimpleNamespace(digest="d", blocks=[SimpleNamespace(weights=weights)])
+    questions: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(named_targets.library_child, "ask", lambda *question: questions.append(question))
+    monkeypatch.setattr(named_targets, "_accepted", set())
+    for _ in range(2):
+        named_targets.check_in_child(Path("m"), build({"lora.target_modules": names}), probe)
+    assert questions == [("studio.catalogue.named_targets", Path("m"), "lora", *asked)][: bool(asked)]
 
 
 def test_vision_layers_are_no_targets() -> None:
