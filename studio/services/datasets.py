@@ -94,7 +94,8 @@ class DatasetService:
             with self._hub.to_keep(str(source)) as path:
                 return self._files.keep(path, file_name(str(source)), str(source), name, format, mapping, skip_bad)
         path = Path(source)
-        return self._files.keep(path, filename or path.name, filename or path.name, name, format, mapping, skip_bad)
+        known_as = filename or path.name
+        return self._files.keep(path, known_as, known_as, name, format, mapping, skip_bad)
 
     def add_text(
         self,

@@ -90,6 +90,7 @@ def test_the_rate_is_of_all_tokens_and_met_with_the_words_that_say_most() -> Non
 def test_a_target_is_met_from_below_and_one_that_is_met_already_says_so() -> None:
     assert short(TEXT, target_token=3) == ("cccccc eeee fffff", [])
     assert loaded().compress(TEXT, method="self_information", target_token=3).requested == 0.375
+    assert loaded().compress("a bbb cc", method="self_information", target_token=2).requested == 0.6667, "to four digits"
     same = loaded().compress(TEXT, method="self_information", target_token=8)
     assert same.text == TEXT and same.warnings == ["The prompt has 8 tokens already, no more than the 8 allowed."]
     assert (same.requested, same.achieved, same.inner_rate) == (1.0, 1.0, None)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from studio import processes
-from studio.catalogue import adapter_fit, keys, library_child, nvml, probing, wrappers
+from studio.catalogue import adapter_fit, anatomy, keys, library_child, nvml, probing, wrappers
 from studio.engine import loading
 from studio.errors import ModelError
 
@@ -225,3 +225,16 @@ def test_a_child_that_did_not_answer_was_killed(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ModelError, match=r"^No") as refused:
         library_child.ask("m", tmp_path)
     assert (refused.value.message, refused.value.fix) == ("No.", "Do.")
+
+
+def test_the_blocks_of_a_model_are_the_list_that_holds_most() -> None:
+    # red when a list inside a block, which may hold as much as the block itself, is taken for the blocks
+    block, decoder, model = torch.nn.Module(), torch.nn.Module(), torch.nn.Module()
+    block.mixers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    decoder.norms = torch.nn.ModuleList([torch.nn.LayerNorm(4), torch.nn.LayerNorm(4)])
+    decoder.layers = torch.nn.ModuleList([block])
+    decoder.heads = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    model.text, model.get_decoder = decoder, lambda: decoder
+    assert anatomy.blocks_of(model) == ("text.layers", [block])
+    model.get_decoder, model.base_model = (lambda: block.mixers[0]), block.mixers[0]
+    assert anatomy.blocks_of(model) == ("", [])

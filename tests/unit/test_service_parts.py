@@ -39,6 +39,14 @@ def test_rows_are_spread_evenly_from_the_first(studio: Studio) -> None:
     assert numbers(10) == numbers(11) == numbers(0) == list(range(1, 11))
 
 
+def test_a_dataset_is_known_by_its_file_and_an_upload_by_the_name_it_had(studio: Studio, tmp_path: Path) -> None:
+    for name, row in (("rows.jsonl", "one"), ("upload-7", "two")):
+        (tmp_path / name).write_text(json.dumps({"prompt": row, "completion": row}))
+    kept = studio.datasets.add(tmp_path / "rows.jsonl")
+    uploaded = studio.datasets.add(tmp_path / "upload-7", filename="songs.jsonl")
+    assert [(one.name, one.source) for one in (kept, uploaded)] == [("rows", "rows.jsonl"), ("songs", "songs.jsonl")]
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [
