@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import unicodedata
 from pathlib import Path
 
@@ -102,6 +103,29 @@ def test_mt_bench_questions_fill_mt_bench_templates(shared_data: Path) -> None:
         assert user["content"].startswith(own[name]["prompt_template"].split("{")[0])
         assert all(text in user["content"] for text in ("one", "two", "three", "four", prompt["turns"][1][0]["content"]))
         assert "{" not in user["content"].replace(prompt["turns"][0][0]["content"], "").replace(prompt["turns"][1][0]["content"], "")
+
+
+@pytest.mark.parametrize(
+    ("turns", "pair", "single"),
+    [
+        (2, "Q1 R1 Q2 R2 | Q1 F1 Q2 F2 | Q1 S1 Q2 S2", "Q1 R1 Q2 R2 | Q1 F1 Q2 F2"),
+        (1, "Q1 R1 F1 S1", "Q1 R1 F1"),
+    ],
+)
+def test_mt_bench_shows_each_question_beside_its_own_reference_and_answers(turns: int, pair: str, single: str) -> None:
+    def texts(letter: str) -> list[str]:
+        return [f"{letter}{n}" for n in range(1, turns + 1)]
+
+    prompt: ComparisonPrompt = {
+        "id": "p",
+        "turns": [[{"role": "user", "content": text}] for text in texts("Q")],
+        "reference": texts("R")[-1],
+        "references": texts("R"),
+    }
+    asked = judging.question(judging.get("mt-bench"), prompt, texts("F"), texts("S"))
+    rated = judging.rating_question(judging.get("mt-bench-single"), prompt, texts("F"))
+    for messages, order in ((asked, pair), (rated, single)):
+        assert re.findall(r"\b[QRFS]\d\b", messages[-1]["content"]) == order.replace("|", "").split()
 
 
 def test_rows_become_prompts_up_to_their_last_answer() -> None:
