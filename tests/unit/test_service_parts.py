@@ -47,6 +47,14 @@ def test_a_dataset_is_known_by_its_file_and_an_upload_by_the_name_it_had(studio:
     assert [(one.name, one.source) for one in (kept, uploaded)] == [("rows", "rows.jsonl"), ("songs", "songs.jsonl")]
 
 
+def test_rows_end_at_the_length_that_is_asked_for_or_where_a_training_ends_them(studio: Studio) -> None:
+    studio.datasets.add_text(json.dumps({"prompt": "cats", "completion": "cats and dogs " * 20}), name="long")
+    for given, used in ((None, 512), (0, 0), (40, 40), (4096, 4096)):  # the starter reads no more than 512
+        found = studio.datasets.render("long", base_model="starter", max_length=given)
+        assert (found.max_length, bool(found.length_notice)) == (used, given is None)
+        assert len(found.rows[0].ids) <= used and bool(found.rows[0].cut) == (used < 50)
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [
