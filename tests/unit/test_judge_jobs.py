@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from jobs import compare as comparing
 from jobs import compress as compressing
 from jobs import judgement as judgements
 from jobs import panel
@@ -23,7 +25,7 @@ from studio.engine.protocol import Contestant
 from studio.errors import EngineError, StudioError
 from studio.records import CompressedTexts, Compression, InvalidReason, SweepPrompt, Verdict
 from studio.settings import Settings
-from studio.types import Example, Message, Role
+from studio.types import Example, GenerationParams, Message, Role
 from tests.runs import open_store
 
 PROMPT: Any = {"id": "p", "turns": [[{"role": "user", "content": "Why?"}]], "reference": "right"}
@@ -572,3 +574,18 @@ def test_a_name_that_was_taken_meanwhile_gets_the_id(db: Any, settings: Settings
     written(db, settings, monkeypatch, ['{"text": "' + "t" * 300 + '"}'], name="taken")
     with db.read() as session:
         assert session.get_one(DatasetRow, "new").name == "taken-new"
+
+
+@pytest.mark.parametrize("number", [0, 1, 9])
+def test_every_answer_of_a_comparison_is_kept_and_counted(db: Any, settings: Settings, number: int) -> None:
+    run, _ = started(db, settings, Said())
+    told: list[tuple[int, int]] = []
+    context: Any = SimpleNamespace(db=db, progress=lambda done, total: told.append((done, total)), stop_requested=lambda: False)
+    tasks = [
+        ({"id": f"new{n}", "turns": [[{"role": "user", "content": "?"}]]}, Contestant(name="x", url="u", model="m")) for n in range(number)
+    ]
+    client: Any = Asked(*["yes"] * number)
+    made = comparing._answer_all(context, client, run.comparison.id, tasks, GenerationParams(), already=3, total=3 + number)
+    with db.read() as session:
+        kept = session.scalars(select(AnswerRow.prompt_id).where(AnswerRow.prompt_id.startswith("new"))).all()
+    assert made == number == len(kept) and told[-1:] == [(3 + number, 3 + number)] * bool(number)
