@@ -238,3 +238,13 @@ def test_the_blocks_of_a_model_are_the_list_that_holds_most() -> None:
     assert anatomy.blocks_of(model) == ("text.layers", [block])
     model.get_decoder, model.base_model = (lambda: block.mixers[0]), block.mixers[0]
     assert anatomy.blocks_of(model) == ("", [])
+
+
+def test_a_weight_of_another_shape_is_told_from_tensors_that_could_not_be_joined() -> None:
+    # a stored name may have another prefix than the model's
+    wrong = [("model.layers.0.mlp.up_proj.weight", (2, 3), (4, 3)), ("model.layers.0.mlp.experts.gate_up_proj", (1, 2), (3, 2))]
+    found = keys.reported({"mismatched_keys": wrong, "missing_keys": []}, stored=["h.0.feed_forward.up_proj.weight", "h.0.x.w1.weight"])
+    assert [name for name, *_ in found.mismatched] == [wrong[0][0]]
+    assert [one.split()[0] for one in found.unjoined] == [wrong[1][0]]
+    unknown = keys.reported({"mismatched_keys": wrong})  # of what is stored nothing is known
+    assert len(unknown.mismatched) == 2 and unknown.unjoined == []

@@ -160,3 +160,14 @@ def test_force_tokens_are_the_mean_of_all_words_and_nothing_is_reseeded() -> Non
     known = len(backend.tokenizer) - 100
     assert rows.shape[0] >= known + 100 and torch.allclose(rows[known : known + 100], rows[:known].mean(0), atol=1e-5)
     assert not any(parameter.requires_grad for parameter in backend.raw_model.parameters())
+
+
+@pytest.mark.parametrize("can_keep", [True, False])
+def test_a_model_is_asked_for_its_last_logits_alone_where_it_can_be(can_keep: bool) -> None:
+    asked: list[dict[str, Any]] = []
+    reader = llmlingua.CachedCausal.__new__(llmlingua.CachedCausal)
+    reader.model = lambda **given: asked.append(given) or SimpleNamespace(logits=torch.arange(10).view(1, 5, 2))
+    reader._can_keep, reader._uncached = can_keep, {}
+    assert reader.last_logits(torch.zeros(1, 5), 2).tolist() == [[6.0, 7.0], [8.0, 9.0]]
+    assert asked[0].keys() - {"input_ids"} == {True: {"logits_to_keep"}, False: set()}[can_keep]
+    assert not can_keep or asked[0]["logits_to_keep"] == 2

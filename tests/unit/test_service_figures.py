@@ -26,6 +26,7 @@ from studio.db.models import (
 )
 from studio.engine.protocol import Usage
 from studio.errors import EngineError, NotFoundError, StudioError
+from studio.records.datasets import Alternative
 from studio.services import Studio, fit, forecast, judged, launch_answers, launch_rows, recall, reports, savings, storage
 from studio.services.forecast import Pace, Span
 from studio.services.models import STARTER_FOLDER
@@ -552,3 +553,16 @@ def test_what_nothing_refers_to_takes_room_until_it_is_cleaned(studio: Studio, s
     assert cleaned.freed_bytes == 1100 and cleaned.kept == [] and not gone.exists() and not checkpoints.exists()
     assert young.exists() and kept.exists() and going.exists() and run.exists() and list(settings.home.glob("**/.gone-*")) == []
     assert studio.storage.clean().deleted == [] and storage.BEFORE not in {"datasets", "runs"}
+
+
+def test_what_a_template_leaves_out_is_refused_unless_it_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [
+        Alternative(title="Fold it", change={"system_message": "fold"}),
+        Alternative(title="Go on", change={"template_losses": "accept"}),
+    ]
+    monkeypatch.setattr(launch_rows, "losses", lambda *_: [SimpleNamespace(sentence="No system message.", alternatives=ways)])
+    found: Any = SimpleNamespace(left_out={}, checked=1)
+    (refused,) = launch_rows.template_refusals(None, found, build({}))  # type: ignore[arg-type]
+    assert refused.message == "No system message."
+    assert refused.fix == "Set system_message=fold (fold it), or template_losses=accept (go on)."
+    assert launch_rows.template_refusals(None, found, build({"template_losses": "accept"})) == []  # type: ignore[arg-type]

@@ -149,6 +149,7 @@ def test_saved_targets_are_such_that_peft_alone_finds_them() -> None:
     values = trained.peft_config["default"].to_dict()
     saved = fused.for_any_peft({**values, "target_modules": sorted(values["target_modules"])}, trained)
     assert any(name.endswith("shared_experts.gate_proj.weight") for name in saved["target_parameters"])
+    assert not any(name.endswith("o_proj.weight") for name in saved["target_parameters"])
     assert not any(name.endswith("gate_proj") for name in saved["target_modules"])
     assert any(name.endswith("o_proj") for name in saved["target_modules"])
 
