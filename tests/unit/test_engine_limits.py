@@ -16,6 +16,7 @@ from studio.engine import leases, outgoing, prefixes, speculation
 from studio.engine.lanes import Lanes
 from studio.engine.leases import Lease, LoadTimes
 from studio.engine.limits import longest_answer
+from studio.engine.local import LocalModel
 from studio.engine.prefixes import Prefixes, shared_length
 from studio.engine.protocol import Contestant, Grammar, ModelFolder
 from studio.engine.speculation import Assistant, Gain, PromptLookup
@@ -338,3 +339,12 @@ def test_six_tokens_of_the_prompt_are_decoded_along() -> None:
     assert text.push(10) == "k" and seen[:2] == [[4, 5, 6, 7, 8, 9], [4, 5, 6, 7, 8, 9, 10]] and seen[2] == [10]
     assert text.push(11) == "l" and seen[-2] == [10, 11], "the window moves on"
     assert (text.push(12), text.finish(), text.finish()) == ("", "m", "")
+
+
+def test_what_a_row_takes_while_its_prompt_is_read() -> None:
+    # three times the inner width of a feed-forward layer and six times the model's own, for each token; a mask of every pair
+    config = SimpleNamespace(intermediate_size=5, hidden_size=3)
+    base = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    sizes = LocalModel.sizes.func(SimpleNamespace(_base=base, has_columns=False, dtype=torch.float16))  # type: ignore[attr-defined]
+    assert (sizes.column, sizes.token, sizes.number) == (0, 2 * (3 * 5 + 6 * 3), 2)
+    assert sizes.held(3, 100) == 0 and sizes.reading(2, 4) == 2 * 4 * (66 + 4 * 3)
