@@ -36,6 +36,7 @@ from studio.engine.shapes import ChunkBody, ErrorBody
 from studio.errors import EngineError
 
 GRACE_S = 1  # for connections to close once their answers were ended
+BACKLOG = 2048  # as uvicorn's
 LAST_RESORT_S = 1.8  # a connection can hang, ending the process can't
 PREVIEW_S = 60.0  # a tokenizer of a large vocabulary takes seconds to read
 
@@ -265,13 +266,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def listen(port: int) -> socket.socket:
-    """A socket of 127.0.0.1 at `port`, 0 for a free one; a port that is taken ends the process."""
+    """A socket that listens at `port` of 127.0.0.1, 0 for a free one; a port that is taken ends the process.
+
+    It listens at once: whoever reads the printed address may come before uvicorn does, and would be refused.
+    """
     # with the protocol named: asyncio sends small pieces at once (TCP_NODELAY) only on such sockets, and a first token would
     # else wait 40 ms for the acknowledgement of the headers before it
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen(BACKLOG)
     except OSError as exc:
         sys.exit(f"Port {port} can't be used ({exc.strerror}). Choose another with --port.")
     return listener

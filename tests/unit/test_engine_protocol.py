@@ -126,6 +126,12 @@ def test_a_first_token_does_not_wait_for_an_acknowledgement() -> None:
         assert listener.proto == socket.IPPROTO_TCP
 
 
+def test_who_comes_before_the_server_waits_and_is_not_refused() -> None:
+    # red when the address is printed before anybody listens there
+    with server.listen(0) as listener, socket.create_connection(listener.getsockname(), timeout=60) as early:
+        assert early.getpeername() == listener.getsockname()
+
+
 def test_an_answer_ends_with_its_next_event_or_with_its_reader() -> None:
     # red when a reader who goes away leaves the engine writing for nobody, or when one who stays is sent away
     async def first(of: str) -> tuple[str, bool]:
