@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-# modules are compiled once, not anew by each of the hundreds of processes that tests start
-export PYTHONDONTWRITEBYTECODE :=
+# modules are compiled once, not by each of the hundreds of processes that these start
+test chaos bench: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install run test chaos bench gpu gpu-wheels next clients catalogue check clean
 

@@ -1,7 +1,7 @@
-"""Python's own parser, in one thread at a time: up to Python 3.12 two threads that parse at once may both fail.
+"""Python's own parser, in one thread at a time: on Python 3.11 two threads that parse at once may both fail.
 
-CPython counts the depth of the tree per interpreter and not per thread, and raises "SystemError: AST constructor recursion
-depth mismatch" where threads take turns in the middle (python/cpython#106905).
+CPython counts the depth of the tree per interpreter and not per thread. Where threads take turns in the middle of a tree, it raises
+"SystemError: AST constructor recursion depth mismatch".
 """
 
 from __future__ import annotations
