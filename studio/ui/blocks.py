@@ -23,6 +23,7 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             frame = Frame(place, tabs)
             built = [_fill(entry, studio, frame) for entry in TABS]
+        frame.place_redrawn()
         strip.wire(frame, blocks)
         page = BuiltPage(studio, blocks, frame, [strip, *built])
         for entry in TABS:

@@ -108,7 +108,7 @@ class CompareTab:
             **QUIET,
         )
         self.tab.select(steady(self.look), inputs=looked, outputs=shown, **QUIET)
-        place.comparison.change(steady(self.look_anew), inputs=[place.comparison], outputs=[self._first, *shown], **QUIET)
+        self._page.redraw("answers", [place.comparison.change], steady(self.look_anew), [place.comparison], [self._first, *shown])
         self._timer.tick(steady(self.tick), inputs=[place.tab, *looked], outputs=shown, **QUIET)
         self.base_model.input(self.offer, inputs=[self.base_model, self.contestants], outputs=[self.contestants], **QUIET)
         self.list.select(self.open, outputs=[place.comparison], **QUIET)

@@ -64,12 +64,13 @@ class JudgePart:
     def wire(self, tab: gr.Tab, timer: gr.Timer) -> None:
         place = self._page.place
         tab.select(steady(self.enter), inputs=[self.judge], outputs=[self.judge], **QUIET)
-        for event in (tab.select, place.comparison.change):
-            event(steady(self.look), inputs=[place.comparison, self._stamp], outputs=self._shown, **QUIET)
+        self._page.redraw(
+            "readings", [tab.select, place.comparison.change], steady(self.look), [place.comparison, self._stamp], self._shown
+        )
         timer.tick(steady(self.tick), inputs=[place.tab, place.comparison, self._stamp], outputs=self._shown, **QUIET)
-        for change in (self.judge.change, self.template.change, place.comparison.change):
-            change(steady(self.estimate_shown), inputs=[place.comparison, self.judge, self.template], outputs=[self.estimate], **QUIET)
-        asked = [place.comparison, self.judge, self.template, self.criteria, self.budget]
+        chosen = [place.comparison, self.judge, self.template]
+        self._page.redraw("estimate", [field.change for field in chosen], steady(self.estimate_shown), chosen, [self.estimate])
+        asked = [*chosen, self.criteria, self.budget]
         self.start.click(tells(self.notice)(self.run), inputs=asked, outputs=[self.notice, *self._shown], **QUIET)
 
     def enter(self, judge: str | None) -> Any:

@@ -41,7 +41,7 @@ class VotePart:
         self.ask.click(told(self.show), inputs=[place.comparison, self.voter], outputs=shown, **QUIET)
         for key, button in self.choices.items():
             button.click(told(self._voting(key)), inputs=[place.comparison, self.voter, self._sealed], outputs=shown, **QUIET)
-        place.comparison.change(self.clear, outputs=shown, **QUIET)
+        self._page.redraw("ballot", [place.comparison.change], self.clear, [], shown)
 
     def clear(self) -> dict[Any, Any]:
         return {self.notice: "", self.ballot: "", self.buttons: gr.Row(visible=False), self._sealed: "", self.told: ""}

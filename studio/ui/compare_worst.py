@@ -44,8 +44,7 @@ class WorstPart:
 
     def wire(self, tab: gr.Tab) -> None:
         comparison = self._page.place.comparison
-        for event in (tab.select, comparison.change):
-            event(steady(self.offer), inputs=[comparison, self.who], outputs=[self.who], **QUIET)
+        self._page.redraw("contestants", [tab.select, comparison.change], steady(self.offer), [comparison, self.who], [self.who])
         told = tells(self.notice)
         self.show.click(told(self.find), inputs=[comparison, self.who], outputs=[self.notice, self.table], **QUIET)
         self.add.click(told(self.keep), inputs=[comparison, self.table, self.name], outputs=[self.notice, self.name], **QUIET)

@@ -14,8 +14,9 @@ from studio.records import Fit
 from studio.services import Studio
 from studio.services.planning import sentence
 from studio.ui import pieces
-from studio.ui.handlers import LATEST, QUIET
+from studio.ui.handlers import QUIET
 from studio.ui.options import OptionsForm
+from studio.ui.page import Frame
 
 LABELS = {
     "base_weights": "Base model",
@@ -39,17 +40,11 @@ class FitBar:
         self._form = form
         self.panel = pieces.panel(elem_id="fit", elem_classes="card")
 
-    def wire(self, opened: Any, base_model: gr.Dropdown, recipe: gr.Radio) -> None:
+    def wire(self, page: Frame, opened: Any, base_model: gr.Dropdown, recipe: gr.Radio) -> None:
         """Draw it when the tab opens and at every change of the model, the recipe or a field that memory depends on."""
         inputs = [base_model, recipe, *self._form.fields]
         changes = [base_model.change, *(field.change for field in self._form.fields)]
-        gr.on(
-            [opened, *changes],
-            self.draw,
-            inputs=inputs,
-            outputs=[self.panel],
-            **LATEST,
-        )
+        page.redraw("fit", [opened, *changes], self.draw, inputs, [self.panel])
         self.panel.select(self.apply, inputs=inputs, outputs=self._form.fields, **QUIET)
 
     def draw(self, base_model: str | None, recipe: str, *shown: Any) -> str:

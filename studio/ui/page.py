@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import gradio as gr
 
 from studio.services import Studio
+from studio.ui.handlers import LATEST, QUIET
 
 Part = TypeVar("Part")
+NOW = "() => String(performance.now())"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,25 @@ class Frame:
 
     place: Location
     tabs: gr.Tabs
+    redrawn: list[gr.Textbox] = field(default_factory=list)  # one for each `redraw`, placed when all tabs are built
+
+    def redraw(
+        self, name: str, triggers: Sequence[Callable[..., Any]], handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+    ) -> None:
+        """Call `handler` after any of `triggers`, and once more where one of them comes meanwhile.
+
+        It gets an event of its own. Gradio 6 repeats a whole event, for all its handlers, where one of them was asked meanwhile: two
+        handlers of one event that both are `always_last` then ask each other without end, and the page stalls.
+        """
+        asked = hidden(f"redraw-{name}", render=False)
+        self.redrawn.append(asked)
+        gr.on(triggers, None, outputs=[asked], js=NOW, **QUIET)
+        asked.change(handler, inputs=inputs, outputs=outputs, **LATEST)
+
+    def place_redrawn(self) -> None:
+        """Call inside the Blocks, behind the tabs."""
+        for box in self.redrawn:
+            box.render()
 
 
 @dataclass(frozen=True)
@@ -90,9 +111,9 @@ class BuiltPage:
         return part
 
 
-def hidden(name: str) -> gr.Textbox:
+def hidden(name: str, render: bool = True) -> gr.Textbox:
     """A field that only the page sees: what it shows now, or where the reader is."""
-    return gr.Textbox(value="", visible="hidden", elem_id=f"place-{name}", label=name)
+    return gr.Textbox(value="", visible="hidden", elem_id=f"place-{name}", label=name, render=render)
 
 
 def stamp_box(tab: str) -> gr.Textbox:

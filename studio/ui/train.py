@@ -17,7 +17,7 @@ from studio.services import Studio
 from studio.ui import choices, pieces, tokens
 from studio.ui.data_learned import taken, warnings, way_of
 from studio.ui.fit import FitBar
-from studio.ui.handlers import LATEST, QUIET, busy, tells
+from studio.ui.handlers import QUIET, busy, tells
 from studio.ui.options import ONLY_WITH, OptionsForm
 from studio.ui.page import Frame, go
 from studio.ui.train_start import Starting
@@ -93,23 +93,13 @@ class TrainTab:
         shaped = [*self.form.sections.values(), *(self.form.field(key) for key in ONLY_WITH)]
         gr.on([method.change, objective.change], self.form.shape, inputs=[method, objective], outputs=shaped, **QUIET)
         choices_made = [self.data, self.base_model, self.recipe, *self.form.fields]
-        gr.on(
-            [field.change for field in choices_made],
-            self.explain,
-            inputs=choices_made,
-            outputs=[self.refusals],
-            **LATEST,
-        )
+        self._page.redraw("refusals", [field.change for field in choices_made], self.explain, choices_made, [self.refusals])
         self.refusals.select(self.mend, inputs=choices_made, outputs=self.form.fields, **QUIET)
         reading = [self.form.field(key) for key in READING] + [self.form.field(key) for key in self.form.keys_of("rope")]
-        gr.on(
-            [field.change for field in (self.data, self.base_model, *reading)],
-            self.show_rows,
-            inputs=choices_made,
-            outputs=[self.preview],
-            **LATEST,
+        self._page.redraw(
+            "rows", [field.change for field in (self.data, self.base_model, *reading)], self.show_rows, choices_made, [self.preview]
         )
-        self.fit.wire(self.tab.select, self.base_model, self.recipe)
+        self.fit.wire(self._page, self.tab.select, self.base_model, self.recipe)
         self.start.click(
             tells(self.notice)(self.submit),
             inputs=[self.data, self.base_model, self.recipe, self.filled, self.name, *self.starting.fields, *self.form.fields],

@@ -56,6 +56,17 @@ def test_the_entry_of_a_tab_is_complete(entry: TabEntry) -> None:
     assert (inspect.getdoc(entry.build) or "").strip()
 
 
+def test_of_the_handlers_of_an_event_one_at_most_is_repeated(blocks: gr.Blocks) -> None:
+    # red when two are: gradio then repeats both for each other, and the page asks without end
+    repeated: dict[tuple[Any, ...], list[str]] = {}
+    for one in blocks.config["dependencies"]:
+        if one["backend_fn"] and one["trigger_mode"] == "always_last":
+            for target in one["targets"]:
+                repeated.setdefault(tuple(target), []).append(one["api_name"])
+
+    assert not [names for names in repeated.values() if len(names) > 1]
+
+
 def test_every_link_starts_on_one_tab() -> None:
     wired = [link for entry in TABS for link in entry.links]
     made = {
