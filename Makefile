@@ -45,7 +45,7 @@ run: $(STAMP)
 # Browser tests take a Chromium that is there, else Playwright's own installer, else they are left out in one visible line.
 test: $(STAMP)
 	@$(BIN)/python -m tests.browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration tests/chaos tests/e2e
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/unit tests/integration tests/chaos tests/e2e
 
 # llama.cpp for Python, built once and kept apart: it reads GGUF exports that transformers does not know, and makes K-quants
 LLAMA_CPP := $(VENV)/llama-cpp
@@ -55,7 +55,7 @@ $(LLAMA_CPP)/.built: $(STAMP)
 	@touch $@
 
 # a storm of kills over a real studio (a quarter of an hour), fault injection in its long form, every cell of the methods' table,
-# every family of models that transformers knows, a thousand random batches of adapters
+# every family of models that transformers knows, a thousand random batches of adapters, and all tests that are marked `long`
 chaos: $(STAMP) $(LLAMA_CPP)/.built
 	$(BIN)/python -m tests.chaos.storm --kills $(or $(KILLS),200)
 	STUDIO_ALL_FAMILIES=1 STUDIO_KILLS=10 STUDIO_EXAMPLES=30 STUDIO_CANCELS=50 $(BIN)/python -m pytest -q --timeout 3600 tests/chaos
@@ -65,6 +65,7 @@ chaos: $(STAMP) $(LLAMA_CPP)/.built
 		tests/integration/test_jobs_training.py
 	STUDIO_ALL_MODELS=1 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_catalogue_known.py tests/unit/test_memory.py
 	STUDIO_BATCHES=1000 $(BIN)/python -m pytest -q --timeout 3600 tests/unit/test_engine_slots.py
+	STUDIO_ALL_CELLS=1 $(BIN)/python -m pytest -q --timeout 3600 -m long tests/unit tests/integration tests/e2e
 
 # side by side with what people would use instead; TOPICS="reading report" for some of them
 bench: $(STAMP)

@@ -133,11 +133,6 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "zaya": ("zaya", {"num_experts_per_tok": 1}),
     "phi3": ("phi3", {"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 5}),
 }
-# one of each kind, for `make test`
-CHOSEN = (
-    "llama", "gpt2", "gemma2", "bloom", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "granitemoehybrid", "mamba", "falcon_h1",
-    "gemma3n_text", "gemma3",
-)  # fmt: skip
 
 
 @dataclass

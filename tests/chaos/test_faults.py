@@ -101,6 +101,7 @@ def test_a_database_that_is_locked_for_ten_seconds_costs_nothing(settings: Setti
     assert kinds(db, running).count("started") == kinds(db, waiting).count("started") == 1
 
 
+@pytest.mark.long
 def test_cancelled_trainers_are_gone_in_time_with_their_memory_and_what_they_learned_is_kept(
     settings: Settings, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def training(db: Database, job_id: str, attempt: int, above: int) -> JobRow:
     return job
 
 
+@pytest.mark.long
 def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Settings, db: Database) -> None:
     options = {**OPTIONS, "recipe": "qlora-sft"}
     unbroken = submit(db, make_run(settings.runs / "unbroken", **options), "unbroken")
@@ -87,6 +88,7 @@ def test_a_job_survives_kills_of_trainer_and_worker_to_the_bit(settings: Setting
     assert trainers(settings.runs) == []
 
 
+@pytest.mark.long
 def test_a_cancelled_training_keeps_the_adapter_of_its_last_checkpoint(settings: Settings, db: Database) -> None:
     job_id = submit(db, make_run(settings.runs / "run", num_train_epochs=200, save_steps=1, eval_steps=10_000, recipe="lora-sft"))
     with worker() as process:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 import httpx
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import SCREENSHOTS, until, write
@@ -42,6 +43,7 @@ def test_a_prompt_is_compressed_asked_and_voted_on(visit: Callable[..., Page]) -
     expect(page.locator("#chat-message textarea")).to_have_value(re.compile("80,000"))
 
 
+@pytest.mark.long
 def test_the_curve_of_a_sweep_is_drawn(visit: Callable[..., Page], api: httpx.Client) -> None:
     rows = [{"text": f"Um, well, what is the capital of {place}?", "reference": capital} for place, capital in CAPITALS.items()]
     body = {"contestant": "starter", "rows": rows, "rates": [1, 0.5], "metric": "rougeL", "judge": "starter"}

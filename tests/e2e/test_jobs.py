@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from jobs.config import JobConfig
@@ -45,6 +46,7 @@ def waiting(page: Page) -> list[str]:
     return [name.strip() for name in page.locator("#jobs-list .movable .name").all_inner_texts()]
 
 
+@pytest.mark.long
 def test_three_jobs_survive_a_closed_browser_and_a_killed_worker(browser: Browser, tmp_path: Path) -> None:
     with studio(tmp_path / "home") as server, httpx.Client(base_url=f"{server.url}/api", timeout=120, trust_env=False) as api:
         rows = "\n".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}' for n in range(12))
@@ -136,6 +138,7 @@ def begin(api: httpx.Client, data: str, name: str, **options: Any) -> None:
     api.post("/jobs", json=body).raise_for_status()
 
 
+@pytest.mark.long
 def test_a_run_is_paused_goes_on_is_cancelled_and_is_taken_up_again(
     visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import PATIENCE_S, until
@@ -27,6 +28,7 @@ def press(page: Page, name: str, key: str = "Enter") -> None:
     page.keyboard.press(key)
 
 
+@pytest.mark.long
 def test_the_demo_needs_no_mouse(visit: Callable[..., Page]) -> None:
     page = visit("start")
     press(page, "Add the demo rows")

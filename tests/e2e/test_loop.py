@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.e2e.conftest import PATIENCE_S, SCREENSHOTS, start_training, until, write
@@ -64,6 +65,7 @@ def test_the_whole_loop_by_mouse(visit: Callable[..., Page], shared_data: Path) 
     expect(page.locator("#compare-answers .answer")).to_have_count(2)
 
 
+@pytest.mark.long
 def test_a_closed_page_changes_nothing_and_reopening_shows_the_whole_curve(
     context: BrowserContext, visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]
 ) -> None:

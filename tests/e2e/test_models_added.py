@@ -85,6 +85,7 @@ def test_a_download_shows_how_far_it_is(models: Page, place: Path) -> None:
     assert list((place / "home" / "models").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path, address: str) -> None:
     # red when card, Train tab or job is silent about the routers that stay as they are
     write(models.locator("#models-folder input, #models-folder textarea").first, str(place / "mixture"))

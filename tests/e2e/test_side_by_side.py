@@ -41,6 +41,7 @@ def alone(api: httpx.Client, name: str) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
+@pytest.mark.long
 def test_base_and_eight_adapters_answer_side_by_side_as_they_do_alone(
     visit: Callable[..., Page], api: httpx.Client, names: list[str], axe: str
 ) -> None:
@@ -73,6 +74,7 @@ def test_base_and_eight_adapters_answer_side_by_side_as_they_do_alone(
     assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in found if rule["impact"] in ("serious", "critical")]
 
 
+@pytest.mark.long
 def test_a_training_and_chat_share_the_machine_by_the_policy_that_is_shown(
     visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]
 ) -> None:

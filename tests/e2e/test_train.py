@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio import settings as studio_settings
@@ -49,6 +50,7 @@ def start(page: Page, name: str) -> None:
     page.get_by_role("button", name="Start training").click()
 
 
+@pytest.mark.long
 def test_a_training_waits_for_another_and_a_grid_becomes_a_sweep(browser: Browser, tmp_path: Path) -> None:
     opened = Studio.open(studio_settings.load({"STUDIO_HOME": str(tmp_path / "home")}))
     opened.datasets.add_text("\n".join(f'{{"prompt": "Say {n}", "completion": "{n}"}}' for n in range(12)), name="numbers")

@@ -35,6 +35,7 @@ def copy(arguments: str, target_root: Path) -> None:
             shutil.copy(origin, destination)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_the_images_install_steps_give_a_studio_that_starts(tmp_path: Path) -> None:
     app = tmp_path / "app"

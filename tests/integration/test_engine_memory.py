@@ -75,6 +75,7 @@ def until(condition: Callable[[], bool], limit_s: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_no_process_holds_the_model_after_giving_way_or_an_error_and_what_waited_is_answered(
     running: RunningEngine, base: Path, settings: Settings, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_compressor_gives_way_to_a_training_and_is_refused_what_the_training_n
         process.close()
 
 
+@pytest.mark.long
 def test_long_prompts_under_a_small_budget_are_all_answered_by_a_model_that_is_loaded_once(
     settings: Settings, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_every_format_of_a_qlora_adapter_passes_its_proof(made: dict[str, Any], 
     assert found["bytes"] == sum(file.stat().st_size for file in Path(found["path"]).iterdir())
 
 
+@pytest.mark.long
 def test_the_starter_with_its_own_template_passes_too(others: dict[str, Any]) -> None:
     assert [found["verified"]["passed"] for found in others["starter"][:4]] == [True] * 4
     modelfile = (Path(others["starter"][1]["path"]) / "Modelfile").read_text(encoding="utf-8")
@@ -97,6 +98,7 @@ def test_a_merge_with_one_scale_doubled_fails(made: dict[str, Any]) -> None:
         assert not found["verified"]["passed"] and found["verified"]["reason"], found["verified"]
 
 
+@pytest.mark.long
 def test_a_merge_into_a_4_bit_base_that_has_answered_fails(others: dict[str, Any]) -> None:
     """Where a processor has avx512_bf16, bitsandbytes repacks 4-bit weights in place as soon as they answer: they merge into garbage."""
     fresh, packed = (found["verified"] for found in others["starter"][4:])
@@ -120,11 +122,13 @@ def test_a_merged_model_is_in_16_bit_and_names_no_path(made: dict[str, Any], sto
     assert card.startswith("---\nbase_model: stories-base\n") and "Passed: on 6 prompts" in card and "- r: 8" in card
 
 
+@pytest.mark.long
 def test_the_template_in_a_gguf_has_no_generation_tags(others: dict[str, Any]) -> None:
     content = (Path(others["starter"][1]["path"]) / "starter-f16.gguf").read_bytes()
     assert b"generation -%}" not in content and b"<|assistant|>" in content and b"if true" in content
 
 
+@pytest.mark.long
 def test_from_the_command_line_to_the_hub_and_over_http(studio: Studio, made: dict[str, Any], tmp_path: Path) -> None:
     """The whole path: queue, worker, child, proof in the row and in the JSON, upload, download."""
     imported(studio, made)

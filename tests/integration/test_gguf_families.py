@@ -57,6 +57,7 @@ def name(export: dict[str, Any]) -> str:
     return "-".join(map(str, export.values()))
 
 
+@pytest.mark.long
 def test_every_family_is_written_and_proved_or_says_that_it_is_not(found: Found) -> None:
     """A wrong order of rotary rows, a norm without its offset, a swapped gate would each show as other logits."""
     outcomes: Counter[str] = Counter()
@@ -75,12 +76,14 @@ def test_every_family_is_written_and_proved_or_says_that_it_is_not(found: Found)
     assert wrong == {}
 
 
+@pytest.mark.long
 def test_the_part_that_sees_is_left_out_by_name(found: Found) -> None:
     notes = found["gemma3_wrapper"]["gguf"]["verified"]["notes"]
     assert len(notes) == 1 and "Only the part of the model that reads text" in notes[0]
     assert "model.multi_modal_projector" in notes[0] and "model.vision_tower" in notes[0]
 
 
+@pytest.mark.long
 def test_what_no_reader_knows_says_why(found: Found) -> None:
     verified = found["smollm3"]["gguf"]["verified"]
     if gguf.has_quantizer():
@@ -92,6 +95,7 @@ def test_what_no_reader_knows_says_why(found: Found) -> None:
     assert "Not proved: " in card and "adapter-studio[llama-cpp]" in card
 
 
+@pytest.mark.long
 def test_readers_are_named_and_limits_are_said(found: Found) -> None:
     verified = found["starcoder2"]["gguf"]["verified"]
     assert verified["reader"].startswith("transformers 5.") and verified["effect"] > 0.5
@@ -103,6 +107,7 @@ def test_readers_are_named_and_limits_are_said(found: Found) -> None:
         assert verified["readers"]["llama.cpp"]["passed"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (IS_ALL and gguf.has_quantizer()), reason="make chaos builds llama.cpp's quantizer")
 def test_k_quants_are_their_16_bit_files_rounded(found: Found) -> None:
     for family, exports in found.items():

@@ -75,6 +75,7 @@ def doctor(environment: dict[str, str]) -> dict[str, Any]:
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}["page"]
 
 
+@pytest.mark.long
 def test_supervisor_and_doctor_name_the_reason(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (tmp_path / "gradio.py").write_text("raise RuntimeError('no gradio today,\\n second line')\n")

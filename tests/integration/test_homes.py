@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from studio.commands.terminal import plain
 from studio.db.models import JobRow
 from studio.services import Studio
@@ -27,6 +29,7 @@ def ended(studio: Studio, name: str) -> dict[str, object]:
     return dict(job)
 
 
+@pytest.mark.long
 def test_everything_of_a_moved_home_works(tmp_path: Path) -> None:
     former = homes.unpack(tmp_path / "former", named=Path("/elsewhere/home"))
     homes.add_model(former, STATIC / "starter")

@@ -64,6 +64,7 @@ def _pause_in_the_middle(studio: Studio, job_id: str) -> None:
     studio.jobs.resume(job_id)
 
 
+@pytest.mark.long
 def test_a_run_that_was_paused_gives_the_same_adapter_to_the_bit(trained: tuple[Studio, Path, BundleCheck]) -> None:
     studio, _, verified = trained
     assert verified.reproduces is True and verified.expected == verified.actual

@@ -35,8 +35,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "kto": {"objective": "kto", **SHORT},
     "orpo": {"objective": "orpo", "quantization.load_in_4bit": True, **SHORT},
 }
-if os.environ.get("STUDIO_ALL_CELLS") != "1":  # `make chaos` tries all
-    OTHERS = {name: OTHERS[name] for name in ("pissa", "dpo")}
+IS_ALL = os.environ.get("STUDIO_ALL_CELLS") == "1"  # `make chaos`
+if not IS_ALL:
+    OTHERS = {"dpo": OTHERS["dpo"]}
+FLOAT16_FAILURES = {
+    "float16, below every scale": "in float16 failed: the gradient is not a number any more at step 1",
+    "float16, poisoned": "in float16 failed: the loss",
+}
 UNWATCHED = {"sample_answers": 0, "measure_drift": False}
 PRECISIONS: dict[str, dict[str, Any]] = {
     "16 bit": {"quantization.load_in_4bit": False},
@@ -84,6 +89,8 @@ CASES: list[dict[str, Any]] = [
     {"name": "diverging", "recipe": "lora-sft", "poisoned": True},
 ]
 
+if not IS_ALL:  # float16 is slow on a processor
+    CASES = [one for one in CASES if not one["name"].startswith(("float16", "grouped", "wild over"))]
 for one in CASES:  # watching takes longer than these trainings do; the four-bit ones are watched, stopped or not
     if not one["name"].startswith("qlora-sft"):
         one["options"] = {**UNWATCHED, **one.get("options", {})}
@@ -146,7 +153,7 @@ def test_dpo_begins_where_nothing_is_preferred_and_learns_to(trained: dict[str, 
     assert events[-1]["reward_accuracy"] > 0.9 and events[-1]["reward_margin"] > 0.1
 
 
-@pytest.mark.parametrize("case", ["sparse", "grouped"])
+@pytest.mark.parametrize("case", ["sparse", pytest.param("grouped", marks=pytest.mark.long)])
 def test_logging_now_and_then_packing_and_grouping_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
     assert trained[f"{case} stopped"]["curve"] == trained[case]["curve"]
     assert trained[f"{case} stopped"]["sha256"] == trained[case]["sha256"]
@@ -168,12 +175,13 @@ def test_a_run_that_gets_worse_stops_early_and_its_best_checkpoint_is_the_adapte
     assert trained["wild to the last"]["sha256"] != wild["sha256"]
 
 
-@pytest.mark.parametrize("case", ["wild stopped", "wild over"])
+@pytest.mark.parametrize("case", ["wild stopped", pytest.param("wild over", marks=pytest.mark.long)])
 def test_stopping_early_and_the_best_checkpoint_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
     assert trained[case]["curve"] == trained["wild"]["curve"]
     assert trained[case]["sha256"] == trained["wild"]["sha256"]
 
 
+@pytest.mark.long
 def test_float16_goes_on_where_gradients_overflow_and_a_resume_keeps_the_scale(trained: dict[str, dict[str, Any]]) -> None:
     """Red where an infinite gradient ends a run, and where the scale of a checkpoint is forgotten: other steps are skipped then."""
     unbroken, resumed = trained["float16"], trained["float16 stopped"]
@@ -186,6 +194,7 @@ def test_float16_goes_on_where_gradients_overflow_and_a_resume_keeps_the_scale(t
     assert not [event for event in unbroken["events"] if event["type"] == "notice" and "skipped" in event["text"]]
 
 
+@pytest.mark.long
 def test_many_skipped_steps_in_a_row_are_told_once(trained: dict[str, dict[str, Any]]) -> None:
     notices = [event["text"] for event in trained["float16, begun too high"]["events"] if event["type"] == "notice"]
     assert [text for text in notices if "skipped" in text and "dtype=float32" in text and "up to step 20" in text]
@@ -223,8 +232,7 @@ def test_an_adapter_explains_itself_and_names_no_path(trained: dict[str, dict[st
         ("too short", "hold no token to learn"),
         ("no rows", "no rows to train on"),
         ("diverging", "is not a number any more at step"),
-        ("float16, below every scale", "in float16 failed: the gradient is not a number any more at step 1"),
-        ("float16, poisoned", "in float16 failed: the loss"),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in FLOAT16_FAILURES.items()),
     ],
 )
 def test_a_training_that_cannot_work_says_why_in_one_sentence(trained: dict[str, dict[str, Any]], case: str, words: str) -> None:

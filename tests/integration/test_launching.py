@@ -132,6 +132,7 @@ def test_a_length_that_nobody_gives_is_the_same_for_rows_reports_and_jobs(studio
     assert studio.datasets.render("long", base_model=str(folder), allow_path=True).max_length == 1024
 
 
+@pytest.mark.long
 def test_a_longer_context_is_launched_with_or_refused_by_what_the_base_is(studio: Studio, tmp_path: Path) -> None:
     longer = {"rope.rope_type": "yarn", "rope.factor": 4.0}
     job = studio.jobs.submit(data="plain", base_model="starter", recipe="lora-sft", options=longer)

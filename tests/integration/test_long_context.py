@@ -56,16 +56,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return exported(tmp_path_factory.mktemp("long"), [case])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(4), ids=lambda n: EXPORTS[n]["format"])
 def test_every_format_answers_as_the_adapter_does_at_1500_tokens(made: dict[str, Any], number: int) -> None:
     verified = made["long"][number]["verified"]
     assert verified["passed"] and verified["worst_share"] < 0.05 and verified["effect"] > 1, verified
 
 
+@pytest.mark.long
 def test_a_file_without_the_scaling_fails_its_proof(made: dict[str, Any]) -> None:
     assert not made["long"][4]["verified"]["passed"]
 
 
+@pytest.mark.long
 def test_every_format_says_how_far_it_reads_and_how_programs_are_told(made: dict[str, Any]) -> None:
     adapter, merged, whole, lora = (Path(found["path"]) for found in made["long"][:4])
     config = read_json(merged / "config.json")
@@ -84,6 +87,7 @@ def test_every_format_says_how_far_it_reads_and_how_programs_are_told(made: dict
     assert "--lora long-lora.gguf --rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 512 -c 2048" in cards[3]
 
 
+@pytest.mark.long
 def test_an_exported_adapter_comes_back_with_its_positions_and_is_not_added_to_others(
     made: dict[str, Any], settings: Settings, tmp_path: Path
 ) -> None:

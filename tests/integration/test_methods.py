@@ -16,17 +16,20 @@ from studio.catalogue.compatibility import Cell, table
 ROOT = Path(__file__).resolve().parents[2]
 
 
+IS_ALL = os.environ.get("STUDIO_ALL_CELLS") == "1"
+KINDS = ("LoRA", "DoRA", "IA3", "P-tuning", "bottleneck")  # as low-rank matrices, with lengths, as scales, as tokens, as layers
+
+
 def name(cell: Cell) -> str:
     recomputing = "recomputing" if cell.gradient_checkpointing else "plain"
     return f"{cell.method}, {cell.precision}, {recomputing}, {cell.objective}"
 
 
 def is_tried(cell: Cell) -> bool:
-    """Every method once, and LoRA with every precision and with every objective; STUDIO_ALL_CELLS=1 (`make chaos`): all."""
-    is_plain = not cell.gradient_checkpointing
+    """One method of each kind, and LoRA with every precision and with DPO; STUDIO_ALL_CELLS=1 (`make chaos`): all."""
     first = (cell.precision == "16-bit", cell.objective == "sft")
-    is_first = all(first) or (cell.method == "LoRA" and any(first))
-    return (is_plain and is_first) or os.environ.get("STUDIO_ALL_CELLS") == "1"
+    is_first = (all(first) and cell.method in KINDS) or (cell.method == "LoRA" and any(first) and cell.objective in ("sft", "dpo"))
+    return (is_first and not cell.gradient_checkpointing) or IS_ALL
 
 
 CELLS = {name(cell): cell for cell in table("cpu") if cell.verdict == "ok" and is_tried(cell)}
@@ -39,13 +42,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "PiSSA with rsLoRA": {"lora.init_lora_weights": "pissa", "lora.use_rslora": True},
     "full with checkpoints": {"method": "full", "save_steps": 1},
 }
+if not IS_ALL:
+    OTHERS = {name: OTHERS[name] for name in ("LoRA with embeddings trained whole", "full with checkpoints")}
 ON_STORIES = ("full with checkpoints",)  # a model in 32 bits whose embeddings and head are one tensor
 
 
 def exports(cell: Cell, number: int) -> int | str:
     """Where all cells are tried, every form of each method and precision; else one form each, in turn."""
     is_plain = cell.objective == "sft" and not cell.gradient_checkpointing
-    return "all" if is_plain and os.environ.get("STUDIO_ALL_CELLS") == "1" else number
+    return "all" if is_plain and IS_ALL else number
 
 
 TRAINED: dict[str, dict[str, Any]] = {
@@ -60,7 +65,7 @@ def outcomes(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         [{"name": name, **cell, "model": str(stories260k) if name in ON_STORIES else None} for name, cell in TRAINED.items()]
     )
     command = [sys.executable, "-m", "tests.cells", str(tmp_path_factory.mktemp("cells"))]
-    limit_s = 7000 if os.environ.get("STUDIO_ALL_CELLS") == "1" else 1700
+    limit_s = 7000 if IS_ALL else 1700
     done = subprocess.run(command, input=cells, capture_output=True, text=True, cwd=ROOT, timeout=limit_s)
     assert done.returncode == 0, done.stderr[-2000:]
     answers: dict[str, dict[str, Any]] = json.loads(done.stdout)

@@ -64,6 +64,7 @@ def test_mauve_needs_texts_enough_and_a_model_that_is_there(run: Run, tmp_path: 
     assert code != 0 and "There is no base model 'startr'" in out and "starter" in out
 
 
+@pytest.mark.long
 def test_mauve_of_a_file_is_that_of_its_texts(run: Run, tmp_path: Path) -> None:
     pairs = [(text, text.replace("has", "likes")) for text in ANSWERS]
     code, out = run("--predictions", written(tmp_path, [*pairs, ("", "one more")]), "--mauve-model", "starter", "--json")

@@ -58,6 +58,7 @@ def start_and_stop(command: str, environment: dict[str, str]) -> None:
         process.stdout.close() if process.stdout else None
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_every_command_of_the_readme_runs(environment: dict[str, str]) -> None:
     for command in commands():

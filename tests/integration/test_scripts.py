@@ -36,7 +36,7 @@ SHORT = {
     "measure_drift": False,
     "quantization.load_in_4bit": False,
 }
-ALWAYS = ("sft LoRA", "sft long context", "sft QLoRA", "sft full", "dpo DoRA", "kto LoRA")  # the others where all cells are tried
+ALWAYS = ("sft LoRA", "sft long context", "sft QLoRA", "dpo DoRA")  # the others where all cells are tried
 CELLS = {
     f"{objective} {method}": {"recipe": recipe, "options": {**SHORT, **options}}
     for objective, recipe in RECIPES.items()
@@ -139,6 +139,7 @@ def with_studio(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return train_both(tmp_path_factory.mktemp("of-the-studio"), cases, "--with-studio")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OF_THE_STUDIO)
 def test_what_only_the_studio_has_is_named_in_the_first_lines_and_imported(with_studio: Outcome, name: str) -> None:
     head = " ".join((ast.get_docstring(ast.parse(with_studio.texts[name])) or "").split())

@@ -93,7 +93,7 @@ def test_files_that_a_page_left_behind_are_cleared_at_the_next_start(tmp_path: P
     assert not left.exists()
 
 
-@pytest.mark.parametrize("name", ["timeit", "gradio", "json", "torch"])
+@pytest.mark.parametrize("name", ["timeit", *(pytest.param(name, marks=pytest.mark.long) for name in ("gradio", "json", "torch"))])
 def test_python_files_of_the_current_folder_never_run(tmp_path: Path, name: str) -> None:
     here, home = tmp_path / "here", tmp_path / "home"
     here.mkdir()

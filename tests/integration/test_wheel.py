@@ -114,6 +114,7 @@ def test_an_installed_studio_answers_and_runs_the_demo(installed: Installed, tmp
     assert result["after"]["exact_match"] >= 0.9 and result["after"]["n"] == 64
 
 
+@pytest.mark.long
 def test_an_installed_trainer_runs_a_directory(installed: Installed, tmp_path: Path) -> None:
     made = make_run(tmp_path / "run", rows=8, num_train_epochs=1, method="lora", report_rows=0)
     done = installed.run(installed.python, "-P", "-m", "jobs.train", made.path, home=tmp_path / "home")

@@ -37,6 +37,7 @@ def place(folder: Path, name: str) -> Path:
     return folder / f"{PUBLISHED}{name}-{BITS[name]}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BITS)
 def test_a_wrapper_trains_as_its_text_model(folder: Path, trained: dict[str, dict[str, Any]], name: str) -> None:
     found = trained[name]
@@ -45,6 +46,7 @@ def test_a_wrapper_trains_as_its_text_model(folder: Path, trained: dict[str, dic
     assert names and not [tensor for tensor in names if "vision" in tensor or "visual" in tensor or "projector" in tensor]
 
 
+@pytest.mark.long
 def test_a_wrapper_answers_with_and_without_its_adapter(folder: Path, trained: dict[str, dict[str, Any]]) -> None:
     with engine(folder / "engine") as running, httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {KEY}"}) as client:
         for name in BITS:

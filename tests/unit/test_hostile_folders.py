@@ -252,6 +252,7 @@ def test_patterns_that_never_end_and_sizes_that_no_file_bears_out_stay_in_the_ch
     assert studio.adapters.add(folder, base_model="starter").method == "lora" and len(asked) == 8
 
 
+@pytest.mark.long
 def test_a_pattern_that_ends_is_taken_and_one_that_does_not_is_given_up(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
