@@ -42,10 +42,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 run: $(STAMP)
 	@$(BIN)/studio up
 
+# The files that take longest come first, so that no process waits for one at the end; `long` tests run in `make chaos`.
 # Browser tests take a Chromium that is there, else Playwright's own installer, else they are left out in one visible line.
 test: $(STAMP)
 	@$(BIN)/python -m tests.browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/unit tests/integration tests/chaos tests/e2e
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/e2e tests/integration tests/chaos tests/unit
 
 # llama.cpp for Python, built once and kept apart: it reads GGUF exports that transformers does not know, and makes K-quants
 LLAMA_CPP := $(VENV)/llama-cpp

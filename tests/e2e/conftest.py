@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright, expect, sync_playwright
 
 from tests.browser import ARGUMENTS, find
@@ -64,10 +66,19 @@ def axe() -> str:
 
 @pytest.fixture(scope="session")
 def used_home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A home that was used, left behind by a studio that has ended, and what lies in it: data, job, comparison."""
-    home = tmp_path_factory.mktemp("used") / "home"
-    with studio(home) as server, httpx.Client(base_url=f"{server.url}/api", timeout=120, trust_env=False) as client:
-        return home, use(client)
+    """A home that was used, left behind by a studio that has ended, and what lies in it: data, job, comparison.
+
+    The processes of one run (pytest -n) share it.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    home, made = place / "used-home", place / "used-home.json"
+    with FileLock(place / "used-home.lock"):
+        if not made.exists():
+            with studio(home) as server, httpx.Client(base_url=f"{server.url}/api", timeout=120, trust_env=False) as client:
+                made.write_text(json.dumps(use(client)), encoding="utf-8")
+        return home, json.loads(made.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
