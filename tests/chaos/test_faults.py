@@ -51,6 +51,7 @@ def kinds(db: Database, job_id: str) -> list[str]:
         return [event.kind for event in session.scalars(select(JobEventRow).where(JobEventRow.job_id == job_id).order_by(JobEventRow.id))]
 
 
+@pytest.mark.long
 def test_a_frozen_trainer_is_woken_and_the_second_time_replaced(settings: Settings, db: Database) -> None:
     job_id = submit(db, stand_in.make(settings.runs / "run", steps=50, step_s=0.1))
     with worker(module=FAST):
@@ -83,6 +84,7 @@ def test_a_second_worker_takes_over_from_a_frozen_one(settings: Settings, db: Da
     assert kinds(db, job_id).count("started") == 2
 
 
+@pytest.mark.long
 def test_a_database_that_is_locked_for_ten_seconds_costs_nothing(settings: Settings, db: Database) -> None:
     running = submit(db, stand_in.make(settings.runs / "running", steps=40, step_s=0.1), "running")
     waiting = submit(db, stand_in.make(settings.runs / "waiting", steps=4), "waiting")

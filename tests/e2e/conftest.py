@@ -19,7 +19,7 @@ from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright, expect, sync_playwright
 
 from tests.browser import ARGUMENTS, find
-from tests.servers import studio
+from tests.servers import studio, web
 
 HERE = Path(__file__).parent
 SCREENSHOTS = HERE / "screenshots"  # looked at by people; ignored by git
@@ -35,13 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it leaves a running event loop to whatever else this process tests
 def playwright() -> Iterator[Playwright]:
     with sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     path = find()
     if path is None:
@@ -65,7 +65,7 @@ def axe() -> str:
 
 
 @pytest.fixture(scope="session")
-def used_home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def used_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A home that was used, left behind by a studio that has ended, and what lies in it: data, job, comparison.
 
     The processes of one run (pytest -n) share it.
@@ -85,14 +85,15 @@ def used_home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> tup
 def url(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A studio for the tests of one file, so that no file sees what another has made.
 
-    Where one of them asks for `trained`, it starts on a copy of the used home. Asked for after the browser, so that nothing
-    starts without one.
+    Where one of them asks for `trained`, it starts on a copy of the used home. A file with `ONLY_THE_PAGE = True` gets no engine and
+    no worker. Asked for after the browser, so that nothing starts without one.
     """
     home = tmp_path_factory.mktemp("e2e") / "home"
     if any("trained" in getattr(item, "fixturenames", ()) for item in request.session.items if item.path == request.path):
         used, _ = request.getfixturevalue("used_home")
         shutil.copytree(used, home)
-    with studio(home) as server:
+    starts = web if getattr(request.module, "ONLY_THE_PAGE", False) else studio
+    with starts(home) as server:
         yield server.url
 
 

@@ -13,6 +13,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import SCREENSHOTS, write
 
+ONLY_THE_PAGE = True
+
 TOPICS = ("bread", "rivers", "violins", "bicycles", "glaciers", "owls", "bridges", "clocks", "kites", "lanterns", "barrels", "orchards")
 SOUND = [
     (

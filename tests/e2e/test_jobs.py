@@ -86,6 +86,7 @@ def test_three_jobs_survive_a_closed_browser_and_a_killed_worker(browser: Browse
         assert jobs["three"]["started_at"] < jobs["two"]["started_at"]
 
 
+@pytest.mark.long
 def test_runs_are_found_written_upon_and_laid_beside_each_other(
     visit: Callable[..., Page], api: httpx.Client, trained: dict[str, Any]
 ) -> None:

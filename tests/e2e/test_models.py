@@ -9,6 +9,8 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import SCREENSHOTS, write
 
+ONLY_THE_PAGE = True
+
 
 def photograph(page: Page, name: str) -> None:
     """At a desk and on a phone, light and dark."""

@@ -13,6 +13,8 @@ from tests.hub_server import Hub
 from tests.runs import STARTER
 from tests.servers import studio
 
+ONLY_THE_PAGE = True
+
 ENTRY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 

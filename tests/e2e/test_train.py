@@ -15,6 +15,8 @@ from studio.services import Studio
 from tests.e2e.conftest import SCREENSHOTS, quiet_window, write
 from tests.servers import web
 
+ONLY_THE_PAGE = True
+
 
 def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visit: Callable[..., Page], trained: dict[str, Any]) -> None:
     page = visit("train")

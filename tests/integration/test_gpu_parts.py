@@ -33,7 +33,6 @@ def reduced(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield run(program, "--reduced", "--out", str(out), "--within", "550"), out
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", registry.NAMES)
 def test_a_part_keeps_its_promise_where_it_is_reduced(name: str, reduced: tuple[subprocess.CompletedProcess[str], Path]) -> None:
@@ -46,7 +45,6 @@ def test_a_part_keeps_its_promise_where_it_is_reduced(name: str, reduced: tuple[
     assert any(line.startswith(name) for line in (out / "table.txt").read_text("utf-8").splitlines())
 
 
-@pytest.mark.long
 def test_every_part_is_reported_as_it_ends_and_nothing_is_left_behind(reduced: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     done, out = reduced
     printed = done.stdout.splitlines()
