@@ -109,6 +109,7 @@ def test_a_mixture_of_experts_says_what_share_learns(models: Page, place: Path, 
     expect(models.locator("#job-head")).to_contain_text(re.compile("experts\\s+done"), timeout=PATIENCE_S * 1000)
 
 
+@pytest.mark.long
 def test_an_adapter_of_plain_peft_is_uploaded_and_answers_as_peft_does(models: Page, place: Path, address: str) -> None:
     # red when the page takes no files, forgets the card, or the engine puts fused experts elsewhere than peft does
     if "mixture" not in [model["name"] for model in httpx.get(f"{address}/api/models", timeout=120).json()]:

@@ -144,6 +144,7 @@ def test_an_answer_is_continued_marked_corrected_found_and_becomes_rows(visit: C
     expect(page.locator("#chat-list button.row", has_text="Which rivers are long")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_a_chat_survives_the_death_of_the_engine(visit: Callable[..., Page], api: httpx.Client) -> None:
     page = visit("chat")
     page.locator("#chat-new").click()

@@ -90,7 +90,7 @@ CASES: list[dict[str, Any]] = [
 ]
 
 if not IS_ALL:  # float16 is slow on a processor
-    CASES = [one for one in CASES if not one["name"].startswith(("float16", "grouped", "wild over"))]
+    CASES = [one for one in CASES if not one["name"].startswith(("float16", "grouped", "sparse", "wild over", "wild stopped"))]
 for one in CASES:  # watching takes longer than these trainings do; the four-bit ones are watched, stopped or not
     if not one["name"].startswith("qlora-sft"):
         one["options"] = {**UNWATCHED, **one.get("options", {})}
@@ -153,7 +153,8 @@ def test_dpo_begins_where_nothing_is_preferred_and_learns_to(trained: dict[str, 
     assert events[-1]["reward_accuracy"] > 0.9 and events[-1]["reward_margin"] > 0.1
 
 
-@pytest.mark.parametrize("case", ["sparse", pytest.param("grouped", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["sparse", "grouped"])
 def test_logging_now_and_then_packing_and_grouping_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
     assert trained[f"{case} stopped"]["curve"] == trained[case]["curve"]
     assert trained[f"{case} stopped"]["sha256"] == trained[case]["sha256"]
@@ -175,7 +176,8 @@ def test_a_run_that_gets_worse_stops_early_and_its_best_checkpoint_is_the_adapte
     assert trained["wild to the last"]["sha256"] != wild["sha256"]
 
 
-@pytest.mark.parametrize("case", ["wild stopped", pytest.param("wild over", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["wild stopped", "wild over"])
 def test_stopping_early_and_the_best_checkpoint_resume_exactly_too(trained: dict[str, dict[str, Any]], case: str) -> None:
     assert trained[case]["curve"] == trained["wild"]["curve"]
     assert trained[case]["sha256"] == trained["wild"]["sha256"]

@@ -201,7 +201,11 @@ def test_layers_that_see_a_window_only_keep_their_positions(tmp_path: Path) -> N
     ("base", "said"),
     [
         ({"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 64}, "no rotary positions"),
-        ({"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 2, "seq_length": 256, "vocab_size": 64}, "no rotary positions"),
+        pytest.param(
+            {"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 2, "seq_length": 256, "vocab_size": 64},
+            "no rotary positions",
+            marks=pytest.mark.long,
+        ),
         ({**SIZES, "model_type": "phi3", "max_position_embeddings": 512, "pad_token_id": 0}, "longrope"),  # its class takes nothing else
     ],
 )
