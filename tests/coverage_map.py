@@ -1,7 +1,8 @@
 """Which test files execute a line of the product: each runs once under coverage, its child processes too.
 
-Needs a tree with an environment of its own, made by tests.mutation. What was found is kept in the user's cache folder, for each test file
-as long as its text stays the same; whether it passed, as long as the product stays the same too.
+Needs trees with environments of their own, made by tests.mutation, and runs a file in each at a time. `long` tests are left out.
+What was found is kept in the user's cache folder, for each test file as long as its text stays the same; whether it passed, as long
+as the product stays the same too.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
 import coverage
 from platformdirs import user_cache_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("studio", "jobs")
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 CACHE = user_cache_path("adapter-studio") / "coverage_map.json"
 LIMIT_S = 400  # for one test file under coverage; the slowest take a minute or two without
 # begins coverage in every Python process of the tree's environment, where the variable asks for it
@@ -48,12 +56,25 @@ class Entry:
     lines: dict[str, list[str]] = field(default_factory=dict)  # by source file: texts of the lines that it executed
 
 
+NOTHING_CHOSEN = 5  # pytest's exit status where a file holds `long` tests alone
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py)", re.MULTILINE)
 
 
 def run(tree: Path, files: list[str], limit_s: float, *extra: str, variables: dict[str, str] | None = None) -> tuple[str, list[str]]:
     """Run test files in a tree: "passed", "failed" or "timeout", and the files that failed."""
-    command = [str(tree / ".venv/bin/python"), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *extra, *files]
+    command = [
+        str(tree / ".venv/bin/python"),
+        "-m",
+        "pytest",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not long",
+        *extra,
+        *files,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDIO_TEST_DATA": str(ROOT.parent / "shared"), **(variables or {})}
     with (
         tempfile.TemporaryFile() as output,
@@ -66,15 +87,41 @@ def run(tree: Path, files: list[str], limit_s: float, *extra: str, variables: di
             return "timeout", []
         output.seek(0)
         failed = FAILED.findall(output.read().decode("utf-8", "replace"))
+    if status == NOTHING_CHOSEN:
+        status = 0
     return "failed" if status else "passed", failed
+
+
+class Trees:
+    """Copies of the tree, each of them used by one thread at a time."""
+
+    def __init__(self, trees: list[Path]) -> None:
+        self._count = len(trees)
+        self._free: SimpleQueue[Path] = SimpleQueue()
+        for tree in trees:
+            self._free.put(tree)
+
+    @contextmanager
+    def one(self) -> Iterator[Path]:
+        tree = self._free.get()
+        try:
+            yield tree
+        finally:
+            self._free.put(tree)
+
+    def each(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
+        """What `work` returns for each item, in their order, as many at a time as there are trees."""
+        with ThreadPoolExecutor(self._count) as pool:
+            yield from pool.map(work, items)
 
 
 class CoverageMap:
     """What each test file executes; `text_of` gives the text of a test file with that of its helpers."""
 
-    def __init__(self, tree: Path, text_of: Callable[[str], str]) -> None:
-        self.tree = tree
+    def __init__(self, trees: Trees, text_of: Callable[[str], str]) -> None:
+        self.trees = trees
         self.text_of = text_of
+        self._lock = threading.Lock()
         self.product = _hash(*(path.read_bytes() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))))
         self.entries: dict[str, Entry] = {}
         if CACHE.is_file():
@@ -82,31 +129,36 @@ class CoverageMap:
 
     def complete(self, files: list[str]) -> None:
         """Run the test files whose text is not known yet."""
-        for file in files:
-            if file not in self.entries or self.entries[file].text != _hash(self.text_of(file).encode()):
-                self._take(file)
+        unknown = [file for file in files if file not in self.entries or self.entries[file].text != _hash(self.text_of(file).encode())]
+        for _ in self.trees.each(self._take, unknown):
+            pass
 
-    def passes(self, file: str) -> bool:
+    def passes(self, file: str, tree: Path) -> bool:
         """Whether a test file passes without any change of the product."""
         if self.entries[file].product != self.product:
-            self._take(file)
+            self._take_in(tree, file)
         return self.entries[file].passed
 
     def _take(self, file: str) -> None:
+        with self.trees.one() as tree:
+            self._take_in(tree, file)
+
+    def _take_in(self, tree: Path, file: str) -> None:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as place:
             config = Path(place) / "coveragerc"
-            source = ",".join(str(self.tree / package) for package in PACKAGES)
+            source = ",".join(str(tree / package) for package in PACKAGES)
             config.write_text(CONFIG.format(source=source, data=Path(place) / "data"))
-            status, _ = run(self.tree, [file], LIMIT_S, variables={"COVERAGE_PROCESS_START": str(config)})
-            lines = self._lines(Path(place))
+            status, _ = run(tree, [file], LIMIT_S, variables={"COVERAGE_PROCESS_START": str(config)})
+            lines = self._lines(tree, Path(place))
         seconds = time.monotonic() - began
-        self.entries[file] = Entry(_hash(self.text_of(file).encode()), self.product, status == "passed", seconds, lines)
         print(f"control: {file} {status} [{seconds:.0f} s]", flush=True)
-        CACHE.parent.mkdir(parents=True, exist_ok=True)
-        CACHE.write_text(json.dumps({name: asdict(entry) for name, entry in self.entries.items()}))
+        with self._lock:
+            self.entries[file] = Entry(_hash(self.text_of(file).encode()), self.product, status == "passed", seconds, lines)
+            CACHE.parent.mkdir(parents=True, exist_ok=True)
+            CACHE.write_text(json.dumps({name: asdict(entry) for name, entry in self.entries.items()}))
 
-    def _lines(self, place: Path) -> dict[str, list[str]]:
+    def _lines(self, tree: Path, place: Path) -> dict[str, list[str]]:
         found: dict[str, set[str]] = {}
         for file in place.glob("data*"):
             data = coverage.CoverageData(basename=str(file))
@@ -116,7 +168,7 @@ class CoverageMap:
                 continue
             for source in data.measured_files():
                 text = Path(source).read_text(encoding="utf-8").splitlines()
-                executed = found.setdefault(Path(source).relative_to(self.tree).as_posix(), set())
+                executed = found.setdefault(Path(source).relative_to(tree).as_posix(), set())
                 executed |= {text[number - 1].strip() for number in data.lines(source) or () if number <= len(text)}
         return {source: sorted(texts) for source, texts in found.items()}
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tests.coverage_map import STARTS_COVERAGE, CoverageMap
+from tests.coverage_map import STARTS_COVERAGE, CoverageMap, Trees
 from tests.coverage_map import run as run_tests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +224,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--wanted", type=float, default=0.0, help="share to be killed, equivalent ones included")
     parser.add_argument("--bound", type=float, default=BOUND_S, help="seconds of tests per mutant, as long as they took for the map")
+    parser.add_argument("--jobs", type=int, default=1, help="files or mutants at a time, each in a copy of the tree")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to try")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
     options = parser.parse_args()
@@ -236,11 +237,10 @@ def main() -> int:
         return 0
     killed = 0
     with tempfile.TemporaryDirectory() as place:
-        tree = copied(Path(place))
-        known = CoverageMap(tree, lambda file: suites()[file])
+        known = CoverageMap(Trees([copied(Path(place) / str(n)) for n in range(options.jobs)]), lambda file: suites()[file])
         known.complete(list(suites()))
-        for number, mutant in picked:
-            verdict = tried(known, mutant, files := executing(known, mutant, options.bound))
+        outcomes = known.trees.each(lambda pair: tried(known, pair[1], executing(known, pair[1], options.bound)), picked)
+        for (number, mutant), (verdict, files) in zip(picked, outcomes, strict=True):
             killed += verdict.startswith("killed")
             print(f"{number:3} {verdict:13} {mutant} [{len(files)} files: {', '.join(Path(file).stem for file in files[:5])}]", flush=True)
     share = killed / len(picked)
@@ -248,18 +248,23 @@ def main() -> int:
     return int(share < options.wanted)
 
 
-def tried(known: CoverageMap, mutant: Mutant, files: list[str]) -> str:
-    """Run these tests with the change in place. What fails without it too is left out."""
-    target = known.tree / mutant.path
+def tried(known: CoverageMap, mutant: Mutant, files: list[str]) -> tuple[str, list[str]]:
+    """Run these tests with the change in place: the verdict, and the tests. What fails without it too is left out."""
+    with known.trees.one() as tree:
+        return _tried(known, tree, mutant, files), files
+
+
+def _tried(known: CoverageMap, tree: Path, mutant: Mutant, files: list[str]) -> str:
+    target = tree / mutant.path
     original = target.read_text(encoding="utf-8")
     left = list(files)
     while left:
         target.write_text(mutant.source, encoding="utf-8")
         try:
-            status, failed = run_tests(known.tree, left, LIMIT_S, "-x")
+            status, failed = run_tests(tree, left, LIMIT_S, "-x")
         finally:
             target.write_text(original, encoding="utf-8")
-        broken = [file for file in failed if not known.passes(file)]
+        broken = [file for file in failed if not known.passes(file, tree)]
         if status == "timeout":
             return "killed (time)"
         if not broken:
