@@ -46,7 +46,7 @@ run: $(STAMP)
 # Browser tests take a Chromium that is there, else Playwright's own installer, else they are left out in one visible line.
 test: $(STAMP)
 	@$(BIN)/python -m tests.browser
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not long" tests/e2e tests/integration tests/chaos tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/e2e tests/integration tests/chaos tests/unit
 
 # llama.cpp for Python, built once and kept apart: it reads GGUF exports that transformers does not know, and makes K-quants
 LLAMA_CPP := $(VENV)/llama-cpp

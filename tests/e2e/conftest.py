@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -103,29 +104,56 @@ def api(url: str) -> Iterator[httpx.Client]:
         yield client
 
 
+@dataclass
+class QuietWindow:
+    """A browser window whose pages may speak to the studio at `url` only, and must not complain."""
+
+    opened: BrowserContext
+    strangers: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, browser: Browser, url: str) -> QuietWindow:
+        opened = browser.new_context(viewport={"width": 1280, "height": 800})
+        opened.set_default_timeout(120_000)
+        window, home = cls(opened), urlsplit(url).netloc
+        opened.on("request", lambda request: None if _is_home(request.url, home) else window.strangers.append(request.url))
+        opened.on("console", lambda message: window.complaints.append(message.text) if message.type == "error" else None)
+        opened.on("weberror", lambda error: window.complaints.append(str(error.error)))
+        opened.on("dialog", lambda dialog: (window.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        return window
+
+    def check(self) -> None:
+        strangers, self.strangers[:] = list(self.strangers), []
+        complaints, self.complaints[:] = list(self.complaints), []
+        assert not strangers, "nothing may be fetched from other hosts"
+        assert not complaints
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser, url: str) -> Iterator[QuietWindow]:
+    """One for the tests of a file: the browser compiles the page's programs once."""
+    made = QuietWindow.of(browser, url)
+    yield made
+    made.opened.close()
+
+
 @pytest.fixture
-def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
-    """A window onto the studio of all browser tests."""
-    with quiet_window(browser, url) as opened:
-        yield opened
+def context(window: QuietWindow) -> Iterator[BrowserContext]:
+    """A window onto the studio of this file's tests, without pages."""
+    yield window.opened
+    for left in window.opened.pages:
+        left.close()
+    window.check()
 
 
 @contextmanager
 def quiet_window(browser: Browser, url: str) -> Iterator[BrowserContext]:
-    """A browser window whose pages may speak to the studio at `url` only, and must not complain."""
-    opened = browser.new_context(viewport={"width": 1280, "height": 800})
-    opened.set_default_timeout(120_000)
-    strangers: list[str] = []
-    complaints: list[str] = []
-    home = urlsplit(url).netloc
-    opened.on("request", lambda request: None if _is_home(request.url, home) else strangers.append(request.url))
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("weberror", lambda error: complaints.append(str(error.error)))
-    opened.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    yield opened
-    opened.close()
-    assert not strangers, "nothing may be fetched from other hosts"
-    assert not complaints
+    """A window of its own onto the studio at `url`."""
+    window = QuietWindow.of(browser, url)
+    yield window.opened
+    window.opened.close()
+    window.check()
 
 
 @contextmanager
