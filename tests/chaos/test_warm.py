@@ -59,6 +59,7 @@ def niceness(pid: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, pid)
 
 
+@pytest.mark.long
 def test_a_ready_trainer_makes_the_same_bytes_as_a_cold_one(tmp_path: Path, ready: ReadyTrainer) -> None:
     runs = [make_run(tmp_path / name, rows=8, num_train_epochs=1, eval_steps=1) for name in ("cold", "warm")]
     ready.tend(is_quiet=True)

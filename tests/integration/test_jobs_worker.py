@@ -224,6 +224,7 @@ def test_a_trainer_that_is_asked_leaves_at_once(settings: Settings, db: Database
         assert trainers(settings.runs) == []
 
 
+@pytest.mark.long
 def test_a_trainer_that_does_not_answer_is_killed(settings: Settings, db: Database) -> None:
     job_id = submit(db, make_run(settings.runs / "run"))
     with worker():

@@ -36,7 +36,7 @@ SHORT = {
     "measure_drift": False,
     "quantization.load_in_4bit": False,
 }
-ALWAYS = ("sft LoRA", "sft long context", "sft QLoRA", "dpo DoRA")  # the others where all cells are tried
+ALWAYS = ("sft LoRA", "sft QLoRA", "dpo DoRA")  # the others where all cells are tried
 CELLS = {
     f"{objective} {method}": {"recipe": recipe, "options": {**SHORT, **options}}
     for objective, recipe in RECIPES.items()
