@@ -127,7 +127,9 @@ class _Options(Config):
         description="Code that computes attention: auto takes sdpa where the model has it; flash_attention_2 needs the package flash-attn.",
     )
     use_liger_kernel: bool = Field(
-        default=False, title="Fused kernels (Liger)", description="Fused layer code for GPUs: less memory; needs the package liger-kernel."
+        default=False,
+        title="Fused kernels (Liger)",
+        description="Fused layer code for GPUs: less memory; needs the extra liger (adapter-studio[liger]).",
     )
     logging_steps: int = Field(
         default=1, title="Steps between points of the curve", ge=1, description="Steps between two points of the curve."
