@@ -76,6 +76,9 @@ class GenerationParams(Value):
     temperature: float = Field(default=0.7, ge=0, le=5, description="0 always takes the likeliest token; higher is more varied.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample only from the likeliest tokens that together reach this probability.")
     top_k: int = Field(default=0, ge=0, description="Sample only from this many likeliest tokens; 0 means all.")
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="Sample only from tokens of at least this share of the likeliest one's probability."
+    )
     repetition_penalty: float = Field(default=1.0, gt=0, le=5, description="Above 1 makes repeating less likely.")
     presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="Above 0 makes a token that the answer has used less likely.")
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="Above 0 makes a token less likely each time it was used.")

@@ -106,7 +106,8 @@ def answer(ids: Sequence[int] = (), **values: Any) -> GeneratedAnswer:
     params = GenerationParams(**{"temperature": 0.0, **values.pop("params", {})})
     text = AnswerText(lambda ids: "", [])
     made = GeneratedAnswer(
-        ModelFolder("m", Path("/m")), None, values.pop("prompt_ids", [1]), 99, params, values.pop("seed", 0), frozenset(), text,
+        ModelFolder("m", Path("/m")), None, values.pop("prompt_ids", [1]), 99, params, values.pop("seed", 0),
+        values.pop("stop_ids", frozenset()), text,
         lambda event: None, **values,
     )  # fmt: skip
     made.ids.extend(ids)

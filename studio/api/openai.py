@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
 from studio.api.openai_shapes import ChatCompletion, ModelEntry, ModelList, TextCompletion
-from studio.engine import protocol
+from studio.engine import bodies, body_fields, protocol
 from studio.engine.protocol import Contestant
 from studio.engine.shapes import ErrorBody
 from studio.errors import EngineError, NotFoundError, StudioError
@@ -27,6 +28,8 @@ from studio.services import Studio
 from studio.settings import Settings
 
 router = APIRouter(prefix="/v1")
+log = logging.getLogger(__name__)
+CHAT = "/v1/chat/completions"
 
 ENGINE_WAIT_S = 120.0
 RETRY_S = 0.25
@@ -56,7 +59,7 @@ def show_model(request: Request, name: str) -> ModelEntry:
 @router.post("/chat/completions", responses=_as_json_or_events(ChatCompletion), response_class=Response)
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions; `grammar` (GBNF) is an extra field."""
-    return await _forward(request, "/v1/chat/completions")
+    return await _forward(request, CHAT)
 
 
 @router.post("/completions", responses=_as_json_or_events(TextCompletion), response_class=Response)
@@ -89,10 +92,14 @@ async def _forward(request: Request, path: str) -> Response:
     studio: Studio = request.app.state.studio
     contestant = await run_in_threadpool(_resolve, studio, name)
     await run_in_threadpool(_add_folders, studio, contestant, body)
+    ignored = bodies.ignored_fields(body, is_chat=path == CHAT)
     answer = await _while_connected(request, _send(request.app.state.engine, studio.settings, path, json.dumps(body).encode()))
     if answer is None:
         return Response(status_code=499)  # nobody reads it
     headers = {key: answer.headers[key] for key in PASSED_HEADERS if key in answer.headers}
+    if ignored:
+        headers[body_fields.IGNORED_HEADER] = body_fields.header(ignored)
+        log.info("%s for %s: nothing here reads %s.", path, name[:200], headers[body_fields.IGNORED_HEADER])
     return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers=headers)
 
 

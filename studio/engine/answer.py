@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from studio.engine.protocol import AdapterRef, Event, Lane, ModelFolder, Speculation, TokenLogprob, Usage
+from studio.engine.protocol import AdapterRef, Ending, Event, Lane, ModelFolder, Speculation, TokenLogprob, Usage
 from studio.engine.text import AnswerText
 from studio.errors import EngineError
 from studio.types import GenerationParams
@@ -30,6 +30,7 @@ class GeneratedAnswer:
     stop_ids: frozenset[int]
     text: AnswerText
     deliver: Callable[[Event], None]
+    ending: Ending = field(default_factory=Ending)
     index: int = 0
     top_logprobs: int | None = None
     vocabulary: GrammarVocabulary | None = None  # needed for logprobs only
@@ -52,6 +53,13 @@ class GeneratedAnswer:
     @property
     def is_over(self) -> bool:
         return self.is_finished or self.is_cancelled
+
+    @property
+    def barred(self) -> frozenset[int]:
+        """Tokens that would end it where it may not end yet."""
+        if len(self.ids) < self.ending.min_tokens:
+            return self.stop_ids
+        return self.stop_ids - self.ending.stop_token_ids if self.ending.ignore_eos else frozenset()
 
     def cancel(self) -> None:
         """Nobody waits any more; the scheduler drops it before its next step."""

@@ -11,17 +11,19 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from studio.engine.protocol import GenerationRequest, Grammar, Speculation, bad_request, folder_of, read_folders
+from studio.engine import body_fields
+from studio.engine.protocol import Ending, GenerationRequest, Grammar, Speculation, bad_request, folder_of, read_folders
 from studio.types import GenerationParams, Message
 
 COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's default of /v1/completions
 CORRECT = "Correct that field."
 MAX_ANSWERS = 64  # answers of one request: prompts x n
 MAX_TOP_LOGPROBS = 20
+MAX_STOP_IDS = 1024
 
 
 class _Body(BaseModel):
-    """Fields that both routes share. Unknown fields are ignored, as OpenAI's servers and SDKs expect of each other."""
+    """Fields that both routes share. What becomes of all others is in studio.engine.body_fields."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -29,11 +31,15 @@ class _Body(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=5)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = Field(default=None, max_length=MAX_STOP_IDS)
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
     max_tokens: int | None = Field(default=None, ge=1)
     stream: bool | None = None
@@ -62,14 +68,14 @@ class _CompletionBody(_Body):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
 
-# fields that would change the answer if they were honoured, and their harmless values
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "functions": ([],),
-}
+# what the web process adds to a body, or reads of it before it hands it on
+_OURS = frozenset({"model", "studio", "quantization", "assistant_model"})
+
+
+def ignored_fields(body: Mapping[str, Any], is_chat: bool) -> list[str]:
+    """Names in the body that nothing here reads."""
+    kind: type[_Body] = _ChatBody if is_chat else _CompletionBody
+    return body_fields.ignored(body, frozenset(kind.model_fields) | _OURS)
 
 
 def parse_chat(body: Any) -> GenerationRequest:
@@ -109,11 +115,8 @@ def parse_completion(body: Any) -> GenerationRequest:
 def _validate(kind: type[BodyT], body: Any) -> BodyT:
     if not isinstance(body, dict):
         raise bad_request("The body is no JSON object.", "Send an object in braces.", code="invalid_json")
-    for name, harmless in _UNSUPPORTED.items():
-        if body.get(name) is not None and body[name] not in harmless:
-            raise bad_request(f"{name} is not supported here.", "Leave it out.", param=name, code="unsupported_parameter")
     try:
-        return kind.model_validate(body)
+        return kind.model_validate(body_fields.settled(body))
     except ValidationError as exc:
         error = exc.errors()[0]
         place = ".".join(str(part) for part in error["loc"])
@@ -129,6 +132,7 @@ def _shared(body: _Body, limit: int | None, default_limit: int | None) -> dict[s
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(body.top_k or 0, 0),
+        min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
@@ -142,7 +146,8 @@ def _shared(body: _Body, limit: int | None, default_limit: int | None) -> dict[s
         "chat_template": template,
         "params": params,
         "n": body.n or 1,
-        "grammar": _grammar(body),
+        "grammar": (grammar := _grammar(body)),
+        "ending": _ending(body, grammar),
         "has_limit": limit is not None,
         "lane": "batch" if (body.studio or {}).get("lane") == "batch" else "chat",
         "speculation": _speculation(body, params),
@@ -151,13 +156,30 @@ def _shared(body: _Body, limit: int | None, default_limit: int | None) -> dict[s
     }
 
 
+def _ending(body: _Body, grammar: Grammar | None) -> Ending:
+    """Where the answer may end; a grammar says that itself."""
+    ending = Ending(frozenset(body.stop_token_ids or ()), body.min_tokens or 0, bool(body.ignore_eos))
+    held = next((name for name, given in (("min_tokens", ending.min_tokens), ("ignore_eos", ending.ignore_eos)) if given), None)
+    if grammar is not None and held:
+        raise bad_request(f"{held} and a grammar, schema or regex exclude each other.", "Give only one of them.", param=held)
+    return ending
+
+
 def _speculation(body: _Body, params: GenerationParams) -> Speculation | None:
     """Only the likeliest token can be drafted and checked; a sampled one would not be the same."""
     if body.speculation is None:
         return None
     bends = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-    if params.temperature != 0 or bends or body.grammar or body.regex or (body.response_format or {}).get("type", "text") != "text":
-        said = "speculation keeps the answer only at temperature 0 without penalties, grammar or schema."
+    is_held = body.min_tokens or body.ignore_eos
+    if (
+        params.temperature != 0
+        or bends
+        or is_held
+        or body.grammar
+        or body.regex
+        or (body.response_format or {}).get("type", "text") != "text"
+    ):
+        said = "speculation keeps the answer only at temperature 0 without penalties, grammar, schema, min_tokens or ignore_eos."
         raise bad_request(said, "Leave it out, or set temperature to 0.", param="speculation")
     if body.speculation == "prompt_lookup":
         return Speculation()

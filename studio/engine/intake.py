@@ -76,7 +76,9 @@ def _answer(
     vocabulary: GrammarVocabulary | None,
     matcher: Matcher | None,
 ) -> GeneratedAnswer:
-    stops = (*request.params.stop, *renderer.stop_strings) if request.is_chat else request.params.stop
+    stops = request.params.stop
+    if request.is_chat and not request.ending.ignore_eos:
+        stops = (*stops, *renderer.stop_strings)
     return GeneratedAnswer(
         base=request.base,
         adapter=request.adapter,
@@ -84,8 +86,9 @@ def _answer(
         limit=min(_wanted(request), _room(request, renderer, ids, facts)),
         params=request.params,
         seed=seed + index,
-        stop_ids=_stop_ids(renderer),
-        text=AnswerText(renderer.decode, ids, stops),
+        stop_ids=_stop_ids(renderer) | request.ending.stop_token_ids,
+        ending=request.ending,
+        text=AnswerText(renderer.decode, ids, stops, request.ending.min_tokens),
         deliver=deliver,
         index=index,
         top_logprobs=request.top_logprobs,

@@ -16,7 +16,7 @@ PLAINEST = 2  # the last form in which a schema is asked of another server: not 
 
 # what some servers refuse and an answer can do without; the first one they take under another name
 SPARABLE = (
-    *("max_tokens", "stream_options", "temperature", "seed", "top_p", "top_k"),
+    *("max_tokens", "stream_options", "temperature", "seed", "top_p", "top_k", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 RENAMED = {"max_tokens": "max_completion_tokens"}  # OpenAI's own reasoning models
@@ -63,7 +63,7 @@ def common(contestant: Contestant, params: GenerationParams, grammar: Grammar | 
         body["top_p"] = params.top_p
     if grammar is not None and not contestant.url and "max_new_tokens" not in params.model_fields_set:
         del body["max_tokens"]  # the schema says how long it may get
-    optional = {"top_k", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop"}
+    optional = {"top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop"}
     set_fields = params.model_dump(include=optional, exclude_defaults=True)
     body |= {name: list(value) if name == "stop" else value for name, value in set_fields.items()}
     if grammar is not None and grammar.kind in ("gbnf", "regex"):

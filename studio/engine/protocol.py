@@ -6,7 +6,7 @@ Knows no torch, no HTTP and no names: a base is a folder, an adapter is a folder
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -99,6 +99,15 @@ class Speculation:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """Where an answer may end, beyond its stop texts and the model's own end."""
+
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0  # before which it ends in no way
+    ignore_eos: bool = False  # the model's own end is none
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One checked request. Chat has `messages`; a text completion has `prompts` (texts, or token ids as they are)."""
 
@@ -113,6 +122,7 @@ class GenerationRequest:
     n: int = 1
     top_logprobs: int | None = None  # None: no logprobs; 0: the chosen tokens only
     grammar: Grammar | None = None
+    ending: Ending = field(default_factory=Ending)
     is_streaming: bool = False
     include_usage: bool = False
     has_limit: bool = True  # the caller named one; else a schema may give it

@@ -49,7 +49,7 @@ class Sampler:
     @property
     def changes_scores(self) -> bool:
         """Whether the choice is made from other numbers than the model's logits."""
-        return self.repeats_less or self.counts_uses or self.answer.matcher is not None
+        return self.repeats_less or self.counts_uses or self.answer.matcher is not None or bool(self.answer.barred)
 
     @property
     def repeats_less(self) -> bool:
@@ -62,7 +62,8 @@ class Sampler:
     @property
     def is_cut(self) -> bool:
         """Only some of the likeliest tokens may be drawn."""
-        return self.answer.params.top_k > 0 or self.answer.params.top_p < 1
+        params = self.answer.params
+        return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
 
     @property
     def uniform(self) -> float:
@@ -132,6 +133,9 @@ def _changed(samplers: Sequence[Sampler], live: Sequence[int], scores: Tensor, e
     """`scores` [rows, vocabulary], float32, changed in place by penalties and grammars. A grammar that can't go on is in `errors`."""
     _repeat_less(samplers, [row for row in live if samplers[row].repeats_less], scores)
     _count_uses(samplers, [row for row in live if samplers[row].counts_uses], scores)
+    for row in live:
+        if barred := [token for token in samplers[row].answer.barred if 0 <= token < scores.shape[-1]]:
+            scores[row, torch.tensor(barred, device=scores.device)] = float("-inf")
     bits: dict[int, NDArray[np.uint8]] = {}
     for row in live:
         matcher = samplers[row].answer.matcher
@@ -195,6 +199,7 @@ class _Wishes:
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
     uniform: Tensor
 
 
@@ -202,7 +207,8 @@ def _wishes(samplers: Sequence[Sampler], rows: Sequence[int], scores: Tensor) ->
     size = scores.shape[-1]
     params = [samplers[row].answer.params for row in rows]
     told = [
-        [each.temperature, min(each.top_k or size, size), each.top_p, samplers[row].uniform] for row, each in zip(rows, params, strict=True)
+        [each.temperature, min(each.top_k or size, size), each.top_p, each.min_p, samplers[row].uniform]
+        for row, each in zip(rows, params, strict=True)
     ]
     return _Wishes(*torch.tensor(told, dtype=torch.float64).to(scores.device, non_blocking=True)[:, :, None].unbind(1))
 
@@ -247,7 +253,8 @@ def _anywhere(scores: Tensor, wishes: _Wishes) -> Tensor:
 def _nucleus(scores: Tensor, wishes: _Wishes, size: int) -> Tensor:
     """Draw one of the `top_k` likeliest tokens, of the fewest of them that reach `top_p`; the likeliest always stays. [rows]
 
-    Of equally likely tokens the first ones stay. UNDECIDED where the `size` likeliest tokens do not tell who they are.
+    Of these, as transformers does, those with `min_p` of the likeliest one's probability. Of equally likely tokens the first ones stay.
+    UNDECIDED where the `size` likeliest tokens do not tell who they are.
     """
     is_all = size >= scores.shape[-1]
     values, ids = _likeliest(scores, size)
@@ -260,6 +267,7 @@ def _nucleus(scores: Tensor, wishes: _Wishes, size: int) -> Tensor:
         whole = _block_sums(_weights(scores, wishes)).sum(-1, keepdim=True)
         mass = torch.where(wishes.top_k < scores.shape[-1], mass, whole)
     kept = kept_tokens(weights, wishes.top_k, wishes.top_p * mass)
+    kept = kept.minimum((weights >= wishes.min_p).sum(-1, keepdim=True).clamp(min=1))
     last = kept - 1
     target = _inside(wishes.uniform * sums.gather(1, last), sums.gather(1, last))
     drawn = ids.gather(1, _first_above(sums, target).minimum(last))

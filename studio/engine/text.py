@@ -12,14 +12,15 @@ PROMPT_TAIL = 6  # prompt tokens decoded along, so that the answer's first word 
 
 
 class AnswerText:
-    """The text of one answer. `decode` maps ids to text without special tokens; `stop` are texts that end it."""
+    """The text of one answer. `decode` maps ids to text without special tokens; `stop` are texts that end it, after `least` tokens."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int], stop: Sequence[str] = (), least: int = 0) -> None:
         self._decode = decode
         self._ids = list(prompt_ids[-PROMPT_TAIL:])
         self._known = decode(self._ids) if self._ids else ""  # text of the window before the ids not yet shown
         self._window = 0  # decoding starts here: whole answers would cost quadratic time
         self._read = len(self._ids)
+        self._free = self._read + least  # ids from which on a stop text counts
         self._held = ""
         self._stop = [text for text in stop if text]
         self.is_stopped = False
@@ -46,6 +47,8 @@ class AnswerText:
 
     def _release(self, new: str) -> str:
         text = self._held + new
+        if len(self._ids) < self._free:
+            return text
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
             self.is_stopped, self._held = True, ""

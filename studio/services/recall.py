@@ -23,12 +23,15 @@ def key_of(contestant: Contestant, messages: Sequence[Mapping[str, Any]], params
     """None where the answer may differ next time: sampling without a seed, or another server's model."""
     if contestant.base is None or contestant.url or (params.temperature > 0 and params.seed is None):
         return None
+    sampling = params.model_dump(mode="json")
+    if not params.min_p:  # keys of answers that were kept before it was known
+        del sampling["min_p"]
     asked = {
         "base": [str(contestant.base.path), *_stamps(contestant.base.path), contestant.quantization],
         "adapter": contestant.adapter and [contestant.adapter.sha256, str(contestant.adapter.path), *_template(contestant.adapter.path)],
         "template": contestant.chat_template,
         "messages": list(messages),
-        "params": params.model_dump(mode="json"),
+        "params": sampling,
         "more": dict(more),
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()

@@ -278,6 +278,25 @@ def test_a_gbnf_grammar_is_kept_and_a_bad_one_is_refused_with_its_line(client: o
     assert refused.value.code == "invalid_grammar"
 
 
+def test_where_an_answer_may_end_is_kept_to(client: openai.OpenAI, base: Path) -> None:
+    # red when one of these fields is read and not obeyed
+    def ask(**fields: Any) -> Any:
+        body = {"studio": studio_field(base), **fields}
+        return client.completions.create(model="m", prompt=PROMPT, max_tokens=24, temperature=0, logprobs=0, extra_body=body).choices[0]
+
+    plain = ask()
+    first = plain.logprobs.tokens[3]
+    stopped = ask(stop=[first])
+    assert stopped.finish_reason == "stop" and len(stopped.logprobs.tokens) <= 4
+    held = ask(stop=[first], min_tokens=8)
+    assert len(held.logprobs.tokens) >= 8 and held.text.startswith(plain.text[: len(stopped.text) + 1])
+    vocabulary = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    every = [number for _, number in vocabulary] if isinstance(vocabulary, list) else list(vocabulary.values())
+    ended = ask(stop_token_ids=list(range(min(len(every), 1024))))
+    assert (ended.text, ended.finish_reason) == ("", "stop")
+    assert ask(guided_choice=["north", "south"]).text in ("north", "south")
+
+
 def test_a_prompt_too_long_is_refused_with_both_counts(client: openai.OpenAI, base: Path) -> None:
     with pytest.raises(openai.BadRequestError, match=r"512 tokens.* 1\d\d\d tokens") as refused:
         complete(client, base, prompt="dog " * 1000)

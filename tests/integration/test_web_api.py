@@ -19,6 +19,7 @@ import psutil
 import pytest
 from safetensors.numpy import save
 
+from studio.engine.body_fields import IGNORED_HEADER
 from tests.engines import KEY, RunningEngine, engine
 from tests.servers import Server, clean_environment, free_port, web
 
@@ -239,6 +240,22 @@ def test_an_empty_prompt_gives_the_published_story(sdk: openai.OpenAI, shared_da
     done = sdk.completions.create(model="stories260K", prompt="", max_tokens=256, temperature=0, extra_body=more)
     assert not more or done.choices[0].studio["speculation"]["drafted_tokens"] > 0  # type: ignore[attr-defined]
     assert done.choices[0].text.strip() == published and done.usage is not None and done.usage.completion_tokens == 256
+
+
+def test_fields_are_kept_to_named_or_refused(sdk: openai.OpenAI) -> None:
+    def ask(**fields: Any) -> Any:
+        return sdk.chat.completions.with_raw_response.create(
+            model="starter", messages=[{"role": "user", "content": "Hello"}], max_tokens=48, temperature=0, extra_body=fields
+        )
+
+    plain, longer = ask(user="u", metadata={"a": "b"}), ask(ignore_eos=True, colour="red")
+    assert plain.parse().choices[0].finish_reason == "stop" and IGNORED_HEADER not in plain.headers
+    assert longer.parse().choices[0].finish_reason == "length" and longer.parse().usage.completion_tokens == 48
+    assert longer.headers[IGNORED_HEADER] == "colour"
+    assert ask(structured_outputs={"choice": ["north", "south"]}).parse().choices[0].message.content in ("north", "south")
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(bad_words=["moon"])
+    assert refused.value.param == "bad_words"
 
 
 def test_a_stream_comes_in_pieces_and_ends_with_its_usage(sdk: openai.OpenAI) -> None:

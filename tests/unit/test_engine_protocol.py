@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from studio.engine import server
-from studio.engine.bodies import parse_chat, parse_completion
-from studio.engine.protocol import AdapterRef, Contestant, Grammar, ModelFolder, error_body
+from studio.engine import body_fields, server
+from studio.engine.bodies import ignored_fields, parse_chat, parse_completion
+from studio.engine.protocol import AdapterRef, Contestant, Ending, Grammar, ModelFolder, error_body
 from studio.errors import EngineError
 
 STUDIO = {"base": {"name": "b", "path": "/models/b"}, "adapter": None}
@@ -84,6 +84,94 @@ def test_what_can_not_be_done_is_refused_by_field(changes: dict[str, Any], param
     body = error_body(refused.value)["error"]
     assert (refused.value.status, body["param"], body["type"]) == (400, param, "invalid_request_error")
     assert body["message"] and body["code"]
+
+
+CHANGING = sorted(body_fields.REFUSED)
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_field_that_changes_the_answer_is_refused_by_name_unless_it_changes_nothing(name: str) -> None:
+    for harmless in (None, *body_fields.REFUSED[name]):
+        parse_chat({**CHAT, name: harmless})
+    with pytest.raises(EngineError) as refused:
+        parse_chat({**CHAT, name: "something"})
+    assert (refused.value.status, error_body(refused.value)["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "form"),
+    [
+        ("guided_json", {"type": "integer"}, Grammar("json_schema", '{"type": "integer"}')),
+        ("guided_json", '{"type": "integer"}', Grammar("json_schema", '{"type": "integer"}')),
+        ("json_schema", {"type": "integer"}, Grammar("json_schema", '{"type": "integer"}')),
+        ("guided_choice", ["a.b", "c", "c"], Grammar("regex", r"a\.b|c")),
+        ("guided_regex", "[0-9]+", Grammar("regex", "[0-9]+")),
+        ("guided_grammar", 'root ::= "a"', Grammar("gbnf", 'root ::= "a"')),
+        ("structured_outputs", {"choice": ["north", "south"]}, Grammar("regex", "north|south")),
+        ("structured_outputs", {"json": {"type": "null"}, "regex": None}, Grammar("json_schema", '{"type": "null"}')),
+        ("structured_outputs", {"json_object": True}, Grammar("json_schema", '{"type": "object"}')),
+        ("structured_outputs", {}, None),
+        ("guided_json_object", False, None),
+    ],
+)
+def test_other_servers_names_of_a_form_are_kept_to(field: str, value: Any, form: Grammar | None) -> None:
+    assert parse_chat({**CHAT, field: value}).grammar == form
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"guided_json": "no schema"}, "guided_json"),
+        ({"guided_choice": []}, None),
+        ({"guided_choice": [1]}, "guided_choice"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": "x"}, "structured_outputs"),
+        ({"guided_regex": "a", "regex": "b"}, "guided_regex"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
+        ({"min_tokens": 3, "guided_regex": "a"}, "min_tokens"),
+        ({"ignore_eos": True, "grammar": 'root ::= "a"'}, "ignore_eos"),
+        ({"min_p": 2}, "min_p"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids.0"),
+        ({"speculation": "prompt_lookup", "temperature": 0, "min_tokens": 2}, "speculation"),
+    ],
+)
+def test_a_form_that_can_not_be_is_refused_by_name(body: dict[str, Any], param: str | None) -> None:
+    if param is None:
+        assert parse_chat({**CHAT, **body}).grammar is None
+        return
+    with pytest.raises(EngineError) as refused:
+        parse_chat({**CHAT, **body})
+    assert (refused.value.status, error_body(refused.value)["error"]["param"]) == (400, param)
+
+
+def test_ends_limits_and_names_of_other_servers() -> None:
+    asked = parse_chat(
+        {**CHAT, "min_tokens": 2, "ignore_eos": True, "stop_token_ids": [7], "repeat_penalty": 1.3, "n_predict": 9, "min_p": 0.2}
+    )
+    assert asked.ending == Ending(frozenset({7}), 2, True)
+    assert (asked.params.repetition_penalty, asked.params.max_new_tokens, asked.params.min_p) == (1.3, 9, 0.2)
+    for name in ("max_tokens", "max_completion_tokens", "n_predict"):
+        assert not parse_chat({**CHAT, name: -1}).has_limit
+
+
+def test_what_nothing_reads_is_named() -> None:
+    body = {
+        **CHAT,
+        "user": "u",
+        "metadata": {},
+        "temperature": 1,
+        "logit_bias": {},
+        "guided_regex": "a",
+        "n_predict": 3,
+        "colour": 1,
+        "b ü\n": 2,
+    }
+    names = ignored_fields(body, is_chat=True)
+    assert names == ["b ü\n", "colour"] and body_fields.header(names) == "b???,colour"
+    assert ignored_fields({"prompt": "", "messages": []}, is_chat=False) == ["messages"]
+    many = body_fields.header([f"field{number}" * 20 for number in range(100)])
+    assert many.endswith(",60-more") and len(many) < 3000
 
 
 def test_too_many_answers_are_refused() -> None:

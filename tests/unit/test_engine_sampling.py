@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from studio.engine import sampling
-from studio.engine.protocol import bad_request
+from studio.engine.protocol import Ending, bad_request
 from studio.engine.sampling import Sampler
 from tests.engines import answer
 
@@ -36,7 +36,7 @@ def drawn(logits: torch.Tensor, count: int, seed: int = 0, **params: Any) -> np.
     return np.array([choice.token_id for batch in found for choice in batch])
 
 
-def kept(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
+def kept(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> np.ndarray:
     """The probabilities that are meant, in float64: of equally likely tokens the first ones stay."""
     wide = logits.double().numpy() / temperature
     weights = np.exp(wide - wide.max())
@@ -44,16 +44,39 @@ def kept(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: 
     some = weights[order]
     before = some.cumsum() - some
     order = order[before < top_p * some.sum()]
+    order = order[weights[order] >= min_p]
     found = np.zeros_like(weights)
     found[order] = weights[order] / weights[order].sum()
     return found
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_that_would_end_the_answer_too_early_is_not_chosen(temperature: float) -> None:
+    # red when the end is only ignored: the answer would hold it
+    def chosen(written: int, ending: Ending, stop_ids: frozenset[int] = frozenset({1, 3})) -> int:
+        sure = torch.tensor([0.0, 300.0, 100.0, 200.0])
+        return choose(sure, [0] * written, params={"temperature": temperature}, ending=ending, stop_ids=stop_ids)[0]
+
+    early, whole = Ending(min_tokens=2), Ending(ignore_eos=True, stop_token_ids=frozenset({3}))
+    assert (chosen(1, early), chosen(2, early)) == (2, 1)
+    assert (chosen(9, whole), chosen(9, whole, frozenset({1}))) == (3, 3)
+    assert chosen(0, Ending(min_tokens=1), frozenset({1, 99})) == 3  # of another vocabulary's size
 
 
 # what is drawn
 
 
 @pytest.mark.parametrize(
-    "params", [{}, {"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.8}, {"top_k": 12, "top_p": 0.7, "temperature": 1.4}]
+    "params",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 7},
+        {"top_p": 0.8},
+        {"top_k": 12, "top_p": 0.7, "temperature": 1.4},
+        {"min_p": 0.05},
+        {"min_p": 0.1, "top_p": 0.9, "temperature": 1.4},
+    ],
 )
 def test_draws_follow_the_distribution_and_none_is_outside_the_nucleus(params: dict[str, Any]) -> None:
     logits = 2 * torch.randn(700, generator=torch.Generator().manual_seed(3))
