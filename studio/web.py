@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/health", lambda: _health(studio, page), methods=["GET"], include_in_schema=False)
     api.add_routes(app)
     app.mount("/", page)
+    app.add_middleware(api.openai.ClientPaths)
     app.add_middleware(Gate, settings=settings, is_api_key=studio.keys.is_known)
     return app
 

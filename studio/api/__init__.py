@@ -54,6 +54,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_exception_handler(StudioError, _studio_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(UnicodeEncodeError, _half_a_character)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -88,6 +89,14 @@ def _http_error(request: Request, exc: Exception) -> Response:
     return _answer(
         request, exc.status_code, StudioError(f"{str(exc.detail).rstrip('.')}.", "/api/docs lists what there is and how to ask for it.")
     )
+
+
+def _half_a_character(request: Request, exc: Exception) -> Response:
+    """JSON may hold half of a surrogate pair, which neither a database nor a file takes. Anything else is a defect."""
+    assert isinstance(exc, UnicodeEncodeError)
+    if "surrogates" not in exc.reason:
+        raise exc
+    return _answer(request, 400, StudioError("A text holds half a character (a lone surrogate).", "Cut texts between characters."))
 
 
 def _unforeseen(request: Request, exc: Exception) -> Response:

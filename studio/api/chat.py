@@ -8,11 +8,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here
 from studio.records import ChatAnswers, Conversation, Dataset, Deleted, ExportedConversation, LessonKind
 from studio.types import GenerationParams
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class ChatTurn(BaseModel):

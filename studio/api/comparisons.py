@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field, JsonValue
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here
 from studio.records import Comparison, ComparisonMetrics, ComparisonSummary, Deleted
 from studio.types import GenerationParams
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewComparison(Body):

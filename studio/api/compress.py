@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field, JsonValue
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here
 from studio.records import (
     CompressedDataset,
@@ -19,7 +20,7 @@ from studio.records import (
 )
 from studio.services.compression import MOST_CHARACTERS
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewCompression(Body):

@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field, JsonValue
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here, MaxLength, no_file
 from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class Fix(Body):

@@ -12,13 +12,14 @@ from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here, MaxLength, file_name, kept_upload, no_file
 from studio.errors import StudioError
 from studio.records import Dataset, Parity, Rendering, TemplateInfo
 from studio.services.models import HUB
 from studio.types import Example, LearnedTurns, Reasoning, RowOptions, SystemMessage
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewText(Body):

@@ -9,10 +9,11 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from pydantic import Field
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here
 from studio.records import Adapter, Deleted, Export, PushedExport
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewExport(Body):

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from studio.api.json_bodies import JsonRoute
 from studio.records import Fit, HubModel, KnownBaseModel
 from studio.services import Studio
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 def _studio(request: Request) -> Studio:

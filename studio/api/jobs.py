@@ -12,10 +12,11 @@ from fastapi.responses import FileResponse
 from pydantic import Field, JsonValue
 from starlette.background import BackgroundTask
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here, kept_upload, no_file
 from studio.records import BundleCheck, Job, JobComparison, JobDetail, JobLog, JobScript, MetricPoint, QueueOverview, Report
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewJob(Body):

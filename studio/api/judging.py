@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here
 from studio.records import (
     Agreement,
@@ -23,7 +24,7 @@ from studio.records import (
     Vote,
 )
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewJudgement(Body):

@@ -7,12 +7,13 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import Field, JsonValue
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here
 from studio.catalogue import compatibility
 from studio.catalogue.compatibility import MethodTable
 from studio.records import Refusal
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class Launch(Body):

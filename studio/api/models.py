@@ -14,13 +14,14 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import Field
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here, file_name
 from studio.auth import may_name_folders
 from studio.errors import ForbiddenError
 from studio.records import Adapter, BaseModel, CachedModel, Deleted, RemovedModel
 from studio.services.models import HUB
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 class NewModel(Body):

@@ -16,8 +16,11 @@ from typing import Any
 import httpx
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from studio.api import json_bodies
 from studio.api.openai_shapes import ChatCompletion, ModelEntry, ModelList, TextCompletion
 from studio.engine import bodies, body_fields, protocol
 from studio.engine.protocol import Contestant
@@ -30,6 +33,7 @@ from studio.settings import Settings
 router = APIRouter(prefix="/v1")
 log = logging.getLogger(__name__)
 CHAT = "/v1/chat/completions"
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 ENGINE_WAIT_S = 120.0
 RETRY_S = 0.25
@@ -47,13 +51,14 @@ def _as_json_or_events(shape: type[Record]) -> dict[int | str, dict[str, Any]]:
 def list_models(request: Request) -> ModelList:
     """What can answer here now: the starter, added bases, then BASE:ADAPTER."""
     studio: Studio = request.app.state.studio
-    return ModelList(data=[ModelEntry(id=name) for name in studio.chat.available()])
+    return ModelList(data=[ModelEntry(id=name, created=int(since)) for name, since in studio.adapters.available_since().items()])
 
 
 @router.get("/models/{name:path}")
 def show_model(request: Request, name: str) -> ModelEntry:
-    _resolve(request.app.state.studio, name)
-    return ModelEntry(id=name)
+    studio: Studio = request.app.state.studio
+    _resolve(studio, name)
+    return ModelEntry(id=name, created=int(studio.adapters.available_since().get(name, 0)))
 
 
 @router.post("/chat/completions", responses=_as_json_or_events(ChatCompletion), response_class=Response)
@@ -66,6 +71,40 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     """OpenAI's text completions; an empty prompt starts from BOS."""
     return await _forward(request, "/v1/completions")
+
+
+@router.api_route("", methods=METHODS, include_in_schema=False)
+@router.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
+def no_such_route(request: Request, path: str = "") -> Response:
+    """OpenAI's error for what is not here, and for what is asked for by another method."""
+    routes = [route for route in router.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    named = {method for route in routes if route.path_regex.match(f"/v1/{path}") for method in route.methods or ()}
+    if named:
+        allowed = ", ".join(sorted(named))
+        error = EngineError(f"{request.method} is no method of /v1/{path[:100]}.", f"Use {allowed}.", status=405, code="method_not_allowed")
+        return JSONResponse(protocol.error_body(error), 405, {"Allow": allowed})
+    there = ", ".join(sorted({route.path for route in routes}))
+    error = EngineError(f"There is no /v1/{path[:100]} here.", f"There is {there}.", status=404, code="unknown_url")
+    return JSONResponse(protocol.error_body(error), 404)
+
+
+class ClientPaths:
+    """ASGI middleware for /v1: a path may end with a slash, and HEAD is a GET whose body is left out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            return await self.app(scope, receive, send)
+        scope = {**scope, "path": scope["path"].rstrip("/")}
+        if scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, without_body)
 
 
 def error_body(error: StudioError, status: int) -> ErrorBody:
@@ -126,8 +165,10 @@ def _add_folders(studio: Studio, contestant: Contestant, body: dict[str, Any]) -
 
 async def _json(request: Request) -> dict[str, Any]:
     try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError):
+        body = json_bodies.parsed(await request.body())
+    except StudioError as exc:
+        raise protocol.bad_request(exc.message, exc.fix, code="invalid_json") from None
+    except ValueError:
         raise protocol.bad_request("The body is not valid JSON.", "Send a JSON object.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise protocol.bad_request("The body is no JSON object.", "Send an object in braces.", code="invalid_json")

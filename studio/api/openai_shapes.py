@@ -14,7 +14,7 @@ class ModelEntry(Record):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = 0  # not known
+    created: int  # when it was made here, in seconds since 1970
     owned_by: str = "adapter-studio"
 
 

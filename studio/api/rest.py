@@ -15,11 +15,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, UploadFile
 from pydantic import BaseModel, ConfigDict
 
+from studio.api.json_bodies import JsonRoute
 from studio.errors import StudioError
 from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey, StatusStrip
 from studio.services import Studio
 
-router = APIRouter(prefix="/api")
+router = APIRouter(route_class=JsonRoute, prefix="/api")
 
 
 def _studio(request: Request) -> Studio:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Here
 from studio.records import CleanedStorage, StorageUse
 
-router = APIRouter(prefix="/api/storage")
+router = APIRouter(route_class=JsonRoute, prefix="/api/storage")
 
 
 @router.get("")

@@ -57,6 +57,7 @@ BodyT = TypeVar("BodyT", bound=_Body)
 class _ChatBody(_Body):
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -93,9 +94,17 @@ def parse_chat(body: Any) -> GenerationRequest:
         goes_on=bool(checked.continue_final_message),
         **_shared(checked, checked.max_completion_tokens or checked.max_tokens, None),
         messages=tuple(_message(number, message) for number, message in enumerate(checked.messages)),
-        tools=tuple(checked.tools or ()),
+        tools=_tools(checked),
         top_logprobs=(checked.top_logprobs or 0) if checked.logprobs else None,
     )
+
+
+def _tools(body: _ChatBody) -> tuple[dict[str, Any], ...]:
+    """Those that the model is told of. A call can't be forced here: it would come back as text, if at all."""
+    if body.tool_choice not in (None, "auto", "none"):
+        said = "tool_choice is auto or none here: a call can't be forced."
+        raise bad_request(said, "Leave it out.", param="tool_choice", code="unsupported_parameter")
+    return () if body.tool_choice == "none" else tuple(body.tools or ())
 
 
 def parse_completion(body: Any) -> GenerationRequest:

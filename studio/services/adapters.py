@@ -164,8 +164,13 @@ class AdapterService:
 
     def available(self) -> Names:
         """What can answer here: the starter, the added bases, then BASE:ADAPTER."""
-        bases = [model.name for model in self.models.list() if model.loadable]
-        return bases + [f"{adapter.base_model}:{adapter.name}" for adapter in self.list() if adapter.base_model in bases]
+        return list(self.available_since())
+
+    def available_since(self) -> dict[str, float]:
+        """What can answer here, with the time (seconds since 1970) at which the adapter, or the base's config.json, was made."""
+        bases = {model.name: made_at(Path(model.path)) for model in self.models.list() if model.loadable}
+        adapters = {f"{one.base_model}:{one.name}": one.created_at for one in self.list() if one.base_model in bases}
+        return bases | adapters
 
     def _with_adapter(self, contestant: str, base_name: str, adapter: AdapterRow) -> Contestant:
         try:
@@ -305,3 +310,11 @@ def _record(row: AdapterRow) -> Adapter:
         bytes=row.bytes,
         created_at=row.created_at,
     )
+
+
+def made_at(folder: Path) -> float:
+    """When a model's folder was made; 0 where it is gone."""
+    try:
+        return (folder / "config.json").stat().st_mtime
+    except OSError:
+        return 0.0

@@ -258,6 +258,48 @@ def test_fields_are_kept_to_named_or_refused(sdk: openai.OpenAI) -> None:
     assert refused.value.param == "bad_words"
 
 
+def test_what_is_no_route_of_v1_is_answered_in_openais_shape(server: Server) -> None:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
+        slash, models = client.get("/v1/models/"), client.get("/v1/models")
+        assert slash.status_code == 200 and slash.json() == models.json()
+        assert all(time.time() > model["created"] > 1e9 for model in models.json()["data"])
+        head = client.head("/v1/models")
+        assert (head.status_code, head.content) == (200, b"")
+        for method, path, status in (("GET", "/v1/files/", 404), ("POST", "/v1", 404), ("GET", "/v1/chat/completions", 405)):
+            answer = client.request(method, path)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"]) == (status, "invalid_request_error") and error["message"] and error["code"]
+        assert answer.headers["allow"] == "POST" and "/v1/models" in client.get("/v1/files").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"model": "stories260K", "messages": [{"role": "user", "content": "\ud83d"}]}',
+        rb'{"model": "\udc00", "messages": [{"role": "user", "content": "a"}]}',
+        rb'{"model": "stories260K", "stop": ["\ud800a"], "messages": [{"role": "user", "content": "a"}]}',
+        b'{"model": "stories260K", "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}',
+        b'{"model": "stories260K", "seed": 1e999, "messages": [{"role": "user", "content": "a"}]}',
+        b'{"model": "stories260K", "messages": [{"role": "user", "content": "\xff"}]}',
+        b"[" * 100_000,
+        b"{",
+    ],
+)
+def test_what_is_no_text_and_no_number_is_the_clients_error(server: Server, body: bytes) -> None:
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, trust_env=False, timeout=120)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "body", [rb'{"text": "\ud800", "name": "a"}', b'{"text": NaN}', b"[" * 100_000, b'{"text": 1e999}', b'{"text": "\xff"}']
+)
+@pytest.mark.parametrize("path", ["comparisons", "datasets/text", "jobs", "fit"])
+def test_routes_of_the_studio_refuse_the_same(server: Server, path: str, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server.url}/api/{path}", content=body, headers=headers, trust_env=False, timeout=120)
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
+
+
 def test_a_stream_comes_in_pieces_and_ends_with_its_usage(sdk: openai.OpenAI) -> None:
     stream = sdk.chat.completions.create(
         model="stories260K", messages=MESSAGES, max_tokens=32, temperature=0, stream=True, stream_options={"include_usage": True}

@@ -86,6 +86,7 @@ def test_what_can_not_be_done_is_refused_by_field(changes: dict[str, Any], param
     assert body["message"] and body["code"]
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CHANGING = sorted(body_fields.REFUSED)
 
 
@@ -132,6 +133,8 @@ def test_other_servers_names_of_a_form_are_kept_to(field: str, value: Any, form:
         ({"min_tokens": 3, "guided_regex": "a"}, "min_tokens"),
         ({"ignore_eos": True, "grammar": 'root ::= "a"'}, "ignore_eos"),
         ({"min_p": 2}, "min_p"),
+        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "look"}}, "tools": [TOOL]}, "tool_choice"),
         ({"stop_token_ids": ["a"]}, "stop_token_ids.0"),
         ({"speculation": "prompt_lookup", "temperature": 0, "min_tokens": 2}, "speculation"),
     ],
@@ -153,6 +156,11 @@ def test_ends_limits_and_names_of_other_servers() -> None:
     assert (asked.params.repetition_penalty, asked.params.max_new_tokens, asked.params.min_p) == (1.3, 9, 0.2)
     for name in ("max_tokens", "max_completion_tokens", "n_predict"):
         assert not parse_chat({**CHAT, name: -1}).has_limit
+
+
+def test_tools_that_are_not_to_be_called_are_not_shown() -> None:
+    assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "none"}).tools == ()
+    assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "auto"}).tools == parse_chat({**CHAT, "tools": [TOOL]}).tools == (TOOL,)
 
 
 def test_what_nothing_reads_is_named() -> None:
