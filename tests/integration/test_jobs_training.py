@@ -89,17 +89,20 @@ CASES: list[dict[str, Any]] = [
     {"name": "diverging", "recipe": "lora-sft", "poisoned": True},
 ]
 
-if not IS_ALL:  # float16 is slow on a processor
-    CASES = [one for one in CASES if not one["name"].startswith(("float16", "grouped", "sparse", "wild over", "wild stopped"))]
 for one in CASES:  # watching takes longer than these trainings do; the four-bit ones are watched, stopped or not
     if not one["name"].startswith("qlora-sft"):
         one["options"] = {**UNWATCHED, **one.get("options", {})}
 
 
+FOR_LONG_TESTS = ("float16", "grouped", "sparse", "wild over", "wild stopped")  # float16 is slow on a processor
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "tests.trainings", str(tmp_path_factory.mktemp("runs"))]
-    done = subprocess.run(command, input=json.dumps(CASES), capture_output=True, text=True, cwd=ROOT, timeout=1700)
+    chosen = [item for item in request.session.items if item.path == request.path]
+    cases = [one for one in CASES if any(item.get_closest_marker("long") for item in chosen) or not one["name"].startswith(FOR_LONG_TESTS)]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, cwd=ROOT, timeout=1700)
     assert done.returncode == 0, done.stderr[-2000:]
     answers: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return answers
