@@ -26,6 +26,7 @@ from studio.errors import ModelError
 
 EXACT_PARAMETERS = 150_000_000  # up to here float32 costs little on a CPU, and batches give the same tokens as single rows
 BYTES = {"nf4": 0.6, "int8": 1.1}  # per parameter, with scales and what stays in 16 bit
+NAMED = {"nf4": "4-bit (NF4)", "int8": "8-bit"}
 
 
 def load(folder: ModelFolder, *, most: int | None = None, on_cpu: bool = False) -> nn.Module:
@@ -65,7 +66,7 @@ def check_memory(folder: ModelFolder, facts: ModelFacts, dtype: torch.dtype, dev
     smaller = [name for name, size in BYTES.items() if size < each and facts.parameters * size <= free]
     would = f"a model of at most {free / 2e9:.1f} billion parameters in 16 bit would fit"
     if smaller:
-        would = f"in {'4-bit (NF4)' if 'nf4' in smaller else '8-bit'} it would fit"
+        would = f"in {' or '.join(NAMED[name] for name in smaller)} it would fit"
     raise MemoryError(
         f"{folder.name} needs {facts.parameters * each / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on the "
         f"{device.type.upper()}; {would}"

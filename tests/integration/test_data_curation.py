@@ -104,6 +104,8 @@ def test_a_split_shares_nothing_and_moved_rows_stay_moved(studio: Studio, tmp_pa
     assert texts(studio, moved.id) == texts(studio, leaking.id)[1:]
     names = [version.name for version in studio.curation.versions("all-eval-v2")]
     assert names == ["all", "all-eval", "all-eval-v2", "all-eval-v3"]
+    studio.datasets.delete("all-train")
+    assert "leakage" not in counts(studio.curation.report("all-eval-v2"))  # nothing is left to share rows with
 
 
 def test_merge_pick_edit_and_delete(studio: Studio, tmp_path: Path) -> None:

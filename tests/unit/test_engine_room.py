@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studio.catalogue import rope
-from studio.engine import adapting
+from studio.engine import adapting, loading
 from studio.engine.adapting import Attached
 from studio.engine.local import LocalModel
 from studio.engine.protocol import AdapterRef, ModelFolder
@@ -156,3 +158,22 @@ def test_an_adapter_is_another_when_one_of_its_files_is_made_anew(tmp_path: Path
     os.utime(config, ns=(1, 1))
     seen.append(identity())
     assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize(
+    ("billions", "said"),
+    [
+        (3, r"in 4-bit \(NF4\) or 8-bit it would fit"),
+        (7, r"in 4-bit \(NF4\) it would fit"),
+        (30, "at most 2.5 billion parameters in 16 bit"),
+    ],
+)
+def test_a_model_that_does_not_fit_says_what_would(tmp_path: Path, billions: int, said: str) -> None:
+    facts: Any = SimpleNamespace(parameters=billions * 10**9)
+    with pytest.raises(MemoryError, match=said):
+        loading.check_memory(ModelFolder("base", tmp_path), facts, torch.bfloat16, torch.device("cpu"), most=5 * 10**9)
+
+
+def test_a_model_that_just_fits_is_not_refused(tmp_path: Path) -> None:
+    facts: Any = SimpleNamespace(parameters=10**6)
+    loading.check_memory(ModelFolder("base", tmp_path), facts, torch.bfloat16, torch.device("cpu"), most=2 * 10**6)

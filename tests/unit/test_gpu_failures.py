@@ -46,6 +46,7 @@ SAID: list[tuple[Exception, str, str]] = [
     (AssertionError(f"libcuda.so cannot found!\n{LDCONFIG}"), "libcuda.so is not found", "ldconfig"),
     (ImportError("libcuda.so.1: cannot open shared object file: No such file or directory"), "libcuda.so is not found", "--gpus all"),
     (RuntimeError(OLD.format(11040)), "serves CUDA 11.4", "from 525 on"),
+    (RuntimeError(OLD.format(12000)), "serves CUDA 12.0", "install a PyTorch for this one"),
     (RuntimeError(OLD.format(12080)), "serves CUDA 12.8", "TORCH_INDEX=https://download.pytorch.org/whl/cu126"),
     (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "older than this PyTorch needs", "whl/cu126"),
     (

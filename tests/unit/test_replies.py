@@ -271,6 +271,12 @@ def test_what_holds_no_verdict_is_invalid_with_the_reason(reply: str, reason: In
     assert replies.verdict(reply) == "invalid"
 
 
+def test_a_soft_word_counts_where_nothing_contradicts_it() -> None:
+    soft = "A is better in style.\n\nHowever I would have to think about it."
+    assert replies.verdict(soft) == "a"
+    assert replies.verdict_reading(f"B is better in detail.\n\n{soft}").reason is InvalidReason.TWO_VERDICTS
+
+
 @pytest.mark.parametrize(("reply", "rating"), list(RATINGS.items()))
 def test_a_rating_is_read(reply: str, rating: float) -> None:
     assert replies.rating(reply) == rating

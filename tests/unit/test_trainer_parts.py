@@ -18,6 +18,7 @@ import torch
 from jobs.config import JobConfig, build
 from jobs.rundir import RunDir, manifest_problems
 from jobs.trainers import base, checkpoints, drift, machine, methods, probing, questions, rows, sft, watch
+from jobs.trainers.adapters import AdapterCard
 from jobs.trainers.checkpoints import CheckpointStore, full_disk_named
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import less_memory
@@ -609,3 +610,10 @@ def test_a_gpu_tells_its_use_its_temperature_and_its_power(monkeypatch: pytest.M
 )
 def test_a_model_card_names_the_method_and_the_bits_of_the_base(options: dict[str, Any], said: str) -> None:
     assert methods.describe(build(options)) == said
+
+
+def test_a_card_names_the_template_that_was_chosen() -> None:
+    renderer = Renderer.load(STARTER)
+    assert AdapterCard(JobConfig(), renderer).template_name == "model"
+    chosen = JobConfig().model_copy(update={"chat_template": "/somewhere/else/own.jinja"})
+    assert AdapterCard(chosen, renderer).template_name == "own.jinja"
