@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.config import JobConfig, build
 from jobs.rundir import RunDir, manifest_problems
@@ -617,3 +618,11 @@ def test_a_card_names_the_template_that_was_chosen() -> None:
     assert AdapterCard(JobConfig(), renderer).template_name == "model"
     chosen = JobConfig().model_copy(update={"chat_template": "/somewhere/else/own.jinja"})
     assert AdapterCard(chosen, renderer).template_name == "own.jinja"
+
+
+@pytest.mark.parametrize(("code", "is_refused"), [("sdpa", False), ("eager", True)])
+def test_packed_rows_need_attention_code_that_keeps_them_apart(code: str, is_refused: bool) -> None:
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM._from_config(LlamaConfig(**sizes), attn_implementation=code)
+    with pytest.raises(ModelError, match="eager attention") if is_refused else nullcontext():
+        base._check_packs(JobConfig(), model)
