@@ -30,6 +30,8 @@ def parsed(content: bytes) -> Any:
             raise StudioError(
                 f"{shown} holds half a character (a lone surrogate), which is no text.", "Cut texts between characters."
             ) from None
+        except RecursionError:  # read at the very limit
+            raise StudioError("The body is nested too deeply.", "Send less nested JSON.") from None
     return body
 
 

@@ -57,7 +57,8 @@ def settled(body: Body) -> dict[str, Any]:
     """The body under the names that are read here. Raises EngineError 400 where a field would change the answer and can't."""
     for name, harmless in REFUSED.items():
         value = body.get(name)
-        if value not in NOTHING and value not in harmless:
+        is_off = value is False and any(one is True for one in harmless)  # what is on by itself, and was turned off
+        if is_off or (value not in NOTHING and value not in harmless):
             said = f"{name} is not supported here."
             raise bad_request(said, "Leave it out.", param=name, code="unsupported_parameter")
     found = dict(body)
