@@ -55,7 +55,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 def settled(body: Body) -> dict[str, Any]:
     """The body under the names that are read here. Raises EngineError 400 where a field would change the answer and can't."""
-    for name, harmless in REFUSED.items():
+    # an answer that goes on has no new turn to open: with continue_final_message, vLLM's clients send false
+    going_on = {"add_generation_prompt": (False,)} if body.get("continue_final_message") is True else {}
+    for name, harmless in (REFUSED | going_on).items():
         value = body.get(name)
         is_off = value is False and any(one is True for one in harmless)  # what is on by itself, and was turned off
         if is_off or (value not in NOTHING and value not in harmless):

@@ -159,6 +159,16 @@ def test_ends_limits_and_names_of_other_servers() -> None:
         assert not parse_chat({**CHAT, name: -1}).has_limit
 
 
+def test_an_answer_that_goes_on_opens_no_turn_and_any_other_answer_does() -> None:
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
+    going_on = CHAT | {"messages": begun, "continue_final_message": True, "add_generation_prompt": False}
+    assert parse_chat(going_on).goes_on and parse_chat(going_on | {"add_generation_prompt": None}).goes_on
+    for body in (going_on | {"add_generation_prompt": True}, CHAT | {"messages": begun, "add_generation_prompt": False}):
+        with pytest.raises(EngineError) as caught:
+            parse_chat(body)
+        assert caught.value.param == "add_generation_prompt"
+
+
 def test_tools_that_are_not_to_be_called_are_not_shown() -> None:
     assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "none"}).tools == ()
     assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "auto"}).tools == parse_chat({**CHAT, "tools": [TOOL]}).tools == (TOOL,)
