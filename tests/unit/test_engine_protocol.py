@@ -166,7 +166,7 @@ def test_an_answer_that_goes_on_opens_no_turn_and_any_other_answer_does() -> Non
     for body in (going_on | {"add_generation_prompt": True}, CHAT | {"messages": begun, "add_generation_prompt": False}):
         with pytest.raises(EngineError) as caught:
             parse_chat(body)
-        assert caught.value.param == "add_generation_prompt"
+        assert error_body(caught.value)["error"]["param"] == "add_generation_prompt"
 
 
 def test_tools_that_are_not_to_be_called_are_not_shown() -> None:
