@@ -72,9 +72,9 @@ chaos: $(STAMP) $(LLAMA_CPP)/.built
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(TOPICS)
 
-# what only a card can settle, within eight minutes: OUT names the folder of the figures; 40 GB of room are needed there meanwhile
+# what only a card can settle, within eight minutes: OUT names the folder of the figures, WITHIN other seconds; 40 GB of room are needed there meanwhile
 gpu: $(STAMP)
-	@$(BIN)/python -m tests.gpu --out $(or $(OUT),build/gpu) --within $(or $(WITHIN),470)
+	@$(BIN)/python -m tests.gpu --out $(or $(OUT),build/gpu) $(if $(WITHIN),--within $(WITHIN))
 
 # the wheels for `python3 -m tests.gpu` on a machine that has CUDA and torch and no network: PYTHON_VERSION is that machine's
 gpu-wheels: $(STAMP)

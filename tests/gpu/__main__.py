@@ -15,14 +15,13 @@ from pathlib import Path
 
 from tests.gpu import needs, registry
 
-WITHIN_S = 470.0
 NO_CARD = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description="What only a card can settle.")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="the folder of what is written, models and runs too")
-    parser.add_argument("--within", type=float, default=WITHIN_S, help="seconds for all parts; what there is no time for is named")
+    parser.add_argument("--within", type=float, default=registry.WITHIN_S, help="seconds for all parts; what there is no time for is named")
     parser.add_argument("--reduced", action="store_true", help="small, on the processor: the same code, none of the figures")
     parser.add_argument("--part", action="append", choices=registry.NAMES, help="only this one; may be given several times")
     parser.add_argument("--keep", action="store_true", help="leave models and runs where they are")

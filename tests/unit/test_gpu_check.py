@@ -69,7 +69,23 @@ def test_the_parts_are_there_and_fit_into_eight_minutes() -> None:
         "machine", "models", "memory", "8 GiB", "speed", "engine", "hand-over", "exact", "float16", "doctor", "proof",
     )  # fmt: skip
     assert all((ROOT / "tests" / "gpu" / f"{part.module}.py").is_file() for part in registry.PARTS)
-    assert sum(part.seconds for part in registry.PARTS) <= 480
+    assert sum(part.seconds for part in registry.PARTS) + registry.BETWEEN_S <= registry.WITHIN_S <= 480
+
+
+def test_every_part_has_its_time_within_the_default_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when the parts take more than the command gives them, so that the last ones could never run
+    clock = [0.0]
+
+    class OnTime(StandIn):
+        def wait(self, limit_s: float) -> Any:
+            clock[0] += next(part.seconds for part in registry.PARTS if part.module == self.module)
+            return measured()
+
+    monkeypatch.setattr(running, "Child", OnTime)
+    recipe = (ROOT / "Makefile").read_text("utf-8").partition("\ngpu: ")[2].partition("\n\n")[0]
+    assert "python -m tests.gpu " in recipe and not any(sign.isdigit() for sign in recipe.partition("--within")[2])
+    found = list(Runner(Path("/nowhere"), False, registry.WITHIN_S - registry.BETWEEN_S, {}, now=lambda: clock[0]).run(registry.PARTS))
+    assert [one.verdict for one in found] == [Verdict.KEPT] * len(registry.PARTS)
 
 
 def test_a_process_answers_or_says_why_it_does_not(tmp_path: Path) -> None:
