@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,11 @@ def give_back_freed_memory(folder: Path, log: EventLog) -> bool:
     return bool(done)
 
 
-def load(config: JobConfig, device: ComputeDevice) -> Any:
-    """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits."""
+def load(config: JobConfig, device: ComputeDevice, tell: Callable[[str], None] = print) -> Any:
+    """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits.
+
+    `tell` hears how it is computed where there is a choice.
+    """
     import torch
     from transformers.utils import logging
 
@@ -138,10 +142,10 @@ def load(config: JobConfig, device: ComputeDevice) -> Any:
     _name_inner_model(model)
     if config.packing:
         _check_packs(config, model)
-    if config.packing and sees_whole_rows(model.config.to_dict(), config.max_length):
+    if config.packing:
         from jobs.trainers import packed
 
-        packed.use(model)
+        packed.use(model, tell, sees_whole_rows(model.config.to_dict(), config.max_length))
     if config.method == "full":
         _name_experts_as_trl_does(model)
     return model

@@ -86,7 +86,7 @@ def _compare(scale: Scale, pair: Pair, left_out: list[str]) -> dict[str, Any] | 
         if len(done["step_ends"]) != steps:
             raise RuntimeError(f"the {who} of {pair.name} took {len(done['step_ends'])} steps, not {steps}")
         ends[who].append(done["step_ends"])
-    speeds = {who: tokens / steps / statistics.median(_durations(found)) for who, found in ends.items()}
+    speeds = {who: tokens / steps / middle_step_s(found) for who, found in ends.items()}
     return {**speeds, "ratio": speeds["job"] / speeds["script"], "steps": steps, "tokens_of_a_step": tokens / steps}
 
 
@@ -96,9 +96,9 @@ def _script(made: RunDir, name: str) -> Path:
     return script
 
 
-def _durations(rounds: list[list[float]]) -> list[float]:
-    """Of the steps that count."""
-    return [later - earlier for ends in rounds for earlier, later in itertools.pairwise(ends[WARM - 1 :])]
+def middle_step_s(rounds: list[list[float]]) -> float:
+    """Seconds of the middle one of the steps that count."""
+    return statistics.median(later - earlier for ends in rounds for earlier, later in itertools.pairwise(ends[WARM - 1 :]))
 
 
 def run_script(script: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jobs import config as job_config
 from studio.catalogue import hardware
 from studio.catalogue.cards import Device, GpuProblem, Gpus
 from studio.records import MemoryPlan
-from tests.gpu import child, doctor, engine, exact, hand_over, memory, needs, registry, running, small_card, wheels
+from tests.gpu import child, doctor, engine, exact, gains, hand_over, memory, needs, registry, running, small_card, wheels
 from tests.gpu.outcome import Verdict
 from tests.gpu.registry import Part
 from tests.gpu.running import Runner, summary
@@ -66,7 +66,7 @@ def test_a_missed_promise_and_a_part_that_fails_are_bad_and_what_has_no_time_is_
 
 def test_the_parts_are_there_and_fit_into_eight_minutes() -> None:
     assert registry.NAMES == (
-        "machine", "models", "memory", "8 GiB", "speed", "engine", "hand-over", "exact", "float16", "doctor", "proof",
+        "machine", "models", "memory", "8 GiB", "speed", "gains", "engine", "hand-over", "exact", "float16", "doctor", "proof",
     )  # fmt: skip
     assert all((ROOT / "tests" / "gpu" / f"{part.module}.py").is_file() for part in registry.PARTS)
     assert sum(part.seconds for part in registry.PARTS) + registry.BETWEEN_S <= registry.WITHIN_S <= 480
@@ -146,6 +146,24 @@ FOUND = {
 )
 def test_the_engines_promises(name: str, changed: dict[str, Any], missed: int) -> None:
     assert len(engine.broken(name, {**FOUND, **changed}, is_reduced=False)) == missed
+
+
+def ran(step_s: float, *losses: float, notice: str = "") -> dict[str, Any]:
+    ends = [step_s * number for number in range(8)]
+    return {"losses": [*losses], "step_ends": ends, "notices": [notice], "result": {"metrics": {"tokens": 800, "peak_memory_bytes": 2**30}}}
+
+
+def test_what_gains_is_faster_and_its_losses_stay() -> None:
+    one, other = "Packed rows in one pass", "Packed rows apart"
+    found = gains.compared(ran(0.5, 2.0, 1.0, notice=one), ran(1.0, 2.0, 1.009, notice=other), [])
+    assert found["ratio"] == 2 and found["tokens_per_s"] == 800 and gains.broken(gains.PACKED, found, is_reduced=False) == []
+    slower = gains.compared(ran(1.0, 2.0, notice=one), ran(0.5, 2.0, notice=other), [])
+    apart = gains.compared(ran(0.5, 2.0, notice=one), ran(1.0, 2.03, notice=other), [])
+    the_same = gains.compared(ran(0.5, 2.0, notice=other), ran(1.0, 2.0, notice=other), [])
+    for wrong in (slower, apart, the_same):
+        assert len(gains.broken(gains.PACKED, wrong, is_reduced=False)) == 1
+    with pytest.raises(RuntimeError, match="losses"):
+        gains.compared(ran(1.0, 2.0), ran(1.0), [])
 
 
 def test_what_is_left_of_an_engine_is_missed() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from jobs.trainers import packed
+from jobs.trainers import packed, varlen
 from studio.catalogue.architecture import sees_whole_rows
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 50}
@@ -16,12 +16,20 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementatio
 ROWS = [torch.arange(3, 3 + length) % 50 for length in (7, 1, 12, 5)]
 
 
+said: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    said.clear()
+
+
 @pytest.fixture(params=[(LlamaForCausalLM, LlamaConfig), (Qwen2ForCausalLM, Qwen2Config)])
 def model(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     kind, config = request.param
     made = kind(config(**SIZES, **HEADS)).eval()
-    packed.use(made)
+    packed.use(made, said.append)
     assert made.config._attn_implementation == packed.NAME
     return made
 
@@ -38,6 +46,88 @@ def first_gradient(model: Any, logits: torch.Tensor) -> torch.Tensor:
     logits.square().sum().backward()
     gradient: torch.Tensor = model.model.layers[0].self_attn.k_proj.weight.grad.clone()
     return gradient
+
+
+def one_pass(calls: list[int]) -> Any:
+    """torch's variable-length attention as its documentation has it, on a processor, where torch has none."""
+
+    def varlen_attn(
+        query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
+        scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+    ) -> Any:  # fmt: skip
+        assert query.shape[1] == key.shape[1] or enable_gqa
+        assert cu_seq_q.dtype == torch.int32 and max_q == max_k == int(cu_seq_k.diff().max())
+        calls.append(len(query))
+        tokens = torch.arange(len(query))
+        row = torch.bucketize(tokens, cu_seq_q[1:], right=True)
+        sees = row[:, None] == row[None]
+        if window_size == (-1, 0):
+            sees &= tokens[:, None] >= tokens[None]
+        states = (one.transpose(0, 1)[None] for one in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=sees, scale=scale, enable_gqa=enable_gqa)[0].transpose(
+            0, 1
+        )
+
+    return varlen_attn
+
+
+@pytest.fixture
+def a_gpus_code(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    for name, found in {"lacking": "", "function": one_pass(calls), "widest_head": 256}.items():
+        monkeypatch.setattr(varlen, name, lambda *_, found=found: found)
+    monkeypatch.setattr(varlen, "HALVES", (torch.float32,))
+    return calls
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_gpu_computes_all_rows_in_one_pass_and_they_give_what_each_gives_alone(
+    model: Any, recomputes: bool, a_gpus_code: list[int]
+) -> None:
+    # red when rows see each other, heads are grouped or scaled otherwise, or a pass is made for each row
+    test_packed_rows_give_what_each_gives_alone(model, recomputes)
+    assert set(a_gpus_code) == {25} and len(a_gpus_code) == 2 * (1 + recomputes)
+    assert said == [packed.TOGETHER]
+
+
+def test_the_job_says_which_attention_its_packed_rows_get(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = batch()
+    for _ in range(2):
+        with packed.rows_of(inputs):
+            model(**inputs)
+    assert said == [packed.ONE_BY_ONE.format(why="it is for GPUs")]
+    packed.use(model, said.append, sees_whole_rows=False)
+    model.set_attn_implementation("sdpa")
+    packed.use(model, said.append, sees_whole_rows=False)
+    assert "max_length" in said[-1] and model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "why"),
+    [((8, 0), None, ""), ((12, 0), None, ""), ((7, 5), None, "compute capability 8.0, and this GPU has 7.5"), ((9, 0), "6.4", "NVIDIA")],
+)
+def test_gpus_from_ampere_on_have_it(capability: tuple[int, int], hip: str | None, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    found = varlen.lacking.__wrapped__(torch.device("cuda", 0))
+    assert why in found and bool(found) == bool(why), "the installed torch has the function"
+
+
+def test_what_the_code_on_the_gpu_does_not_take_goes_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "lacking", lambda _: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 6))
+    varlen.widest_head.cache_clear()
+
+    def why(width: int, dtype: torch.dtype = torch.bfloat16, dropout: float = 0.0, adds: Any = ()) -> str:
+        states = torch.zeros(1, 2, 3, width, dtype=dtype)
+        return varlen.unfit(states, states, states, dropout, adds)
+
+    assert why(128) == why(192) == ""
+    assert "float32" in why(64, torch.float32) and "256" in why(256) and "20 numbers" in why(20)
+    assert why(64, dropout=0.1) and why(64, adds=["s_aux"])
+    with torch.autocast("cpu", torch.bfloat16):  # it decides what is computed in
+        assert why(64, torch.float32) == ""
+    varlen.widest_head.cache_clear()
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
