@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from studio import __version__, api, lifeline
 from studio import settings as studio_settings
-from studio.api.openai import TIMEOUT
+from studio.api.forwarding import TIMEOUT
 from studio.auth import Gate
 from studio.errors import StudioError, one_line
 from studio.records import EngineState, Health, HealthStatus, PageHealth, PageState

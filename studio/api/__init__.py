@@ -50,6 +50,7 @@ def add_routes(app: FastAPI) -> None:
     app.include_router(judging.router)
     app.include_router(chat.router)
     app.include_router(openai.router)
+    app.include_router(openai.beside)
     app.include_router(docs.router)
     app.add_exception_handler(StudioError, _studio_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -107,6 +108,6 @@ def _unforeseen(request: Request, exc: Exception) -> Response:
 
 
 def _answer(request: Request, status: int, error: StudioError) -> Response:
-    if request.scope["path"].startswith("/v1/"):
+    if openai.is_of_programs(request.scope["path"]):
         return JSONResponse(openai.error_body(error, status), status_code=status)
     return JSONResponse({"error": error.as_json()}, status_code=status)

@@ -58,8 +58,8 @@ class TextLogprobs(Record):
     """The tokens of a text completion, in the older shape: one entry per token in each list."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # the first token of an echoed prompt has none
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]  # where each token starts in the text
 
 
@@ -111,3 +111,43 @@ class TextCompletion(Record):
     model: str
     choices: list[TextChoice]
     usage: CompletionUsage
+
+
+class TextVector(Record):
+    """The vector of one text."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str  # numbers, or base64 of little-endian float32
+
+
+class EmbeddingUsage(Record):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Record):
+    """Vectors of texts, in their order."""
+
+    object: Literal["list"]
+    model: str
+    data: list[TextVector]
+    usage: EmbeddingUsage
+    studio: dict[str, JsonValue]  # how they were made: pooling, whether their length is 1, seconds, notes
+
+
+class Tokenized(Record):
+    """Tokens of a text or a conversation."""
+
+    count: int
+    max_model_len: int  # tokens that the model reads at once
+    tokens: list[int]
+    token_strs: list[str] | None  # as the vocabulary writes them, where asked for
+
+
+class Detokenized(Record):
+    """The text of tokens, special ones included."""
+
+    prompt: str

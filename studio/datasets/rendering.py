@@ -173,6 +173,10 @@ class Renderer:
         starts = [start for start in (self.bos_token_id, self.eos_token_id) if start is not None]
         return ids or starts[:1]
 
+    def encoded(self, text: str, with_special: bool = False) -> list[int]:
+        """The ids of a text as it stands, `with_special` with what the tokenizer puts around it. Raises DatasetError."""
+        return list(self._encode(text, with_special).ids)
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text

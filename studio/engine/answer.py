@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from studio.engine.grammar import GrammarVocabulary, Matcher
     from studio.engine.speculation import Drafter, Gain
 
+RESERVED_TOKENS = 256  # of an answer that are counted before they are written: few use the limit they may
+
 
 @dataclass(eq=False)
 class GeneratedAnswer:
@@ -24,7 +26,7 @@ class GeneratedAnswer:
     base: ModelFolder
     adapter: AdapterRef | None
     prompt_ids: Sequence[int]
-    limit: int  # tokens, at least 1
+    limit: int  # tokens; 0 where nothing is written
     params: GenerationParams
     seed: int
     stop_ids: frozenset[int]
@@ -49,10 +51,21 @@ class GeneratedAnswer:
     is_finished: bool = False
     is_cancelled: bool = False
     ids: list[int] = field(default_factory=list)
+    echo: str | None = None  # the prompt's text, with which the answer begins
 
     @property
     def is_over(self) -> bool:
         return self.is_finished or self.is_cancelled
+
+    @property
+    def width(self) -> int:
+        """Columns of keys and values that it takes, as far as they are counted before they are written."""
+        return len(self.prompt_ids) + min(self.limit, max(RESERVED_TOKENS, self.completion_tokens))
+
+    @property
+    def is_read_first(self) -> bool:
+        """Whether something is wanted of its prompt before anything is written."""
+        return self.echo is not None
 
     @property
     def barred(self) -> frozenset[int]:
@@ -65,10 +78,23 @@ class GeneratedAnswer:
         """Nobody waits any more; the scheduler drops it before its next step."""
         self.is_cancelled = True
 
+    def repeat(self, probabilities: Sequence[Sequence[tuple[int, float]]] = ()) -> None:
+        """Begin with the prompt; `probabilities` as in `take`, of each of its tokens but the first, where they are wanted."""
+        assert self.echo is not None
+        entries: tuple[TokenLogprob, ...] = ()
+        if self.vocabulary is not None and self.top_logprobs is not None:
+            first = TokenLogprob(self.vocabulary.token_bytes(self.prompt_ids[0]), None)
+            entries = (first, *map(self._logprob, probabilities))
+        self.deliver(Event(self.index, self.echo, entries))
+        if not self.limit:
+            self.finish("length")
+
     def take(self, token_id: int, logprobs: Sequence[tuple[int, float]] = ()) -> None:
         """The next token was chosen; `logprobs` holds it first, then the likeliest ones. May finish the answer."""
         self.first_token_at = self.first_token_at or time.monotonic()
         if token_id in self.stop_ids:
+            if self.echo is not None and logprobs:  # who counts the tokens of an echo counts the one that ended it too
+                self.deliver(Event(self.index, "", (self._logprob(logprobs),)))
             return self.finish("stop")
         self.ids.append(token_id)
         self.completion_tokens += 1
@@ -91,10 +117,10 @@ class GeneratedAnswer:
     def facts(self) -> dict[str, Any]:
         """How it was made: seconds, tokens per second after the first token, and what is worth a word."""
         now = time.monotonic()
-        writing = now - self.first_token_at
+        writing = now - (self.first_token_at or now)
         speed = (self.completion_tokens - 1) / writing if self.completion_tokens > 1 and writing > 0 else None
         return {
-            "first_token_s": round(self.first_token_at - self.submitted_at, 4),
+            "first_token_s": round((self.first_token_at or now) - self.submitted_at, 4),
             "seconds": round(now - self.submitted_at, 4),
             "tokens_per_s": speed and round(speed, 2),
             "reused_tokens": self.reused_tokens,

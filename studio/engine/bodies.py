@@ -22,12 +22,18 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_IDS = 1024
 
 
-class _Body(BaseModel):
-    """Fields that both routes share. What becomes of all others is in studio.engine.body_fields."""
+class LenientBody(BaseModel):
+    """Any body: what becomes of fields that it does not know is said elsewhere."""
 
     model_config = ConfigDict(extra="ignore")
 
     model: str = ""
+    studio: dict[str, Any] | None = None
+
+
+class _Body(LenientBody):
+    """Fields that both routes share. What becomes of all others is in studio.engine.body_fields."""
+
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
@@ -48,10 +54,9 @@ class _Body(BaseModel):
     grammar: str | None = None
     regex: str | None = None
     speculation: Literal["prompt_lookup", "assistant"] | None = None
-    studio: dict[str, Any] | None = None
 
 
-BodyT = TypeVar("BodyT", bound=_Body)
+BodyT = TypeVar("BodyT", bound=LenientBody)
 
 
 class _ChatBody(_Body):
@@ -66,22 +71,21 @@ class _ChatBody(_Body):
 
 class _CompletionBody(_Body):
     prompt: str | list[int] | list[str] | list[list[int]] = ""
+    max_tokens: int | None = Field(default=None, ge=0)  # 0 with echo only
+    echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
 
-# what the web process adds to a body, or reads of it before it hands it on
-_OURS = frozenset({"model", "studio", "quantization", "assistant_model"})
-
-
-def ignored_fields(body: Mapping[str, Any], is_chat: bool) -> list[str]:
-    """Names in the body that nothing here reads."""
-    kind: type[_Body] = _ChatBody if is_chat else _CompletionBody
-    return body_fields.ignored(body, frozenset(kind.model_fields) | _OURS)
+CHAT_FIELDS = frozenset(_ChatBody.model_fields) | {"echo"}
+COMPLETION_FIELDS = frozenset(_CompletionBody.model_fields)
 
 
 def parse_chat(body: Any) -> GenerationRequest:
     """Check a body of /v1/chat/completions. Raises EngineError 400 naming the field."""
-    checked = _validate(_ChatBody, body)
+    if isinstance(body, dict) and body.get("echo") not in body_fields.NOTHING:
+        said = "echo is not supported here."
+        raise bad_request(said, "Leave it out, or ask /v1/completions.", param="echo", code="unsupported_parameter")
+    checked = settled_body(_ChatBody, body)
     if not checked.logprobs and checked.top_logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "Set logprobs to true.", param="top_logprobs")
     if checked.continue_final_message and checked.messages[-1].get("role") != "assistant":
@@ -109,10 +113,14 @@ def _tools(body: _ChatBody) -> tuple[dict[str, Any], ...]:
 
 def parse_completion(body: Any) -> GenerationRequest:
     """Check a body of /v1/completions. An empty prompt starts from BOS. Raises EngineError 400 naming the field."""
-    checked = _validate(_CompletionBody, body)
-    prompts = _prompts(checked.prompt)
+    checked = settled_body(_CompletionBody, body)
+    prompts = prompts_of(checked.prompt)
+    if checked.max_tokens == 0 and not checked.echo:
+        raise bad_request("max_tokens: 0 asks for nothing.", "Set it to 1 at least, or echo to true.", param="max_tokens")
     request = GenerationRequest(
-        **_shared(checked, checked.max_tokens, COMPLETION_DEFAULT_TOKENS),
+        echoes=bool(checked.echo),
+        writes=checked.max_tokens != 0,
+        **_shared(checked, checked.max_tokens or None, COMPLETION_DEFAULT_TOKENS),
         prompts=prompts,
         top_logprobs=checked.logprobs,
     )
@@ -121,11 +129,17 @@ def parse_completion(body: Any) -> GenerationRequest:
     return request
 
 
-def _validate(kind: type[BodyT], body: Any) -> BodyT:
+def settled_body(kind: type[BodyT], body: Any) -> BodyT:
+    """As `validated`, under the names that are read here."""
+    return validated(kind, body_fields.settled(body) if isinstance(body, dict) else body)
+
+
+def validated(kind: type[BodyT], body: Any) -> BodyT:
+    """The fields of `kind` in a body. Raises EngineError 400 naming the one that is wrong."""
     if not isinstance(body, dict):
         raise bad_request("The body is no JSON object.", "Send an object in braces.", code="invalid_json")
     try:
-        return kind.model_validate(body_fields.settled(body))
+        return kind.model_validate(body)
     except ValidationError as exc:
         error = exc.errors()[0]
         place = ".".join(str(part) for part in error["loc"])
@@ -228,7 +242,8 @@ def _response_format(value: Mapping[str, Any]) -> Grammar | None:
     return Grammar("json_schema", json.dumps(schema))
 
 
-def _prompts(prompt: Any) -> tuple[str | tuple[int, ...], ...]:
+def prompts_of(prompt: Any) -> tuple[str | tuple[int, ...], ...]:
+    """One text, several, the token ids of one, or those of several."""
     if isinstance(prompt, str):
         return (prompt,)
     if not prompt:

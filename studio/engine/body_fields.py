@@ -17,6 +17,8 @@ Body = Mapping[str, Any]
 IGNORED_HEADER = "Studio-Ignored"
 MOST_NAMED, LONGEST_NAME = 40, 64  # of a client's own names in a header
 
+# what the web process adds to a body, or reads of it before it hands it on
+OURS = frozenset({"model", "studio", "quantization", "assistant_model"})
 # names that OpenAI, vLLM, llama.cpp, Ollama, LM Studio, text-generation-inference and SGLang give to what only describes a request
 DESCRIBING = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "request_id", "rid",
@@ -28,7 +30,7 @@ DESCRIBING = frozenset({
 NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 REFUSED: dict[str, tuple[Any, ...]] = {
     # OpenAI
-    "logit_bias": (), "best_of": (1,), "echo": (), "suffix": (), "functions": (), "function_call": ("none", "auto"), "audio": (),
+    "logit_bias": (), "best_of": (1,), "suffix": (), "functions": (), "function_call": ("none", "auto"), "audio": (),
     "modalities": (["text"],), "prediction": (), "web_search_options": (), "reasoning_effort": (), "verbosity": ("medium",),
     "moderation": (), "image_generation": (),
     # vLLM and SGLang
@@ -83,7 +85,7 @@ def settled(body: Body) -> dict[str, Any]:
 
 def ignored(body: Body, known: frozenset[str]) -> list[str]:
     """Names of fields that change nothing here, and that nobody can expect to: of no server's."""
-    return sorted(name for name in body if name not in known | DESCRIBING | REFUSED.keys() | RENAMED.keys() | STRUCTURES.keys())
+    return sorted(name for name in body if name not in known | OURS | DESCRIBING | REFUSED.keys() | RENAMED.keys() | STRUCTURES.keys())
 
 
 def header(names: list[str]) -> str:

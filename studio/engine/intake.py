@@ -6,16 +6,19 @@ Reads model folders through their tokenizer and config only; knows no torch.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
 
 from studio.catalogue import rope
 from studio.catalogue.models import ModelFacts, inspect_folder
 from studio.datasets.rendering import RenderedPrompt, Renderer
 from studio.engine.answer import GeneratedAnswer
+from studio.engine.embedded import EmbeddedTexts
 from studio.engine.grammar import GrammarVocabulary, Matcher
 from studio.engine.limits import longest_answer
 from studio.engine.protocol import Event, GenerationRequest, bad_request
@@ -28,15 +31,61 @@ UNKNOWN_CONTEXT = 2048  # tokens, where config.json does not say
 
 def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> list[GeneratedAnswer]:
     """All answers of `request`, prompt by prompt. Raises EngineError 400 or 404 when the request can't be answered."""
-    with _as_refusals(request):
+    with _as_refusals(request, _field(request)):
         facts, renderer = _facts(request.base.path), _renderer(request)
         prompts = _prompt_ids(request, renderer)
         vocabulary = _vocabulary(request, renderer)
         _check_assistant(request, renderer)
+    if request.is_embedding:
+        return [_embedded(request, renderer, facts, prompts, deliver)]
     matcher = vocabulary.matcher(request.grammar) if vocabulary and request.grammar else None
     seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
     rows = [ids for ids in prompts for _ in range(request.n)]
     return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher) for index, ids in enumerate(rows)]
+
+
+class TokenizedPrompt(NamedTuple):
+    """What a text or a conversation becomes; `context`: tokens that the model reads at once."""
+
+    ids: list[int]
+    context: int
+    vocabulary: Tokenizer
+
+    @property
+    def strings(self) -> list[str]:
+        """Each token as the vocabulary writes it, which need not be text."""
+        return [self.vocabulary.id_to_token(token_id) or "" for token_id in self.ids]
+
+
+def tokens_of_text(request: GenerationRequest, with_special: bool) -> TokenizedPrompt:
+    """`with_special`: as /v1/completions reads it, else the text alone. Raises EngineError."""
+    with _as_refusals(request, "prompt"):
+        facts, renderer = _facts(request.base.path), _renderer(request)
+        (text,) = request.prompts
+        assert isinstance(text, str)
+        ids = renderer.completion_prompt(text) if with_special else renderer.encoded(text)
+    return TokenizedPrompt(ids, _context(request, facts), renderer.tokenizer)
+
+
+def tokens_of_chat(request: GenerationRequest, *, opens_answer: bool, with_special: bool) -> TokenizedPrompt:
+    """`opens_answer`: with the beginning of the assistant's turn, as /v1/chat/completions reads it. Raises EngineError."""
+    with _as_refusals(request):
+        facts, renderer = _facts(request.base.path), _renderer(request)
+        if opens_answer or request.goes_on:
+            text = _chat_prompt(request, renderer).text
+        else:
+            turns, tools = renderer.turns(request.messages, list(request.tools) or None)
+            text = renderer.dialogue.text(turns, tools, add_generation_prompt=False)
+        ids = renderer.encoded(text, with_special)
+    return TokenizedPrompt(ids, _context(request, facts), renderer.tokenizer)
+
+
+def text_of(request: GenerationRequest, ids: Sequence[int]) -> str:
+    """Raises EngineError where one of `ids` is no token."""
+    with _as_refusals(request):
+        renderer = _renderer(request)
+        _check_ids(ids, renderer, "tokens")
+    return renderer.decode(ids, skip_special_tokens=False)
 
 
 def preview(request: GenerationRequest) -> PromptPreview:
@@ -55,14 +104,14 @@ def preview(request: GenerationRequest) -> PromptPreview:
 
 
 @contextmanager
-def _as_refusals(request: GenerationRequest) -> Iterator[None]:
+def _as_refusals(request: GenerationRequest, param: str = "messages") -> Iterator[None]:
     try:
         yield
     except ModelError as exc:
         status = 400 if request.base.path.is_dir() else 404
         raise EngineError(exc.message, exc.fix, status=status, code="model_not_loadable") from None
     except DatasetError as exc:  # the template refuses these messages
-        raise bad_request(exc.message, exc.fix, param="messages") from None
+        raise bad_request(exc.message, exc.fix, param=param) from None
 
 
 def _answer(
@@ -76,14 +125,14 @@ def _answer(
     vocabulary: GrammarVocabulary | None,
     matcher: Matcher | None,
 ) -> GeneratedAnswer:
-    stops = request.params.stop
+    stops, room = request.params.stop, _room(request, renderer, ids, facts)
     if request.is_chat and not request.ending.ignore_eos:
         stops = (*stops, *renderer.stop_strings)
     return GeneratedAnswer(
         base=request.base,
         adapter=request.adapter,
         prompt_ids=ids,
-        limit=min(_wanted(request), _room(request, renderer, ids, facts)),
+        limit=min(_wanted(request), room),
         params=request.params,
         seed=seed + index,
         stop_ids=_stop_ids(renderer) | request.ending.stop_token_ids,
@@ -96,11 +145,46 @@ def _answer(
         matcher=matcher.copy() if matcher else None,
         lane=request.lane,
         speculation=request.speculation,
+        echo=_echo(request, renderer, ids, index),
+    )
+
+
+def _echo(request: GenerationRequest, renderer: Renderer, ids: list[int], index: int) -> str | None:
+    """The prompt's text where the answer begins with it."""
+    if not request.echoes:
+        return None
+    prompt = request.prompts[index // request.n]
+    return prompt if isinstance(prompt, str) else renderer.decode(ids, skip_special_tokens=False)
+
+
+def _embedded(
+    request: GenerationRequest,
+    renderer: Renderer,
+    facts: ModelFacts,
+    texts: list[list[int]],
+    deliver: Callable[[Event], None],
+) -> EmbeddedTexts:
+    for ids in texts:
+        _room(request, renderer, ids, facts)
+    return EmbeddedTexts(
+        base=request.base,
+        adapter=request.adapter,
+        prompt_ids=max(texts, key=len),
+        limit=0,
+        params=request.params,
+        seed=0,
+        stop_ids=frozenset(),
+        text=AnswerText(renderer.decode, []),
+        deliver=deliver,
+        lane=request.lane,
+        texts=texts,
     )
 
 
 def _wanted(request: GenerationRequest) -> int:
     """Tokens asked for; without a limit of the caller's own, as many as the longest text of the schema may take."""
+    if not request.writes:
+        return 0
     longest = None if request.has_limit or request.grammar is None else longest_answer(request.grammar)
     return longest or request.params.max_new_tokens
 
@@ -128,15 +212,23 @@ def _prompt_ids(request: GenerationRequest, renderer: Renderer) -> list[list[int
         ids = renderer.completion_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise bad_request("The prompt is empty and this model has no token to start from.", "Write one.", param="prompt")
-        size = renderer.tokenizer.get_vocab_size(with_added_tokens=True)
-        if any(not 0 <= token_id < size for token_id in ids):
-            raise bad_request(
-                f"The prompt has a token id that is not between 0 and {size - 1}.",
-                "Tokenise it with this model's tokenizer.",
-                param="prompt",
-            )
+        _check_ids(ids, renderer, _field(request))
         found.append(ids)
     return found
+
+
+def _check_ids(ids: Sequence[int], renderer: Renderer, param: str) -> None:
+    size = renderer.tokenizer.get_vocab_size(with_added_tokens=True)
+    if any(not 0 <= token_id < size for token_id in ids):
+        said = f"The {param} has a token id that is not between 0 and {size - 1}."
+        raise bad_request(said, "Tokenise it with this model's tokenizer.", param=param)
+
+
+def _field(request: GenerationRequest) -> str:
+    """The field that holds what is read."""
+    if request.is_chat:
+        return "messages"
+    return "input" if request.is_embedding else "prompt"
 
 
 def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> RenderedPrompt:
@@ -151,12 +243,13 @@ def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> RenderedProm
 def _room(request: GenerationRequest, renderer: Renderer, ids: list[int], facts: ModelFacts) -> int:
     """Tokens that the answer may have."""
     context = _context(request, facts)
-    if len(ids) >= context:
-        excess = len(ids) - context + 1
+    needed = len(ids) + int(request.writes and not request.is_embedding)
+    if needed > context:
+        excess = needed - context
         raise bad_request(
             f"This model's context is {context} tokens and the prompt has {len(ids)} tokens.",
             f"Shorten {_what_to_cut(request, renderer, excess)} by at least {excess} tokens.",
-            param="messages" if request.is_chat else "prompt",
+            param=_field(request),
             code="context_length_exceeded",
         )
     return context - len(ids)

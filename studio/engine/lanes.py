@@ -54,3 +54,7 @@ class Lanes:
         """It is being made now."""
         self._lanes[answer.lane].popleft()
         self._chat_turns = self._chat_turns + 1 if answer.lane == "chat" and self._lanes["batch"] else 0
+
+    def put_back(self, answer: GeneratedAnswer) -> None:
+        """A part of it was made, the rest is next."""
+        self._lanes[answer.lane].appendleft(answer)

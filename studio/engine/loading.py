@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,10 @@ from studio.catalogue import hardware, keys, precision, quantising, text_models
 from studio.catalogue.models import ModelFacts, inspect_folder, tensors, weight_files
 from studio.engine.protocol import ModelFolder
 from studio.errors import ModelError
+from studio.records import LoadedModel
+
+if TYPE_CHECKING:
+    from studio.engine.local import LocalModel
 
 EXACT_PARAMETERS = 150_000_000  # up to here float32 costs little on a CPU, and batches give the same tokens as single rows
 BYTES = {"nf4": 0.6, "int8": 1.1}  # per parameter, with scales and what stays in 16 bit
@@ -156,3 +160,18 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     names = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     _, dtype, _ = max(tensors(weight_files(folder)[0]), key=lambda entry: math.prod(entry[2]))
     return names.get(dtype, torch.float32)
+
+
+def described(model: LocalModel) -> LoadedModel:
+    """What people are told of a model in memory."""
+    return LoadedModel(
+        base=model.folder.name,
+        quantization=model.folder.quantization,
+        device=model.device.type,
+        adapters=model.adapter_names,
+        bytes=model.bytes + model.adapter_bytes,
+        adapter_bytes=model.adapter_bytes,
+        adapter_budget_bytes=model.budget_bytes,
+        recorded_steps=model.recorded_steps,
+        unrecorded=model.unrecorded,
+    )

@@ -199,6 +199,17 @@ class LocalModel:
         with torch.inference_mode(), self._casting(adapters[0]):
             return self._steps.logits(model, inputs, cache, keep)
 
+    @property
+    def vocabulary(self) -> int:
+        """Scores per token."""
+        return int(self._base.get_input_embeddings().num_embeddings)
+
+    def states(self, ids: Tensor, mask: Tensor, positions: Tensor, adapter: str | None) -> Tensor:
+        """Last hidden states of texts that are read alone, [rows, columns, size]; nothing of them is kept."""
+        model = self._model_for([adapter] * len(ids), ids.shape[1])
+        with torch.inference_mode(), self._casting(adapter):
+            return self._steps.states(model, ids, mask, positions)
+
     def run_in_place(self, rows: Arrangement | None, bucket: Bucket, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
         """As `forward`, of tokens that are written into a bucket. `rows`: their adapters, None where all are of the base."""
         model = self._base

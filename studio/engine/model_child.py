@@ -24,12 +24,13 @@ from studio.engine.answer import GeneratedAnswer
 from studio.engine.bodies import parse_chat, parse_completion
 from studio.engine.failures import as_engine_error
 from studio.engine.protocol import Event, GenerationRequest
+from studio.engine.reading_bodies import parse_embedding
 from studio.engine.scheduler import IDLE_S, Scheduler
 from studio.errors import EngineError
 
 SWITCH_S = 0.001  # the thread that computes lets the one that speaks go first: a token shall not wait for the next one
 PREPARED_AT_ONCE = 4  # requests whose prompts are rendered and counted
-PARSERS: dict[str, Callable[[Any], GenerationRequest]] = {"chat": parse_chat, "completion": parse_completion}
+PARSERS: dict[str, Callable[[Any], GenerationRequest]] = {"chat": parse_chat, "completion": parse_completion, "embedding": parse_embedding}
 
 
 class Speaker:
@@ -90,13 +91,13 @@ class HeldModel:
             self._pool.submit(self._prepare, number, message)
 
     def _prepare(self, number: int, message: Mapping[str, Any]) -> None:
-        from studio.engine import intake  # tokenizers and grammars: not needed while idle
+        from studio.engine import intake, tokenizing  # tokenizers and grammars: not needed while idle
 
         try:
-            request = PARSERS[message["kind"]](message["body"])
-            if message["op"] == "preview":
-                self._speaker.say(id=number, value=intake.preview(request).model_dump(mode="json"))
+            if message["op"] == "read":
+                self._speaker.say(id=number, value=tokenizing.READINGS[message["kind"]](message["body"]))
                 return
+            request = PARSERS[message["kind"]](message["body"])
             answers = intake.prepare(request, lambda event: self._deliver(number, event))
             answers = [answer for answer in answers if answer.index not in message["done"]]
             with self._lock:

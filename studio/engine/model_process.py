@@ -134,9 +134,9 @@ class ModelProcess:
             if self._asked.pop(number, None) is not None and self._child is not None:
                 self._child.send({"op": "cancel", "id": number})
 
-    def preview(self, body: Any, within_s: float) -> Any:
-        """What a chat request would be read as. Raises EngineError."""
-        return self._value(self._ask({"op": "preview", "kind": "chat", "body": body}), within_s)
+    def read(self, kind: str, body: Any, within_s: float) -> Any:
+        """What needs a tokenizer alone: one of studio.engine.tokenizing.READINGS. Raises EngineError."""
+        return self._value(self._ask({"op": "read", "kind": kind, "body": body}), within_s)
 
     def status(self) -> EngineStatus:
         """As the child says, or said last."""

@@ -129,6 +129,10 @@ class GenerationRequest:
     lane: Lane = "chat"
     speculation: Speculation | None = None
     goes_on: bool = False  # the last message is an answer to be continued
+    echoes: bool = False  # the answer begins with the prompt
+    writes: bool = True  # False: an echo alone
+    is_embedding: bool = False  # the prompts are texts whose vectors are wanted; nothing is written
+    in_base64: bool = False  # these vectors
 
     @property
     def is_chat(self) -> bool:
@@ -155,7 +159,7 @@ class TokenLogprob:
     """A token with its natural log-probability before temperature, top_p and grammar; `top` are the likeliest ones."""
 
     token: bytes
-    logprob: float
+    logprob: float | None  # None of the first token of a prompt
     top: tuple[tuple[bytes, float], ...] = ()
 
 
@@ -170,6 +174,7 @@ class Event:
     usage: Usage | None = None
     error: EngineError | None = None
     facts: Mapping[str, Any] | None = None
+    vectors: tuple[str, ...] = ()  # of an embedding's texts in their order, each as base64 of float32
 
 
 FIX_HEADER = "studio-fix"  # of a request that reads the fix of an error by itself

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
+import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from studio.engine.shapes import (
     CompletionChunkChoiceBody,
     CompletionLogprobsBody,
     DeltaBody,
+    EmbeddingsBody,
     ReplyHead,
     TokenBody,
 )  # fmt: skip
@@ -35,13 +38,14 @@ class Choice:
     finish_reason: str | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     facts: dict[str, Any] = field(default_factory=dict)
+    vectors: tuple[str, ...] = ()
 
     def take(self, event: Event) -> None:
         self.text += event.text
         self.logprobs += event.logprobs
         if event.finish_reason:
             self.finish_reason, self.usage = event.finish_reason, event.usage or self.usage
-            self.facts = dict(event.facts or {})
+            self.facts, self.vectors = dict(event.facts or {}), event.vectors
 
 
 class Reply:
@@ -50,7 +54,7 @@ class Reply:
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
         self._is_chat = request.is_chat
-        prompts = max(1, len(request.prompts))  # chat has none of these
+        prompts = max(1, len(request.prompts)) if not request.is_embedding else 1  # chat has none of these
         self.choices = [Choice() for _ in range(prompts * request.n)]
         prefix, name = ("chatcmpl", "chat.completion") if self._is_chat else ("cmpl", "text_completion")
         self._head: ReplyHead = {
@@ -74,12 +78,27 @@ class Reply:
         written = sum(choice.usage.completion_tokens for choice in self.choices)
         return Usage(sum(usage.prompt_tokens for usage in asked), written)
 
-    def body(self) -> ChatCompletionBody | CompletionBody:
+    def body(self) -> ChatCompletionBody | CompletionBody | EmbeddingsBody:
         """The whole answer."""
+        if self._request.is_embedding:
+            return self._embeddings()
         usage = self.usage.as_json()
         if self._is_chat:
             return {**self._head, "choices": [self._chat_choice(number) for number in range(len(self.choices))], "usage": usage}
         return {**self._head, "choices": [self._completion_choice(number) for number in range(len(self.choices))], "usage": usage}
+
+    def _embeddings(self) -> EmbeddingsBody:
+        (choice,) = self.choices
+        vectors: Iterable[str | list[float]] = choice.vectors
+        if not self._request.in_base64:
+            vectors = (list(struct.unpack(f"<{len(packed) // 4}f", packed)) for packed in map(base64.b64decode, choice.vectors))
+        return {
+            "object": "list",
+            "model": self._request.model,
+            "data": [{"object": "embedding", "index": number, "embedding": vector} for number, vector in enumerate(vectors)],
+            "usage": {"prompt_tokens": choice.usage.prompt_tokens, "total_tokens": choice.usage.prompt_tokens},
+            "studio": choice.facts,
+        }
 
     def first_chunks(self) -> Iterator[ChunkBody]:
         """Chat says who speaks before it says anything."""
@@ -157,7 +176,7 @@ class Reply:
 
 def chat_logprobs(entries: Iterable[TokenLogprob]) -> ChatLogprobsBody:
     content: list[ChosenTokenBody] = [
-        {**_token(entry.token, entry.logprob), "top_logprobs": [_token(*pair) for pair in entry.top]} for entry in entries
+        {**_token(entry.token, entry.logprob or 0.0), "top_logprobs": [_token(*pair) for pair in entry.top]} for entry in entries
     ]
     return {"content": content, "refusal": None}
 
@@ -170,9 +189,16 @@ def completion_logprobs(entries: Iterable[TokenLogprob], offset: int) -> Complet
     return {
         "tokens": texts,
         "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{token.decode("utf-8", "replace"): value for token, value in entry.top} for entry in entries],
+        "top_logprobs": [_top(entry) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def _top(entry: TokenLogprob) -> dict[str, float] | None:
+    """By text, of equal texts (parts of characters) the likeliest; a prompt's first token has no probability and so no rivals."""
+    if entry.logprob is None:
+        return None
+    return {token.decode("utf-8", "replace"): value for token, value in reversed(entry.top)}
 
 
 def _token(token: bytes, logprob: float) -> TokenBody:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MAX_ROWS = 16  # answers made together
 CHAT_ROWS = 4  # of these, kept free of batch jobs: who chats joins at the next step
 MAX_WAITING = 64  # answers that wait; more are refused with 429
-RESERVED_TOKENS = 256  # of an answer that are counted before they are written: few use the limit they may
 IDLE_S = 600.0
 
 log = logging.getLogger("studio.engine")
@@ -221,13 +220,13 @@ class Scheduler:
         batch_rows = sum(answer.lane == "batch" for answer in batch.answers)
         if not lanes:
             budget.look_again()
-        lengths, reading = [width(answer) for answer in batch.answers], [0]
+        lengths, reading = [answer.width for answer in batch.answers], [0]
         while len(lanes) < self._max_rows and batch.has_room:
             with self._changed:
                 answer = self._waiting.first(takes_batch=batch_rows < max(1, self._max_rows - CHAT_ROWS))
                 if answer is None or self._unload_by is not None or not self._fits(answer, model, lanes):
                     return admitted
-                lengths.append(width(answer))
+                lengths.append(answer.width)
                 reading.append(len(answer.prompt_ids))
                 if not budget.admits(len(lengths), max(lengths), len(reading) - 1, max(reading)):
                     if lanes:
@@ -237,11 +236,25 @@ class Scheduler:
                 self._waiting.take(answer)
             attached = self._attach(answer, model, lanes)
             self._equip(answer, model, attached)
-            if not answer.is_over:
+            if answer.is_read_first and not answer.is_over:
+                self._running = [*batch.answers, *(other for other, _ in admitted), answer]
+                self._read_first(answer, model, attached, budget)
+            if answer.limit and not answer.is_over:
                 batch_rows += answer.lane == "batch"
                 admitted.append((answer, attached))
                 lanes.append(attached)
+            if answer.is_read_first:
+                break  # between two of them, what is being made goes on
         return admitted
+
+    def _read_first(self, answer: GeneratedAnswer, model: LocalModel, attached: Attached | None, budget: KeyValueBudget) -> None:
+        """What is wanted of the texts it was given, or a part of that, whose rest gets its turn later."""
+        from studio.engine import reading
+
+        reading.read(answer, model, attached.key if attached else None, budget)
+        if not answer.limit and not answer.is_over:
+            with self._changed:
+                self._waiting.put_back(answer)
 
     def _equip(self, answer: GeneratedAnswer, model: LocalModel, attached: Attached | None) -> None:
         """What the answer needs beside its adapter: a drafter, and words for the reader."""
@@ -347,17 +360,9 @@ class Scheduler:
         return model
 
     def _note_loaded(self, model: LocalModel) -> None:
-        self._loaded = LoadedModel(
-            base=model.folder.name,
-            quantization=model.folder.quantization,
-            device=model.device.type,
-            adapters=model.adapter_names,
-            bytes=model.bytes + model.adapter_bytes,
-            adapter_bytes=model.adapter_bytes,
-            adapter_budget_bytes=model.budget_bytes,
-            recorded_steps=model.recorded_steps,
-            unrecorded=model.unrecorded,
-        )
+        from studio.engine import loading
+
+        self._loaded = loading.described(model)
         self._note_held(f"the engine ({model.folder.name})", self._loaded.bytes + model.kept_bytes, model.device.type)
 
     def _drop_model(self) -> None:
@@ -386,11 +391,6 @@ class Scheduler:
         if self._unload_by is not None and time.monotonic() > self._unload_by:
             for answer in self._running:
                 answer.fail(unloaded())
-
-
-def width(answer: GeneratedAnswer) -> int:
-    """Columns of keys and values that an answer takes, as far as they are counted before they are written."""
-    return len(answer.prompt_ids) + min(answer.limit, max(RESERVED_TOKENS, answer.completion_tokens))
 
 
 def is_on_gpu() -> bool:

@@ -38,7 +38,7 @@ from studio.errors import EngineError
 GRACE_S = 1  # for connections to close once their answers were ended
 BACKLOG = 2048  # as uvicorn's
 LAST_RESORT_S = 1.8  # a connection can hang, ending the process can't
-PREVIEW_S = 60.0  # a tokenizer of a large vocabulary takes seconds to read
+READING_S = 60.0  # a tokenizer of a large vocabulary takes seconds to read
 
 log = logging.getLogger("studio.engine")
 
@@ -90,6 +90,9 @@ class Routes:
         with_key = [Depends(self._check_key)]
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], dependencies=with_key)
         app.add_api_route("/v1/completions", self.complete, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/v1/embeddings", self.embed, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/tokenize", self.tokenize, methods=["POST"], dependencies=with_key)
+        app.add_api_route("/detokenize", self.detokenize, methods=["POST"], dependencies=with_key)
         app.add_api_route("/engine/status", self.status, methods=["GET"], dependencies=with_key)
         app.add_api_route("/engine/unload", self.unload, methods=["POST"], dependencies=with_key)
         app.add_api_route("/engine/prompt", self.prompt, methods=["POST"], dependencies=with_key)
@@ -103,6 +106,9 @@ class Routes:
 
     async def complete(self, request: Request) -> Response:
         return await self._answer(request, "completion")
+
+    async def embed(self, request: Request) -> Response:
+        return await self._answer(request, "embedding")
 
     async def status(self) -> Response:
         found = await run_in_threadpool(self._model.status)
@@ -127,7 +133,16 @@ class Routes:
 
     async def prompt(self, request: Request) -> Response:
         """What a chat request would be read as: the rendered template and its tokens."""
-        return JSONResponse(await run_in_threadpool(self._model.preview, await _read_json(request), PREVIEW_S))
+        return await self._read(request, "preview")
+
+    async def tokenize(self, request: Request) -> Response:
+        return await self._read(request, "tokenize")
+
+    async def detokenize(self, request: Request) -> Response:
+        return await self._read(request, "detokenize")
+
+    async def _read(self, request: Request, kind: str) -> Response:
+        return JSONResponse(await run_in_threadpool(self._model.read, kind, await _read_json(request), READING_S))
 
     async def resume(self, request: Request) -> Response:
         asked = await _read_json(request)

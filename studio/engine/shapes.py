@@ -39,11 +39,11 @@ class ChatLogprobsBody(TypedDict):
 
 
 class CompletionLogprobsBody(TypedDict):
-    """The older shape: one entry per token in each list."""
+    """The older shape: one entry per token in each list. The first token of an echoed prompt has no probability."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]  # where each token starts in the answer's text
 
 
@@ -118,6 +118,44 @@ class ChunkBody(ReplyHead):
 
     choices: list[ChatChunkChoiceBody | CompletionChunkChoiceBody]
     usage: NotRequired[UsageBody | None]
+
+
+class TokenizedBody(TypedDict):
+    """An answer of /tokenize, as vLLM shapes it."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizedBody(TypedDict):
+    """An answer of /detokenize."""
+
+    prompt: str
+
+
+class EmbeddingUsageBody(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class VectorBody(TypedDict):
+    """The vector of one text; as base64 it is of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsBody(TypedDict):
+    """A whole answer of /v1/embeddings."""
+
+    object: Literal["list"]
+    model: str
+    data: list[VectorBody]
+    usage: EmbeddingUsageBody
+    studio: dict[str, Any]  # how the vectors were made: pooling, whether they have length 1, seconds, notes
 
 
 class ErrorDetailBody(TypedDict):

@@ -118,6 +118,20 @@ class Stepper:
         logits: Tensor = said.logits[:, -keep:]
         return logits
 
+    def states(self, model: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states of whole texts, [rows, columns, size], from the part of `model` below its scores."""
+        given: dict[str, Any] = {"input_ids": ids, **self._accepts(use_cache=False)}
+        if self.way.is_padded:
+            given |= {"attention_mask": mask, **self._accepts(position_ids=positions)}
+        model = getattr(model, "get_base_model", lambda: model)()  # of an adapter's own tree
+        said = getattr(model, "base_model", model)(**given)
+        if getattr(said, "last_hidden_state", None) is None:
+            said = model(**given, **self._accepts(logits_to_keep=1), output_hidden_states=True)
+            states: Tensor = said.hidden_states[-1]
+            return states
+        states = said.last_hidden_state
+        return states
+
     def _accepts(self, **values: Any) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in self._accepted}
 

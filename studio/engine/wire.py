@@ -24,6 +24,8 @@ def event_as_json(event: Event) -> dict[str, Any]:
         found["usage"] = [event.usage.prompt_tokens, event.usage.completion_tokens]
     if event.facts is not None:
         found["facts"] = dict(event.facts)
+    if event.vectors:
+        found["vectors"] = list(event.vectors)
     if event.error is not None:
         found["error"] = error_as_json(event.error)
     return found
@@ -39,6 +41,7 @@ def read_event(value: Mapping[str, Any]) -> Event:
         Usage(*value["usage"]) if "usage" in value else None,
         read_error(value["error"]) if "error" in value else None,
         value.get("facts"),
+        tuple(value.get("vectors", ())),
     )
 
 

@@ -399,6 +399,26 @@ def test_prompts_that_can_not_be_read_are_refused(client: httpx.Client, prompts:
     assert answer.status_code == 400 and answer.json()["error"]["fix"]
 
 
+def test_texts_are_tokenised_scored_and_embedded_by_name(client: httpx.Client, sdk: openai.OpenAI, adapter: dict[str, Any]) -> None:
+    # red when a route is not there, takes a path, or answers an error in another shape than OpenAI's
+    body = {"model": "stories260K", "prompt": "Once upon a time", "return_token_strs": True, "colour": 1}
+    answer = client.post("/tokenize", json=body)
+    ids = answer.json()["tokens"]
+    assert answer.json()["count"] == len(ids) == len(answer.json()["token_strs"]) and answer.headers["studio-ignored"] == "colour"
+    assert "Once upon a time" in client.post("/detokenize", json={"model": "stories260K", "tokens": ids}).json()["prompt"]
+    for name in ("stories260K", "stories260K:tuned"):  # as lm-eval asks for a likelihood
+        asked = {"model": name, "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+        (choice,) = client.post("/v1/completions", json=asked).json()["choices"]
+        assert len(choice["logprobs"]["token_logprobs"]) == len(ids) + 1 and choice["logprobs"]["token_logprobs"][0] is None
+    vectors = sdk.embeddings.create(model="stories260K", input=["A dog", "A cat"])  # this client asks for base64
+    assert len(vectors.data) == 2 and sum(number**2 for number in vectors.data[1].embedding) == pytest.approx(1, abs=1e-3)
+    for path, sent in (("/tokenize", {"model": "nobody", "prompt": "a"}), ("/v1/embeddings", {"model": "nobody", "input": "a"})):
+        refused = client.post(path, json=sent)
+        assert refused.status_code == 404 and refused.json()["error"]["code"] == "model_not_found"
+    refused = client.post("/v1/embeddings", json={"model": "stories260K", "input": "a", "dimensions": 4})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
+
+
 def test_the_schema_and_its_page_are_our_own(client: httpx.Client) -> None:
     schema = client.get("/api/openapi.json").json()
     assert {"/api/datasets", "/api/jobs/{job}/cancel", "/v1/chat/completions"} <= set(schema["paths"])

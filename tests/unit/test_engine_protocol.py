@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from studio.engine import body_fields, server
-from studio.engine.bodies import ignored_fields, parse_chat, parse_completion
+from studio.engine.bodies import CHAT_FIELDS, COMPLETION_FIELDS, parse_chat, parse_completion
 from studio.engine.protocol import AdapterRef, Contestant, Ending, Grammar, ModelFolder, error_body
 from studio.errors import EngineError
 
@@ -186,9 +186,9 @@ def test_what_nothing_reads_is_named() -> None:
         "colour": 1,
         "b ü\n": 2,
     }
-    names = ignored_fields(body, is_chat=True)
+    names = body_fields.ignored(body, CHAT_FIELDS)
     assert names == ["b ü\n", "colour"] and body_fields.header(names) == "b???,colour"
-    assert ignored_fields({"prompt": "", "messages": []}, is_chat=False) == ["messages"]
+    assert body_fields.ignored({"prompt": "", "messages": []}, COMPLETION_FIELDS) == ["messages"]
     many = body_fields.header([f"field{number}" * 20 for number in range(100)])
     assert many.endswith(",60-more") and len(many) < 3000
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from studio.engine import intake, model_child
+from studio.engine import intake, model_child, tokenizing
 from studio.engine.model_child import HeldModel, Speaker
 from studio.engine.protocol import Event
 from studio.errors import EngineError
-from studio.records import EngineStatus, PromptPreview
+from studio.records import EngineStatus
 from studio.settings import Settings
 
 
@@ -78,9 +78,7 @@ def held(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldMo
     monkeypatch.setattr(model_child.card, "take_freest", lambda: None)
     monkeypatch.setattr(model_child, "PARSERS", {"chat": lambda body: body})
     monkeypatch.setattr(intake, "prepare", prepare)
-    monkeypatch.setattr(
-        intake, "preview", lambda request: PromptPreview(text="t", ids=[1], tokens=["t"], context=request, template="plain")
-    )
+    monkeypatch.setattr(tokenizing, "READINGS", {"preview": lambda body: {"context": body}})
     made = HeldModel(Said(), 9.0)  # type: ignore[arg-type]
     yield made
     made._pool.shutdown()
@@ -106,7 +104,7 @@ def test_the_scheduler_is_made_by_the_settings_and_asked_by_the_server(held: Hel
     assert said.messages[0]["id"] == 4 and said.messages[0]["value"]["active"] == 2 and "ok" not in said.messages[0]["value"]
     held.take({"id": 5, "op": "unload", "wait_s": 1.5})
     assert said.first(2)[1] == {"id": 5, "value": 70} and queue.unloads == [1.5]
-    held.take({"id": 6, "op": "preview", "kind": "chat", "body": 512})
+    held.take({"id": 6, "op": "read", "kind": "preview", "body": 512})
     assert said.first(3)[2]["value"]["context"] == 512 and queue.submitted == []
 
 

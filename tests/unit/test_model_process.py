@@ -183,7 +183,7 @@ def test_a_busy_process_is_as_it_said_last(made: list[Child], monkeypatch: pytes
     monkeypatch.setattr(model_process, "STATUS_S", 0.0)
     assert model.status() == found[0]
     with pytest.raises(EngineError, match="busy"):
-        model.preview({}, within_s=0.0)
+        model.read("preview", {}, within_s=0.0)
     assert model._asked == {}
     model.close()
 
