@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from studio.engine import grammar_limits
 from studio.engine.protocol import Grammar, bad_request
 from studio.errors import listed
 
@@ -64,6 +65,8 @@ class GrammarVocabulary:
         """A fresh matcher. Raises EngineError 400 with the library's line and reason when the grammar can't be used."""
         from llguidance import LLMatcher
 
+        if reason := grammar_limits.excess(grammar):
+            raise _too_large(grammar, reason)
         source = _compile(grammar)
         if missing := self.lacking(_certain(grammar)):
             raise _unwritable(grammar, missing)
@@ -121,14 +124,14 @@ def _compile(grammar: Grammar) -> str:
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import any_to_lark
 
-    if grammar.kind == "json_schema":
-        # without this a small model fills its whole answer with blanks between the brackets
-        return LLMatcher.grammar_from_json_schema(json.loads(grammar.source), overrides={"whitespace_flexible": False})
-    if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.source)
     try:
+        if grammar.kind == "json_schema":
+            # without this a small model fills its whole answer with blanks between the brackets
+            return LLMatcher.grammar_from_json_schema(json.loads(grammar.source), overrides={"whitespace_flexible": False})
+        if grammar.kind == "regex":
+            return LLMatcher.grammar_from_regex(grammar.source)
         return LLMatcher.grammar_from_lark(any_to_lark(grammar.source))
-    except Exception as exc:  # noqa: BLE001  (the converter raises bare Exception for unknown rules)
+    except Exception as exc:  # noqa: BLE001  (the converter of GBNF raises bare Exception, that of schemas for numbers and texts it can't take)
         raise _refusal(grammar, str(exc)) from None
 
 
@@ -138,8 +141,9 @@ def _certain(grammar: Grammar) -> str:
         return ""
     schema = json.loads(grammar.source)
     signs = BRACKETS.get(str(schema.get("type")), "")
-    if schema.get("type") == "object":
-        names = [name for name in schema.get("required") or [] if isinstance(name, str)]
+    required = schema.get("required")
+    if schema.get("type") == "object" and isinstance(required, list):
+        names = [name for name in required if isinstance(name, str)]
         signs += "".join(json.dumps(name, ensure_ascii=False) + ":" for name in names)
     return signs
 
@@ -161,6 +165,11 @@ def _unwritable(grammar: Grammar, missing: Sequence[str]) -> Exception:
         param=param,
         code="invalid_grammar",
     )
+
+
+def _too_large(grammar: Grammar, reason: str) -> Exception:
+    param, name = NAMES[grammar.kind]
+    return bad_request(f"{name} can't be used: {reason}.", "Ask for less at once.", param=param, code="invalid_grammar")
 
 
 def _refusal(grammar: Grammar, reason: str) -> Exception:

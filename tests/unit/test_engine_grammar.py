@@ -78,6 +78,15 @@ def test_a_copy_goes_its_own_way(vocabulary: GrammarVocabulary) -> None:
         (Grammar("gbnf", 'start: "a" foo'), r"line 1, column 8: unknown name"),
         (Grammar("json_schema", '{"type": "objekt"}'), r"Invalid type: objekt"),
         (Grammar("json_schema", '{"$ref": "#/nowhere"}'), r"nowhere"),
+        (Grammar("json_schema", '{"type": "object", "required": 5}'), r"required"),
+        (Grammar("json_schema", '{"const": "\\ud800"}'), r"schema can't be used"),
+        (Grammar("json_schema", '{"type": "integer", "maximum": 1000000000000000000000000}'), r"more than 63 bits"),
+        (Grammar("json_schema", '{"not": ' * 100 + "{}" + "}" * 100), r"more than 100 levels"),
+        (Grammar("json_schema", json.dumps({"anyOf": [{}] * 4000})), r"more than 4,000 objects"),
+        (Grammar("json_schema", json.dumps({"enum": [0] * 50_000})), r"more than 50,000 values"),
+        (Grammar("json_schema", json.dumps({"const": "a" * 1_000_000})), r"1,000,013 bytes, and 1,000,000 is the limit"),
+        (Grammar("gbnf", 'root ::= "a"' + "#" * 200_000), r"and 200,000 is the limit"),
+        (Grammar("regex", "a" * 200_001), r"and 200,000 is the limit"),
     ],
 )
 def test_a_bad_grammar_gets_its_reason_in_one_line(vocabulary: GrammarVocabulary, grammar: Grammar, reason: str) -> None:

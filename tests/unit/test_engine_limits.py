@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from studio.engine import leases, outgoing, prefixes, speculation
+from studio.engine import leases, limits, outgoing, prefixes, speculation
 from studio.engine.lanes import Lanes
 from studio.engine.leases import Lease, LoadTimes
 from studio.engine.limits import longest_answer
@@ -82,6 +82,25 @@ def test_the_longest_answer_of_a_schema_and_its_end(schema: dict[str, Any], long
     found = longest_answer(Grammar("json_schema", json.dumps(schema)))
     assert found == (None if longest is None else longest + 1)
     assert longest_answer(Grammar("gbnf", 'root ::= "a"')) is None
+
+
+def crossed(width: int, depth: int = 8) -> dict[str, Any]:
+    """Definitions that each refer to the next one `width` times: few bytes, width ** depth paths."""
+    links: dict[str, Any] = {str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * width} for n in range(depth)}
+    return {"$ref": "#/$defs/0", "$defs": {**links, str(depth): {"type": "null"}}}
+
+
+def test_a_reference_is_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_VISITED", 250)
+    assert longest_answer(Grammar("json_schema", json.dumps(crossed(20, 7)))) == 6
+    assert longest_answer(Grammar("json_schema", json.dumps(crossed(40, 7)))) is None, "beyond the budget"
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000, '"x"', "[]", "null"])
+def test_a_bound_that_is_no_number_is_none(number: str) -> None:
+    for kind, name in (("string", "maxLength"), ("array", "maxItems"), ("integer", "maximum")):
+        source = f'{{"type": "{kind}", "minimum": 0, "items": {{"type": "null"}}, "{name}": {number}}}'
+        assert longest_answer(Grammar("json_schema", source)) is None, source
 
 
 # prefixes
