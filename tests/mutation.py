@@ -154,38 +154,44 @@ def related(path: Path) -> list[str]:
     return sorted(scores, key=lambda file: -scores[file])
 
 
+def first_line(node: ast.stmt) -> int:
+    """The line where a statement begins, its decorators included."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+
+
 def header(path: Path, line: int) -> tuple[set[str], bool]:
     """The texts of the lines of the statement at this line, without its body; and whether it stands in a function."""
     source = (ROOT / path).read_text(encoding="utf-8")
-    around = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)]
-    statement = max(around, key=lambda node: node.lineno)
+    statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    statement = max((node for node in statements if first_line(node) <= line <= (node.end_lineno or 0)), key=first_line)
     end = statement.end_lineno or line
     if body := getattr(statement, "body", None):
         end = max(statement.lineno, body[0].lineno - 1)
     texts = {text.strip() for text in source.splitlines()[statement.lineno - 1 : end]}
-    in_function = any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno < line for node in around)
+    functions = [node for node in statements if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    in_function = any(node.lineno < line <= (node.end_lineno or 0) for node in functions)
     return {text for text in texts if any(map(str.isalnum, text))}, in_function
 
 
 def executing(known: CoverageMap, mutant: Mutant, bound_s: float = BOUND_S) -> list[str]:
-    """Test files that execute the mutated line: two that are closest by their text and the fastest, within a time; the fastest run first.
+    """Test files that execute the mutated line: two that are closest by their text, and those that show most of the module in least time.
 
-    Whoever imports a module executes its constants: there those come first that execute most of the module.
+    Whoever imports a module executes its constants: there it counts more how much of the module a file executes. One that does not fit
+    into the time that is left is passed over for the next.
     """
     texts, in_function = header(mutant.path, mutant.line)
     lines = {file: entry.lines.get(mutant.path.as_posix(), []) for file, entry in known.entries.items()}
     found = [file for file, executed in lines.items() if texts.intersection(executed) and known.entries[file].passed]
-    found.sort(key=lambda file: known.entries[file].seconds)
-    if not in_function:
-        found.sort(key=lambda file: -len(lines[file]))
+    slowness = 1.0 if in_function else 0.5
+    found.sort(key=lambda file: -len(lines[file]) / max(1.0, known.entries[file].seconds) ** slowness)
     closest = [file for file in related(mutant.path) if file in found][:2]
     chosen_files: list[str] = []
-    spent = 0.0
+    left_s = bound_s
     for file in [*closest, *(file for file in found if file not in closest)]:
-        spent += known.entries[file].seconds
-        if not chosen_files or spent <= bound_s:
+        if not chosen_files or known.entries[file].seconds <= left_s:
             chosen_files.append(file)
-    chosen_files.sort(key=lambda file: known.entries[file].seconds)
+            left_s -= known.entries[file].seconds
+    chosen_files.sort(key=lambda file: -len(lines[file]) / max(1.0, known.entries[file].seconds))
     return chosen_files or [file for file in related(mutant.path) if known.entries[file].passed][:MAX_FILES]
 
 
