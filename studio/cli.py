@@ -16,6 +16,7 @@ import typer
 
 from studio import __version__
 from studio.commands import (
+    access,
     asking,
     backups,
     compress,
@@ -93,6 +94,8 @@ app.command()(scoring.agreement)
 app.command()(scoring.metrics)
 app.command()(judging.preferences)
 app.command()(compress.compress)
+app.add_typer(access.keys, name="keys")
+app.add_typer(access.sessions, name="sessions")
 app.command()(backups.backup)
 app.command()(backups.restore)
 

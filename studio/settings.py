@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Settings:
     host: str
     port: int
     token: str
+    local_token: str  # without a login: for whoever is not the user who runs the studio; `studio up` makes one
     users: tuple[tuple[str, str], ...]
     engine_url: str  # external engine; "" means our own
     engine_key: str  # key of the engine named by engine_url
@@ -48,6 +50,8 @@ class Settings:
     max_upload_bytes: int
     sqlite_journal: str
     allowed_hosts: tuple[str, ...]  # names besides this machine's own under which the page may be opened
+    allowed_origins: tuple[str, ...]  # pages of other sites whose scripts may use /v1 and /api
+    trusted_proxies: tuple[str, ...]  # addresses and networks whose X-Forwarded headers count
     space_host: str  # the name Hugging Face Spaces gives this studio; "" elsewhere
     hub_offline: bool
     adapter_memory_bytes: int  # for adapters in the engine; 0 takes a quarter of what the base leaves free
@@ -130,25 +134,28 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     """Read the environment once. Raises ValueError naming the variable when a value can't be used."""
     env = dict(os.environ if environ is None else environ)
     home = Path(env.get("STUDIO_HOME") or Path(platformdirs.user_data_dir()) / "adapter-studio").expanduser().absolute()
-    users = tuple(_user(pair) for pair in env.get("STUDIO_USERS", "").split(",") if pair.strip())
+    users = tuple(_user(pair) for pair in _listed(env, "STUDIO_USERS"))
     return Settings(
         home=home,
         db_url=env.get("STUDIO_DB_URL") or f"sqlite:///{home / 'studio.db'}",
         host=env.get("STUDIO_HOST") or "127.0.0.1",
         port=_number(env, "STUDIO_PORT", 7860),
         token=env.get("STUDIO_TOKEN", ""),
+        local_token=env.get("STUDIO_LOCAL_TOKEN", ""),
         users=users,
         engine_url=env.get("STUDIO_ENGINE_URL", "").rstrip("/"),
         engine_key=env.get("STUDIO_ENGINE_KEY", ""),
         test_data=Path(env.get("STUDIO_TEST_DATA") or PACKAGE_ROOT.parent / "shared"),
         max_upload_bytes=_number(env, "STUDIO_MAX_UPLOAD_BYTES", 2 * 1024**3),
         sqlite_journal=env.get("STUDIO_SQLITE_JOURNAL") or "WAL",
-        allowed_hosts=tuple(name.strip().lower() for name in env.get("STUDIO_ALLOWED_HOSTS", "").split(",") if name.strip()),
+        allowed_hosts=tuple(name.lower() for name in _listed(env, "STUDIO_ALLOWED_HOSTS")),
+        allowed_origins=tuple(_origin(text) for text in _listed(env, "STUDIO_ALLOWED_ORIGINS")),
+        trusted_proxies=_proxies(env),
         space_host=env.get("SPACE_HOST", "").lower(),
         hub_offline=env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
         adapter_memory_bytes=_number(env, "STUDIO_ADAPTER_MEMORY_MIB", 0) * 1024**2,
         kv_cache_bytes=_number(env, "STUDIO_KV_CACHE_MIB", 0) * 1024**2,
-        api_keys=tuple(_api_key(pair) for pair in env.get("STUDIO_API_KEYS", "").split(",") if pair.strip()),
+        api_keys=tuple(_api_key(pair) for pair in _listed(env, "STUDIO_API_KEYS")),
     )
 
 
@@ -157,6 +164,32 @@ def _number(env: dict[str, str], name: str, default: int) -> int:
     if not value.isdigit():
         raise ValueError(f"{name}={value!r} is not a whole number. Set it to a number such as {default}, or unset it.")
     return int(value)
+
+
+def _listed(env: dict[str, str], name: str) -> list[str]:
+    return [text.strip() for text in env.get(name, "").split(",") if text.strip()]
+
+
+def _origin(text: str) -> str:
+    """As browsers write it: in small letters, without a path. `*` and `null` name no one page, so they are refused."""
+    scheme, separator, rest = text.lower().rstrip("/").partition("://")
+    if not (scheme and separator and rest) or "/" in rest or "*" in rest or "@" in rest:
+        raise ValueError("STUDIO_ALLOWED_ORIGINS must look like https://chat.example,http://localhost:3000: each page's own address.")
+    default = {"http": ":80", "https": ":443"}.get(scheme, ":")
+    return f"{scheme}://{rest.removesuffix(default)}"
+
+
+def _proxies(env: dict[str, str]) -> tuple[str, ...]:
+    """Nobody, unless they are named; on a Space its own network, through which everybody comes."""
+    named = _listed(env, "STUDIO_TRUSTED_PROXIES")
+    for text in named:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError("STUDIO_TRUSTED_PROXIES must look like 127.0.0.1,10.0.0.0/8: addresses or networks.") from None
+    if not named and env.get("SPACE_HOST"):
+        return ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+    return tuple(named)
 
 
 def _user(pair: str) -> tuple[str, str]:

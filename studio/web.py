@@ -34,6 +34,7 @@ from studio import settings as studio_settings
 from studio.api.forwarding import TIMEOUT
 from studio.auth import Gate
 from studio.errors import StudioError, one_line
+from studio.login import Login
 from studio.records import EngineState, Health, HealthStatus, PageHealth, PageState
 from studio.services import Studio
 from studio.settings import Settings
@@ -69,7 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
     api.add_routes(app)
     app.mount("/", page)
     app.add_middleware(api.openai.ClientPaths)
-    app.add_middleware(Gate, settings=settings, is_api_key=studio.keys.is_known)
+    studio.sessions.sweep()
+    app.add_middleware(Gate, settings=settings, login=Login(settings, studio.sessions, studio.keys))
     return app
 
 
@@ -240,7 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
-        forwarded_allow_ips="*" if settings.space_host else "127.0.0.1",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
     uvicorn.Server(config).run(sockets=_sockets(options.fd))
 

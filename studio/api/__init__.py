@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from studio.api import (
+    access,
     chat,
     comparisons,
     compress,
@@ -38,6 +39,7 @@ def add_routes(app: FastAPI) -> None:
     """Everything under /api and /v1. The routes find their services in `app.state.studio`."""
     app.include_router(methods.router)  # before /jobs/{id}
     app.include_router(rest.router)
+    app.include_router(access.router)
     app.include_router(datasets.router)
     app.include_router(models.router)
     app.include_router(jobs.router)

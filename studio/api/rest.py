@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from studio.api.json_bodies import JsonRoute
 from studio.errors import StudioError
-from studio.records import ApiKey, DeletedApiKey, DoctorReport, NewApiKey, StatusStrip
+from studio.records import DoctorReport, StatusStrip
 from studio.services import Studio
 
 router = APIRouter(route_class=JsonRoute, prefix="/api")
@@ -40,10 +40,6 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class NewKey(Body):
-    name: str
-
-
 @router.get("/doctor")
 def doctor(studio: Here) -> DoctorReport:
     """What works on this machine, and what would make the rest work."""
@@ -54,23 +50,6 @@ def doctor(studio: Here) -> DoctorReport:
 def status(studio: Here) -> StatusStrip:
     """Device, memory, what runs, what waits, what the engine holds."""
     return studio.system.strip()
-
-
-@router.get("/keys")
-def list_keys(studio: Here) -> list[ApiKey]:
-    """Keys for programs, without the keys themselves."""
-    return studio.keys.list()
-
-
-@router.post("/keys", status_code=201)
-def create_key(studio: Here, body: NewKey) -> NewApiKey:
-    """Make a key for a program; `key` is shown this once."""
-    return studio.keys.create(body.name)
-
-
-@router.delete("/keys/{key}")
-def delete_key(studio: Here, key: str) -> DeletedApiKey:
-    return studio.keys.delete(key)
 
 
 @contextmanager

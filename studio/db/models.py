@@ -283,4 +283,23 @@ class ApiKeyRow(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
     sha256: Mapped[str] = mapped_column(unique=True)
+    person: Mapped[str] = mapped_column(default="", server_default="")  # who made it; "" is whoever runs the studio
+    scope: Mapped[str] = mapped_column(default="everything", server_default="everything")  # or chat, read
     created_at: Mapped[float] = mapped_column(default=time.time)
+    used_at: Mapped[float | None]
+    expires_at: Mapped[float | None]
+
+
+class SessionRow(Base):
+    """A login of somebody's browser; only the hash of its cookie is kept."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    person: Mapped[str]  # of STUDIO_USERS; "" is whoever has the token
+    credential: Mapped[str]  # a keyed hash of the password or token: with another one the session is over
+    address: Mapped[str] = mapped_column(default="")
+    device: Mapped[str] = mapped_column(default="")  # browser and system, for people
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    used_at: Mapped[float] = mapped_column(default=time.time)
+    expires_at: Mapped[float]

@@ -1,5 +1,12 @@
 """What people see, as frozen records: services return them; command line, HTTP and page show them. No behaviour."""
 
+from studio.records.access import ApiKey as ApiKey
+from studio.records.access import Caller as Caller
+from studio.records.access import DeletedApiKey as DeletedApiKey
+from studio.records.access import EndedSession as EndedSession
+from studio.records.access import KeyScope as KeyScope
+from studio.records.access import LoginSession as LoginSession
+from studio.records.access import NewApiKey as NewApiKey
 from studio.records.adapters import K_QUANTS as K_QUANTS
 from studio.records.adapters import Adapter as Adapter
 from studio.records.adapters import Export as Export
@@ -182,12 +189,10 @@ from studio.records.ratings import LostPrompt as LostPrompt
 from studio.records.ratings import Position as Position
 from studio.records.ratings import Rating as Rating
 from studio.records.ratings import Vote as Vote
-from studio.records.system import ApiKey as ApiKey
 from studio.records.system import Backup as Backup
 from studio.records.system import BackupModel as BackupModel
 from studio.records.system import BugReport as BugReport
 from studio.records.system import CleanedStorage as CleanedStorage
-from studio.records.system import DeletedApiKey as DeletedApiKey
 from studio.records.system import DemoChat as DemoChat
 from studio.records.system import DemoJudge as DemoJudge
 from studio.records.system import DemoResult as DemoResult
@@ -200,7 +205,6 @@ from studio.records.system import EngineState as EngineState
 from studio.records.system import Health as Health
 from studio.records.system import HealthStatus as HealthStatus
 from studio.records.system import KeptFile as KeptFile
-from studio.records.system import NewApiKey as NewApiKey
 from studio.records.system import PageHealth as PageHealth
 from studio.records.system import PageState as PageState
 from studio.records.system import Restoration as Restoration

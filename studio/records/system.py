@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from studio.records.base import Record
 from studio.records.chat import ChatAnswer, EngineStatus
@@ -103,26 +102,6 @@ class CleanedStorage(Record):
     deleted: list[UnusedFile]
     freed_bytes: int
     kept: list[KeptFile]
-
-
-class ApiKey(Record):
-    """A key for a program, without the key itself."""
-
-    id: str
-    name: str
-    created_at: float
-
-
-class NewApiKey(ApiKey):
-    """A key that was made a moment ago."""
-
-    key: str  # shown this once: only its hash is kept
-
-
-class DeletedApiKey(ApiKey):
-    """A key that is refused from now on."""
-
-    deleted: Literal[True] = True
 
 
 class BugReport(Record):

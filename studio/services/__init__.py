@@ -28,6 +28,7 @@ from studio.services.preferences import PreferenceService
 from studio.services.ratings import RatingService
 from studio.services.reports import ReportService
 from studio.services.restoring import recover
+from studio.services.sessions import SessionService
 from studio.services.storage import StorageService
 from studio.services.system import SystemService
 from studio.settings import Settings
@@ -50,6 +51,7 @@ class Studio:
     comparisons: ComparisonService
     compression: CompressionService
     keys: KeyService
+    sessions: SessionService
     system: SystemService
     storage: StorageService
     exports: ExportService
@@ -82,13 +84,14 @@ class Studio:
         chat = ChatService(settings, db, models, adapters)
         comparisons = ComparisonService(settings, db, datasets, adapters)
         system = SystemService(settings, db, models, jobs)
-        bundles, keys, storage = BundleService(jobs), KeyService(db), StorageService(settings, db)
+        bundles, storage = BundleService(jobs), StorageService(settings, db)
+        access = (KeyService(settings, db), SessionService(settings, db))
         exports, merging = ExportService(settings, db, adapters), MergeService(settings, db, adapters)
         judging, ratings = JudgingService(settings, db, comparisons, adapters), RatingService(settings, db, comparisons)
         compression = CompressionService(settings, db, models, datasets, adapters, judging)
         preferences = PreferenceService(settings, db, datasets, comparisons)
         deciding = (judging, ratings, preferences, ReportService(settings, db))
-        talking = (adapters, chat, HarvestService(chat, datasets), comparisons, compression, keys, system)
+        talking = (adapters, chat, HarvestService(chat, datasets), comparisons, compression, *access, system)
         fit = FitService(settings, db, models)
         known = KnownService(settings, models, fit)
         return cls(settings, db, datasets, curation, models, jobs, bundles, *talking, storage, exports, merging, *deciding, fit, known)

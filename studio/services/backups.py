@@ -124,6 +124,9 @@ def _copy(source: Path, target: Path) -> None:
     with closing(sqlite3.connect(source, timeout=30)) as old, closing(sqlite3.connect(target)) as new:
         try:
             old.backup(new)
+            if new.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
+                new.execute("DELETE FROM sessions")  # a login that has ended must not come back with a backup
+                new.commit()
             new.execute("PRAGMA journal_mode=DELETE")
             found = str(new.execute("PRAGMA quick_check").fetchone()[0])
         except sqlite3.DatabaseError as exc:

@@ -106,6 +106,7 @@ def shown_settings(settings: Settings) -> dict[str, str]:
         "host": settings.host,
         "port": str(settings.port),
         "token": _whether_set(settings.token),
+        "local_token": _whether_set(settings.local_token),
         "users": f"{len(settings.users)} set",
         "engine_url": _address(settings.engine_url),
         "engine_key": _whether_set(settings.engine_key),
@@ -113,6 +114,8 @@ def shown_settings(settings: Settings) -> dict[str, str]:
         "max_upload_bytes": str(settings.max_upload_bytes),
         "sqlite_journal": settings.sqlite_journal,
         "allowed_hosts": f"{len(settings.allowed_hosts)} set",
+        "allowed_origins": f"{len(settings.allowed_origins)} set",
+        "trusted_proxies": f"{len(settings.trusted_proxies)} set",
         "space_host": _whether_set(settings.space_host),
         "hub_offline": str(settings.hub_offline),
         "adapter_memory_bytes": str(settings.adapter_memory_bytes),
@@ -202,7 +205,7 @@ def _end_of(path: Path) -> str:
 
 def _without_secrets(text: str, settings: Settings) -> str:
     """The last guard: whatever is known to be a secret, or looks like one, is blotted out wherever it stands."""
-    known = {settings.token, settings.engine_key}
+    known = {settings.token, settings.local_token, settings.engine_key}
     if found := running(settings):
         known.add(found.engine_key)
     known |= {password for _, password in settings.users} | {key for _, key in settings.api_keys}

@@ -64,6 +64,7 @@ for _filter in (
     words.duration,
     words.left,
     words.ago,
+    words.until,
     words.share,
     words.clock,
     words.parameters,

@@ -9,9 +9,18 @@ from typing import Any
 
 import gradio as gr
 
+from studio.errors import StudioError
+from studio.records import KeyScope
 from studio.services import Studio
 from studio.ui import pieces
+from studio.ui.callers import caller_of
 from studio.ui.handlers import QUIET, tells
+
+SCOPES = {
+    KeyScope.EVERYTHING: "for everything",
+    KeyScope.CHAT: "to chat only",
+    KeyScope.READ: "to read only",
+}
 
 
 class ProgramsPiece:
@@ -24,20 +33,25 @@ class ProgramsPiece:
             self.panel = pieces.panel(elem_id="chat-keys")
             with gr.Row(elem_classes="fields making"):
                 self.name = gr.Textbox("", label="Name of a new key", info="After the program that will use it.", max_lines=1)
+                choices = [(text.capitalize(), scope.value) for scope, text in SCOPES.items()]
+                self.scope = gr.Dropdown(choices, value=KeyScope.CHAT.value, label="What it is good for", filterable=False)
+                self.days = gr.Number(None, label="Days until it expires", info="Empty: it does not.", precision=0, minimum=1)
                 self.make = gr.Button("Make a key", elem_id="chat-key-make")
 
     def wire(self) -> None:
         told = tells(self.notice)
         self.fold.expand(self.look, outputs=[self.panel], **QUIET)
-        self.make.click(told(self.create), inputs=[self.name], outputs=[self.notice, self.panel, self.name], **QUIET)
+        self.make.click(told(self.create), inputs=[self.name, self.scope, self.days], outputs=[self.notice, self.panel, self.name], **QUIET)
         self.panel.select(told(self.take_back), outputs=[self.notice, self.panel], **QUIET)
 
     def look(self, key: str = "") -> str:
         model = (self._studio.chat.available() or ["starter"])[-1]
-        return pieces.piece("keys", keys=self._studio.keys.list(), key=key, model=model)
+        return pieces.piece("keys", keys=self._studio.keys.list(), scopes=SCOPES, key=key, model=model)
 
-    def create(self, name: str) -> dict[Any, Any]:
-        made = self._studio.keys.create(name)
+    def create(self, name: str, scope: str, days: int | None, request: gr.Request) -> dict[Any, Any]:
+        if scope not in SCOPES:
+            raise StudioError("That is no scope of a key.", "Choose what the key is good for.")
+        made = self._studio.keys.create(name, KeyScope(scope), days, caller_of(request).person)
         return {self.panel: self.look(made.key), self.name: ""}
 
     def take_back(self, event: gr.EventData) -> dict[Any, Any]:

@@ -15,6 +15,7 @@ from studio.services import Studio
 from studio.ui import pieces, words
 from studio.ui.demo import DemoState, DemoSteps
 from studio.ui.handlers import QUIET, busy, steady, tells
+from studio.ui.logins import LoginsPiece
 from studio.ui.page import Frame, go, stamp, stamp_box
 from studio.ui.storage import StoragePiece
 
@@ -64,6 +65,7 @@ class StartTab:
                 with gr.Column(scale=2, min_width=300):
                     self.doctor = pieces.panel(elem_id="start-doctor")
                     self.storage = StoragePiece(studio, "start-disk")
+                    self.logins = LoginsPiece(studio)
 
     def wire(self, blocks: gr.Blocks, contestant: gr.Dropdown, message: gr.Textbox) -> None:
         """`contestant` and `message` are the chat tab's: the fourth step fills them in."""
@@ -73,6 +75,7 @@ class StartTab:
         self._timer.tick(steady(self.tick), inputs=[place.tab, self._shown], outputs=shown, **QUIET)
         blocks.load(self.examine, outputs=[self.doctor], **QUIET)
         self.storage.wire(blocks.load)
+        self.logins.wire(blocks.load)
         outputs = [self.notice, *shown, tabs, place.job, place.chat, place.comparison, contestant, message]
         self.steps.select(tells(self.notice)(self._acting(contestant, message)), inputs=[self._shown], outputs=outputs, **busy(self.steps))
         self.own.click(lambda: go("data"), outputs=[tabs], **QUIET)

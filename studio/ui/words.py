@@ -70,6 +70,17 @@ def ago(then: object, now: float | None = None) -> str:
     return f"{duration(max(past, 100))} ago"
 
 
+def until(then: object, now: float | None = None) -> str:
+    """`good for 3 days more`, or `expired`, of what ends at a time."""
+    moment = _moment(then)
+    if moment is None:
+        return ""
+    left_s = moment - _present(now)
+    if left_s <= 0:
+        return "expired"
+    return f"good for {duration(left_s)} more"
+
+
 def elapsed(start: object, end: object, now: float | None = None) -> str:
     """How long something took, or has taken so far."""
     begun, ended = _moment(start), _moment(end)

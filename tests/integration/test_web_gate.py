@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from tests.servers import Server, web
 
 TOKEN = "a-token-for-tests"
+CLIENT = "http://chat.example:3000"  # a page of another site whose scripts may use /v1 and /api
 LIMIT = 300_000
 # routes of ours and of gradio's: none may be open when a login is asked for
 ROUTES = [
@@ -55,7 +55,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A studio that others can reach, with a token and a user."""
     home = tmp_path_factory.mktemp("guarded") / "home"
-    with web(home, STUDIO_HOST="0.0.0.0", STUDIO_TOKEN=TOKEN, STUDIO_USERS="anna:her password") as started:
+    with web(
+        home, STUDIO_HOST="0.0.0.0", STUDIO_TOKEN=TOKEN, STUDIO_USERS="anna:her password,ben:his", STUDIO_ALLOWED_ORIGINS=CLIENT
+    ) as started:
         yield started
 
 
@@ -204,8 +206,12 @@ def test_a_user_logs_in_and_out(stranger: httpx.Client) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, "/?tab=chat")
     assert stranger.get("/api/jobs").status_code == 200
     assert stranger.get("/login").headers["location"] == "/"
-    stranger.get("/logout")
+    cookies = dict(stranger.cookies)
+    assert stranger.get("/logout").status_code == 405 and stranger.get("/api/jobs").status_code == 200
+    assert stranger.post("/logout").headers["location"] == "/login"
     assert stranger.get("/api/jobs").status_code == 401
+    stranger.cookies.update(cookies)
+    assert stranger.get("/api/jobs").status_code == 401  # the cookie itself is dead, not only forgotten
 
 
 def test_a_wrong_password_is_told_and_opens_nothing(stranger: httpx.Client) -> None:
@@ -218,10 +224,115 @@ def test_a_login_from_a_foreign_page_is_refused(stranger: httpx.Client) -> None:
     assert stranger.post("/login", data=form, headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-def test_who_guesses_has_to_wait(tmp_path: Path) -> None:
-    with web(tmp_path / "home", STUDIO_TOKEN=TOKEN) as started, httpx.Client(base_url=started.url, trust_env=False, timeout=120) as guesser:
-        seen = [guesser.get("/api/jobs", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(11)]
-        assert seen == [401] * 10 + [429]
-        answer = guesser.post("/login", data={"password": TOKEN})
-        assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
-        assert "Too many" in json.dumps(answer.json())
+def test_two_people_have_two_sessions_and_see_their_own(guarded: Server) -> None:
+    with (
+        httpx.Client(base_url=guarded.url, trust_env=False, timeout=120) as anna,
+        httpx.Client(base_url=guarded.url, trust_env=False) as ben,
+    ):
+        anna.post("/login", data={"name": "anna", "password": "her password"})
+        ben.post("/login", data={"name": "ben", "password": "his"})
+        assert list(anna.cookies.values()) != list(ben.cookies.values())
+        listed = ben.get("/api/sessions").json()
+        assert {one["person"] for one in listed} == {"ben"} and [one["is_current"] for one in listed].count(True) == 1
+        (current,) = [one["id"] for one in listed if one["is_current"]]
+        assert anna.delete(f"/api/sessions/{current}").status_code == 404
+        owner = {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx.delete(f"{guarded.url}/api/sessions/{current}", headers=owner, trust_env=False).json()["ended"] is True
+        assert ben.get("/api/jobs").status_code == 401 and anna.get("/api/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("scope", ["chat", "read"])
+def test_a_key_does_what_it_is_for_and_no_more(stranger: httpx.Client, scope: str) -> None:
+    owner = {"Authorization": f"Bearer {TOKEN}"}
+    made = stranger.post("/api/keys", json={"name": scope, "scope": scope, "days": 1}, headers=owner).json()
+    program = {"Authorization": f"Bearer {made['key']}"}
+    routes = [
+        (method.upper(), path)
+        for path, methods in stranger.get("/api/openapi.json", headers=owner).json()["paths"].items()
+        for method in methods
+    ]
+    assert len(routes) > 90
+    passed = set()
+    for method, path in [*routes, *ROUTES]:
+        if (method, path) in (("GET", "//health"), ("GET", "/health/../api/jobs")):
+            continue
+        answer = stranger.request(method, path.replace("{", "").replace("}", ""), headers=program)
+        if answer.status_code != 403:
+            passed.add((method, path))
+    expected = {
+        "chat": {(method, path) for method, path in [*routes, *ROUTES] if path.startswith("/v1/") or path == "/api/chat"},
+        "read": {(method, path) for method, path in [*routes, *ROUTES] if method == "GET" and path.startswith(("/v1/", "/api/"))}
+        - {("GET", "/api/keys"), ("GET", "/api/sessions")}
+        | {("POST", "/api/fit"), ("POST", "/api/jobs/check")},
+    }[scope]
+    assert passed == expected
+    (listed,) = [one for one in stranger.get("/api/keys", headers=owner).json() if one["id"] == made["id"]]
+    assert listed["expires_at"] > listed["created_at"] and listed["scope"] == scope
+
+
+def test_what_is_right_passes_after_500_failures(guarded: Server) -> None:
+    with httpx.Client(base_url=guarded.url, trust_env=False, timeout=120) as guesser:
+        owner = {"Authorization": f"Bearer {TOKEN}"}
+        key = guesser.post("/api/keys", json={"name": "right"}, headers=owner).json()["key"]
+        seen = [guesser.get("/api/jobs", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(500)]
+        assert set(seen[10:]) == {429}
+        assert int(guesser.get("/api/jobs", headers={"Authorization": "Bearer x"}).headers["retry-after"]) > 0
+        assert (
+            guesser.get("/api/jobs", headers=owner).status_code
+            == guesser.get("/api/jobs", headers={"Authorization": f"Bearer {key}"}).status_code
+            == 200
+        )
+        forms = [guesser.post("/login", data={"name": "anna", "password": str(n)}).status_code for n in range(12)]
+        assert forms == [401] * 10 + [429] * 2
+        assert guesser.post("/login", data={"name": "anna", "password": "her password"}).status_code == 303
+        assert guesser.get("/api/jobs").status_code == 200
+
+
+def test_a_named_page_uses_v1_and_api_with_a_key(stranger: httpx.Client) -> None:
+    page = {"Origin": CLIENT}
+    asked = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    for path in ("/v1/chat/completions", "/api/jobs"):
+        answer = stranger.options(path, headers={**asked, "Access-Control-Request-Private-Network": "true"})
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == CLIENT
+        assert (
+            "x-stainless-os" in answer.headers["access-control-allow-headers"] and "POST" in answer.headers["access-control-allow-methods"]
+        )
+        assert "access-control-allow-credentials" not in answer.headers
+    refused = stranger.get("/v1/models", headers=page)
+    assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == CLIENT  # so that its script can read why
+    answer = stranger.get("/v1/models", headers={**page, "X-Api-Key": TOKEN})
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == CLIENT and "Origin" in answer.headers["vary"]
+    assert "Studio-Ignored" in answer.headers["access-control-expose-headers"]
+    stranger.post("/login", data={"password": TOKEN})
+    assert stranger.get("/api/jobs").status_code == 200 and stranger.get("/api/jobs", headers=page).status_code == 401  # no cookie counts
+    for path in ("/", "/config", "/gradio_api/info", "/login", "/logout", "/apix", "/health"):
+        answer = stranger.post(path, headers=page)
+        assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+    for origin in ("http://chat.example", "https://chat.example:3000", "http://evil.example", "null", f"{CLIENT}.evil.example"):
+        for method in ("OPTIONS", "POST"):
+            answer = stranger.request(method, "/v1/chat/completions", headers={**asked, "Origin": origin, "X-Api-Key": TOKEN})
+            assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+
+
+def test_a_key_comes_in_either_header(stranger: httpx.Client) -> None:
+    for headers in (
+        {"X-Api-Key": TOKEN},
+        {"Authorization": "Bearer made-up", "X-Api-Key": TOKEN},
+        {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": "x"},
+    ):
+        assert stranger.get("/api/jobs", headers=headers).status_code == 200
+    assert stranger.get("/api/jobs", headers={"X-Api-Key": "wrong"}).status_code in (401, 429)
+
+
+def test_a_forwarded_address_counts_from_a_named_proxy_only(guarded: Server, tmp_path: Path) -> None:
+    def device_of(server: Server, forwarded: str) -> str:
+        headers = {"X-Forwarded-For": forwarded, "X-Forwarded-Proto": "https"}
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
+            answer = client.post("/login", data={"password": TOKEN}, headers=headers)
+            client.cookies.update({answer.headers["set-cookie"].split("=")[0]: answer.headers["set-cookie"].split("=")[1].split(";")[0]})
+            (address,) = [one["address"] for one in client.get("/api/sessions").json() if one["is_current"]]
+            return f"{address} {'Secure' in answer.headers['set-cookie']}"
+
+    assert device_of(guarded, "6.6.6.6") == "127.0.0.1 False"
+    with web(tmp_path / "home", STUDIO_TOKEN=TOKEN, STUDIO_TRUSTED_PROXIES="127.0.0.1,10.0.0.0/8") as behind:
+        assert device_of(behind, "6.6.6.6, 7.7.7.7, 10.1.1.1") == "7.7.7.7 True"  # what the client made up does not count

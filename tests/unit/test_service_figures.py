@@ -445,7 +445,7 @@ def test_an_answer_is_given_again_only_where_it_would_be_the_same(tmp_path: Path
 def test_a_key_is_shown_once_and_known_until_it_is_deleted(studio: Studio) -> None:
     made = studio.keys.create("  my\n tool ")
     assert made.name == "my tool" and made.key.startswith("studio-") and len(made.key) == 7 + 43
-    assert studio.keys.is_known(made.key) and not studio.keys.is_known(made.key + "x")
+    assert studio.keys.find(made.key) and not studio.keys.find(made.key + "x")
     with studio.db.read() as session:
         assert made.key not in str([(row.name, row.sha256) for row in session.query(ApiKeyRow)])
     longest = studio.keys.create("x" * 64)
@@ -453,7 +453,7 @@ def test_a_key_is_shown_once_and_known_until_it_is_deleted(studio: Studio) -> No
         with pytest.raises(StudioError, match="1 to 64 characters"):
             studio.keys.create(name)
     assert [key.name for key in studio.keys.list()] == ["x" * 64, "my tool"]
-    assert studio.keys.delete(made.id).name == "my tool" and not studio.keys.is_known(made.key)
+    assert studio.keys.delete(made.id).name == "my tool" and not studio.keys.find(made.key)
     with pytest.raises(NotFoundError):
         studio.keys.delete(made.id)
     assert [key.id for key in studio.keys.list()] == [longest.id]

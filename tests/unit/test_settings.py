@@ -17,7 +17,18 @@ def test_without_an_environment_the_studio_is_for_this_machine_alone(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("STUDIO_PORT", "http"), ("STUDIO_PORT", "-1"), ("STUDIO_MAX_UPLOAD_BYTES", "2 GB"), ("STUDIO_USERS", "anna")]
+    ("name", "value"),
+    [
+        ("STUDIO_PORT", "http"),
+        ("STUDIO_PORT", "-1"),
+        ("STUDIO_MAX_UPLOAD_BYTES", "2 GB"),
+        ("STUDIO_USERS", "anna"),
+        ("STUDIO_ALLOWED_ORIGINS", "*"),
+        ("STUDIO_ALLOWED_ORIGINS", "null"),
+        ("STUDIO_ALLOWED_ORIGINS", "https://a.example/path"),
+        ("STUDIO_TRUSTED_PROXIES", "*"),
+        ("STUDIO_TRUSTED_PROXIES", "proxy.example"),
+    ],
 )
 def test_a_value_that_can_not_be_used_is_named(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=name):
@@ -28,6 +39,13 @@ def test_users_tokens_and_hosts_are_read() -> None:
     loaded = settings.load({"STUDIO_USERS": "anna:a:b, ben:x", "STUDIO_ALLOWED_HOSTS": "Studio.Example, ", "SPACE_HOST": "me.hf.space"})
     assert loaded.users == (("anna", "a:b"), ("ben", "x")) and loaded.has_login
     assert (loaded.allowed_hosts, loaded.space_host) == (("studio.example",), "me.hf.space")
+
+
+def test_origins_are_written_as_browsers_write_them_and_nobody_is_a_proxy_unless_named() -> None:
+    loaded = settings.load({"STUDIO_ALLOWED_ORIGINS": "HTTPS://Chat.Example:443/, http://localhost:3000,app://obsidian.md"})
+    assert loaded.allowed_origins == ("https://chat.example", "http://localhost:3000", "app://obsidian.md")
+    assert loaded.trusted_proxies == () and "10.0.0.0/8" in settings.load({"SPACE_HOST": "me.hf.space"}).trusted_proxies
+    assert settings.load({"STUDIO_TRUSTED_PROXIES": "::1, 10.0.0.0/8"}).trusted_proxies == ("::1", "10.0.0.0/8")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ OF_NUMBERS = {
     "duration",
     "left",
     "ago",
+    "until",
     "share",
     "clock",
     "counted",
