@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.homepaths import HomePaths
+from studio.settings import COPIES
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"  # in a checkpoint: what the trainer keeps beyond its library's state
@@ -107,6 +108,11 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def copies(self) -> Path:
+        """Bases as they are kept in 4 bits, of all runs of a studio; none are kept where this folder is not there."""
+        return self.path.parent.parent / COPIES
 
     @property
     def result(self) -> Path:

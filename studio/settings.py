@@ -31,6 +31,7 @@ def checkout() -> Path | None:
 
 
 STATIC = static_folder()
+COPIES = "quantised"  # the folder of a home with copies of bases in 4 bits
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Settings:
         return self.home / "cache"
 
     @property
+    def copies(self) -> Path:
+        """Of bases in 4 bits, each made by the first training that needs it."""
+        return self.home / COPIES
+
+    @property
     def logs(self) -> Path:
         return self.home / "logs"
 
@@ -114,7 +120,7 @@ class Settings:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             if all(folder.is_dir() for folder in folders) or not any(self.home.iterdir()):
                 _make_private(self.home)
-            for folder in folders:
+            for folder in (*folders, self.copies):
                 folder.mkdir(exist_ok=True, mode=0o700)
                 _make_private(folder)
         except OSError as exc:

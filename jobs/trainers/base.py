@@ -15,6 +15,7 @@ from jobs.trainers.events import EventLog
 from studio.catalogue import anatomy, keys, models, precision, quantising, rope, text_models
 from studio.catalogue.architecture import sees_whole_rows
 from studio.catalogue.reach import WORDS
+from studio.catalogue.ready_copy import ReadyCopy
 from studio.datasets.rendering import Renderer
 from studio.errors import ModelError
 
@@ -108,25 +109,30 @@ def give_back_freed_memory(folder: Path, log: EventLog) -> bool:
     return bool(done)
 
 
-def load(config: JobConfig, device: ComputeDevice, tell: Callable[[str], None] = print) -> Any:
+def load(config: JobConfig, device: ComputeDevice, tell: Callable[[str], None] = print, copies: Path | None = None) -> Any:
     """The base in its precision, from safetensors alone. Frozen embeddings, norms and head stay in 16 bits.
 
-    `tell` hears how it is computed where there is a choice.
+    `tell` hears how it is read and computed where there is a choice. `copies`: the folder of copies in 4 bits, where these are kept.
     """
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a log file can't show it
     folder = folder_of(config)
-    model, report = text_models.load(
-        folder,
-        config=text_models.config_of(folder, config.rope),
-        dtype=getattr(torch, device.dtype),
-        quantization_config=_quantization(config, device, folder),
-        device_map={"": 0 if device.name == "cuda" else "cpu"},
+    options = {
+        "dtype": getattr(torch, device.dtype),
+        "device_map": {"": {"cuda": 0}.get(device.name, "cpu")},
         **_attention(config, folder),
-    )
+    }
+    shape, quantization = text_models.config_of(folder, config.rope), _quantization(config, device, folder)
+    copy, found = None, None
+    if config.quantization.load_in_4bit and copies is not None and copies.is_dir():
+        copy = ReadyCopy.of(copies, config.base_model, folder, quantization, device=device.name, dtype=device.dtype)
+        found = copy.load(shape, tell, **options)
+    model, report = found or text_models.load(folder, config=shape, quantization_config=quantization, **options)
     keys.reported(report).check(f"The base model {config.base_model}")
+    if copy is not None:
+        copy.keep(model, tell)
     if config.quantization.load_in_4bit:
         quantization = config.quantization
         quantising.quantise_experts(

@@ -64,7 +64,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     _check_best(run, reporter, log)
     config = config.model_copy(update={"train_sampling_strategy": _sampling(config, rows, log)})
     base.check_weights(config, model_folder, log)
-    model = base.load(config, device, log.notice)
+    model = base.load(config, device, log.notice, run.copies)
     targets = methods.targets(config, model, text_models.without_weights(text_models.config_of(model_folder)))
     if targets is not None and targets.left_out:
         log.notice(reach.sentence(targets.share, targets.left_out))

@@ -19,9 +19,9 @@ from studio.db.models import AdapterRow, BaseModelRow, DatasetRow, JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
 from studio.records import CleanedStorage, DiskUse, JobStatus, KeptFile, StorageUse, UnusedFile
-from studio.settings import Settings
+from studio.settings import COPIES, Settings
 
-NOUNS = ("datasets", "runs", "adapters", "exports", "models", "cache")
+NOUNS = ("datasets", "runs", "adapters", "exports", "models", COPIES, "cache")
 BEFORE = "before-restore"  # what a restore has set aside: kept until a person deletes it by hand
 YOUNG_S = 3600.0
 WHY = {
@@ -30,6 +30,7 @@ WHY = {
     "adapters": "no adapter of the list",
     "exports": "no export of the list",
     "models": "no model of the list",
+    COPIES: "a copy of a base in 4 bits, which the next training makes again",
     "cache": "left by something that was cut short",
 }
 CHECKPOINTS = "checkpoints of a job that has succeeded: its adapter is kept elsewhere"

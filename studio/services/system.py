@@ -24,7 +24,7 @@ from studio.running import health, running
 from studio.services import bug_report
 from studio.services.jobs import JobService
 from studio.services.models import STARTER, ModelService
-from studio.settings import Settings
+from studio.settings import COPIES, Settings
 
 GIB = 1024**3
 LOW_DISK_BYTES, LOW_MEMORY_BYTES, LOW_GPU_BYTES = 5 * GIB, 4 * GIB, 1 * GIB
@@ -141,7 +141,7 @@ class SystemService:
 
     def _disk(self) -> DoctorCheck:
         free = shutil.disk_usage(self.settings.home).free
-        nouns = ("datasets", "runs", "adapters", "exports", "models", "cache")
+        nouns = ("datasets", "runs", "adapters", "exports", "models", COPIES, "cache")
         used = ", ".join(f"{noun} {_size(self.settings.home / noun)}" for noun in nouns)
         return _check(
             "disk",

@@ -281,5 +281,5 @@ def test_a_hostile_backup_changes_nothing(
     assert here.jobs.overview().paused is True
     here.db.dispose()
     assert {path.name for path in settings.home.iterdir() if path.is_dir()} == {
-        "datasets", "runs", "adapters", "exports", "models", "cache", "logs"
+        "datasets", "runs", "adapters", "exports", "models", "quantised", "cache", "logs"
     }  # fmt: skip

@@ -66,6 +66,7 @@ TRAINER_MAY_IMPORT = (
     "studio.catalogue.nvml",  # and what their driver says of them
     "studio.catalogue.torch_view",  # and torch
     "studio.catalogue.fused",  # experts that are stored as one tensor
+    "studio.catalogue.ready_copy",  # a base as it is kept in 4 bits
     "studio.catalogue.gpu_failures",  # what libraries say of a GPU
     "studio.catalogue.keys",  # whether a base holds all its weights
     "studio.catalogue.rope",  # positions beyond the base's context
