@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs import rundir
 from jobs.sections import RopeSection
-from studio.catalogue import adapter_fit, adapter_trial, library, rope
+from studio.catalogue import adapter_fit, adapter_limits, adapter_trial, library, rope
 from studio.catalogue import models as folders
 from studio.catalogue.models import ModelRef
 from studio.db import lifecycle
@@ -39,7 +39,7 @@ Names = list[str]  # inside the class, `list` is its method
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """adapter_config.json of an adapter that can answer here, without what would make peft import code."""
+    """adapter_config.json of an adapter that can answer here."""
 
     values: dict[str, Any]  # by peft's names
 
@@ -87,7 +87,8 @@ class AdapterService:
             return self.add_files([source], name, base_model=base_model)
         config = _checked_config(source)
         base = self._base_of(config, base_model)
-        _check_fit(source / WEIGHTS, config, base)
+        config = AdapterConfig(adapter_limits.settled(config.values, source, base.path))
+        self._check_fit(source, config, base)
         adapter_fit.check(source / WEIGHTS, config.values, base.path, base.name)
         with self.db.read() as session:
             self.choose_name(session, name, source.name)  # a bad name is told before anything is copied
@@ -225,6 +226,20 @@ class AdapterService:
             "Add that model first with `studio models add`, or name it with --base-model.",
         )
 
+    def _check_fit(self, source: Path, config: AdapterConfig, base: ModelRef) -> None:
+        """Every low-rank factor must belong to a layer of `base` of its width; other kinds are checked when they are loaded."""
+        with tempfile.TemporaryDirectory(dir=self.settings.cache) as place:
+            folder = Path(place) / source.name  # with adapter_config.json as it will be kept: what is tried is what will answer
+            folder.mkdir()
+            rundir.write_json(folder / CONFIG, config.values)
+            try:
+                (folder / WEIGHTS).symlink_to(source / WEIGHTS)
+            except OSError:  # not for everybody on Windows
+                shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+            reason = adapter_trial.check(folder / WEIGHTS, base.path, is_lora=config.values["peft_type"] == "LORA")
+        if reason:
+            raise ModelError(f"{source.name} does not fit {base.name}: {reason}.", adapter_fit.OTHER_BASE)
+
     def _keep(self, source: Path, adapter_id: str, config: AdapterConfig, positions: RopeSection) -> Path:
         folder, part = self.settings.adapters / adapter_id, self.settings.adapters / f".{adapter_id}.part"
         try:
@@ -245,7 +260,7 @@ class AdapterService:
 
 
 def _checked_config(folder: Path) -> AdapterConfig:
-    """adapter_config.json without what would run code. Raises ModelError unless it describes what can answer, in safetensors."""
+    """adapter_config.json as it is. Raises ModelError unless it describes what can answer, in safetensors, and asks for no code."""
     if not folder.is_dir():
         wrong = "is a file, not a folder" if folder.exists() else "is not there"
         raise ModelError(f"{folder} {wrong}.", f"Give the folder that holds {CONFIG} and {WEIGHTS}.")
@@ -263,8 +278,7 @@ def _checked_config(folder: Path) -> AdapterConfig:
         raise ModelError(
             f"{folder / TEMPLATE} is larger than {MAX_TEMPLATE_BYTES:,} bytes.", "Give the template that the adapter was trained with."
         )
-    # auto_mapping names a class to import; we know the class
-    return AdapterConfig({key: value for key, value in config.items() if key != "auto_mapping"})
+    return AdapterConfig(config)
 
 
 def _check_numbers(folder: Path, config: Mapping[str, Any]) -> None:
@@ -289,14 +303,6 @@ def _check_weights(folder: Path) -> None:
             "Save it as safetensors: save_pretrained of peft does.",
         )
     raise ModelError(f"{folder} holds no {WEIGHTS}.", f"Give the folder that holds {WEIGHTS}.")
-
-
-def _check_fit(weights: Path, config: AdapterConfig, base: ModelRef) -> None:
-    """Every low-rank factor must belong to a layer of `base` of its width. Other kinds are checked when they are loaded, where that is safe."""
-    if reason := adapter_trial.check(weights, base.path, config.values):
-        raise ModelError(
-            f"{weights.parent.name} does not fit {base.name}: {reason}.", "Name the base model it was trained on with --base-model."
-        )
 
 
 def _record(row: AdapterRow) -> Adapter:

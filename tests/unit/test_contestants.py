@@ -206,7 +206,7 @@ def test_an_import_never_takes_a_name_that_a_job_will_need(studio: Studio, tmp_p
         ("base_model.model.lm_head.weight", [520, 64], "lm_head.weight has 520 rows"),  # tied there
         ("base_model.model.model.norm.weight", [32], "model.norm.weight is 32, and 64 there"),
         ("base_model.model.model.wpe.weight", [8, 64], "that layer does not exist there"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", [2, 520], "has 520 rows"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", [4, 520], "has 520 rows"),
         ("base_model.model.model.norm.weight", [64], "modules_to_save does not name"),
     ],
 )

@@ -226,48 +226,98 @@ def test_an_adapter_config_that_lies_is_refused_in_one_line(studio: Studio, tmp_
     assert len(str(refused.value)) < 800 and "\x1b" not in str(refused.value) and not studio.adapters.list()
 
 
-def test_patterns_that_never_end_and_sizes_that_no_file_bears_out_stay_in_the_child(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+ENDLESS = r"(([\w.])+)+!"  # tried on a name of some length it takes years
+PROMPTS = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "token_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r": 50_000}, "r is 50,000, and the weights of .* have rank 4"),
+        ({"r": 2}, "r is 2, and the weights of .* have rank 4"),
+        ({"r": True}, "r is 'True', no whole number"),
+        ({"r": 4.5}, "no numbers that an adapter has"),
+        ({"r": 10**12}, "r is 1000000000000, beyond any adapter's"),
+        ({"rank_pattern": {"q_proj": 100_000}}, "rank_pattern gives q_proj rank 100,000, and the weights of .* have rank 4"),
+        ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern gives no ranks by name"),
+        ({"r": 9, "rank_pattern": {ENDLESS: 7}}, "r is 9, and the weights of .* have rank 4"),
+        ({"alpha_pattern": {ENDLESS: 4}}, "alpha_pattern holds the pattern"),
+        ({"alpha_pattern": {"q_proj": "4"}}, "alpha_pattern gives no strengths"),
+        ({"lora_alpha": 1e308}, "lora_alpha is 1e.308, beyond any adapter's"),
+        ({"lora_dropout": "0"}, "lora_dropout is '0', no number"),
+        ({"use_dora": "yes"}, "use_dora is 'yes', neither true nor false"),
+        ({"modules_to_save": [ENDLESS]}, "modules_to_save holds the pattern"),
+        ({"target_parameters": [ENDLESS]}, "target_parameters holds the pattern"),
+        ({"target_modules": 5}, "target_modules is no list of names"),
+        ({"target_modules": [5]}, "target_modules is no list of names"),
+        ({"target_modules": ["x"] * 20_001}, "20,001 entries"),
+        ({"layer_replication": [[0, 4]] * 300}, "layer_replication makes another model"),
+        ({"trainable_token_indices": [10**9]}, "trainable_token_indices is 1000000000, beyond"),
+        ({"peft_type": "IA3", "feedforward_modules": ENDLESS}, "feedforward_modules is a pattern"),
+        ({"peft_type": "VERA", "r": 50_000}, "r is 50,000, and the weights are no larger than"),
+        ({"peft_type": "FOURIERFT", "n_frequency": 900_000}, "n_frequency is 900,000, and the weights are no larger"),
+        (PROMPTS, "holds no prompt_embeddings"),
+    ],
+)
+def test_what_the_tensors_do_not_bear_out_is_refused_by_name(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
 ) -> None:
     # red when an engine tries such a pattern for hours, or takes memory for a rank of a hundred million
+    monkeypatch.setattr("studio.catalogue.adapter_trial._ask_child", lambda *_: pytest.fail("a child was asked"))
     folder = make_adapter(STARTER, tmp_path / "a", 1)
-    before = (folder / "adapter_config.json").read_text()
-    asked: list[Path] = []
-    monkeypatch.setattr("studio.catalogue.adapter_trial._ask_child", lambda base, adapter: asked.append(adapter) or "it was asked")
-    for changes in (
-        {"target_modules": r"(([\w.])+)+!"},
-        {"exclude_modules": r"(([\w.])+)+!"},
-        {"rank_pattern": {r"(([\w.])+)+!": 4}},
-        {"modules_to_save": [r"(([\w.])+)+!"]},
-        {"r": 100_000_000},
-        {"rank_pattern": {"q_proj": 100_000_000}},
-        {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4096, "num_layers": 4096, "token_dim": 4096},
-        {"peft_type": "IA3", "feedforward_modules": r"(([\w.])+)+!"},
-    ):
-        (folder / "adapter_config.json").write_text(json.dumps({**json.loads(before), **changes}))
-        with pytest.raises(ModelError, match="it was asked"):
-            studio.adapters.add(folder, base_model="starter")
-    assert len(asked) == 8
-    (folder / "adapter_config.json").write_text(before)
-    assert studio.adapters.add(folder, base_model="starter").method == "lora" and len(asked) == 8
+    change_json(folder / "adapter_config.json", **changes)
+    with pytest.raises(ModelError, match=said):
+        studio.adapters.add(folder, base_model="starter")
+    assert not studio.adapters.list() and not list(studio.settings.adapters.iterdir())
 
 
-@pytest.mark.long
-def test_a_pattern_that_ends_is_taken_and_one_that_does_not_is_given_up(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_virtual_tokens": 10**6}, "num_virtual_tokens is 1000000, and the weights have 4 tokens"),
+        ({"num_virtual_tokens": None}, "num_virtual_tokens is None"),
+        ({"num_virtual_tokens": 2.0}, "num_virtual_tokens is '2.0', no whole number"),
+        ({"token_dim": 4096}, "token_dim is 4,096, and the weights are 64 wide"),
+        ({"encoder_hidden_size": 10**9}, "beyond any adapter's"),
+        ({"peft_type": "PREFIX_TUNING", "num_layers": 4096}, "num_layers is 4,096 and token_dim 64, and the weights are 64 wide"),
+    ],
+)
+def test_virtual_tokens_are_those_of_the_weights(studio: Studio, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    save_file({"prompt_embeddings": numpy.zeros((4, 64), dtype=numpy.float32)}, folder / WEIGHTS)
+    (folder / "adapter_config.json").write_text(json.dumps({**PROMPTS, "task_type": "CAUSAL_LM"}))
+    assert studio.adapters.add(folder, base_model="starter").method == "prompt-tuning"
+    change_json(folder / "adapter_config.json", **changes)
+    with pytest.raises(ModelError, match=said):
+        studio.adapters.add(folder, "b", base_model="starter")
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "layers_pattern"])
+def test_patterns_become_the_names_of_the_layers_that_the_weights_are_of(studio: Studio, tmp_path: Path, field: str) -> None:
     folder = make_adapter(STARTER, tmp_path / "a", 1)
-    before = json.loads((folder / "adapter_config.json").read_text())
-    names = "|".join(before["target_modules"])
-    change_json(folder / "adapter_config.json", target_modules=rf".*\.({names})")
-    assert studio.adapters.add(folder, base_model="starter").name == "a"
-    change_json(folder / "adapter_config.json", r=100_000_000, target_modules=before["target_modules"])
-    with pytest.raises(ModelError, match="another size there"):
-        studio.adapters.add(folder, "b", base_model="starter")
-    change_json(folder / "adapter_config.json", r=before["r"], target_modules=r"(([\w.])+)+!")
-    monkeypatch.setattr(library_child, "PATIENCE_S", 8.0)
-    with pytest.raises(ModelError, match="too much memory or time"):
-        studio.adapters.add(folder, "b", base_model="starter")
+    names = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    change_json(folder / "adapter_config.json", **{field: ENDLESS})
+    kept = json.loads((Path(studio.adapters.add(folder, base_model="starter").path) / "adapter_config.json").read_text())
+    assert kept["target_modules"] == sorted(names) and not kept["exclude_modules"] and not kept.get("layers_pattern")
+    state = {name: tensor for name, tensor in load_file(folder / WEIGHTS).items() if ".layers.0." in name}
+    save_file(state, folder / WEIGHTS)
+    kept = json.loads((Path(studio.adapters.add(folder, "b", base_model="starter").path) / "adapter_config.json").read_text())
+    assert len(kept["target_modules"]) == len(state) // 2 and all(".layers.0." in name for name in kept["target_modules"])
+
+
+def test_ranks_by_pattern_become_ranks_by_name(studio: Studio, tmp_path: Path) -> None:
+    folder = make_adapter(STARTER, tmp_path / "a", 1)
+    change_json(
+        folder / "adapter_config.json", rank_pattern={r".*\.layers\.(0|1)\..*": 2, r"^model\.layers\.2\.self_attn\.q_proj$": 4, "none": 9}
+    )
+    state = load_file(folder / WEIGHTS)
+    for name, tensor in state.items():
+        if ".layers.0.self_attn.q_proj" in name:
+            state[name] = numpy.ascontiguousarray(tensor[:2] if "lora_A" in name else tensor[:, :2])
+    save_file(state, folder / WEIGHTS)
+    kept = json.loads((Path(studio.adapters.add(folder, base_model="starter").path) / "adapter_config.json").read_text())
+    assert kept["rank_pattern"] == {"model.layers.0.self_attn.q_proj": 2, "model.layers.2.self_attn.q_proj": 4}
 
 
 def test_a_number_without_rows_is_no_vocabulary(studio: Studio, tmp_path: Path) -> None:
