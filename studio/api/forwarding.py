@@ -11,12 +11,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from studio.api import json_bodies
 from studio.engine import body_fields, protocol
@@ -57,6 +57,14 @@ class Errand:
         return self.body.get("stream") is True
 
 
+class AnswerShape(Protocol):
+    """Another shape of an answer of chat."""
+
+    def whole(self, answer: Mapping[str, Any]) -> Mapping[str, Any]: ...
+
+    def events(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]: ...
+
+
 async def forward(request: Request, path: str, known: frozenset[str]) -> Response:
     """The engine's answer to the request's body as it is. `known`: the fields that are read there."""
     return await passed_on(request, await errand(request, path, await json_of(request), known))
@@ -77,8 +85,8 @@ async def errand(request: Request, path: str, body: dict[str, Any], known: froze
     return Errand(path, body, headers)
 
 
-async def passed_on(request: Request, sent: Errand) -> Response:
-    """The engine's answer, byte by byte."""
+async def passed_on(request: Request, sent: Errand, shape: AnswerShape | None = None) -> Response:
+    """The engine's answer, byte by byte, or in another shape."""
     sending, leaving = asyncio.ensure_future(send(request, sent)), asyncio.ensure_future(_disconnect(request))
     patience = SILENCE_S if sent.is_streamed else None
     try:
@@ -89,13 +97,23 @@ async def passed_on(request: Request, sent: Errand) -> Response:
     finally:
         leaving.cancel()
     if not done:
-        return StreamingResponse(_commented(sending), media_type="text/event-stream", headers={"Cache-Control": "no-store", **sent.headers})
+        chunks = _commented(sending)
+        told = {"Cache-Control": "no-store", **sent.headers}
+        return StreamingResponse(shape.events(chunks) if shape else chunks, media_type="text/event-stream", headers=told)
     if not sending.done():
         sending.cancel()
         return Response(status_code=499)  # nobody reads it
     answer = await sending
     headers = {key: answer.headers[key] for key in PASSED_HEADERS if key in answer.headers}
-    return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers={**headers, **sent.headers})
+    headers |= sent.headers
+    if shape is None or answer.status_code >= 400:
+        return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers=headers)
+    if _is_stream(answer):
+        return StreamingResponse(shape.events(_chunks(answer)), headers=headers)
+    try:
+        return JSONResponse(shape.whole(json.loads(await answer.aread())), headers=sent.headers)
+    finally:
+        await answer.aclose()
 
 
 async def send(request: Request, sent: Errand) -> httpx.Response:
@@ -166,13 +184,16 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
+def _is_stream(answer: httpx.Response) -> bool:
+    return answer.headers.get("content-type", "").startswith("text/event-stream")
+
+
 async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
-    is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
     try:
         async for chunk in answer.aiter_raw():
             yield chunk
     except httpx.TransportError:
-        if is_stream:  # headers are gone; the stream itself must say it
+        if _is_stream(answer):  # headers are gone; the stream itself must say it
             error = EngineError("The engine ended in the middle of its answer.", "Ask again.", code="engine_died")
             yield f"data: {json.dumps(protocol.error_body(error))}\n\n".encode()
         else:

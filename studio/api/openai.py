@@ -10,7 +10,17 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.api import forwarding
-from studio.api.openai_shapes import ChatCompletion, Detokenized, Embeddings, ModelEntry, ModelList, TextCompletion, Tokenized
+from studio.api.openai_shapes import (
+    ChatCompletion,
+    Detokenized,
+    Embeddings,
+    ModelEntry,
+    ModelList,
+    ModelResponse,
+    TextCompletion,
+    Tokenized,
+)
+from studio.api.responses import respond
 from studio.engine import bodies, protocol, reading_bodies
 from studio.engine.shapes import ErrorBody
 from studio.errors import EngineError, NotFoundError, StudioError
@@ -52,6 +62,12 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     """OpenAI's text completions; an empty prompt starts from BOS. `echo` begins the answer with the prompt, `logprobs` with its too."""
     return await forwarding.forward(request, "/v1/completions", bodies.COMPLETION_FIELDS)
+
+
+@router.post("/responses", responses=_as_json_or_events(ModelResponse), response_class=Response)
+async def responses(request: Request) -> Response:
+    """OpenAI's responses, over chat completions. Nothing is kept: `input` is the whole conversation."""
+    return await respond(request)
 
 
 @router.post("/embeddings", responses={200: {"model": Embeddings}}, response_class=Response)

@@ -151,3 +151,62 @@ class Detokenized(Record):
     """The text of tokens, special ones included."""
 
     prompt: str
+
+
+class InputDetails(Record):
+    cached_tokens: int  # of an earlier prompt that began alike
+    cache_write_tokens: int
+
+
+class OutputDetails(Record):
+    reasoning_tokens: int
+
+
+class ResponseUsage(Record):
+    """Tokens of a response."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Incomplete(Record):
+    reason: str
+
+
+class ResponseError(Record):
+    code: str
+    message: str
+
+
+class ModelResponse(Record):
+    """A response. With `stream` it comes as server-sent events instead, in OpenAI's order with sequence numbers."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    error: ResponseError | None
+    incomplete_details: Incomplete | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, JsonValue]
+    model: str
+    output: list[dict[str, JsonValue]]  # messages and function calls
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, str | None]
+    service_tier: str
+    store: bool  # false: nothing is kept
+    temperature: float
+    text: dict[str, JsonValue]
+    tool_choice: JsonValue
+    tools: list[dict[str, JsonValue]]
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    usage: ResponseUsage
+    user: str | None
+    studio: dict[str, JsonValue]  # how it was made: speed, reused tokens, notes

@@ -419,6 +419,26 @@ def test_texts_are_tokenised_scored_and_embedded_by_name(client: httpx.Client, s
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
 
 
+def test_a_response_says_what_chat_says(sdk: openai.OpenAI) -> None:
+    # red when the two differ, when a stream breaks off, or when a form is lost on the way
+    chosen: Any = {"model": "stories260K", "temperature": 0}
+    chat = sdk.chat.completions.create(messages=[{"role": "user", "content": "Tell me a story."}], max_tokens=12, **chosen)
+    whole = sdk.responses.create(input="Tell me a story.", max_output_tokens=12, store=False, **chosen)
+    assert whole.output_text == chat.choices[0].message.content and whole.status == "incomplete"
+    assert whole.usage and chat.usage and whole.usage.input_tokens == chat.usage.prompt_tokens
+    with sdk.responses.stream(input=[{"role": "user", "content": "Tell me a story."}], max_output_tokens=12, **chosen) as events:
+        seen = list(events)
+    assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == whole.output_text
+    kinds = [event.type for event in seen]
+    assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete" and kinds.count("response.output_text.delta") > 3
+    form: Any = {"format": {"type": "json_schema", "name": "side", "schema": {"enum": ["north", "south"]}, "strict": True}}
+    assert json.loads(sdk.responses.create(input="Where?", text=form, **chosen).output_text) in ("north", "south")
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        sdk.responses.create(input="Hi", previous_response_id="resp_1", **chosen)
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        sdk.responses.create(input="Hi", model="nobody")
+
+
 def test_the_schema_and_its_page_are_our_own(client: httpx.Client) -> None:
     schema = client.get("/api/openapi.json").json()
     assert {"/api/datasets", "/api/jobs/{job}/cancel", "/v1/chat/completions"} <= set(schema["paths"])
