@@ -38,6 +38,7 @@ class Message(Value):
     role: Role
     content: str
     tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
     name: str | None = None
     train: bool | None = None
     reasoning: str | None = None

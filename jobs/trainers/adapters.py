@@ -15,6 +15,7 @@ from jobs.trainers import methods
 from studio.catalogue import fused, rope, rope_flags
 from studio.catalogue.reach import sentence
 from studio.catalogue.targets import LoraTargets
+from studio.datasets.call_format import TOLD_AS_TEXT, TOLD_BY_TEMPLATE, TOOLS_KEY
 from studio.datasets.rendering import TEMPLATES, Renderer
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class AdapterCard:
     config: JobConfig
     renderer: Renderer
     targets: LoraTargets | None = None  # of a LoRA
+    has_tools: bool = False  # some of its rows name tools
 
     @property
     def template_name(self) -> str:
@@ -52,6 +54,7 @@ class AdapterCard:
             "stop_strings": list(self.renderer.stop_strings),
             "config": {**options, "chat_template": self.template_name},
             **self._adapted(),
+            **self._told(),
             "metrics": figures,
             **self._positions(),
         }
@@ -62,6 +65,12 @@ class AdapterCard:
             return {}
         left_out = {str(kind): round(share, 6) for kind, share in self.targets.left_out.items()}
         return {"targets": {"share": round(self.targets.share, 6), "left_out": left_out}}
+
+    def _told(self) -> dict[str, Any]:
+        """How the rows tell of their tools, so that chat tells of tools in the same way; nothing where no row has any."""
+        if not self.has_tools:
+            return {}
+        return {TOOLS_KEY: TOLD_BY_TEMPLATE if self.renderer.dialogue.shows_tools else TOLD_AS_TEXT}
 
     def _positions(self) -> dict[str, Any]:
         """What whoever loads the base has to know; nothing where the base keeps its own positions."""

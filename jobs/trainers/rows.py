@@ -44,6 +44,7 @@ class TokenRows:
     way_on: str
     left_out: Mapping[DroppedPart, int]  # rows of which the chat template does not write something
     empty_reasoning: int  # rows that teach an empty block of reasoning
+    with_tools: int  # rows that name tools
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Tokens:
     way_on: str = ""  # what helps against the refusal
     left_out: Collection[DroppedPart] = ()
     empty_reasoning: bool = False
+    has_tools: bool = False
 
 
 def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
@@ -65,7 +67,8 @@ def tokenize(path: Path, renderer: Renderer, config: JobConfig) -> TokenRows:
     refusal, way_on = next(((row.refusal, row.way_on) for row in rows if row.refusal), ("", ""))
     left_out = Counter(what for row in rows for what in row.left_out)
     empty = sum(row.empty_reasoning for row in rows)
-    return TokenRows(_table(found), len(rows), len(rows) - len(found), sum(row.truncated for row in rows), refusal, way_on, left_out, empty)
+    truncated, with_tools = sum(row.truncated for row in rows), sum(row.has_tools for row in rows)
+    return TokenRows(_table(found), len(rows), len(rows) - len(found), truncated, refusal, way_on, left_out, empty, with_tools)
 
 
 def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[Tokens]:
@@ -73,7 +76,7 @@ def token_rows(path: Path, renderer: Renderer, config: JobConfig) -> Iterator[To
     render = _RENDERERS[config.objective_entry.rows]
     for number, example in _examples(path):
         try:
-            yield render(example, renderer, config)
+            yield dataclasses.replace(render(example, renderer, config), has_tools=bool(example.tools))
         except DatasetError as exc:
             yield Tokens(None, refusal=f"{path.name}, line {number}: {exc.message}", way_on=exc.fix)
 

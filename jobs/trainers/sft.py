@@ -68,7 +68,7 @@ def train(run: RunDir, config: JobConfig, folder: Path, log: EventLog, stop: Sto
     targets = methods.targets(config, model, text_models.without_weights(text_models.config_of(model_folder)))
     if targets is not None and targets.left_out:
         log.notice(reach.sentence(targets.share, targets.left_out))
-    card = AdapterCard(config, renderer, targets)
+    card = AdapterCard(config, renderer, targets, rows.with_tools > 0)
     trainer = objectives.trainer_class(config.objective)(
         model=model,
         args=_arguments(run, config, device, evaluates),
@@ -203,6 +203,8 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
         log.notice(f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn and were left out{why}.")
     for what, count in rows.left_out.items():
         log.notice(f"The chat template leaves out {LEFT_OUT[what]} of {count} of {rows.read} rows.")
+    if rows.with_tools and not renderer.dialogue.shows_tools:
+        log.notice(f"The chat template has no place for the tools of {rows.with_tools} of {rows.read} rows: they are told as plain text.")
     if rows.empty_reasoning:
         log.notice(
             f"{rows.empty_reasoning} of {rows.read} rows teach an empty block of reasoning, and so not to think; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from studio.records import Record
 
@@ -63,12 +63,28 @@ class TextLogprobs(Record):
     text_offset: list[int]  # where each token starts in the text
 
 
+class CalledFunction(Record):
+    """A tool that the answer calls; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Record):
+    """A call of an answer; the result goes into a message of the role `tool` with this `id` as `tool_call_id`."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(Record):
-    """What was answered."""
+    """What was answered: text, or calls of tools, or both."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=lambda calls: calls is None)
 
 
 class ChatChoice(Record):
@@ -77,7 +93,7 @@ class ChatChoice(Record):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: str  # stop, or length where it was cut
+    finish_reason: str  # stop, tool_calls, or length where it was cut
     studio: dict[str, JsonValue]  # how it was made: speed, reused tokens, drafts
 
 

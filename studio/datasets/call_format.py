@@ -1,7 +1,8 @@
 """How a chat template writes the calls of an answer, found out by asking it: never by its name. Knows no tokens.
 
-A call is text around a name and around its arguments as JSON: `<tool_call>\n{"name": "NAME", "arguments": {…}}\n</tool_call>` is that of
-Qwen and Hermes. Templates that write arguments in another way (XML elements, Python) have no such format.
+A call is text around a name, its arguments as JSON and perhaps an ID: `<tool_call>\n{"name": "NAME", "arguments": {…}}\n</tool_call>` is
+that of Qwen and Hermes, `[TOOL_CALLS] [{"name": "NAME", "arguments": {…}, "id": "ID"}]` one of Mistral's. Templates that write arguments
+in another way (XML elements, Python) have no such format.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from studio.datasets.dialogue import Dialogue
@@ -20,50 +22,61 @@ NAMES = ("probe_first_tool", "probe_second_tool")
 ARGUMENTS = ({"probe_key": "probe one"}, {"probe_key": "probe two"})
 IDS = ("probe1111", "probe2222")  # nine letters and digits: what Mistral's templates ask for
 ANSWER = "\ue100answer\ue101"
-OPENERS = re.compile(r"[\[{\"'\s]")  # where the mark of a call ends and its JSON begins
+MARK = re.compile(r"(?:\[[A-Z_]+\]|[^\[{\"'\s])*")  # what stands before a call's JSON
+# in the card (studio.json) of an adapter whose rows name tools: how they are told of
+TOOLS_KEY, TOLD_BY_TEMPLATE, TOLD_AS_TEXT = "tools", "template", "text"
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call that an answer makes."""
+class CallPart(StrEnum):
+    """What changes from call to call."""
 
-    name: str
-    arguments: dict[str, Any]
+    NAME = "name"
+    ARGUMENTS = "arguments"
+    ID = "id"
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The text around the names and the arguments of an answer's calls. `link` stands between two calls."""
+    """The text around the slots of an answer's calls.
+
+    `between` has one text for each pair of neighbouring `slots`; `link` stands between two calls, "" where only one can be written.
+    """
 
     opening: str
-    middle: str
+    slots: tuple[CallPart, ...]
+    between: tuple[str, ...]
     link: str
     closing: str
 
     @property
     def mark(self) -> str:
         """What announces a call and no other answer begins with, such as <tool_call>; "" where a call begins with its JSON."""
-        return OPENERS.split(self.opening.lstrip(), maxsplit=1)[0]
+        found = MARK.match(self.opening.lstrip())
+        return found.group() if found else ""
 
-    def write(self, calls: Sequence[Call]) -> str:
-        """The calls as the template writes them, but for the white space within the arguments."""
-        parts = [f"{call.name}{self.middle}{json.dumps(call.arguments, ensure_ascii=False)}" for call in calls]
-        return f"{self.opening}{self.link.join(parts)}{self.closing}"
+
+# how calls are told and written where the template has no place for them, see Dialogue.adapted
+AS_TEXT = CallFormat('{"name": "', (CallPart.NAME, CallPart.ARGUMENTS), ('", "arguments": ',), '}\n{"name": "', "}")
 
 
 def call_format(dialogue: Dialogue) -> CallFormat | None:
     """That of this template; None where it shows no calls, or not with arguments as JSON."""
     one, two = _answer(dialogue, 1), _answer(dialogue, 2)
-    if one is None or (places := _places(one, 1)) is None:
+    found = one and _slots(one, 0)
+    if not one or not found:
         return None
-    ((name, middle, end),) = places
-    link = ""  # several calls are more than this template writes
-    if two is not None and (both := _places(two, 2)) is not None:
-        link = two[both[0][2] : both[1][0]]
-    found = CallFormat(one[:name], one[name + len(NAMES[0]) : middle], link, one[end:])
-    if any(part in text for part in IDS for text in (found.opening, found.middle, found.link, found.closing)):
-        return None  # every call needs an ID in its text
-    return found
+    slots, edges = found
+    between = tuple(one[edges[i][1] : edges[i + 1][0]] for i in range(len(slots) - 1))
+    opening, closing = one[: edges[0][0]], one[edges[-1][1] :]
+    link, both = "", two and _slots(two, 1)
+    if two and both and both[0] == slots:
+        first = _slots(two[: both[1][0][0]], 0)
+        if first and first[0] == slots:
+            link = two[first[1][-1][1] : both[1][0][0]]
+    fixed = (opening, *between, link, closing)
+    if slots[0] is not CallPart.NAME or any(part in text for part in (*IDS, *NAMES) for text in fixed):
+        return None  # a name that comes later, or something that is written twice
+    return CallFormat(opening, slots, between, link, closing)
 
 
 def _answer(dialogue: Dialogue, count: int) -> str | None:
@@ -82,26 +95,26 @@ def _answer(dialogue: Dialogue, count: int) -> str | None:
         return text[spans[0][0] : spans[-1][1]] if spans else ""
 
     try:
-        _, found, end = written(turn_of("assistant", ANSWER)).partition(ANSWER)
+        before, found, end = written(turn_of("assistant", ANSWER)).partition(ANSWER)
         answer = written({**turn_of("assistant", ""), "tool_calls": calls})
     except DatasetError:
         return None
-    return answer.removesuffix(end) if found else None
+    # an empty thought in front belongs to no call
+    return answer.removesuffix(end).removeprefix(before).lstrip("\n") if found else None
 
 
-def _places(text: str, count: int) -> list[tuple[int, int, int]] | None:
-    """Of each call: where its name begins, where its arguments begin and end. None where they are not there as JSON, in this order."""
-    found, at = [], 0
-    for number in range(count):
-        name = text.find(NAMES[number], at)
-        if name < 0:
-            return None
-        read = _arguments(text, name + len(NAMES[number]), ARGUMENTS[number])
-        if read is None:
-            return None
-        found.append((name, *read))
-        at = read[1]
-    return found
+def _slots(text: str, number: int) -> tuple[tuple[CallPart, ...], list[tuple[int, int]]] | None:
+    """The slots of one call in their order, and where each stands in `text`; None where its name or arguments are not there as JSON."""
+    name = text.find(NAMES[number])
+    arguments = None if name < 0 else _arguments(text, name + len(NAMES[number]), ARGUMENTS[number])
+    if arguments is None:
+        return None
+    found = [(name, name + len(NAMES[number]), CallPart.NAME), (*arguments, CallPart.ARGUMENTS)]
+    call_id = text.find(IDS[number])
+    if call_id >= 0:
+        found.append((call_id, call_id + len(IDS[number]), CallPart.ID))
+    found.sort()
+    return tuple(slot for _, _, slot in found), [(start, end) for start, end, _ in found]
 
 
 def _arguments(text: str, start: int, wanted: dict[str, Any]) -> tuple[int, int] | None:
@@ -114,3 +127,13 @@ def _arguments(text: str, start: int, wanted: dict[str, Any]) -> tuple[int, int]
         if value == wanted:
             return brace.start(), end
     return None
+
+
+def calls_written(form: CallFormat, calls: Sequence[tuple[str, str]]) -> str:
+    """(name, arguments as JSON) of calls as the template writes them."""
+    written = []
+    for number, (name, arguments) in enumerate(calls):
+        values = {CallPart.NAME: name, CallPart.ARGUMENTS: arguments, CallPart.ID: IDS[number % len(IDS)]}
+        pieces = [values[slot] for slot in form.slots]
+        written.append("".join(piece + text for piece, text in zip(pieces, (*form.between, ""), strict=True)))
+    return form.opening + form.link.join(written) + form.closing

@@ -117,7 +117,7 @@ class Dialogue:
             turns = [calls_as_text(turn) for turn in turns]
         if any(turn["role"] == "tool" for turn in turns) and not self._shows_results:
             turns = [{"role": "user", "content": turn["content"]} if turn["role"] == "tool" else turn for turn in turns]
-        if tools and not self._shows_tools:
+        if tools and not self.shows_tools:
             turns, tools = self._tools_as_text(turns, tools), None
         return turns, tools or None
 
@@ -335,7 +335,7 @@ class Dialogue:
         return PROBE_QUESTION in self._probe([turn_of("system", PROBE_QUESTION), turn_of("user", "Hi")])
 
     @cached_property
-    def _shows_tools(self) -> bool:
+    def shows_tools(self) -> bool:
         return "probe_tool" in self._probe([turn_of("user", "Hi")], [probe_tool("probe_tool")])
 
     @cached_property

@@ -23,7 +23,9 @@ def probe_tool(name: str) -> dict[str, Any]:
 
 
 def calling(name: str) -> Turn:
-    return {**turn_of("assistant", ""), "tool_calls": [{"type": "function", "function": {"name": name, "arguments": {}}}]}
+    # Mistral's templates refuse any ID that has not nine letters and digits
+    call = {"type": "function", "id": "probe1111", "function": {"name": name, "arguments": {}}}
+    return {**turn_of("assistant", ""), "tool_calls": [call]}
 
 
 def as_turn(message: Message | Mapping[str, Any]) -> Turn:
@@ -58,6 +60,13 @@ def calls_as_text(turn: Turn) -> Turn:
     calls = turn.get("tool_calls")
     if not calls:
         return turn
-    lines = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
+    lines = [json.dumps(_named_first(call.get("function", call)), ensure_ascii=False) for call in calls]
     rest = {key: value for key, value in turn.items() if key != "tool_calls"}
     return {**rest, "content": "\n".join(([turn["content"]] if turn["content"] else []) + lines)}
+
+
+def _named_first(function: Any) -> Any:
+    """In the order in which calls are read (studio.datasets.call_format.AS_TEXT)."""
+    if not isinstance(function, dict) or not {"name", "arguments"} <= function.keys():
+        return function
+    return {"name": function["name"], "arguments": function["arguments"], **function}

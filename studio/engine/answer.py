@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from studio.engine.protocol import AdapterRef, Ending, Event, Lane, ModelFolder, Speculation, TokenLogprob, Usage
+from studio.engine.protocol import AdapterRef, CallDelta, Ending, Event, Lane, ModelFolder, Speculation, TokenLogprob, Usage
 from studio.engine.text import AnswerText
 from studio.errors import EngineError
 from studio.types import GenerationParams
 
 if TYPE_CHECKING:
+    from studio.engine.calls import CallReader
     from studio.engine.grammar import GrammarVocabulary, Matcher
     from studio.engine.speculation import Drafter, Gain
 
@@ -37,6 +38,8 @@ class GeneratedAnswer:
     top_logprobs: int | None = None
     vocabulary: GrammarVocabulary | None = None  # needed for logprobs only
     matcher: Matcher | None = None
+    reader: CallReader | None = None  # of calls, where tools were given
+    calls_matcher: Matcher | None = None  # holds what follows once a call begins
     lane: Lane = "chat"
     speculation: Speculation | None = None  # as asked
     drafter: Drafter | None = None  # as given by the scheduler, with `gain`
@@ -100,10 +103,14 @@ class GeneratedAnswer:
         self.completion_tokens += 1
         if self.matcher is not None:
             self.matcher.take(token_id)
-        text = self.text.push(token_id)
+        text, calls = self._read(self.text.push(token_id))
         entries = (self._logprob(logprobs),) if logprobs else ()
-        if text or entries:
-            self.deliver(Event(self.index, text, entries))
+        if text or entries or calls:
+            self.deliver(Event(self.index, text, entries, calls=calls))
+        if self.calls_matcher is not None and self.reader is not None and self.reader.opened:
+            self._hold_calls(self.reader.opened)
+        if self.matcher is not None and self.limit - self.completion_tokens <= self.matcher.room:
+            self.matcher.close()
         if self.text.is_stopped or (self.matcher is not None and self.matcher.is_complete):
             self.finish("stop")
         elif self.completion_tokens >= self.limit:
@@ -112,7 +119,26 @@ class GeneratedAnswer:
     def finish(self, reason: str) -> None:
         self.is_finished = True
         usage = Usage(len(self.prompt_ids), self.completion_tokens)
-        self.deliver(Event(self.index, self.text.finish(), finish_reason=reason, usage=usage, facts=self.facts()))
+        text, calls = self._read(self.text.finish())
+        if self.reader is not None:
+            rest = self.reader.finish()
+            text, calls = text + rest.content, (*calls, *rest.calls)
+            if self.reader.count and reason == "stop":
+                reason = "tool_calls"
+        self.deliver(Event(self.index, text, finish_reason=reason, usage=usage, facts=self.facts(), calls=calls))
+
+    def _read(self, text: str) -> tuple[str, tuple[CallDelta, ...]]:
+        """The text without its calls, and those."""
+        if self.reader is None:
+            return text, ()
+        read = self.reader.push(text)
+        return read.content, read.calls
+
+    def _hold_calls(self, opened: str) -> None:
+        """From here on the answer is calls: their grammar follows what was written of them, unless that already departs from it."""
+        matcher, self.calls_matcher = self.calls_matcher, None
+        if matcher is not None and self.matcher is None and matcher.follow(opened):
+            self.matcher = matcher
 
     def facts(self) -> dict[str, Any]:
         """How it was made: seconds, tokens per second after the first token, and what is worth a word."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from studio.engine import body_fields
 from studio.engine.protocol import Ending, GenerationRequest, Grammar, Speculation, bad_request, folder_of, read_folders
+from studio.engine.tool_fields import read_tools
 from studio.types import GenerationParams, Message
 
 COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's default of /v1/completions
@@ -20,6 +21,8 @@ CORRECT = "Correct that field."
 MAX_ANSWERS = 64  # answers of one request: prompts x n
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_IDS = 1024
+ROLES = {"developer": "system", "function": "tool"}  # names that OpenAI gave roles before and after ours
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class LenientBody(BaseModel):
@@ -61,8 +64,10 @@ BodyT = TypeVar("BodyT", bound=LenientBody)
 
 class _ChatBody(_Body):
     messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    tools_as_instruction: bool | None = None  # told as plain text where the chat template has no place for them
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -94,21 +99,33 @@ def parse_chat(body: Any) -> GenerationRequest:
             "Add the beginning of the answer as the last message.",
             param="continue_final_message",
         )
+    tools = read_tools(checked.tools, checked.tool_choice, checked.parallel_tool_calls, checked.tools_as_instruction)
+    if tools is not None:
+        _check_beside_tools(checked)
     return GenerationRequest(
         goes_on=bool(checked.continue_final_message),
         **_shared(checked, checked.max_completion_tokens or checked.max_tokens, None),
         messages=tuple(_message(number, message) for number, message in enumerate(checked.messages)),
-        tools=_tools(checked),
+        tools=tools,
         top_logprobs=(checked.top_logprobs or 0) if checked.logprobs else None,
     )
 
 
-def _tools(body: _ChatBody) -> tuple[dict[str, Any], ...]:
-    """Those that the model is told of. A call can't be forced here: it would come back as text, if at all."""
-    if body.tool_choice not in (None, "auto", "none"):
-        said = "tool_choice is auto or none here: a call can't be forced."
-        raise bad_request(said, "Leave it out.", param="tool_choice", code="unsupported_parameter")
-    return () if body.tool_choice == "none" else tuple(body.tools or ())
+def _check_beside_tools(body: _ChatBody) -> None:
+    """What can't be kept to where the answer may be a call. Raises EngineError 400."""
+    given = {
+        "response_format": (body.response_format or {}).get("type", "text") != "text",
+        "grammar": body.grammar,
+        "regex": body.regex,
+        "speculation": body.speculation,
+        "continue_final_message": body.continue_final_message,
+        "ignore_eos": body.ignore_eos,
+        "min_tokens": body.min_tokens,
+    }
+    named = next((name for name, value in given.items() if value), None)
+    if named is not None:
+        said = f"{named} and tools exclude each other: the answer may be a call."
+        raise bad_request(said, "Give only one of them, or set tool_choice to none.", param=named)
 
 
 def parse_completion(body: Any) -> GenerationRequest:
@@ -258,11 +275,9 @@ def _message(number: int, value: Mapping[str, Any]) -> Message:
     place = f"messages.{number}"
     content = value.get("content")
     if isinstance(content, list):
-        if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
-            raise bad_request(f"{place}.content has a part that is no text.", "Only text can be read here.", param=f"{place}.content")
-        content = "".join(str(part.get("text", "")) for part in content)
-    role = "system" if value.get("role") == "developer" else value.get("role")
-    fields = {name: value.get(name) for name in ("tool_calls", "name")}
+        content = "".join(_part(f"{place}.content", part) for part in content)
+    role = ROLES.get(str(value.get("role")), value.get("role"))
+    fields = {name: value.get(name) for name in ("tool_calls", "tool_call_id", "name")}
     fields |= {"role": role, "content": content or "", "reasoning": value.get("reasoning_content") or value.get("reasoning")}
     try:
         return Message.model_validate(fields)
@@ -270,3 +285,13 @@ def _message(number: int, value: Mapping[str, Any]) -> Message:
         error = exc.errors()[0]
         where = f"{place}.{'.'.join(str(part) for part in error['loc'])}"
         raise bad_request(f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}.", CORRECT, param=where) from None
+
+
+def _part(place: str, part: Any) -> str:
+    """The text of one part of a content, which some clients send as a plain string."""
+    if isinstance(part, str):
+        return part
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") in TEXT_PARTS else None
+    if not isinstance(text, str):
+        raise bad_request(f"{place} has a part that is no text.", "Only text can be read here.", param=place)
+    return text

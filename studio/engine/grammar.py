@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ NAMES = {
     "gbnf": ("grammar", "The grammar"),
     "regex": ("regex", "The regular expression"),
     "json_schema": ("response_format", "The JSON schema"),
+    "calls": ("tools", "What the tools take"),
 }
 
 
@@ -47,6 +49,9 @@ class GrammarVocabulary:
         whole.no_truncation()
         self.size = whole.get_vocab_size(with_added_tokens=True)
         self._tokens = LLTokenizer(whole.to_str(), n_vocab=self.size, eos_token=list(stop_ids) or None)
+        self._stop_ids = tuple(stop_ids)
+        added = {token.content: token_id for token_id, token in whole.get_added_tokens_decoder().items() if token.content}
+        self._added = {text: token_id for text, token_id in added.items() if self._tokens.is_special_token(token_id)}
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes that the token stands for."""
@@ -60,6 +65,37 @@ class GrammarVocabulary:
     def lacking(self, text: str) -> list[str]:
         """The characters of `text` that no answer of this model can hold, in their order."""
         return [sign for sign in dict.fromkeys(text) if not self._bytes.issuperset(sign.encode("utf-8", "replace"))]
+
+    def literal(self, text: str) -> str:
+        """`text` in Lark's syntax; what the model has a token of its own for, such as <tool_call>, as that token."""
+        if not text or not self._added:
+            return json.dumps(text) if text else ""
+        longest_first = sorted(self._added, key=len, reverse=True)
+        pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+        return " ".join(f"<[{self._added[piece]}]>" if piece in self._added else json.dumps(piece) for piece in pieces if piece)
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of `text`, added ones among them."""
+        return list(self._tokens.tokenize_str(text))
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The tokens that take a text of JSON to its end."""
+        pieces = [self.token_bytes(token_id) for token_id in range(self.size)]
+
+        def packed(is_one: Callable[[bytes], bool]) -> NDArray[np.uint8]:
+            return np.packbits([bool(piece) and is_one(piece) for piece in pieces], bitorder="little")
+
+        stops = np.zeros(self.size, dtype=bool)
+        stops[[token_id for token_id in self._stop_ids if 0 <= token_id < self.size]] = True
+        return Ends(
+            np.packbits(stops, bitorder="little"),
+            packed(lambda piece: piece[:1].isalpha() and piece[:1] not in b"tfn"),
+            packed(lambda piece: piece.startswith(b'"') and not piece.strip(b'"}]')),
+            packed(lambda piece: piece.startswith(b'"')),
+            packed(lambda piece: piece[:1] in (b"}", b"]")),
+            packed(lambda piece: piece[:1] in (b",", b":")),
+        )
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A fresh matcher. Raises EngineError 400 with the library's line and reason when the grammar can't be used."""
@@ -78,6 +114,36 @@ class GrammarVocabulary:
         return matcher
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Of each kind which tokens are it: one bit for each, as in Matcher.bits."""
+
+    stops: NDArray[np.uint8]
+    letters: NDArray[np.uint8]  # that no value but a string begins with
+    bare_quotes: NDArray[np.uint8]
+    quotes: NDArray[np.uint8]
+    brackets: NDArray[np.uint8]
+    separators: NDArray[np.uint8]
+
+    def among(self, allowed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Those of the allowed tokens that end the text soonest; all of them where none is known to."""
+        size = self.stops.size
+
+        def both(one: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            found = np.zeros_like(allowed)
+            length = min(size, allowed.size)
+            found[:length] = allowed[:length] & one[:length]
+            return found
+
+        in_string = both(self.letters).any()
+        order = [self.bare_quotes, self.quotes, self.brackets] if in_string else [self.brackets, self.bare_quotes, self.quotes]
+        for kind in (self.stops, *order, self.separators):
+            found = both(kind)
+            if found.any():
+                return found
+        return allowed
+
+
 class Matcher:
     """Follows one answer and says which tokens may come next."""
 
@@ -85,6 +151,21 @@ class Matcher:
         self._matcher = matcher
         self._grammar = grammar
         self._vocabulary = vocabulary
+        self._is_closing = False
+
+    @property
+    def room(self) -> int:
+        """Tokens that the end may take: with no more left, `close`."""
+        return self._grammar.room
+
+    def close(self) -> None:
+        """From here on, what may come next is what ends the text soonest."""
+        self._is_closing = True
+
+    def follow(self, text: str) -> bool:
+        """Take a text that was written without a grammar; False where it does not fit, and then this is of no use any more."""
+        tokens = self._vocabulary.tokens(text)
+        return bool(self._matcher.try_consume_tokens(tokens) == len(tokens))
 
     def copy(self) -> Matcher:
         """A matcher in the same state, for another answer."""
@@ -101,7 +182,7 @@ class Matcher:
             mask[-1] &= (1 << size % 8) - 1
         if not mask.any():
             raise self._stuck("no token of this model fits what must come next")
-        return mask
+        return self._vocabulary.ends.among(mask) if self._is_closing else mask
 
     def take(self, token_id: int) -> None:
         """The token was chosen."""
@@ -130,6 +211,8 @@ def _compile(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_json_schema(json.loads(grammar.source), overrides={"whitespace_flexible": False})
         if grammar.kind == "regex":
             return LLMatcher.grammar_from_regex(grammar.source)
+        if grammar.kind == "calls":
+            return LLMatcher.grammar_from_lark(grammar.source)
         return LLMatcher.grammar_from_lark(any_to_lark(grammar.source))
     except Exception as exc:  # noqa: BLE001  (the converter of GBNF raises bare Exception, that of schemas for numbers and texts it can't take)
         raise _refusal(grammar, str(exc)) from None

@@ -18,6 +18,7 @@ from studio.catalogue import rope
 from studio.catalogue.models import ModelFacts, inspect_folder
 from studio.datasets.rendering import RenderedPrompt, Renderer
 from studio.engine.answer import GeneratedAnswer
+from studio.engine.calling import Calling, calling_of
 from studio.engine.embedded import EmbeddedTexts
 from studio.engine.grammar import GrammarVocabulary, Matcher
 from studio.engine.limits import longest_answer
@@ -39,9 +40,10 @@ def prepare(request: GenerationRequest, deliver: Callable[[Event], None]) -> lis
     if request.is_embedding:
         return [_embedded(request, renderer, facts, prompts, deliver)]
     matcher = vocabulary.matcher(request.grammar) if vocabulary and request.grammar else None
+    calling = _calling(request, renderer, vocabulary)
     seed = secrets.randbits(62) if request.params.seed is None else request.params.seed
     rows = [ids for ids in prompts for _ in range(request.n)]
-    return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher) for index, ids in enumerate(rows)]
+    return [_answer(request, renderer, facts, ids, index, seed, deliver, vocabulary, matcher, calling) for index, ids in enumerate(rows)]
 
 
 class TokenizedPrompt(NamedTuple):
@@ -74,7 +76,7 @@ def tokens_of_chat(request: GenerationRequest, *, opens_answer: bool, with_speci
         if opens_answer or request.goes_on:
             text = _chat_prompt(request, renderer).text
         else:
-            turns, tools = renderer.turns(request.messages, list(request.tools) or None)
+            turns, tools = renderer.turns(request.messages, _definitions(request))
             text = renderer.dialogue.text(turns, tools, add_generation_prompt=False)
         ids = renderer.encoded(text, with_special)
     return TokenizedPrompt(ids, _context(request, facts), renderer.tokenizer)
@@ -124,11 +126,12 @@ def _answer(
     deliver: Callable[[Event], None],
     vocabulary: GrammarVocabulary | None,
     matcher: Matcher | None,
+    calling: Calling | None,
 ) -> GeneratedAnswer:
     stops, room = request.params.stop, _room(request, renderer, ids, facts)
     if request.is_chat and not request.ending.ignore_eos:
         stops = (*stops, *renderer.stop_strings)
-    return GeneratedAnswer(
+    answer = GeneratedAnswer(
         base=request.base,
         adapter=request.adapter,
         prompt_ids=ids,
@@ -137,7 +140,7 @@ def _answer(
         seed=seed + index,
         stop_ids=_stop_ids(renderer) | request.ending.stop_token_ids,
         ending=request.ending,
-        text=AnswerText(renderer.decode, ids, stops, request.ending.min_tokens),
+        text=AnswerText(calling.decode if calling else renderer.decode, ids, stops, request.ending.min_tokens),
         deliver=deliver,
         index=index,
         top_logprobs=request.top_logprobs,
@@ -179,6 +182,16 @@ def _embedded(
         lane=request.lane,
         texts=texts,
     )
+    if calling is not None:
+        calling.give(answer)
+    return answer
+
+
+def _calling(request: GenerationRequest, renderer: Renderer, vocabulary: GrammarVocabulary | None) -> Calling | None:
+    """How this answer may call tools. Raises EngineError 400 where it can't."""
+    if request.tools is None or vocabulary is None:
+        return None
+    return calling_of(request, renderer, vocabulary)
 
 
 def _wanted(request: GenerationRequest) -> int:
@@ -231,9 +244,13 @@ def _field(request: GenerationRequest) -> str:
     return "input" if request.is_embedding else "prompt"
 
 
+def _definitions(request: GenerationRequest) -> list[dict[str, Any]] | None:
+    return list(request.tools.definitions) if request.tools else None
+
+
 def _chat_prompt(request: GenerationRequest, renderer: Renderer) -> RenderedPrompt:
     """The conversation as the template writes it; an answer that goes on stands at its end, unclosed."""
-    tools = list(request.tools) or None
+    tools = _definitions(request)
     if not request.goes_on:
         return renderer.prompt(request.messages, tools)
     text = renderer.prompt(request.messages[:-1], tools).text + request.messages[-1].content
@@ -291,7 +308,7 @@ def _renderer(request: GenerationRequest) -> Renderer:
 
 
 def _vocabulary(request: GenerationRequest, renderer: Renderer) -> GrammarVocabulary | None:
-    if request.grammar is None and request.top_logprobs is None:
+    if request.grammar is None and request.top_logprobs is None and request.tools is None:
         return None
     return _load_vocabulary(request.base.path, _stamp(request.base.path, None), tuple(sorted(_stop_ids(renderer))))
 

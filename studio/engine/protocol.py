@@ -85,10 +85,14 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer must look like; `source` is the text of a JSON schema, of a GBNF (or Lark) grammar, or a regular expression."""
+    """What an answer must look like.
 
-    kind: Literal["json_schema", "gbnf", "regex"]
+    `source` is the text of a JSON schema, of a GBNF (or Lark) grammar, a regular expression, or our own Lark grammar of calls.
+    """
+
+    kind: Literal["json_schema", "gbnf", "regex", "calls"]
     source: str
+    room: int = 0  # the answer takes to its end as soon as no more tokens than these are left
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,31 @@ class Ending:
 
 
 @dataclass(frozen=True)
+class Tools:
+    """What the model may call. `definitions` are as the client gave them; a template gets them like that.
+
+    `choice`: "required" where the answer must be a call of one of `names`, "auto" where it may be.
+    """
+
+    definitions: tuple[dict[str, Any], ...]
+    names: tuple[str, ...]  # that may be called
+    choice: Literal["auto", "required"] = "auto"
+    is_named: bool = False  # the caller chose the function
+    is_parallel: bool = True  # several calls in one answer
+    as_instruction: bool = False  # where the template has no place for tools, they are told as plain text
+
+    @property
+    def is_forced(self) -> bool:
+        return self.choice == "required"
+
+    def parameters(self, name: str) -> Mapping[str, Any]:
+        """The schema of the arguments of this function."""
+        found = next(tool["function"] for tool in self.definitions if tool["function"]["name"] == name)
+        schema: Mapping[str, Any] = found.get("parameters") or {"type": "object", "properties": {}}
+        return schema
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One checked request. Chat has `messages`; a text completion has `prompts` (texts, or token ids as they are)."""
 
@@ -117,7 +146,7 @@ class GenerationRequest:
     adapter: AdapterRef | None = None
     chat_template: str | None = None
     messages: tuple[Message, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: Tools | None = None
     prompts: tuple[str | tuple[int, ...], ...] = ()
     n: int = 1
     top_logprobs: int | None = None  # None: no logprobs; 0: the chosen tokens only
@@ -164,8 +193,19 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class CallDelta:
+    """More of the call number `index` of an answer: first its `id` and `name`, then its `arguments` as JSON, piece by piece."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Event:
-    """What happened to answer `index`: more text; its end, with `finish_reason`, `usage` and `facts` of its making; or an `error`."""
+    """What happened to answer `index`: more text or more of its calls; its end, with `finish_reason`, `usage` and `facts` of its
+    making; or an `error`."""
 
     index: int = 0
     text: str = ""
@@ -175,6 +215,7 @@ class Event:
     error: EngineError | None = None
     facts: Mapping[str, Any] | None = None
     vectors: tuple[str, ...] = ()  # of an embedding's texts in their order, each as base64 of float32
+    calls: tuple[CallDelta, ...] = ()
 
 
 FIX_HEADER = "studio-fix"  # of a request that reads the fix of an error by itself

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.engine.protocol import Event, GenerationRequest, TokenLogprob, Usage
+from studio.engine.protocol import CallDelta, Event, GenerationRequest, TokenLogprob, Usage
 from studio.engine.shapes import (
+    CallBody,
+    CallDeltaBody,
+    CalledBody,
     ChatChoiceBody,
     ChatChunkChoiceBody,
     ChatCompletionBody,
@@ -24,6 +27,7 @@ from studio.engine.shapes import (
     CompletionLogprobsBody,
     DeltaBody,
     EmbeddingsBody,
+    MessageBody,
     ReplyHead,
     TokenBody,
 )  # fmt: skip
@@ -34,6 +38,7 @@ class Choice:
     """What one answer has become so far."""
 
     text: str = ""
+    calls: list[CallBody] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
@@ -43,6 +48,10 @@ class Choice:
     def take(self, event: Event) -> None:
         self.text += event.text
         self.logprobs += event.logprobs
+        for delta in event.calls:
+            if delta.id:
+                self.calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
+            self.calls[delta.index]["function"]["arguments"] += delta.arguments
         if event.finish_reason:
             self.finish_reason, self.usage = event.finish_reason, event.usage or self.usage
             self.facts, self.vectors = dict(event.facts or {}), event.vectors
@@ -112,7 +121,7 @@ class Reply:
         """What `event` adds; the end of an answer is a chunk of its own, as in OpenAI's streams."""
         offset = len(self.choices[event.index].text)
         self.take(event)
-        if event.text or event.logprobs:
+        if event.text or event.logprobs or event.calls:
             yield self._chunk(self._grown(event, offset))
         if event.finish_reason:
             yield self._chunk(self._ended(event.index, event.finish_reason))
@@ -131,7 +140,9 @@ class Reply:
 
     def _grown(self, event: Event, offset: int) -> ChatChunkChoiceBody | CompletionChunkChoiceBody:
         if self._is_chat:
-            delta: DeltaBody = {"content": event.text}
+            delta: DeltaBody = {"content": event.text} if event.text or not event.calls else {}
+            if event.calls:
+                delta["tool_calls"] = [_call_delta(one) for one in event.calls]
             logprobs = self._chat_logprobs(event.logprobs)
             return {"index": event.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         older = self._completion_logprobs(event.logprobs, offset)
@@ -145,9 +156,12 @@ class Reply:
 
     def _chat_choice(self, index: int) -> ChatChoiceBody:
         choice = self.choices[index]
+        message: MessageBody = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": choice.calls}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": self._chat_logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
             "studio": choice.facts,
@@ -172,6 +186,13 @@ class Reply:
         if self._request.top_logprobs is None or not entries:
             return None
         return completion_logprobs(entries, offset)
+
+
+def _call_delta(delta: CallDelta) -> CallDeltaBody:
+    if delta.id:
+        named: CalledBody = {"name": delta.name, "arguments": delta.arguments}
+        return {"index": delta.index, "id": delta.id, "type": "function", "function": named}
+    return {"index": delta.index, "function": {"arguments": delta.arguments}}
 
 
 def chat_logprobs(entries: Iterable[TokenLogprob]) -> ChatLogprobsBody:

@@ -262,7 +262,8 @@ class Scheduler:
 
         answer.started_at = time.monotonic()
         own = attached.notes if attached else ()
-        answer.notes = (*own, *model.notes, *self._note_place(model))
+        found = (*answer.notes, *own, *model.notes, *self._note_place(model))
+        answer.notes = tuple(dict.fromkeys(found))  # an answer that is taken up again has some of them
         answer.gain = Gain()
         if answer.speculation is None or answer.is_over:
             return

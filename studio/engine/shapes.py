@@ -47,10 +47,35 @@ class CompletionLogprobsBody(TypedDict):
     text_offset: list[int]  # where each token starts in the answer's text
 
 
+class CalledBody(TypedDict):
+    """A function, and its arguments as JSON text; of a chunk, what it adds to them."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class CallBody(TypedDict):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledBody
+
+
+class CallDeltaBody(TypedDict):
+    """What a chunk adds to call number `index`; the first one has its `id` and `type`."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: CalledBody
+
+
 class MessageBody(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None  # none where there are calls alone
     refusal: None
+    tool_calls: NotRequired[list[CallBody]]
 
 
 class DeltaBody(TypedDict):
@@ -58,6 +83,7 @@ class DeltaBody(TypedDict):
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    tool_calls: NotRequired[list[CallDeltaBody]]
 
 
 class ChatChoiceBody(TypedDict):

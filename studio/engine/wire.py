@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from studio.engine.protocol import Event, TokenLogprob, Usage
+from studio.engine.protocol import CallDelta, Event, TokenLogprob, Usage
 from studio.errors import EngineError
 
 BYTES = "latin-1"  # a token is bytes, which need not be UTF-8
@@ -26,6 +26,8 @@ def event_as_json(event: Event) -> dict[str, Any]:
         found["facts"] = dict(event.facts)
     if event.vectors:
         found["vectors"] = list(event.vectors)
+    if event.calls:
+        found["calls"] = [[one.index, one.id, one.name, one.arguments] for one in event.calls]
     if event.error is not None:
         found["error"] = error_as_json(event.error)
     return found
@@ -42,6 +44,7 @@ def read_event(value: Mapping[str, Any]) -> Event:
         read_error(value["error"]) if "error" in value else None,
         value.get("facts"),
         tuple(value.get("vectors", ())),
+        tuple(CallDelta(*one) for one in value.get("calls", ())),
     )
 
 

@@ -16,6 +16,7 @@ import httpx
 import openai
 import psutil
 import pytest
+import trl
 
 from studio.settings import STATIC
 from tests.engines import KEY, RunningEngine, copy_model, engine, make_adapter, studio_field
@@ -379,6 +380,47 @@ def test_the_starter_ends_its_answer_by_itself(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="m", messages=question, temperature=0, extra_body={"studio": studio_field(starter)})
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].message.content and "<|" not in answer.choices[0].message.content
+
+
+WEATHER = {"city": {"type": "string"}, "days": {"type": "integer"}}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": WEATHER, "required": ["city"]}}},
+    {"type": "function", "function": {"name": "news", "parameters": {"type": "object", "properties": {}}}},
+]
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize("template", ["qwen2_5", None])
+def test_a_model_that_never_saw_a_tool_calls_one_when_it_must(client: openai.OpenAI, template: str | None) -> None:
+    source = template and (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
+    extra = {"studio": {**studio_field(STATIC / "starter"), "chat_template": source}}
+    asked: Any = {"model": "starter", "messages": MESSAGES, "tools": TOOLS, "extra_body": extra}
+    for seed in range(3):
+        choice = client.chat.completions.create(**asked, tool_choice="required", seed=seed, max_tokens=120).choices[0]
+        assert choice.finish_reason == "tool_calls" and choice.message.content is None and choice.message.tool_calls
+        for call in choice.message.tool_calls:
+            arguments = json.loads(call.function.arguments)
+            assert call.function.name in ("weather", "news") and set(arguments) <= set(WEATHER)
+        told = "".join(choice.model_extra["studio"]["notes"])
+        assert ("no place for tools" in told) is (template is None)
+    parts, ends = [], []
+    for chunk in client.chat.completions.create(**asked, tool_choice=NAMED, seed=1, max_tokens=80, stream=True):
+        parts += chunk.choices[0].delta.tool_calls or []
+        ends.append(chunk.choices[0].finish_reason)
+    assert [(part.index, part.function.name) for part in parts if part.id] == [(0, "weather")] and ends[-1] == "tool_calls"
+    assert isinstance(json.loads("".join(part.function.arguments for part in parts))["city"], str)
+    call = {"id": parts[0].id, "type": "function", "function": {"name": "weather", "arguments": '{"city": "Lima"}'}}
+    later = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "9"},
+    ]
+    if template is None:
+        with pytest.raises(openai.BadRequestError, match="has no place for tools"):
+            client.chat.completions.create(**asked, max_tokens=8)
+        extra["tools_as_instruction"] = True
+    answer = client.chat.completions.create(**{**asked, "messages": later}, max_tokens=8).choices[0]
+    assert answer.finish_reason in ("stop", "length") and answer.message.content
 
 
 def test_a_closed_stream_stops_the_generation(client: openai.OpenAI, running: RunningEngine, base: Path) -> None:

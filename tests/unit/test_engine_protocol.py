@@ -134,8 +134,8 @@ def test_other_servers_names_of_a_form_are_kept_to(field: str, value: Any, form:
         ({"min_tokens": 3, "guided_regex": "a"}, "min_tokens"),
         ({"ignore_eos": True, "grammar": 'root ::= "a"'}, "ignore_eos"),
         ({"min_p": 2}, "min_p"),
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "look"}}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "other"}}, "tools": [TOOL]}, "tool_choice"),
         ({"stop_token_ids": ["a"]}, "stop_token_ids.0"),
         ({"speculation": "prompt_lookup", "temperature": 0, "min_tokens": 2}, "speculation"),
     ],
@@ -170,8 +170,20 @@ def test_an_answer_that_goes_on_opens_no_turn_and_any_other_answer_does() -> Non
 
 
 def test_tools_that_are_not_to_be_called_are_not_shown() -> None:
-    assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "none"}).tools == ()
-    assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "auto"}).tools == parse_chat({**CHAT, "tools": [TOOL]}).tools == (TOOL,)
+    assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "none"}).tools is None
+    may, must = parse_chat({**CHAT, "tools": [TOOL]}).tools, parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "required"}).tools
+    assert may and must and (may.definitions, may.is_forced, must.is_forced) == ((TOOL,), False, True)
+    assert parse_chat({**CHAT, "tools": [TOOL], "tool_choice": "auto"}).tools == may
+
+
+@pytest.mark.parametrize(
+    "field", [{"regex": "a"}, {"response_format": {"type": "json_object"}}, {"speculation": "prompt_lookup"}, {"min_tokens": 3}]
+)
+def test_what_can_not_be_kept_to_beside_tools_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(EngineError) as caught:
+        parse_chat({**CHAT, **field, "tools": [TOOL], "temperature": 0})
+    assert error_body(caught.value)["error"]["param"] == next(iter(field))
+    assert parse_chat({**CHAT, **field, "tools": [TOOL], "temperature": 0, "tool_choice": "none"}).tools is None
 
 
 def test_what_nothing_reads_is_named() -> None:

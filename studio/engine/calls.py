@@ -1,0 +1,338 @@
+"""Calls of tools in an answer: the grammar that holds them, and the reader that takes them out of the text as it comes.
+
+Knows a template's way of writing calls as a CallFormat; no template, tokens or models.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from studio.datasets.call_format import CallFormat, CallPart
+from studio.engine.protocol import CallDelta, Grammar
+from studio.engine.tool_fields import Tools
+
+MOST_CALLS = 16  # in one answer
+SPARE = 16  # tokens: of a value whose shortest form is unknown
+DEEPEST = 8
+# keywords by which an object may have properties that it does not name itself
+OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if", "not"}
+ID_SIGNS, ID_LENGTH = string.ascii_letters + string.digits, 9  # what Mistral's templates take; all others take any
+# arguments as templates write them, so that what the model has learned is the likeliest
+WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def grammar(form: CallFormat, tools: Tools, literal: Callable[[str], str], *, from_mark: bool = False) -> Grammar:
+    """One call or several, and nothing else; `from_mark` starts at the mark, without what the format has before it.
+
+    `literal`: a text in Lark's syntax, with the tokens that the model writes it with.
+    """
+    rules = []
+    for number, name in enumerate(tools.names):
+        parts = [literal(name)]
+        for slot, before in zip(form.slots[1:], form.between, strict=True):
+            parts += [literal(before), f"arguments_{number}" if slot is CallPart.ARGUMENTS else "ID"]
+        rules.append(" ".join(part for part in parts if part))
+    opening = form.opening[form.opening.find(form.mark) :] if from_mark else form.opening
+    is_single = tools.is_named or not tools.is_parallel or not form.link
+    more = "" if is_single else f"({literal(form.link)} call){{0,{MOST_CALLS - 1}}}"
+    lines = [f"start: {literal(opening)} call {more} {literal(form.closing)}", "call: " + "\n    | ".join(rules)]
+    lines += [f"arguments_{number}: %json {_schema(tools, name)}" for number, name in enumerate(tools.names)]
+    if CallPart.ID in form.slots:
+        lines.append(f"ID: /[a-zA-Z0-9]{{{ID_LENGTH}}}/")
+    return Grammar("calls", "\n".join(lines), _room(form, tools))
+
+
+def _room(form: CallFormat, tools: Tools) -> int:
+    """Tokens that a call with the shortest arguments takes at most: a token is at least one byte."""
+    around = len("".join((form.opening, *form.between, form.link, form.closing)).encode())
+    longest = max(len(name.encode()) + shortest(tools.parameters(name), tools.parameters(name)) for name in tools.names)
+    return around + longest + SPARE
+
+
+def shortest(schema: Any, root: Any, depth: int = 0) -> int:
+    """Bytes of about the shortest value that fits; of what this can't tell, SPARE."""
+    if not isinstance(schema, Mapping) or depth > DEEPEST:
+        return SPARE
+    if "const" in schema:
+        return len(json.dumps(schema["const"]))
+    if isinstance(schema.get("enum"), list):
+        return max((len(json.dumps(value)) for value in schema["enum"]), default=SPARE)
+    if "properties" in schema and schema.get("type", "object") == "object":
+        required = [name for name in schema.get("required") or () if isinstance(name, str)]
+        fields = schema["properties"] if isinstance(schema["properties"], Mapping) else {}
+        return 2 + sum(len(json.dumps(name)) + 4 + shortest(fields.get(name), root, depth + 1) for name in required)
+    length = schema.get("minLength", 0)
+    return SPARE + (length if isinstance(length, int) else 0)
+
+
+def _schema(tools: Tools, name: str) -> str:
+    return json.dumps({**closed(tools.parameters(name)), "x-guidance": WRITTEN})
+
+
+def closed(schema: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """The same, but an object that names its properties has no others unless it says so: no function takes arguments that it lacks."""
+    found = dict(schema)
+    if depth > DEEPEST:
+        return found
+    properties = found.get("properties")
+    if isinstance(properties, Mapping):
+        found["properties"] = {name: _closed(value, depth) for name, value in properties.items()}
+        if not found.keys() & OPEN:
+            found["additionalProperties"] = False
+    if "items" in found:
+        found["items"] = _closed(found["items"], depth)
+    return found
+
+
+def _closed(schema: Any, depth: int) -> Any:
+    return closed(schema, depth + 1) if isinstance(schema, Mapping) else schema
+
+
+class _At(Enum):
+    """What the reader waits for."""
+
+    CONTENT = auto()
+    OPENING = auto()
+    SLOT = auto()
+    END = auto()  # of a call: another one, or the closing
+
+
+@dataclass
+class Read:
+    """What a piece of the answer's text held."""
+
+    content: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+class CallReader:
+    """Takes the calls out of one answer's text, piece by piece; everything else is content.
+
+    `is_forced`: the answer is nothing but calls. A text that only looks like a call (another tool's name, broken off in the middle
+    of its name) stays content.
+    """
+
+    def __init__(self, form: CallFormat, names: Sequence[str], *, is_forced: bool) -> None:
+        self._form = form
+        self._is_forced = is_forced
+        start = form.opening.find(form.mark)
+        self._opening = form.opening[start:]
+        after = form.between[0]
+        self._named = {name + after: name for name in sorted(names, key=len, reverse=True)}
+        # without a mark of its own, a call is known by its whole beginning at the start of a line
+        self._begins = [self._opening + name for name in self._named] if not form.mark else [form.mark]
+        self._at = _At.OPENING if is_forced else _At.CONTENT
+        self._rest = ""
+        self._is_new_line = True
+        self._space = ""  # at the content's end, which is dropped before a call
+        self._slot, self._before = 0, ""  # the next slot, and the text that stands before it
+        self._name = ""
+        self._arguments = _Braces()
+        self._undone = ""  # what is content after all where no call comes of it
+        self._content: list[str] = []
+        self._deltas: list[CallDelta] = []
+        self.count = 0  # of calls begun
+
+    @property
+    def opened(self) -> str:
+        """The text of the calls from their mark on, while a grammar could still begin there; "" before."""
+        return "" if self._at is _At.CONTENT else self._undone + self._rest
+
+    def push(self, text: str) -> Read:
+        """Take the next piece of the answer."""
+        self._rest += text
+        steps = {_At.CONTENT: self._read_content, _At.OPENING: self._read_opening, _At.SLOT: self._read_slot, _At.END: self._read_end}
+        while self._rest and steps[self._at]():
+            pass
+        return self._drain()
+
+    def finish(self) -> Read:
+        """The answer is over: what was held back is content, or the end of a call that was cut."""
+        is_call = self._is_forced or self._at is _At.END or self._arguments.is_begun
+        rest = "" if is_call and self._at is not _At.CONTENT else self._undone + self._rest
+        if rest or not self.count:
+            self._content.append(self._space + rest)
+        self._rest = self._undone = self._space = ""
+        return self._drain()
+
+    def _drain(self) -> Read:
+        found = Read("".join(self._content), tuple(self._deltas))
+        self._content, self._deltas = [], []
+        return found
+
+    # each returns whether it got on
+
+    def _read_content(self) -> bool:
+        place = self._beginning()
+        if place is None:
+            self._say(self._rest)
+            self._rest = ""
+            return False
+        self._say(self._rest[:place])
+        self._rest = self._rest[place:]
+        if not any(self._rest.startswith(begin) for begin in self._begins):
+            return False  # perhaps: the next piece says
+        self._at = _At.OPENING
+        return True
+
+    def _beginning(self) -> int | None:
+        """Where in the rest a call begins, or may begin; None where none does."""
+        for place in range(len(self._rest)):
+            tail = self._rest[place:]
+            begins = any(tail.startswith(begin) or begin.startswith(tail) for begin in self._begins)
+            if begins and (self._form.mark or self._starts_line(place)):
+                return place
+        return None
+
+    def _starts_line(self, place: int) -> bool:
+        before = self._rest[:place]
+        line = before.rpartition("\n")[2]
+        return not line.strip() and (self._is_new_line or "\n" in before)
+
+    def _say(self, text: str) -> None:
+        if not text:
+            return
+        line = text.rpartition("\n")
+        self._is_new_line = not line[2].strip() and (bool(line[1]) or self._is_new_line)
+        text = self._space + text
+        bare = text.rstrip()
+        self._space = text[len(bare) :]
+        if bare:
+            self._content.append(bare)
+
+    def _read_opening(self) -> bool:
+        opening = self._form.opening if self._is_forced and not self.count else self._opening
+        if not self._took(opening):
+            return False
+        self._begin_call()
+        return True
+
+    def _took(self, text: str) -> bool:
+        """Whether the rest began with `text`, which is then taken; where it can't any more, there is no call here."""
+        if self._rest.startswith(text):
+            self._undone += text
+            self._rest = self._rest[len(text) :]
+            return True
+        if not text.startswith(self._rest):
+            self._give_up()
+        return False
+
+    def _give_up(self) -> None:
+        """What looked like a call is none."""
+        text, self._rest, self._undone = self._undone + self._rest, "", ""
+        self._at = _At.CONTENT
+        self._say(text[:1])  # whatever begins it does not begin a call
+        self._rest = text[1:]
+        self._is_new_line = False
+        self._read_content()
+
+    def _begin_call(self) -> None:
+        self._at, self._slot, self._before, self._arguments = _At.SLOT, 0, "", _Braces()
+
+    def _read_slot(self) -> bool:
+        if self._before:
+            if not self._rest.startswith(self._before):
+                return False
+            self._rest = self._rest[len(self._before) :]
+            self._before = ""
+            return True
+        slot = self._form.slots[self._slot]
+        if slot is CallPart.NAME:
+            return self._read_name()
+        if slot is CallPart.ID:
+            return self._read_id()
+        return self._read_arguments()
+
+    def _read_name(self) -> bool:
+        found = next((written for written in self._named if self._rest.startswith(written)), None)
+        if found is None:
+            if not any(written.startswith(self._rest) for written in self._named):
+                self._give_up()
+            return False
+        self._name = self._named[found]
+        self._undone += found
+        self._rest = self._rest[len(found) :]
+        self._slot += 1
+        return True
+
+    def _read_id(self) -> bool:
+        """The model's own IDs are passed over: ours are unlike those of earlier turns."""
+        if len(self._rest) < ID_LENGTH:
+            return False
+        self._rest = self._rest[ID_LENGTH:]
+        return self._next_slot()
+
+    def _read_arguments(self) -> bool:
+        if not self._arguments.is_begun:
+            if not self._rest.startswith("{"):
+                self._give_up()
+                return False
+            self.count += 1
+            self._undone = ""
+            self._deltas.append(CallDelta(self.count - 1, call_id(), self._name))
+        length = self._arguments.read(self._rest)
+        self._deltas.append(CallDelta(self.count - 1, arguments=self._rest[:length]))
+        self._rest = self._rest[length:]
+        return self._arguments.is_over and self._next_slot()
+
+    def _next_slot(self) -> bool:
+        self._slot += 1
+        if self._slot == len(self._form.slots):
+            self._at = _At.END
+        else:
+            self._before = self._form.between[self._slot - 1]
+        return True
+
+    def _read_end(self) -> bool:
+        link, closing = self._form.link, self._form.closing
+        if link and self._rest.startswith(link):
+            self._rest = self._rest[len(link) :]
+            self._begin_call()
+            return True
+        if link and link.startswith(self._rest):
+            return False
+        if closing.startswith(self._rest) and closing != self._rest:
+            return False
+        self._rest = self._rest.removeprefix(closing)
+        self._at, self._is_new_line = _At.CONTENT, True
+        return True
+
+
+class _Braces:
+    """Where a JSON object ends, read in pieces."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = self._is_escaped = False
+        self.is_begun = self.is_over = False
+
+    def read(self, text: str) -> int:
+        """How many characters of `text` belong to it."""
+        for number, sign in enumerate(text):
+            self._take(sign)
+            if self.is_over:
+                return number + 1
+        return len(text)
+
+    def _take(self, sign: str) -> None:
+        self.is_begun = True
+        if self._in_string:
+            self._in_string = self._is_escaped or sign != '"'
+            self._is_escaped = sign == "\\" and not self._is_escaped
+        elif sign == '"':
+            self._in_string = True
+        elif sign in "{[":
+            self._depth += 1
+        elif sign in "}]":
+            self._depth -= 1
+            self.is_over = not self._depth
+
+
+def call_id() -> str:
+    return "".join(secrets.choice(ID_SIGNS) for _ in range(ID_LENGTH))
