@@ -13,7 +13,7 @@ from typing import Any
 
 from studio.engine.protocol import Grammar
 
-MOST_BYTES = {"json_schema": 1_000_000, "gbnf": 200_000, "regex": 200_000}
+MOST_BYTES = {"json_schema": 1_000_000, "gbnf": 200_000, "regex": 200_000, "calls": 1_000_000}
 MOST_VALUES = 50_000  # of a schema: names, texts, numbers, lists, objects
 MOST_OBJECTS = 4_000  # of these
 MOST_NESTED = 100

@@ -150,6 +150,9 @@ def _answer(
         speculation=request.speculation,
         echo=_echo(request, renderer, ids, index),
     )
+    if calling is not None:
+        calling.give(answer)
+    return answer
 
 
 def _echo(request: GenerationRequest, renderer: Renderer, ids: list[int], index: int) -> str | None:
@@ -182,9 +185,6 @@ def _embedded(
         lane=request.lane,
         texts=texts,
     )
-    if calling is not None:
-        calling.give(answer)
-    return answer
 
 
 def _calling(request: GenerationRequest, renderer: Renderer, vocabulary: GrammarVocabulary | None) -> Calling | None:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studio.engine.protocol import Tools, bad_request
+from studio.engine import grammar_limits
+from studio.engine.protocol import Grammar, Tools, bad_request
 
 MOST_TOOLS = 128  # as OpenAI's
 MOST_BYTES = 256 * 1024  # of all tools as JSON
@@ -59,6 +60,9 @@ def _definition(number: int, tool: Any) -> dict[str, Any]:
     if parameters is not None and not (isinstance(parameters, Mapping) and parameters.get("type", "object") == "object"):
         said = f"{place}.function.parameters is no JSON schema of an object."
         raise bad_request(said, 'Give {"type": "object", "properties": {…}}.', param=f"{place}.function.parameters")
+    if parameters and (reason := grammar_limits.excess(Grammar("json_schema", json.dumps(parameters)))):
+        said = f"{place}.function.parameters can't be used: {reason}."
+        raise bad_request(said, "Make it smaller.", param=f"{place}.function.parameters")
     return {**tool, "type": "function", "function": dict(function)}
 
 

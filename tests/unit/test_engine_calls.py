@@ -217,6 +217,7 @@ CALL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ([{"type": "function", "function": {"name": "f", "description": 3}}], None, "tools.0.function.description"),
         ([CALL, {"type": "function", "function": {"name": "g", "parameters": {"type": "string"}}}], None, "tools.1.function.parameters"),
         ([CALL, CALL], None, "tools"),
+        ([{**CALL, "function": {"name": "f", "parameters": {"maximum": 10**40}}}], None, "tools.0.function.parameters"),
         ([CALL], "sometimes", "tool_choice"),
         ([CALL], {"type": "function", "function": {"name": "g"}}, "tool_choice"),
         ([], "required", "tool_choice"),
