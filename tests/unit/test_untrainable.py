@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import json
-
 import pytest
 
 from jobs.config import JobConfig, build
 from studio.catalogue import suitability
 from studio.catalogue.compatibility import VARIANTS
-from studio.catalogue.known import STORED
 from studio.records import Probe, WeightForm
+from tests.probes import stored
 
 # layers behind which bottleneck adapters go, as they are called in the blocks of transformers' decoders
 BEHIND = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "mlp.c_proj")
 BEHIND_ATTENTION = ("o_proj", "out_proj", "attention.dense", "attn.c_proj")
-
-
-@functools.cache
-def stored() -> dict[str, Probe]:
-    """One probe for each architecture."""
-    found = {}
-    for file in sorted(STORED.glob("*.json")):
-        if values := json.loads(file.read_text(encoding="utf-8"))["probe"]:
-            probe = Probe.model_validate(values)
-            found.setdefault(probe.class_name, probe)
-    return found
 
 
 def trains(config: JobConfig, probe: Probe) -> bool:
