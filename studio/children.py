@@ -186,10 +186,17 @@ class Children:
         for child in self._children:
             child.close()
 
-    def _family(self) -> set[psutil.Process]:
-        """The children that run, and all that they started: a trainer leads a process group of its own."""
+    def kill(self, child: ChildProcess) -> None:
+        """End one at once, with all that it started: what is stopped or hung hears no polite word."""
+        for process in self._family([child]):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        child.close()
+
+    def _family(self, children: Sequence[ChildProcess] = ()) -> set[psutil.Process]:
+        """The children that run (of `children` where they are named), and all that they started: a trainer leads a group of its own."""
         found: set[psutil.Process] = set()
-        for pid in [child.pid for child in self._children]:
+        for pid in [child.pid for child in children or self._children]:
             with contextlib.suppress(psutil.Error):
                 if pid is not None:
                     process = psutil.Process(pid)

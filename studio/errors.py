@@ -81,6 +81,13 @@ class EngineError(StudioError):
         self.code = code
 
 
+class BusyError(StudioError):
+    """What works again soon by itself: ask again after `retry_after` seconds."""
+
+    def __init__(self, message: str, fix: str = "", *, retry_after: int = 5) -> None:
+        super().__init__(message, fix, retry_after=retry_after)
+
+
 def of_this_machine(exc: Exception) -> StudioError | None:
     """What a person can mend about a disk or a database that refuses; None for anything else, which is our own defect."""
     if isinstance(exc, OSError):
@@ -88,5 +95,7 @@ def of_this_machine(exc: Exception) -> StudioError | None:
         return StudioError(f"{where}{exc.strerror or exc}.", "Check the path, its rights and the space on the disk.")
     if type(exc).__name__ == "OperationalError":  # the database's, as sqlalchemy or sqlite3 raise it
         said = getattr(exc, "orig", None) or exc
+        if "database is locked" in str(said):
+            return BusyError("The studio's database is held by another program.", "Ask again in a few seconds.")
         return StudioError(f"The studio's database can't be used: {said}.", "Check STUDIO_HOME, its rights and the space on the disk.")
     return None

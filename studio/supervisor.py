@@ -26,6 +26,7 @@ from studio.errors import StudioError
 from studio.records import PageState
 from studio.running import Running, announce, health, running, was_killed, withdraw
 from studio.settings import Settings
+from studio.watch import HealthWatch, tell_waiting
 
 PAGE_FIRST_S = 5.0  # the page starts alone for so long at most: on two cores five imports at once delay all
 SLOW_START_S = 60.0
@@ -74,6 +75,7 @@ class Supervisor:
         self.settings = replace(_with_engine(settings), port=port, token=settings.token or self._own_token)
         self._has_own_engine = not settings.engine_url
         self._children = Children(say)
+        self._watches: list[HealthWatch] = []
         self._signals = 0
         self._is_up = self._is_page_known = False
         self._next_look = 0.0
@@ -86,6 +88,8 @@ class Supervisor:
             announce(self.settings, self._running())
             self._serve()
         finally:
+            for watch in self._watches:
+                watch.end()
             self._children.stop(hurry=lambda: self._signals > 1)
             self._socket.close()
             withdraw(self.settings)
@@ -96,6 +100,7 @@ class Supervisor:
     def _serve(self) -> None:
         started = time.monotonic()
         web = self._children.start(self._web())
+        self._watch(web, self._url())
         has_others = is_late = False
         while not self._signals:
             waited = time.monotonic() - started
@@ -106,10 +111,25 @@ class Supervisor:
             if not self._is_up and not is_late and waited > SLOW_START_S:
                 is_late = True
                 self._say(f"The page does not answer yet; {web.log} says why.")
+            self._end_silent(web)
             self._children.tend()
             if web.is_given_up:
                 raise StudioError("The studio ended because its page can't run.", f"{web.log} says why.")
             time.sleep(TICK_S)
+
+    def _watch(self, child: ChildProcess, url: str) -> None:
+        watch = HealthWatch(child, url)
+        watch.start()
+        self._watches.append(watch)
+
+    def _end_silent(self, web: ChildProcess) -> None:
+        """End what lives and does not answer; it is started anew as if it had died."""
+        for watch in self._watches:
+            if silent_s := watch.silence():
+                self._say(f"The {watch.child.name} process has not answered for {silent_s:.0f} s and is started anew.")
+                if watch.child is web:
+                    tell_waiting(self._socket)
+                self._children.kill(watch.child)
 
     def _look_at_page(self, web: ChildProcess) -> None:
         """Say where the studio answers once it does, and why its page can't be built where that is so."""
@@ -134,7 +154,7 @@ class Supervisor:
 
     def _start_others(self) -> None:
         if self._has_own_engine:
-            self._children.start(self._child("engine", engine_command(self.settings)))
+            self._watch(self._children.start(self._child("engine", engine_command(self.settings))), self.settings.engine_url)
         for queue in ("gpu", "light"):
             self._children.start(self._child(f"worker-{queue}", ["jobs.worker", "--queue", queue]))
 

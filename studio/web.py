@@ -39,6 +39,7 @@ from studio.records import EngineState, Health, HealthStatus, PageHealth, PageSt
 from studio.services import Studio
 from studio.settings import Settings
 
+BUSY_S = 5.0  # that a request waits for a database which another program holds
 SHUTDOWN_S = 3  # open pages hold a stream each, which never ends by itself
 # of an absolute path, up to its last name: between quotes with all its spaces, elsewhere up to a space. Not of a URL.
 FOLDERS = re.compile(r"""(?<=['"])/[^'"]*/|(?<![^\s(=\[,:])/(?:[^\s/'"]+/)+""")
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings) -> FastAPI:
     """The whole site. Opens the studio of `settings`; raises StudioError when that can't be done."""
     studio = Studio.open(settings)
+    studio.db.wait_at_most(BUSY_S)
     page = PageApp(lambda: _build_page(studio, settings.cache / "gradio"))
     studio.system.watch_page(lambda: page.health)
 

@@ -10,6 +10,7 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from studio.api import (
@@ -30,7 +31,7 @@ from studio.api import (
     rest,
     storage,
 )  # fmt: skip
-from studio.errors import EngineError, ForbiddenError, NotFoundError, StudioError, TakenError, of_this_machine
+from studio.errors import BusyError, EngineError, ForbiddenError, NotFoundError, StudioError, TakenError, of_this_machine
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(UnicodeEncodeError, _half_a_character)
+    app.add_exception_handler(OperationalError, _database_refuses)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -75,6 +77,8 @@ def _status(error: StudioError) -> int:
         return 409
     if isinstance(error, ForbiddenError):
         return 403
+    if isinstance(error, BusyError):
+        return 503
     return 400
 
 
@@ -102,14 +106,26 @@ def _half_a_character(request: Request, exc: Exception) -> Response:
     return _answer(request, 400, StudioError("A text holds half a character (a lone surrogate).", "Cut texts between characters."))
 
 
+def _database_refuses(request: Request, exc: Exception) -> Response:
+    """503 while another program holds the database; what else it says is no passing matter."""
+    found = of_this_machine(exc)
+    if not isinstance(found, BusyError):
+        raise exc
+    return _answer(request, 503, found)
+
+
 def _unforeseen(request: Request, exc: Exception) -> Response:
     """A disk or a database that refuses, or a defect. The server logs the traceback itself."""
+    found = of_this_machine(exc)
+    if isinstance(found, BusyError):  # of the gate, which stands before the handlers
+        return _answer(request, 503, found)
     fix = "The web log in STUDIO_HOME/logs says more."
     defect = StudioError(f"This did not work because of a defect in the studio ({type(exc).__name__}).", fix)
-    return _answer(request, 500, of_this_machine(exc) or defect)
+    return _answer(request, 500, found or defect)
 
 
 def _answer(request: Request, status: int, error: StudioError) -> Response:
+    headers = {"Retry-After": str(error.details["retry_after"])} if "retry_after" in error.details else None
     if openai.is_of_programs(request.scope["path"]):
-        return JSONResponse(openai.error_body(error, status), status_code=status)
-    return JSONResponse({"error": error.as_json()}, status_code=status)
+        return JSONResponse(openai.error_body(error, status), status_code=status, headers=headers)
+    return JSONResponse({"error": error.as_json()}, status_code=status, headers=headers)

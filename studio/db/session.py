@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from studio.db.columns import use_home
 from studio.homepaths import HomePaths
 
-BUSY_TIMEOUT_MS = 30_000
+BUSY_S = 30.0  # how long a statement waits for another process's transaction
 PRIVATE = 0o600  # a database holds rows and keys
 
 
@@ -34,7 +34,8 @@ class Database:
         if place is None:
             raise ValueError("A server's database does not say where STUDIO_HOME is: name it.")
         self.home = place.absolute()
-        self.engine = _engine(url, self.path, journal)
+        self.busy_s = BUSY_S
+        self.engine = _engine(url, self.path, journal, lambda: self.busy_s)
         use_home(self.engine, HomePaths(self.home))
 
     @contextmanager
@@ -55,18 +56,23 @@ class Database:
                 session.rollback()
                 raise
 
+    def wait_at_most(self, busy_s: float) -> None:
+        """From now on, where somebody waits for the answer: a database that another program holds is told soon."""
+        self.busy_s = busy_s
+        self.engine.dispose()  # connections know the limit that they were opened with
+
     def dispose(self) -> None:
         self.engine.dispose()
 
 
-def _engine(url: str, path: Path | None, journal: str) -> Engine:
+def _engine(url: str, path: Path | None, journal: str, busy_s: Callable[[], float]) -> Engine:
     if path is None:
         return create_engine(url, pool_pre_ping=True, pool_size=40)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=PRIVATE)
     os.chmod(path, PRIVATE)
     # gradio serves from 40 threads: the default pool of 5 + 10 would run dry
-    engine = create_engine(url, pool_size=48, max_overflow=64, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(url, pool_size=48, max_overflow=64, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
@@ -74,7 +80,7 @@ def _engine(url: str, path: Path | None, journal: str) -> Engine:
         cursor = connection.cursor()
         for pragma in (f"journal_mode={journal}", "synchronous=NORMAL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        cursor.execute(f"PRAGMA busy_timeout={round(1000 * busy_s())}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

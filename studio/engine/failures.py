@@ -40,6 +40,12 @@ def unloaded() -> EngineError:
     return EngineError("The engine gave its memory to a training job.", "Ask again later.", status=503, code="engine_unloaded")
 
 
+def silent() -> EngineError:
+    """The process that held the model lived and did not answer, so it was ended."""
+    said = "The process that holds the model did not answer any more and is started anew."
+    return EngineError(said, "Ask again in a few seconds.", status=503, code="engine_restarting", retry_after=5)
+
+
 def ended(code: int | None) -> EngineError:
     """The process that held the model is gone; -9 is how the kernel ends one for want of memory."""
     why = f"exit {code}"

@@ -82,6 +82,8 @@ class HeldModel:
         number, does = message["id"], message["op"]
         if does == "cancel":
             self._cancel(number)
+        elif does == "ping":
+            self._speaker.say(id=number, value=True)
         elif does == "status":
             self._speaker.say(id=number, value=self._scheduler.status().model_dump(mode="json", exclude={"ok"}))
         elif does == "unload":

@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -20,13 +21,15 @@ from typing import IO, Any
 
 from studio import processes
 from studio.engine import wire
-from studio.engine.failures import LONGEST_STEP_S, ended, stopping, unloaded
+from studio.engine.failures import LONGEST_STEP_S, ended, silent, stopping, unloaded
 from studio.engine.protocol import Event
 from studio.errors import EngineError
 from studio.records import EngineStatus, LoadedModel
 
 STATUS_S = 2.0  # a child that answers later is busy: what it said last counts
 UNLOAD_S = 20.0  # for running answers to end
+PING_S = 2.0
+STOPPED_S = 6.0  # of silence, where the kernel says that the process is stopped
 
 log = logging.getLogger("studio.engine")
 Deliver = Callable[[Event], None]
@@ -64,6 +67,7 @@ class ModelChild:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=processes.child_environment())
         self.has_left = False  # of its own accord
+        self.was_silent = False  # and killed for it
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         threading.Thread(target=self._write, name="model-asking", daemon=True).start()
         threading.Thread(target=self._pass_on, name="model-log", daemon=True).start()
@@ -123,6 +127,27 @@ class ModelProcess:
             if self._child is None and not self._is_closing:
                 self._child = ModelChild(self._idle_s)
                 threading.Thread(target=self._listen, args=(self._child,), name="model-events", daemon=True).start()
+
+    def watch(self) -> None:
+        """From now on replace a process that lives and does not answer: stopped by a signal, or hung where nothing else may run."""
+        threading.Thread(target=self._watch, name="model-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._is_closing:
+            time.sleep(PING_S)
+            with self._lock:
+                child = self._child
+                if child is None or self._is_closing:
+                    continue
+                asked = self._ask({"op": "ping"})
+            began = time.monotonic()
+            while not asked.ready.wait(PING_S) and child is self._child:
+                waited = time.monotonic() - began
+                if waited > LONGEST_STEP_S or (waited > STOPPED_S and processes.is_stopped(child.process.pid)):
+                    log.warning("The model's process has not answered for %.0f s and is started anew.", waited)
+                    child.was_silent = True
+                    child.kill()
+                    break
 
     def submit(self, kind: str, body: Any, deliver: Deliver) -> int:
         """Have a request answered; `deliver` is called from another thread. Its number, for `cancel`."""
@@ -244,6 +269,8 @@ class ModelProcess:
     def _go_on(self, asked: Asked, child: ModelChild) -> None:
         if asked.message["op"] == "unload":
             asked.end(0)
+        elif child.was_silent:
+            asked.fail(silent())
         elif not child.has_left or self._child is None:
             asked.fail(ended(child.process.returncode))
         elif asked.begun != asked.finished:

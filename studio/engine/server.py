@@ -37,6 +37,7 @@ from studio.errors import EngineError
 
 GRACE_S = 1  # for connections to close once their answers were ended
 BACKLOG = 2048  # as uvicorn's
+PASSING = ("engine_stopping", "engine_restarting")  # what is over at once
 LAST_RESORT_S = 1.8  # a connection can hang, ending the process can't
 READING_S = 60.0  # a tokenizer of a large vocabulary takes seconds to read
 
@@ -244,7 +245,7 @@ def _sse(value: ChunkBody | ErrorBody) -> bytes:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     # clients repeat what answers 5xx; a model that does not fit will not fit at once after
-    headers = {"x-should-retry": "false"} if error.status >= 500 and error.code != "engine_stopping" else {}
+    headers = {"x-should-retry": "false"} if error.status >= 500 and error.code not in PASSING else {}
     if "retry_after" in error.details:
         headers["Retry-After"] = str(error.details["retry_after"])
     body = error_body(error, with_fix=FIX_HEADER in request.headers)
@@ -310,6 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S, lifespan="off")
     server = Server(config, model)
     model.start()
+    model.watch()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     lifeline.end_with_parent(grace_s=LAST_RESORT_S)
     server.run(sockets=[listener])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -65,6 +66,29 @@ def test_health_names_no_folder_since_anyone_may_read_it(settings: Settings, rea
         found = TestClient(app, base_url="http://127.0.0.1:7860").get("/health")  # not entered: no page is built
         assert found.status_code == 503 and found.json().get("reason") == answered
     finally:
+        app.state.studio.db.dispose()
+
+
+def test_a_database_that_another_program_holds_is_told_soon_and_with_when_to_ask_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "BUSY_S", 0.05)
+    app = web.create_app(settings)
+    client = TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    other = sqlite3.connect(settings.home / "studio.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        held = client.post("/api/keys", json={"name": "mine"})
+        assert held.status_code == 503 and held.headers["Retry-After"] == "5", held.text
+        assert held.json()["error"]["message"] == "The studio's database is held by another program."
+        assert client.get("/api/datasets").status_code == 200, "looking goes on"
+        other.execute("ROLLBACK")
+        assert client.post("/api/keys", json={"name": "mine"}).status_code < 300
+        other.execute("ALTER TABLE datasets RENAME TO gone")
+        broken = client.get("/api/datasets")
+        assert broken.status_code == 500 and "no such table" in broken.text and "Retry-After" not in broken.headers
+    finally:
+        other.close()
         app.state.studio.db.dispose()
 
 

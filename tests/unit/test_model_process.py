@@ -25,7 +25,7 @@ class Child:
     """A process that is told what to say."""
 
     def __init__(self, idle_s: float) -> None:
-        self.idle_s, self.has_left, self.sent = idle_s, False, []  # type: ignore[var-annotated]
+        self.idle_s, self.has_left, self.was_silent, self.sent = idle_s, False, False, []  # type: ignore[var-annotated]
         self.process = SimpleNamespace(returncode=None, poll=lambda: self.process.returncode)
         self._said: SimpleQueue[bytes] = SimpleQueue()
         self.was_sent = threading.Condition()
@@ -227,4 +227,23 @@ def test_half_a_line_of_a_process_that_was_killed_is_passed_over(made: list[Chil
     made[0].says(id=7, value=1)  # cancelled
     made[0].says(id=1, event=event(text="on"))
     assert answers.first(1)[0].text == "on"
+    model.close()
+
+
+def test_a_process_that_does_not_answer_is_replaced_and_those_who_wait_are_told(made: list[Child], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_process, "PING_S", 0.01)
+    monkeypatch.setattr(model_process, "STOPPED_S", 0.02)
+    stopped = threading.Event()
+    monkeypatch.setattr(model_process.processes, "is_stopped", lambda pid: stopped.is_set())
+    model, answers = ModelProcess(9.0), Answers()
+    model.submit("chat", {}, answers)
+    (child,) = made
+    child.process.pid = 7
+    model.watch()
+    assert child.asked(2)["op"] == "ping"
+    child.says(id=child.asked(2)["id"], value=True)
+    assert child.asked(3)["op"] == "ping" and not answers.events, "asked again after an answer"
+    stopped.set()
+    error = answers.first(1)[0].error
+    assert error is not None and (error.status, error.code, error.details["retry_after"]) == (503, "engine_restarting", 5)
     model.close()
