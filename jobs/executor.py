@@ -82,7 +82,7 @@ def submit(
     if warm is not None and not spares_memory:
         process = warm.begin(run, number, threads, visible)
     if process is None:
-        variables = trainer_environment(threads, visible)
+        variables = trainer_environment(threads, visible, for_loggers=module == TRAINER)
         if spares_memory:
             variables |= SPARING
         process = _start(run, number, module, variables)
@@ -175,9 +175,9 @@ def last_lines(path: Path, count: int) -> str:
     return ""
 
 
-def trainer_environment(threads: int, visible: str | None = None) -> dict[str, str]:
+def trainer_environment(threads: int, visible: str | None = None, for_loggers: bool = True) -> dict[str, str]:
     """The environment variables of a trainer: ours without secrets, its GPU (see `submit`), and its share of the threads."""
-    ours = processes.child_environment()
+    ours = processes.child_environment(for_loggers=for_loggers)
     if visible is not None:
         ours["CUDA_VISIBLE_DEVICES"] = visible
     # an installed wheel needs no path: site-packages on PYTHONPATH would come before the standard library

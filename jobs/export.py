@@ -23,6 +23,7 @@ from jobs.rundir import Attempt, RunDir, fsync_folder, move_into_place, write_js
 from jobs.trainers.events import EventLog
 from jobs.trainers.failures import explain
 from jobs.trainers.stopping import StopWish
+from studio import privacy
 from studio.catalogue import rope
 from studio.catalogue.models import count_parameters
 from studio.datasets.rendering import Renderer
@@ -86,6 +87,7 @@ def export(run: RunDir, config: ExportConfig, log: EventLog) -> WrittenExport:
         verified = _write_and_prove(run, config, folder, log)
         _tell(log, 4)
         write_manifest(folder)
+        privacy.hand_out(folder)
         move_into_place(folder, to)
         fsync_folder(to.parent)
     finally:

@@ -22,7 +22,7 @@ from jobs import queue, slots, tasks
 from jobs.reconcile import Reconciler
 from jobs.runner import Runner
 from jobs.warm import ReadyTrainer
-from studio import lifeline
+from studio import lifeline, privacy
 from studio import settings as studio_settings
 from studio.catalogue import probes, torch_view
 from studio.db import migrations
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep-none-ready", action="store_true", help="start every trainer cold; for a worker that lives for one command")
     arguments = parser.parse_args(argv)
+    privacy.keep_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("huey").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from studio import __version__
+from studio import __version__, privacy
 from studio.commands import (
     access,
     asking,
@@ -101,6 +101,7 @@ app.command()(backups.restore)
 
 
 def main() -> None:
+    privacy.keep_private()
     try:
         app()
     except StudioError as error:

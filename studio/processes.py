@@ -7,12 +7,13 @@ says it (Linux), because a birth in wall-clock time moves when the clock is set.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,28 +22,38 @@ import psutil
 PROC = Path("/proc")
 
 
-HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
-SECRETS = (
-    *HUB_TOKENS,
-    "OPENAI_API_KEY",
-    "OAUTH_CLIENT_SECRET",
-    "STUDIO_API_KEYS",
-    "STUDIO_DB_URL",
-    "STUDIO_ENGINE_KEY",
-    "STUDIO_TOKEN",
-    "STUDIO_USERS",
-)
+# also where the token lies, and whether it is sent unasked
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_DISABLE_IMPLICIT_TOKEN")
+LOGGERS = ("AIM_", "CLEARML_", "COMET_", "DATABRICKS_", "DVC", "MLFLOW_", "NEPTUNE_", "SWANLAB_", "TRACKIO_", "WANDB_")  # of report_to
+SECRET_NAME = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(?:_|$)|_(?:PASS|PAT|PWD)(?:_|$)", re.I)
+NAMED_OTHERWISE = ("STUDIO_DB_URL", "STUDIO_USERS")
+PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 
-def child_environment(*, for_hub: bool = False) -> dict[str, str]:
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable of the environment holds a secret, as its name says (MY_API_KEY) or its value (a URL with a password).
+
+    Judged by form and not by a list: a person may keep other programs' secrets there too. A proxy is the way out, which all need.
+    """
+    if name in NAMED_OTHERWISE or SECRET_NAME.search(name):
+        return True
+    return not name.upper().endswith("PROXY") and PASSWORD_IN_URL.search(value) is not None
+
+
+def child_environment(*, for_hub: bool = False, for_loggers: bool = False) -> dict[str, str]:
     """Our environment variables without secrets: a child works on local files and needs none, and what it prints ends in a log.
 
-    `for_hub`: for a child that talks to the hub and needs the hub's token.
+    `for_hub`: for a child that talks to the hub and needs the hub's token. `for_loggers`: for a training, which may have been told to
+    report to a service that asks for a key.
     """
-    withheld = set(SECRETS)
-    if for_hub:
-        withheld -= set(HUB_TOKENS)
-    return {name: value for name, value in os.environ.items() if name not in withheld}
+    needed = HUB_TOKENS if for_hub else ()
+    return environment_with(needed, for_loggers=for_loggers)
+
+
+def environment_with(needed: Collection[str], *, for_loggers: bool = False) -> dict[str, str]:
+    """Our environment variables without secrets except those that are `needed`."""
+    prefixes = LOGGERS if for_loggers else ()
+    return {name: value for name, value in os.environ.items() if name in needed or name.startswith(prefixes) or not is_secret(name, value)}
 
 
 def module_command(module: str, *arguments: str) -> list[str]:

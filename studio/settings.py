@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
 
+from studio import privacy
 from studio.errors import StudioError
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent  # holds studio and jobs: a checkout, or site-packages
@@ -36,17 +37,17 @@ COPIES = "quantised"  # the folder of a home with copies of bases in 4 bits
 
 @dataclass(frozen=True)
 class Settings:
-    """What `load` found. Paths are absolute."""
+    """What `load` found. Paths are absolute. What is left out of its repr may hold a secret."""
 
     home: Path
-    db_url: str
+    db_url: str = field(repr=False)
     host: str
     port: int
-    token: str
-    local_token: str  # without a login: for whoever is not the user who runs the studio; `studio up` makes one
-    users: tuple[tuple[str, str], ...]
+    token: str = field(repr=False)
+    local_token: str = field(repr=False)  # without a login: for whoever is not the user who runs the studio; `studio up` makes one
+    users: tuple[tuple[str, str], ...] = field(repr=False)
     engine_url: str  # external engine; "" means our own
-    engine_key: str  # key of the engine named by engine_url
+    engine_key: str = field(repr=False)  # key of the engine named by engine_url
     test_data: Path
     max_upload_bytes: int
     sqlite_journal: str
@@ -57,7 +58,7 @@ class Settings:
     hub_offline: bool
     adapter_memory_bytes: int  # for adapters in the engine; 0 takes a quarter of what the base leaves free
     kv_cache_bytes: int  # for keys and values of answers in the engine; 0 takes what is free
-    api_keys: tuple[tuple[str, str], ...]  # (start of a URL, key) for other engines that ask for one
+    api_keys: tuple[tuple[str, str], ...] = field(repr=False)  # (start of a URL, key) for other engines that ask for one
 
     @property
     def queue_path(self) -> Path:
@@ -112,33 +113,37 @@ class Settings:
     def make_folders(self) -> None:
         """Create STUDIO_HOME and its folders, for its owner's eyes only. Raises StudioError where that can't be done.
 
-        A folder that was there before loses the rights of other users too. The home itself does so only where it is empty
-        or a studio's: a person may have named one that holds other things.
+        Where the home was open to others, so may have been what lies in it: then all of the studio's is closed. Folders of a person
+        that lie there too keep their own rights.
         """
         folders = (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs)
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if all(folder.is_dir() for folder in folders) or not any(self.home.iterdir()):
-                _make_private(self.home)
+            was_open = self.home.stat().st_mode & privacy.OTHERS
+            privacy.close_to_others(self.home)
             for folder in (*folders, self.copies):
                 folder.mkdir(exist_ok=True, mode=0o700)
-                _make_private(folder)
+                privacy.close_to_others(folder)
         except OSError as exc:
             raise StudioError(
                 f"STUDIO_HOME {self.home} can't be used ({exc.strerror}).",
                 "Set STUDIO_HOME to a folder that you may write to.",
             ) from None
+        if was_open:
+            self.close_files()
+
+    def close_files(self) -> None:
+        """Take from other users what they may do with the studio's files."""
+        for path in self.home.iterdir():
+            if path.is_file():
+                privacy.close_to_others(path)
+        for folder in (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs):
+            privacy.close_all_to_others(folder)
 
 
-def _make_private(folder: Path) -> None:
-    if folder.stat().st_mode & 0o077:
-        with contextlib.suppress(PermissionError):  # another user's folder that this one may write to
-            folder.chmod(0o700)
-
-
-def load(environ: dict[str, str] | None = None) -> Settings:
+def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the environment once. Raises ValueError naming the variable when a value can't be used."""
-    env = dict(os.environ if environ is None else environ)
+    env = os.environ if environ is None else environ
     home = Path(env.get("STUDIO_HOME") or Path(platformdirs.user_data_dir()) / "adapter-studio").expanduser().absolute()
     users = tuple(_user(pair) for pair in _listed(env, "STUDIO_USERS"))
     return Settings(
@@ -165,14 +170,14 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     )
 
 
-def _number(env: dict[str, str], name: str, default: int) -> int:
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
     value = env.get(name) or str(default)
     if not value.isdigit():
         raise ValueError(f"{name}={value!r} is not a whole number. Set it to a number such as {default}, or unset it.")
     return int(value)
 
 
-def _listed(env: dict[str, str], name: str) -> list[str]:
+def _listed(env: Mapping[str, str], name: str) -> list[str]:
     return [text.strip() for text in env.get(name, "").split(",") if text.strip()]
 
 
@@ -185,7 +190,7 @@ def _origin(text: str) -> str:
     return f"{scheme}://{rest.removesuffix(default)}"
 
 
-def _proxies(env: dict[str, str]) -> tuple[str, ...]:
+def _proxies(env: Mapping[str, str]) -> tuple[str, ...]:
     """Nobody, unless they are named; on a Space its own network, through which everybody comes."""
     named = _listed(env, "STUDIO_TRUSTED_PROXIES")
     for text in named:

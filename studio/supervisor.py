@@ -30,6 +30,14 @@ from studio.watch import HealthWatch, tell_waiting
 
 PAGE_FIRST_S = 5.0  # the page starts alone for so long at most: on two cores five imports at once delay all
 SLOW_START_S = 60.0
+# the secrets that each child works with; no other reaches it
+WORKING = ("STUDIO_DB_URL", "STUDIO_ENGINE_KEY", "STUDIO_API_KEYS")
+NEEDED = {
+    "web": (*WORKING, "STUDIO_TOKEN", "STUDIO_LOCAL_TOKEN", "STUDIO_USERS", *processes.HUB_TOKENS),
+    "engine": ("STUDIO_ENGINE_KEY",),
+    "worker-gpu": WORKING,
+    "worker-light": WORKING,
+}
 TICK_S, LOOK_S = 0.1, 0.5
 KILLED_A_MOMENT_AGO_S = 3.0
 OWN_ADDRESSES = "Use 127.0.0.1, or 0.0.0.0 for all of them."
@@ -51,6 +59,7 @@ def up(settings: Settings, say: Say) -> None:
             from studio.services import restoring
 
             say(restoring.undo(settings))
+        settings.close_files()
         Supervisor(settings, say).run()
 
 
@@ -242,16 +251,21 @@ def assistance(
 
 
 def environment(settings: Settings, name: str) -> dict[str, str]:
-    """What a child sees: our environment, the settings as they are now, and its share of the threads."""
-    env = {
-        **os.environ,
-        "STUDIO_HOME": str(settings.home),
+    """What a child sees: our environment and the settings as they are now, of secrets only those it needs; its share of the threads."""
+    needed = NEEDED[name]
+    secrets_now = {
         "STUDIO_DB_URL": settings.db_url,
+        "STUDIO_TOKEN": settings.token,
+        "STUDIO_LOCAL_TOKEN": settings.local_token,
+        "STUDIO_ENGINE_KEY": settings.engine_key,
+    }
+    env = {
+        **processes.environment_with(needed, for_loggers=name == "worker-gpu"),  # which hands them on to trainings
+        **{key: value for key, value in secrets_now.items() if key in needed},
+        "STUDIO_HOME": str(settings.home),
         "STUDIO_HOST": settings.host,
         "STUDIO_PORT": str(settings.port),
-        "STUDIO_TOKEN": settings.token,
         "STUDIO_ENGINE_URL": settings.engine_url,
-        "STUDIO_ENGINE_KEY": settings.engine_key,
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -29,7 +29,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from studio import __version__, api, lifeline
+from studio import __version__, api, lifeline, privacy
 from studio import settings as studio_settings
 from studio.api.forwarding import TIMEOUT
 from studio.auth import Gate
@@ -222,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.try_page:
         sys.exit(try_page())
     lifeline.end_with_parent(grace_s=SHUTDOWN_S + 2)
+    privacy.keep_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

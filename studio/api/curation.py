@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field, JsonValue
 
 from studio.api.json_bodies import JsonRoute
-from studio.api.rest import Body, Here, MaxLength, no_file
+from studio.api.rest import Body, Here, MaxLength
 from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
 
 router = APIRouter(route_class=JsonRoute, prefix="/api")
@@ -63,9 +63,7 @@ def report(
     against: Annotated[list[str] | None, Query()] = None,
 ) -> DatasetReport:
     """Name everything that is wrong with the rows; answers when all are read."""
-    return studio.curation.report(
-        dataset, base_model=base_model, max_length=max_length, chat_template=no_file(chat_template), against=against or []
-    )
+    return studio.curation.report(dataset, base_model=base_model, max_length=max_length, chat_template=chat_template, against=against or [])
 
 
 @router.post("/datasets/{dataset}/fix", status_code=201)
@@ -78,7 +76,7 @@ def fix(studio: Here, dataset: str, body: Fix) -> Dataset:
         values=body.values,
         base_model=body.base_model,
         max_length=body.max_length,
-        chat_template=no_file(body.chat_template),
+        chat_template=body.chat_template,
         against=body.against,
     )
 

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from studio.api.json_bodies import JsonRoute
-from studio.api.rest import Body, Here, MaxLength, file_name, kept_upload, no_file
+from studio.api.rest import Body, Here, MaxLength, file_name, kept_upload
 from studio.errors import StudioError
 from studio.records import Dataset, Parity, Rendering, TemplateInfo
 from studio.services.models import HUB
@@ -90,10 +90,9 @@ def render_dataset(
     system_message: SystemMessage = SystemMessage.KEEP,
 ) -> Rendering:
     """What the model will see and learn, as text and tokens."""
-    template = no_file(chat_template)
     options = RowOptions(learned_turns, reasoning, system_message)
     return studio.datasets.render(
-        dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=template, options=options
+        dataset, base_model=base_model, rows=rows, offset=offset, max_length=max_length, chat_template=chat_template, options=options
     )
 
 
@@ -110,9 +109,10 @@ def dataset_parity(
     system_message: SystemMessage = SystemMessage.KEEP,
 ) -> Parity:
     """Whether training sees the tokens that a chat would send, with the answer behind them; else the first difference."""
-    template = no_file(chat_template)
     options = RowOptions(learned_turns, reasoning, system_message)
-    return studio.datasets.parity(dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=template, options=options)
+    return studio.datasets.parity(
+        dataset, base_model=base_model, rows=rows, max_length=max_length, chat_template=chat_template, options=options
+    )
 
 
 @router.get("/models/{model}/templates")

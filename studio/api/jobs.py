@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from starlette.background import BackgroundTask
 
 from studio.api.json_bodies import JsonRoute
-from studio.api.rest import Body, Here, kept_upload, no_file
+from studio.api.rest import Body, Here, kept_upload
 from studio.records import BundleCheck, Job, JobComparison, JobDetail, JobLog, JobScript, MetricPoint, QueueOverview, Report
 
 router = APIRouter(route_class=JsonRoute, prefix="/api")
@@ -89,8 +89,6 @@ def resume_queue(studio: Here) -> QueueOverview:
 @router.post("/jobs", status_code=201)
 def submit_job(studio: Here, body: NewJob) -> JobDetail:
     """Queue a training job."""
-    if "chat_template" in body.options:
-        no_file(body.options["chat_template"])
     return studio.jobs.submit(
         data=body.data,
         base_model=body.base_model,
@@ -105,8 +103,6 @@ def submit_job(studio: Here, body: NewJob) -> JobDetail:
 @router.post("/sweeps", status_code=201)
 def sweep(studio: Here, body: NewSweep) -> JobDetail:
     """Queue one training per combination of options, and the job that stands for them."""
-    for template in (body.options.get("chat_template"), *body.grid.get("chat_template", [])):
-        no_file(template)
     return studio.jobs.sweep(
         data=body.data,
         base_model=body.base_model,
@@ -195,7 +191,6 @@ def retry_job(studio: Here, job: str, body: Retry | None = None) -> JobDetail:
 def clone_job(studio: Here, job: str, body: Clone | None = None) -> JobDetail:
     """Queue another job with the same data and options, some of them changed."""
     body = body or Clone()
-    no_file(body.options.get("chat_template"))
     return studio.jobs.clone(job, options=body.options, name=body.name)
 
 

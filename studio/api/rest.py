@@ -10,13 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, UploadFile
 from pydantic import BaseModel, ConfigDict
 
 from studio.api.json_bodies import JsonRoute
-from studio.errors import StudioError
 from studio.records import DoctorReport, StatusStrip
 from studio.services import Studio
 
@@ -67,9 +66,3 @@ def kept_upload(studio: Studio, upload: UploadFile) -> Iterator[Path]:
 def file_name(upload: UploadFile) -> str:
     """The last part of what the client calls its file, for people; never a path."""
     return (upload.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "").lstrip(".")[:200] or "upload"
-
-
-def no_file(chat_template: Any) -> Any:
-    if isinstance(chat_template, str) and chat_template.endswith(".jinja"):
-        raise StudioError("Over HTTP a template is a name or its own text.", "Send the file's content as chat_template.")
-    return chat_template

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import os
 import shutil
 import sys
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from studio import lifeline
+from studio import lifeline, privacy
 from studio.catalogue import hub_cache, models
 from studio.errors import ModelError, listed
 from studio.records import HubModel
@@ -182,6 +183,7 @@ def main() -> None:
         return
     repository = sys.argv[1]
     answer: dict[str, Any] = {"error": None}
+    os.umask(privacy.umask_of(hub_cache.place()))  # the cache is not the studio's: several people may share it
     try:
         answer["folder"] = str(fetch(repository, is_compressor=COMPRESSOR in sys.argv))
     except ModelError as exc:

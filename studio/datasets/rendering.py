@@ -222,6 +222,13 @@ class Renderer:
             raise DatasetError("The text holds half of a surrogate pair, which is no character.", "Remove it.") from None
 
 
+def names_file(choice: str | None) -> bool:
+    """Whether a chat template is chosen by the path of a file: it is none of our names and no template's own text."""
+    if choice is None or not choice.strip() or choice in TEMPLATE_NAMES:
+        return False
+    return "{{" not in choice and "{%" not in choice
+
+
 def _template_source(choice: str | None, vocabulary: ModelTokens) -> tuple[str, str]:
     """Template text and a name for people."""
     if choice is None or not choice.strip():
@@ -230,7 +237,7 @@ def _template_source(choice: str | None, vocabulary: ModelTokens) -> tuple[str, 
         return _read_template(TEMPLATES / "alpaca.jinja"), "alpaca"
     if choice in TEMPLATE_NAMES:
         return _read_template(TEMPLATES / f"{choice}.jinja"), choice
-    if "{{" in choice or "{%" in choice:
+    if not names_file(choice):
         return choice, "custom"
     path = Path(choice)
     if path.suffix != ".jinja" or "\0" in choice or not path.is_file():

@@ -301,7 +301,6 @@ def listen(port: int) -> socket.socket:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    os.environ.pop("HF_TOKEN", None)
     sys.setswitchinterval(SWITCH_S)
     chosen = settings.load()
     torch_view.keep_in(chosen.cache)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from studio import privacy
 from studio.errors import StudioError
 
 MAX_MEMBERS = 200_000
@@ -98,7 +99,7 @@ def _check(path: Path, entries: list[zipfile.ZipInfo], free: int) -> None:
         )
 
 
-def write_archive(to: Path, fill: Callable[[zipfile.ZipFile], None]) -> None:
+def write_archive(to: Path, fill: Callable[[zipfile.ZipFile], None], *, is_private: bool = False) -> None:
     """Make the zip file `to`, replacing it; on any error it is as it was. Raises StudioError for a place that can't hold a file."""
     to = to.absolute()
     fix = "Name a file in a folder that is there, such as run.zip."
@@ -110,6 +111,9 @@ def write_archive(to: Path, fill: Callable[[zipfile.ZipFile], None]) -> None:
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
             fill(file)
+        part.chmod(0o600)
+        if not is_private:
+            privacy.hand_out(part)
         part.replace(to)
     finally:
         part.unlink(missing_ok=True)

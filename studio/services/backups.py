@@ -60,8 +60,7 @@ def backup(settings: Settings, to: Path) -> Backup:
             card = {"format": FORMAT, "home": str(settings.home), "revision": migrations.HEAD, "written_at": time.time()}
             archive.writestr(CARD, json.dumps({**card, "files": files}, indent=1))
 
-        write_archive(to, fill)
-        os.chmod(to, 0o600)  # conversations and hashes of keys
+        write_archive(to, fill, is_private=True)  # conversations and hashes of keys
     return Backup(path=str(to.absolute()), bytes=to.stat().st_size, files=files, models=models)
 
 

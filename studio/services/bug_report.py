@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import select
 
-from studio import __version__
+from studio import __version__, privacy
 from studio.db.models import JobRow
 from studio.db.session import Database
 from studio.errors import StudioError
@@ -47,6 +47,7 @@ def write(settings: Settings, db: Database, checks: list[DoctorCheck], to: Path)
     try:
         with to.open("x", encoding="utf-8") as file:
             file.write(text)
+        privacy.hand_out(to)
     except FileExistsError:
         raise StudioError(f"{to} is there already.", "Name a file that is not there yet.") from None
     return BugReport(path=str(to.absolute()), bytes=len(text.encode()))

@@ -18,6 +18,7 @@ from sqlalchemy import select
 from jobs.config import JobConfig
 from jobs.rundir import RunDir, sha256
 from studio.catalogue.models import ModelRef, inspect_folder
+from studio.datasets.rendering import names_file
 from studio.db.models import AdapterRow, DatasetRow, JobEventRow, JobRow
 from studio.errors import ModelError, NotFoundError, StudioError
 from studio.records import Bundle, BundleCheck, BundleResults, JobDetail, JobKind, JobStatus
@@ -150,7 +151,7 @@ class BundleService:
         except ValidationError:
             raise refused(archive.path, "its options are none of this version's") from None
         template = config.chat_template
-        if template is not None and template.endswith(".jinja"):
+        if template is not None and names_file(template):
             if TEMPLATE not in archive.names:
                 raise refused(archive.path, f"its chat template is missing ({TEMPLATE})")
             template = Path(template).name
@@ -169,7 +170,7 @@ class BundleService:
 
 def _without_places(config: JobConfig) -> dict[str, JsonValue]:
     template = config.chat_template
-    if template is not None and template.endswith(".jinja"):
+    if template is not None and names_file(template):
         template = Path(template).name
     return {"model_name_or_path": "", "base_model": Path(config.base_model).name, "chat_template": template}
 

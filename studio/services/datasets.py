@@ -18,6 +18,7 @@ from typing import Protocol
 from sqlalchemy import select, update
 
 from jobs.rundir import RunDir
+from studio import privacy
 from studio.catalogue.models import ModelRef
 from studio.datasets import guessing, parity
 from studio.datasets.first_rows import first_rows
@@ -62,6 +63,8 @@ Formats = list[RowFormat]
 
 
 class _Models(Protocol):
+    def refuse_file(self, chat_template: object) -> None: ...
+
     def resolve(self, name: str, allow_path: bool = False) -> ModelRef: ...
 
 
@@ -245,6 +248,7 @@ class DatasetService:
         with disk_errors(target.absolute().parent):
             try:
                 shutil.copyfile(source, part)
+                privacy.hand_out(part)
                 part.replace(target)
             finally:
                 part.unlink(missing_ok=True)
@@ -267,6 +271,7 @@ class DatasetService:
         Shares, percentiles and the histogram are over all rows, or an even sample of many. In each row `ids`, `tokens` and `learned`
         end at max_length, by default where a training ends them that sets none; `cut` and `cut_learned` are the tokens behind it.
         """
+        self._models.refuse_file(chat_template)
         model = self._models.resolve(base_model, allow_path=allow_path)
         record = self.show(dataset)
         renderer = self.renderer(record, model.path, chat_template, options)
@@ -313,6 +318,7 @@ class DatasetService:
         allow_path: bool = False,
     ) -> Parity:
         """Whether training sees the ids that chat sends with the answer behind them, for `rows` rows spread evenly; see parity.compare."""
+        self._models.refuse_file(chat_template)
         model = self._models.resolve(base_model, allow_path=allow_path)
         renderer = self.renderer(self.show(dataset), model.path, chat_template, options)
         return parity.compare(renderer, self._spread(self.show(dataset), rows), max_length or longest_row(model).config.max_length)

@@ -83,6 +83,7 @@ class JobService:
 
         Raises StudioError with every reason at once when the launch can't work; then nothing is queued and no file stays.
         """
+        self.models.refuse_file((options or {}).get("chat_template"))
         problems = LaunchProblems()
         awaited = problems.gather(lambda: self.show(after).id) if after else None
         title = problems.gather(lambda: job_names.free_name(self.db, name, lambda: self.datasets.show(data).name))
@@ -113,6 +114,8 @@ class JobService:
 
         `grid`: dotted key -> list of values. Raises StudioError with every reason; then nothing is queued.
         """
+        for template in ((options or {}).get("chat_template"), *grid.get("chat_template", ())):
+            self.models.refuse_file(template)
         problems = LaunchProblems()
         chosen = problems.gather(lambda: combinations(grid, options or {})) or []
         awaited = problems.gather(lambda: self.show(after).id) if after else None
@@ -142,6 +145,7 @@ class JobService:
 
     def clone(self, job_id: str, *, options: Mapping[str, Any] | None = None, name: str | None = None) -> JobDetail:
         """Queue another job with this one's data and options, some of them changed. Raises StudioError as `submit` does."""
+        self.models.refuse_file((options or {}).get("chat_template"))
         return self.show(self.cloner.clone(job_id, options or {}, name))
 
     def apply_remedy(self, job_id: str) -> JobDetail:

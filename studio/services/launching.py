@@ -162,8 +162,9 @@ class Launcher:
     def refusals(self, data: str | None, base_model: str | None, recipe: str | None, options: Mapping[str, Any]) -> list[Refusal]:
         """What stands against a launch, as far as it shows in a few rows; what is not chosen yet is not missed."""
         problems = LaunchProblems()
+        problems.gather(self.models.refuse_file, options.get("chat_template"))
         chosen = problems.gather(recipes.get, recipe or recipes.DEFAULT_RECIPE)
-        if chosen:
+        if chosen and not problems.found:
             asked = self._check(problems, data or None, base_model or None, chosen, [options])
             if asked.dataset and asked.model and asked.chosen and not problems.found:
                 problems.gather(self._check_template, problems, asked.dataset, asked.model, asked.chosen[0].config)
@@ -171,6 +172,7 @@ class Launcher:
 
     def rows_seen(self, data: str, base_model: str, recipe: str | None, options: Mapping[str, Any], rows: int) -> Rendering:
         """The first rows, and the figures of all or of a sample, as a launch with these options learns and cuts them."""
+        self.models.refuse_file(options.get("chat_template"))
         chosen = recipes.get(recipe or recipes.DEFAULT_RECIPE)
         return rows_seen(self.datasets, self.datasets.show(data), self.models.resolve(base_model), chosen.options, options, rows)
 

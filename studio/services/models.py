@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from studio.catalogue import probes
 from studio.catalogue.models import ModelFacts, ModelRef, inspect_folder, read_json, unused_weights
 from studio.catalogue.wrappers import ignored_code, text_model
+from studio.datasets.rendering import names_file
 from studio.db.models import AdapterRow, BaseModelRow, JobRow
 from studio.db.session import Database
 from studio.errors import ModelError, NotFoundError, StudioError, plain
@@ -35,6 +36,13 @@ class ModelService:
         self.settings = settings
         self.db = db
         self.at_terminal = at_terminal
+
+    def refuse_file(self, chat_template: object) -> None:
+        """A template is chosen by its file at a terminal only: what lies on this machine is its owner's business."""
+        if not self.at_terminal and isinstance(chat_template, str) and names_file(chat_template):
+            raise StudioError(
+                "Here a template is a name or its own text, no file of the studio's machine.", "Send the file's content as chat_template."
+            )
 
     def list(self) -> list[BaseModel]:
         """The starter first, then what was added, oldest first."""

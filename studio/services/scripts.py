@@ -18,6 +18,7 @@ from jobs.config import JobConfig
 from jobs.rundir import RunDir
 from jobs.trainers import base, objectives
 from jobs.trainers.rows import token_rows
+from studio import privacy
 from studio.datasets.rendering import Renderer
 from studio.errors import NotFoundError
 from studio.records import Probe
@@ -61,10 +62,12 @@ class ScriptWriter:
         """Write the script and, beside it, what it reads; the names of those files."""
         stem = re.sub(r"[^\w.-]", "-", script.stem)  # it stands in the script, where a quote would end a text
         script.write_text(self.text(stem), encoding="utf-8")
+        privacy.hand_out(script)
         names = []
         for name, lines in self.files(stem):
             with script.with_name(name).open("w", encoding="utf-8") as file:
                 file.writelines(lines)
+            privacy.hand_out(script.with_name(name))
             names.append(name)
         return names
 

@@ -194,7 +194,8 @@ def _page_trial() -> DoctorCheck:
     """Build the page in a process of its own: gradio takes seconds to import, and this process needs none of it."""
     try:
         command = processes.module_command("studio.web", "--try-page")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL)
+        environment = processes.environment_with(("STUDIO_DB_URL",))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL, env=environment)
     except subprocess.TimeoutExpired:
         return _check(
             "page",
@@ -281,8 +282,8 @@ def _bitsandbytes() -> DoctorCheck:
 def _bitsandbytes_trial() -> DoctorCheck:
     """Quantise and restore a small matrix in a process of its own: this one stays free of torch."""
     try:
-        command = [sys.executable, "-P", "-c", BITSANDBYTES_TRIAL]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL)
+        command, environment = [sys.executable, "-P", "-c", BITSANDBYTES_TRIAL], processes.child_environment()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, stdin=subprocess.DEVNULL, env=environment)
     except subprocess.TimeoutExpired:
         return _check(
             "bitsandbytes",

@@ -21,6 +21,8 @@ SCOPES = {
     KeyScope.CHAT: "to chat only",
     KeyScope.READ: "to read only",
 }
+NEVER = "never"
+EXPIRES = {NEVER: None, "in 7 days": 7, "in 30 days": 30, "in 90 days": 90, "in a year": 365}
 
 
 class ProgramsPiece:
@@ -35,7 +37,7 @@ class ProgramsPiece:
                 self.name = gr.Textbox("", label="Name of a new key", info="After the program that will use it.", max_lines=1)
                 choices = [(text.capitalize(), scope.value) for scope, text in SCOPES.items()]
                 self.scope = gr.Dropdown(choices, value=KeyScope.CHAT.value, label="What it is good for", filterable=False)
-                self.days = gr.Number(None, label="Days until it expires", info="Empty: it does not.", precision=0, minimum=1)
+                self.days = gr.Dropdown(list(EXPIRES), value=NEVER, label="It expires", filterable=False)
                 self.make = gr.Button("Make a key", elem_id="chat-key-make")
 
     def wire(self) -> None:
@@ -48,10 +50,10 @@ class ProgramsPiece:
         model = (self._studio.chat.available() or ["starter"])[-1]
         return pieces.piece("keys", keys=self._studio.keys.list(), scopes=SCOPES, key=key, model=model)
 
-    def create(self, name: str, scope: str, days: int | None, request: gr.Request) -> dict[Any, Any]:
-        if scope not in SCOPES:
-            raise StudioError("That is no scope of a key.", "Choose what the key is good for.")
-        made = self._studio.keys.create(name, KeyScope(scope), days, caller_of(request).person)
+    def create(self, name: str, scope: str, expires: str, request: gr.Request) -> dict[Any, Any]:
+        if scope not in SCOPES or expires not in EXPIRES:
+            raise StudioError("That is no choice of the form.", "Choose what the key is good for, and when it expires.")
+        made = self._studio.keys.create(name, KeyScope(scope), EXPIRES[expires], caller_of(request).person)
         return {self.panel: self.look(made.key), self.name: ""}
 
     def take_back(self, event: gr.EventData) -> dict[Any, Any]:

@@ -169,6 +169,27 @@ def test_files_of_the_machine_can_not_be_named_over_http(client: httpx.Client, s
         client.post("/v1/chat/completions", json={"model": "http://127.0.0.1:1/v1#x", "messages": MESSAGES}),
     ]
     assert [answer.status_code for answer in refused] == [403, 400, 404, 400, 404, 400, 404, 404, 404]
+    query = {"base_model": "stories260K"}
+    for spelled in (
+        template,
+        f"{template}/",
+        f"{template}/.",
+        f"{template}//",
+        f" {template}",
+        "chat_template.jinja",
+        "a\0.jinja",
+        "nothing",
+    ):
+        chosen = {"chat_template": spelled}
+        answers = [
+            *(client.get(f"/api/datasets/{kept['id']}/{what}", params={**query, **chosen}) for what in ("render", "parity", "report")),
+            client.post(f"/api/datasets/{kept['id']}/fix", json={"checks": ["all"], **query, **chosen}),
+            client.post("/api/jobs", json={"data": kept["id"], **query, "options": chosen}),
+            client.post("/api/sweeps", json={"data": kept["id"], **query, "grid": {"chat_template": [spelled]}}),
+        ]
+        assert [(answer.status_code, "a name or its own text" in answer.text) for answer in answers] == [(400, True)] * 6, spelled
+        found = client.post("/api/jobs/check", json={"data": kept["id"], **query, "options": chosen}).json()
+        assert ["a name or its own text" in one["message"] for one in found] == [True]
     assert client.get("/api/jobs").json() == []
     client.delete(f"/api/datasets/{kept['id']}")
 

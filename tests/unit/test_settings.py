@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from studio import settings
+from studio import privacy, settings
 from studio.errors import StudioError
 
 
@@ -67,18 +67,43 @@ def test_a_home_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:
         settings.load({"STUDIO_HOME": str(tmp_path / "file" / "home")}).make_folders()
 
 
-@pytest.mark.parametrize(("content", "is_private"), [("", True), ("studio", True), ("photos", False)])
-def test_other_users_cannot_look_into_a_home_that_was_there_before(tmp_path: Path, content: str, is_private: bool) -> None:
-    """A home that holds other things keeps its own rights; the studio's folders in it are private all the same."""
+def test_a_home_that_was_there_before_is_closed_with_all_files_of_the_studio(tmp_path: Path) -> None:
+    """As Docker makes it: 755, and rows 644. A folder of the person's own that lies there too keeps its rights, behind the closed home."""
     found = settings.load({"STUDIO_HOME": str(tmp_path / "home")})
-    folders = (found.datasets, found.runs, found.adapters, found.exports, found.models, found.cache, found.logs)
-    found.home.mkdir()
-    for folder in {"studio": folders, "photos": (found.home / "photos", found.runs)}.get(content, ()):
-        folder.mkdir()
+    (found.datasets / "d").mkdir(parents=True)
+    rows, database, photo, linked = (
+        found.datasets / "d" / "rows.jsonl",
+        found.home / "studio.db",
+        found.home / "photos" / "a",
+        tmp_path / "x",
+    )
+    photo.parent.mkdir()
+    for file in (rows, database, photo, linked):
+        file.touch()
+        file.chmod(0o664)
+    (found.datasets / "link").symlink_to(linked)
+    for folder in (found.home, found.datasets, found.datasets / "d", photo.parent):
         folder.chmod(0o755)
-    found.home.chmod(0o755)
     found.make_folders()
-    assert (found.home.stat().st_mode & 0o077 == 0) is is_private
-    assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
-    if content == "photos":
-        assert (found.home / "photos").stat().st_mode & 0o777 == 0o755
+    closed = (found.home, found.datasets, found.datasets / "d", found.runs, rows, database)
+    assert [oct(path.stat().st_mode & 0o077) for path in closed] == ["0o0"] * len(closed)
+    assert photo.stat().st_mode & 0o777 == linked.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize(("folder_mode", "expected"), [(0o755, (0o755, 0o644)), (0o750, (0o750, 0o640)), (0o700, (0o700, 0o600))])
+def test_what_is_handed_out_is_as_open_as_the_folder_that_was_chosen(tmp_path: Path, folder_mode: int, expected: tuple[int, int]) -> None:
+    chosen = tmp_path / "chosen"
+    (chosen / "export").mkdir(parents=True, mode=0o700)
+    file = chosen / "export" / "weights"
+    file.touch(mode=0o600)
+    chosen.chmod(folder_mode)
+    (chosen / "export").chmod(0o700)
+    privacy.hand_out(chosen / "export")
+    assert ((chosen / "export").stat().st_mode & 0o777, file.stat().st_mode & 0o777) == expected
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o755, 0o022), (0o770, 0o007), (0o700, 0o077)])
+def test_a_shared_cache_stays_shared(tmp_path: Path, mode: int, expected: int) -> None:
+    tmp_path.chmod(mode)
+    assert privacy.umask_of(tmp_path) == expected
+    assert privacy.umask_of(tmp_path / "absent") == 0o077
