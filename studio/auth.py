@@ -156,7 +156,8 @@ class Gate:
         return self._refuse_credential(request, path)
 
     def _needs_no_login(self, request: Request) -> bool:
-        return not self.settings.has_login
+        """Whether the user who runs this studio asks, on its machine, where nobody has to log in."""
+        return is_own_user(self.settings, request.scope)
 
     async def _in_thread(self, look: Callable[..., T], *arguments: Any) -> T:
         if self._limiter is None:
@@ -220,7 +221,11 @@ class Gate:
         return RedirectResponse(login, status_code=303)
 
     def _unauthorised(self, path: str) -> Response:
-        return unauthorised(path)
+        if self.settings.has_login:
+            return unauthorised(path)
+        text = "Without a login this studio answers to programs of the user who runs it, and can't tell whose this one is."
+        fix = "Open the address that `studio up` printed, or send a key made in the studio, as Authorization: Bearer or as X-Api-Key."
+        return unauthorised(path, text, fix)
 
     def _page(self, request: Request, problem: str = "", status: int = 200) -> Response:
         target = own_path(request.query_params.get("next", "/"))
@@ -271,10 +276,12 @@ def too_many_failures(wait_s: int) -> Response:
     return answer
 
 
-def unauthorised(path: str) -> Response:
+def unauthorised(
+    path: str,
+    text: str = "This studio asks for a login.",
+    fix: str = "Send STUDIO_TOKEN or a key made in the studio, as Authorization: Bearer or as X-Api-Key.",
+) -> Response:
     """401 in the shape its reader knows: OpenAI's for /v1, else ours."""
-    text = "This studio asks for a login."
-    fix = "Send STUDIO_TOKEN or a key made in the studio, as Authorization: Bearer or as X-Api-Key."
     answer = _refused(path, 401, text, fix, type_="authentication_error", code="invalid_api_key")
     answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
@@ -293,8 +300,8 @@ def _refused(path: str, status: int, text: str, fix: str, *, type_: str, code: s
     return refusal(status, text, fix)
 
 
-def may_name_folders(settings: Settings, scope: Scope) -> bool:
-    """Whether the sender of a request may name folders of this machine: who runs the studio, on it, where nobody logs in."""
+def is_own_user(settings: Settings, scope: Scope) -> bool:
+    """Whether whoever runs the studio has sent a request, on its machine and where nobody logs in. They may also name folders there."""
     if settings.has_login or settings.space_host:
         return False
     host = Headers(scope=scope).get("host", "")  # another name: the request came through a tunnel

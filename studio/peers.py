@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import platform
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,27 @@ ESTABLISHED = "01"  # a socket whose process is gone has another state, and root
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
 FORWARDED_START = "x-forwarded-"
 
+STATE = "peer"  # where the server keeps a Peer for all requests of a connection; see studio.connections
 Address = tuple[str, int]
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Peer:
+    """Whose the other end of a connection is: looked up once, since a connection does not change hands."""
+
+    def __init__(self) -> None:
+        self._owner: int | None = None
+        self._is_known = False
+
+    def owner(self, client: Address, server: Address) -> int | None:
+        if not self._is_known:
+            self._owner, self._is_known = _owner(client, server), True
+        return self._owner
+
+
+def can_tell() -> bool:
+    """Whether this machine says whose a connection is. Linux does; below Windows (WSL) its relay stands between."""
+    return TABLES[0].exists() and "microsoft" not in platform.uname().release.lower()
 
 
 def is_own_user(scope: Mapping[str, Any]) -> bool:
@@ -29,7 +49,9 @@ def is_own_user(scope: Mapping[str, Any]) -> bool:
     client, server = scope.get("client"), scope.get("server")
     if not client or not server or server[1] is None:
         return False
-    return _owner((str(client[0]), int(client[1])), (str(server[0]), int(server[1]))) == _own_id()
+    peer = scope.get("state", {}).get(STATE) or Peer()
+    owner: int | None = peer.owner((str(client[0]), int(client[1])), (str(server[0]), int(server[1])))
+    return owner is not None and owner == _own_id()
 
 
 def _own_id() -> int:
@@ -46,8 +68,11 @@ def _owner(client: Address, server: Address) -> int | None:
         return None
     if not (wanted[0].is_loopback and wanted[2].is_loopback):
         return None
+    port = f":{wanted[1]:04X} "  # most lines are of other connections: not worth reading
     for table in TABLES:
         for line in _lines(table):
+            if port not in line:
+                continue
             fields = line.split()
             if len(fields) > 7 and fields[3] == ESTABLISHED and (*_address(fields[1]), *_address(fields[2])) == wanted:
                 return int(fields[7])

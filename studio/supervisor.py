@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import filelock
 
-from studio import processes
+from studio import peers, processes
 from studio.catalogue import hardware
 from studio.children import ChildProcess, Children, Say
 from studio.errors import StudioError
@@ -40,6 +40,7 @@ NEEDED = {
 }
 TICK_S, LOOK_S = 0.1, 0.5
 KILLED_A_MOMENT_AGO_S = 3.0
+SHORT_TOKEN = 16  # characters: what is longer and random nobody guesses, however often they may try
 OWN_ADDRESSES = "Use 127.0.0.1, or 0.0.0.0 for all of them."
 
 
@@ -79,9 +80,13 @@ class Supervisor:
         self._socket = _listen(settings)
         port = int(self._socket.getsockname()[1])
         self._own_token = ""
-        if not (settings.has_login or settings.is_loopback):
+        if not settings.has_login:
             self._own_token = secrets.token_urlsafe(24)
-        self.settings = replace(_with_engine(settings), port=port, token=settings.token or self._own_token)
+        self.settings = replace(_with_engine(settings), port=port)
+        if not settings.is_loopback:
+            self.settings = replace(self.settings, token=settings.token or self._own_token)
+        elif self._own_token:  # for whoever is not known to be the user who runs it
+            self.settings = replace(self.settings, local_token=self._own_token)
         self._has_own_engine = not settings.engine_url
         self._children = Children(say)
         self._watches: list[HealthWatch] = []
@@ -178,10 +183,20 @@ class Supervisor:
         return f"http://{host}:{self.settings.port}"
 
     def _announce(self) -> None:
+        with_token = f"{self._url()}/?token={self._own_token}"
         if not self._own_token:
             self._say(f"Adapter Studio: {self._url()}/")
+            if 0 < len(self.settings.token) < SHORT_TOKEN and not self.settings.is_loopback:
+                self._say(f"STUDIO_TOKEN has fewer than {SHORT_TOKEN} characters: others can guess it. Set a longer one.")
             return
-        self._say(f"Adapter Studio: {self._url()}/?token={self._own_token}")
+        if self.settings.is_loopback:
+            if not peers.can_tell():  # nor can it be told of the person who started it
+                self._say(f"Adapter Studio: {with_token}")
+                return
+            self._say(f"Adapter Studio: {self._url()}/")
+            self._say(f"For other users of this machine, and through a proxy or a tunnel: {with_token}")
+            return
+        self._say(f"Adapter Studio: {with_token}")
         reach = f"Others may open it too, as {self.settings.host} is not this machine alone"
         self._say(f"{reach}; this address lets in whoever has it.")
 

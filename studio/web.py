@@ -29,7 +29,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from studio import __version__, api, lifeline, privacy
+from studio import __version__, api, connections, lifeline, privacy
 from studio import settings as studio_settings
 from studio.api.forwarding import TIMEOUT
 from studio.auth import Gate
@@ -236,8 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (StudioError, ValueError) as exc:
         print(exc, file=sys.stderr)
         sys.exit(lifeline.EXIT_MUST_CHANGE)
+    logging.getLogger("asyncio").addFilter(connections.OnceAMinute())
+    most = max(connections.raise_file_limit() - connections.RESERVED_FILES, 32)
     config = uvicorn.Config(
         app,
+        http=connections.limited(connections.Connections(most, proxies=settings.trusted_proxies)),
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from studio.api.json_bodies import JsonRoute
 from studio.api.rest import Body, Here, file_name
-from studio.auth import may_name_folders
+from studio.auth import is_own_user
 from studio.errors import ForbiddenError
 from studio.records import Adapter, BaseModel, CachedModel, Deleted, RemovedModel
 from studio.services.models import HUB
@@ -37,7 +37,7 @@ def list_models(studio: Here) -> list[BaseModel]:
 @router.post("/models", status_code=201)
 def add_model(studio: Here, body: NewModel, request: Request) -> BaseModel:
     """Fetch a base model of the hub, or add a folder; answers when it is there."""
-    if not body.source.startswith(HUB) and not may_name_folders(studio.settings, request.scope):
+    if not body.source.startswith(HUB) and not is_own_user(studio.settings, request.scope):
         raise ForbiddenError(
             "A folder is added by its path only from the user who runs this studio, on its own machine and without a login.",
             "Send hub:OWNER/NAME, or run `studio models add PATH` on the studio's machine.",

@@ -69,10 +69,10 @@ class Reports:
             kind=dataset.kind.value,
             against=[str(self._datasets.path(other)) for other in sorted(others)],
         )
+        self._models.refuse_file(options.get("chat_template"))
         base_model = options.get("base_model")
         if not base_model:
             return asked
-        self._models.refuse_file(options.get("chat_template"))
         model = self._models.resolve(base_model, allow_path=options.get("allow_path", False))
         max_length = options.get("max_length")
         if max_length is None:

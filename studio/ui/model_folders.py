@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.auth import may_name_folders
+from studio.auth import is_own_user
 from studio.errors import ForbiddenError, StudioError
 from studio.records import BaseModel
 from studio.services import Studio
@@ -65,7 +65,7 @@ class OnThisMachine:
         return {**self._added(added), self.cached: self._drawn()}
 
     def _may_name(self, request: gr.Request) -> bool:
-        return request.request is not None and may_name_folders(self._studio.settings, request.request.scope)
+        return request.request is not None and is_own_user(self._studio.settings, request.request.scope)
 
     def _drawn(self) -> str:
         found = [model for model in self._studio.models.cached() if not model.here]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,7 +51,7 @@ ROUTES = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A studio for this machine alone, without a login."""
-    with web(tmp_path_factory.mktemp("open") / "home", STUDIO_MAX_UPLOAD_BYTES=str(LIMIT)) as started:
+    with web(tmp_path_factory.mktemp("open") / "home", STUDIO_MAX_UPLOAD_BYTES=str(LIMIT), STUDIO_LOCAL_TOKEN=TOKEN) as started:
         yield started
 
 
@@ -241,22 +245,77 @@ def test_two_people_have_two_sessions_and_see_their_own(guarded: Server) -> None
         assert ben.get("/api/jobs").status_code == 401 and anna.get("/api/jobs").status_code == 200
 
 
+def routes_of(client: httpx.Client) -> list[tuple[str, str]]:
+    """Every method and path of ours, as the running studio lists them."""
+    paths = client.get("/api/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()["paths"]
+    found = [(method.upper(), path.replace("{", "").replace("}", "")) for path, methods in paths.items() for method in methods]
+    assert len(found) > 95
+    return found
+
+
+LIST = r"""
+import json, re, gradio
+from gradio.routes import App
+
+def routes(of):
+    for route in of:
+        if hasattr(route, "path"):
+            yield from ((method, re.sub(r"{(\w+)(:\w+)?}", r"\1", route.path)) for method in getattr(route, "methods", None) or ("GET", "POST"))
+        else:
+            yield from routes(route.original_router.routes)
+
+print(json.dumps(sorted(routes(App.create_app(gradio.Blocks()).routes))))
+"""
+
+
+def gradios() -> list[tuple[str, str]]:
+    """Every method and path that a page of gradio's has."""
+    found = json.loads(subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, check=True).stdout)
+    assert len(found) > 60
+    return [(method, path) for method, path in found]
+
+
+def strange_ways(client: httpx.Client) -> dict[str, dict[str, str]]:
+    """Headers of those who may not come in, but for the last: a right key that a foreign page sends."""
+    owner = {"Authorization": f"Bearer {TOKEN}"}
+    made = client.post("/api/keys", json={"name": "gone"}, headers=owner).json()
+    client.delete(f"/api/keys/{made['id']}", headers=owner)
+    return {
+        "nothing": {},
+        "a page": {"Accept": "text/html"},
+        "a wrong key": {"Authorization": "Bearer studio-wrong", "X-Api-Key": "studio-wrong"},
+        "a key taken back": {"X-Api-Key": made["key"]},
+        "a made-up session": {"Cookie": f"studio_session_{client.base_url.port}=made-up"},
+        "a proxy's word": {"X-Forwarded-For": "127.0.0.1", "X-Original-URL": "/health", "X-Forwarded-User": "anna"},
+        "a foreign page": {**owner, "Origin": "http://evil.example"},
+    }
+
+
+@pytest.mark.parametrize("whose", ["ours", pytest.param("gradio's", marks=pytest.mark.long)])
+def test_nobody_comes_past_the_gate_by_any_route(stranger: httpx.Client, whose: str) -> None:
+    routes = routes_of(stranger) if whose == "ours" else gradios()
+    refused = {"a page": (303, 401), "a foreign page": (403,)}
+    past = [
+        (way, method, path, answer.status_code)
+        for way, headers in strange_ways(stranger).items()
+        for method, path in routes
+        if path not in ("/login", "/health")
+        and (answer := stranger.request(method, path, headers=headers)).status_code not in refused.get(way, (401, 429))
+    ]
+    assert past == []
+
+
 @pytest.mark.parametrize("scope", ["chat", "read"])
 def test_a_key_does_what_it_is_for_and_no_more(stranger: httpx.Client, scope: str) -> None:
     owner = {"Authorization": f"Bearer {TOKEN}"}
     made = stranger.post("/api/keys", json={"name": scope, "scope": scope, "days": 1}, headers=owner).json()
     program = {"Authorization": f"Bearer {made['key']}"}
-    routes = [
-        (method.upper(), path)
-        for path, methods in stranger.get("/api/openapi.json", headers=owner).json()["paths"].items()
-        for method in methods
-    ]
-    assert len(routes) > 90
+    routes = routes_of(stranger)
     passed = set()
     for method, path in [*routes, *ROUTES]:
         if (method, path) in (("GET", "//health"), ("GET", "/health/../api/jobs")):
             continue
-        answer = stranger.request(method, path.replace("{", "").replace("}", ""), headers=program)
+        answer = stranger.request(method, path, headers=program)
         if answer.status_code != 403:
             passed.add((method, path))
     expected = {
@@ -324,15 +383,62 @@ def test_a_key_comes_in_either_header(stranger: httpx.Client) -> None:
     assert stranger.get("/api/jobs", headers={"X-Api-Key": "wrong"}).status_code in (401, 429)
 
 
-def test_a_forwarded_address_counts_from_a_named_proxy_only(guarded: Server, tmp_path: Path) -> None:
-    def device_of(server: Server, forwarded: str) -> str:
-        headers = {"X-Forwarded-For": forwarded, "X-Forwarded-Proto": "https"}
-        with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
-            answer = client.post("/login", data={"password": TOKEN}, headers=headers)
-            client.cookies.update({answer.headers["set-cookie"].split("=")[0]: answer.headers["set-cookie"].split("=")[1].split(";")[0]})
-            (address,) = [one["address"] for one in client.get("/api/sessions").json() if one["is_current"]]
-            return f"{address} {'Secure' in answer.headers['set-cookie']}"
+def address_behind(server: Server, forwarded: str) -> str:
+    """Under which address a login through a proxy is listed, and whether its cookie is for https alone."""
+    headers = {"X-Forwarded-For": forwarded, "X-Forwarded-Proto": "https"}
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
+        answer = client.post("/login", data={"password": TOKEN}, headers=headers)
+        name, _, value = answer.headers["set-cookie"].partition(";")[0].partition("=")
+        listed = client.get("/api/sessions", headers={"Cookie": f"{name}={value}"}).json()
+        (address,) = [one["address"] for one in listed if one["is_current"]]
+        return f"{address} {'Secure' in answer.headers['set-cookie']}"
 
-    assert device_of(guarded, "6.6.6.6") == "127.0.0.1 False"
+
+def test_a_forwarded_address_does_not_count(guarded: Server) -> None:
+    assert address_behind(guarded, "6.6.6.6, 10.1.1.1") == "127.0.0.1 False"
+
+
+@pytest.mark.long
+def test_a_named_proxy_says_who_asks_and_the_client_does_not(tmp_path: Path) -> None:
     with web(tmp_path / "home", STUDIO_TOKEN=TOKEN, STUDIO_TRUSTED_PROXIES="127.0.0.1,10.0.0.0/8") as behind:
-        assert device_of(behind, "6.6.6.6, 7.7.7.7, 10.1.1.1") == "7.7.7.7 True"  # what the client made up does not count
+        assert address_behind(behind, "6.6.6.6, 7.7.7.7, 10.1.1.1") == "7.7.7.7 True"
+
+
+ASK = """
+import encodings.idna, http.client, json, os, sys  # all of it before the files of this user can no longer be read
+os.setuid(65534)
+port, headers, path = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+connection = http.client.HTTPConnection("127.0.0.1", port)
+seen = []
+for _ in range(2):
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    seen.append(answer.status)
+    text = answer.read()
+print(*seen, text.decode()[:300])
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start another user's process")
+def test_another_user_of_this_machine_needs_the_token(client: httpx.Client, server: Server) -> None:
+    def other(path: str, **headers: str) -> str:
+        command = [sys.executable, "-c", ASK, str(client.base_url.port), json.dumps(headers), path]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert client.get("/api/jobs").status_code == 200
+    for path in ("/api/jobs", "/v1/models", "/config", "/gradio_api/info", "/"):
+        assert other(path).startswith("401 401 ") and other(path, Authorization="Bearer any").startswith(("401 401 ", "429 429 "))
+    assert "can't tell whose" in other("/api/jobs") and "studio up" in other("/v1/models")
+    assert other("/api/jobs", Authorization=f"Bearer {TOKEN}").startswith("200 200 ")
+    assert other("/", Accept="text/html").startswith("303 303 ") and other(f"/?token={TOKEN}").startswith("303 303 ")
+    assert other("/health").startswith("200 200 ")
+    made = client.post("/api/keys", json={"name": "theirs", "scope": "chat"}).json()
+    assert other("/v1/models", **{"X-Api-Key": made["key"]}).startswith("200 200 ")
+    assert other("/api/jobs", **{"X-Api-Key": made["key"]}).startswith("403 403 ")
+
+
+@pytest.mark.parametrize("headers", [{"X-Forwarded-For": "1.2.3.4"}, {"Via": "1.1 proxy"}, {"CF-Connecting-IP": "1.2.3.4"}])
+def test_whom_a_local_proxy_speaks_for_needs_the_token(client: httpx.Client, headers: dict[str, str]) -> None:
+    assert client.get("/api/jobs", headers=headers).status_code == 401
+    assert client.get("/api/jobs", headers={**headers, "Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client.get("/api/jobs").status_code == 200  # on the same connection

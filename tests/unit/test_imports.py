@@ -21,6 +21,7 @@ LEVELS = {
     "studio.api": 6,
     "studio.auth": 6,
     "studio.login": 6,
+    "studio.connections": 6,
     "studio.scopes": 6,
     "studio.origins": 6,
     "studio.ui": 6,

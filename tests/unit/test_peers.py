@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from studio import peers
-from studio.auth import may_name_folders
+from studio import peers, supervisor
+from studio.auth import is_own_user
 from studio.settings import Settings
 from tests.servers import free_port
 
@@ -56,7 +57,7 @@ def connected(host: str, *, user: int | None = None, family: int = socket.AF_INE
 
 def test_a_process_of_this_user_is_known(settings: Settings) -> None:
     with connected("127.0.0.1") as scope:
-        assert peers.is_own_user(scope) and may_name_folders(settings, scope)
+        assert peers.is_own_user(scope) and is_own_user(settings, scope)
 
 
 @pytest.mark.parametrize(("host", "bound"), [("::1", ""), ("127.0.0.1", "::")])
@@ -71,7 +72,7 @@ def test_so_is_one_over_ipv6(host: str, bound: str) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start another user's process")
 def test_another_user_of_this_machine_is_not(settings: Settings) -> None:
     with connected("127.0.0.1", user=65534) as scope:
-        assert not peers.is_own_user(scope) and not may_name_folders(settings, scope)
+        assert not peers.is_own_user(scope) and not is_own_user(settings, scope)
 
 
 def test_a_connection_that_is_gone_belongs_to_nobody() -> None:
@@ -94,10 +95,43 @@ def test_a_connection_without_addresses_is_not_known(change: dict[str, Any]) -> 
 
 
 def test_nobody_names_folders_where_people_log_in_or_by_another_name(settings: Settings) -> None:
-    from dataclasses import replace
-
     with connected("127.0.0.1") as scope:
-        assert not may_name_folders(replace(settings, token="secret"), scope)
-        assert not may_name_folders(replace(settings, users=(("anna", "secret"),)), scope)
-        assert not may_name_folders(replace(settings, space_host="me.hf.space"), scope)
-        assert not may_name_folders(settings, {**scope, "headers": [(b"host", b"tunnel.example")]})
+        assert not is_own_user(replace(settings, token="secret"), scope)
+        assert not is_own_user(replace(settings, users=(("anna", "secret"),)), scope)
+        assert not is_own_user(replace(settings, space_host="me.hf.space"), scope)
+        assert not is_own_user(settings, {**scope, "headers": [(b"host", b"tunnel.example")]})
+
+
+def announced(settings: Settings, monkeypatch: pytest.MonkeyPatch, *, can_tell: bool) -> tuple[list[str], Settings]:
+    """What `studio up` prints, and the settings that its page gets."""
+    said: list[str] = []
+    monkeypatch.setattr(peers, "can_tell", lambda: can_tell)
+    found = supervisor.Supervisor(replace(settings, port=0), said.append)
+    found._announce()
+    found._socket.close()
+    return said, found.settings
+
+
+def test_the_printed_addresses_let_in_whoever_can_not_be_known(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, used = announced(settings, monkeypatch, can_tell=True)
+    assert len(said) == 2 and said[0] == f"Adapter Studio: http://127.0.0.1:{used.port}/" and not used.has_login
+    assert said[1].endswith(f"http://127.0.0.1:{used.port}/?token={used.local_token}") and len(used.local_token) > 20
+    said, used = announced(settings, monkeypatch, can_tell=False)
+    assert said == [f"Adapter Studio: http://127.0.0.1:{used.port}/?token={used.local_token}"]
+    said, used = announced(replace(settings, token="secret"), monkeypatch, can_tell=True)
+    assert said == [f"Adapter Studio: http://127.0.0.1:{used.port}/"] and used.local_token == ""
+
+
+def test_a_token_that_others_can_guess_is_spoken_of(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _ = announced(replace(settings, token="secret", host="0.0.0.0"), monkeypatch, can_tell=True)
+    assert "can guess it" in said[1]
+    said, _ = announced(replace(settings, token="x" * 16, host="0.0.0.0"), monkeypatch, can_tell=True)
+    assert len(said) == 1
+
+
+def test_whose_a_connection_is_gets_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(peers, "_owner", lambda *_: seen.append(1) or os.getuid())
+    scope = {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {peers.STATE: peers.Peer()}}
+    assert [peers.is_own_user(scope) for _ in range(3)] == [True] * 3 and len(seen) == 1
+    assert not peers.is_own_user({**scope, "headers": [(b"via", b"1.1 proxy")]})  # the headers are looked at each time
