@@ -47,10 +47,9 @@ def hand_out(path: Path) -> None:
 
 
 def umask_of(folder: Path) -> int:
-    """With this umask, files in `folder` are as open as it is; for a cache that people may share."""
-    with contextlib.suppress(OSError):
-        return ~folder.stat().st_mode & OTHERS
-    return OTHERS
+    """With this umask, files in `folder` are as open as it is, or as the folder in which it will be; for a cache that people may share."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    return ~there.stat().st_mode & OTHERS
 
 
 def _inside(path: Path) -> Iterator[Path]:

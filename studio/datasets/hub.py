@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from studio import privacy
 from studio.datasets.tables import without_nulls
 
 
@@ -44,8 +45,12 @@ def main(arguments: list[str]) -> int:
         return 2
     name, config, split, out = arguments
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    from huggingface_hub import constants
+
+    os.umask(privacy.umask_of(Path(constants.HF_HUB_CACHE)))  # the cache is not the studio's: several people may share it
     try:
         download(name, config, split, Path(out))
+        privacy.close_to_others(Path(out))
     except Exception as exc:  # noqa: BLE001 - the edge of this process: one line for the parent
         print(_without_token(f"{type(exc).__name__}: {' '.join(str(exc).split())}")[:500], file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
 import secrets
 import time
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import delete, or_, select
+from sqlalchemy.exc import OperationalError
 
 from studio.db.models import SessionRow
 from studio.db.session import Database
@@ -24,6 +26,7 @@ from studio.services.keys import digest
 from studio.services.last_use import LastUse
 from studio.settings import Settings
 
+log = logging.getLogger(__name__)
 SESSION_S = 14 * 24 * 3600
 MAX_ADDRESS, MAX_DEVICE = 64, 80
 # in this order: most browsers also name those that they once pretended to be
@@ -102,8 +105,11 @@ class SessionService:
         """Forget what is over: a password that was changed, a person who is gone, a time that is up."""
         people = {"", *self._users}
         valid = [(SessionRow.person == person) & (SessionRow.credential == self._credential(person)) for person in people]
-        with self.db.write() as session:
-            session.execute(delete(SessionRow).where(~or_(*valid) | (SessionRow.expires_at <= time.time())))
+        try:
+            with self.db.write() as session:
+                session.execute(delete(SessionRow).where(~or_(*valid) | (SessionRow.expires_at <= time.time())))
+        except OperationalError as exc:  # another program holds the database: what is over lets nobody in, it is only listed
+            log.warning("Logins that are over could not be deleted (%s).", exc.orig)
 
     def _credential(self, person: str) -> str:
         """What opens the door for `person`, as a hash that tells nothing without the secret of this STUDIO_HOME."""

@@ -16,6 +16,7 @@ import pytest
 
 from jobs import config
 from studio import cli
+from studio.commands.terminal import open_studio
 from studio.settings import Settings
 from tests.servers import clean_environment, processes_of
 
@@ -59,6 +60,22 @@ def test_help_comes_at_once_and_names_every_command() -> None:
     heavy = ("torch", "gradio", "fastapi", "sqlalchemy", "pydantic", "psutil", "httpx")
     assert not [name for name in heavy if f" {name}\n" in done.stderr]
     assert time.process_time() - started < 1
+
+
+def test_keys_and_sessions_are_listed_and_taken_back(run: Run) -> None:
+    made = document(run, "keys", "add", "ci", "--scope", "chat", "--days", "7")
+    assert made["key"].startswith("studio-") and made["expires_at"] - made["created_at"] == 7 * 24 * 3600
+    code, out, _ = run("keys", "list")
+    assert code == 0 and "chat" in out and made["key"] not in out
+    assert run("keys", "add", "x", "--scope", "all")[0] == run("keys", "add", "x", "--days", "0")[0] == run("sessions", "end")[0] == 1
+    assert document(run, "keys", "delete", "ci")["deleted"] is True and document(run, "keys", "list") == []
+    studio = open_studio()
+    cookies = [studio.sessions.open("", agent="Firefox Linux") for _ in range(3)]
+    first, *others = document(run, "sessions", "list")
+    assert "Firefox on Linux" in run("sessions", "list")[1] and len(others) == 2
+    assert [one["id"] for one in document(run, "sessions", "end", first["id"])] == [first["id"]]
+    assert len(document(run, "sessions", "end", "--all")) == 2 and not any(map(studio.sessions.find, cookies))
+    assert run("sessions", "end", first["id"])[0] == 1 and run("sessions", "list")[1] == "Nobody is logged in.\n"
 
 
 def test_the_version_is_that_of_the_installed_package(run: Run) -> None:
