@@ -98,6 +98,11 @@ class Settings:
         return self.home / "logs"
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that the studio makes in its home."""
+        return (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.copies, self.logs)
+
+    @property
     def lock_path(self) -> Path:
         """Held by the running `studio up`; says where it answers (see studio.supervisor)."""
         return self.home / "studio.lock"
@@ -116,12 +121,11 @@ class Settings:
         Where the home was open to others, so may have been what lies in it: then all of the studio's is closed. Folders of a person
         that lie there too keep their own rights.
         """
-        folders = (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs)
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             was_open = self.home.stat().st_mode & privacy.OTHERS
             privacy.close_to_others(self.home)
-            for folder in (*folders, self.copies):
+            for folder in self.folders:
                 folder.mkdir(exist_ok=True, mode=0o700)
                 privacy.close_to_others(folder)
         except OSError as exc:
@@ -137,7 +141,7 @@ class Settings:
         for path in self.home.iterdir():
             if path.is_file():
                 privacy.close_to_others(path)
-        for folder in (self.datasets, self.runs, self.adapters, self.exports, self.models, self.cache, self.logs):
+        for folder in self.folders:
             privacy.close_all_to_others(folder)
 
 
