@@ -160,6 +160,8 @@ class Supervisor:
             rest = f"/api and /v1 answer without it; {web.log} says more."
             self._say(f"The page can't be built: {found.reason}. {rest}")
         self._is_page_known = found.page != PageState.STARTING
+        if self._is_page_known:
+            self._announce_to_others()
 
     def _web(self) -> ChildProcess:
         # the port is ours as long as we live: while the page restarts its callers wait, and are not refused
@@ -183,22 +185,24 @@ class Supervisor:
         return f"http://{host}:{self.settings.port}"
 
     def _announce(self) -> None:
-        with_token = f"{self._url()}/?token={self._own_token}"
-        if not self._own_token:
+        is_known = self.settings.is_loopback and peers.can_tell()  # that it is the person who started this
+        if not self._own_token or is_known:
             self._say(f"Adapter Studio: {self._url()}/")
             if 0 < len(self.settings.token) < SHORT_TOKEN and not self.settings.is_loopback:
                 self._say(f"STUDIO_TOKEN has fewer than {SHORT_TOKEN} characters: others can guess it. Set a longer one.")
             return
-        if self.settings.is_loopback:
-            if not peers.can_tell():  # nor can it be told of the person who started it
-                self._say(f"Adapter Studio: {with_token}")
-                return
-            self._say(f"Adapter Studio: {self._url()}/")
-            self._say(f"For other users of this machine, and through a proxy or a tunnel: {with_token}")
-            return
-        self._say(f"Adapter Studio: {with_token}")
-        reach = f"Others may open it too, as {self.settings.host} is not this machine alone"
-        self._say(f"{reach}; this address lets in whoever has it.")
+        self._say(f"Adapter Studio: {self._with_token()}")
+        if not self.settings.is_loopback:
+            reach = f"Others may open it too, as {self.settings.host} is not this machine alone"
+            self._say(f"{reach}; this address lets in whoever has it.")
+
+    def _announce_to_others(self) -> None:
+        """Where the first address is for the person alone who started the studio."""
+        if self.settings.local_token and peers.can_tell():
+            self._say(f"For other users of this machine, and through a proxy or a tunnel: {self._with_token()}")
+
+    def _with_token(self) -> str:
+        return f"{self._url()}/?token={self._own_token}"
 
     def _running(self) -> Running:
         pid = os.getpid()

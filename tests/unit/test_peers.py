@@ -108,6 +108,7 @@ def announced(settings: Settings, monkeypatch: pytest.MonkeyPatch, *, can_tell: 
     monkeypatch.setattr(peers, "can_tell", lambda: can_tell)
     found = supervisor.Supervisor(replace(settings, port=0), said.append)
     found._announce()
+    found._announce_to_others()
     found._socket.close()
     return said, found.settings
 
