@@ -157,8 +157,10 @@ def test_files_of_the_machine_can_not_be_named_over_http(client: httpx.Client, s
     kept = upload(client, ROWS).json()
     folder = str(shared_data / "models" / "stories260K")
     template = str(Path(__file__).parents[2] / "static" / "starter" / "chat_template.jinja")
+    key = client.post("/api/keys", json={"name": "through a proxy"}).json()["key"]
+    assert client.post("/api/models", json={"source": folder}, headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 401
     refused = [
-        client.post("/api/models", json={"source": folder}, headers={"X-Forwarded-For": "192.0.2.1"}),
+        client.post("/api/models", json={"source": folder}, headers={"X-Forwarded-For": "192.0.2.1", "X-Api-Key": key}),
         client.post("/api/datasets/text", json={"source": "/etc/passwd"}),
         client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": folder}),
         client.get(f"/api/datasets/{kept['id']}/render", params={"base_model": "stories260K", "chat_template": template}),
