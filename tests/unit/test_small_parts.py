@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from jobs.trainers import watch
 from jobs.trainers.stopping import GRACE_S, STOPPED, StopWish
 from jobs.trainers.whole_step import RandomStates
 from studio.catalogue import library_child, targets
 from studio.compress import selection
 from studio.db.models import JobRow
+from studio.engine import graphs
 from studio.errors import ModelError
 from studio.services import Studio, job_records
 from studio.services.forecast import Span
@@ -99,3 +102,62 @@ def test_only_what_waits_or_runs_has_a_forecast(studio: Studio, monkeypatch: pyt
     with studio.db.read() as session:
         starts = [job_records.detail(session, session.get_one(JobRow, job)).starts_in_s for job in ids]
     assert starts[:1] == [1.0] and starts[2:] == [None, None]
+
+
+def test_a_step_is_warmed_up_on_a_stream_of_its_own_and_recordings_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "aside") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Any) -> None:
+            done.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def within(name: str) -> Any:
+        done.append(name)
+        yield
+
+    cuda = SimpleNamespace(
+        Stream=Stream,
+        current_stream=lambda: Stream("main"),
+        stream=lambda stream: within(stream.name),
+        graph_pool_handle=lambda: done.append("pool") or "pool",
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: done.append("replayed")),
+        graph=lambda graph, pool, capture_error_mode: within(f"recorded in {pool}"),
+    )
+    monkeypatch.setattr(graphs.torch, "cuda", cuda)
+    recorder = graphs.recorder_for(SimpleNamespace(type="cuda"))  # type: ignore[arg-type]
+    assert recorder is not None and graphs.recorder_for(SimpleNamespace(type="cpu")) is None  # type: ignore[arg-type]
+    recording = recorder.record(lambda: done.append("step"))  # type: ignore[arg-type,return-value]
+    around = ["aside waits for main", "aside", "step", "step", "main waits for aside"]
+    assert done == [*around, "pool", "recorded in pool", "step"]
+    recorder.record(lambda: done.append("step"))  # type: ignore[arg-type,return-value]
+    assert done[8:] == [*around, "recorded in pool", "step"]
+    recording.replay()
+    assert done[-1] == "replayed"
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "spent", "step", "is_last", "acts"),
+    [
+        (10.0, 0.0, 51, False, []),  # less than twenty seconds in all
+        (10.0, 0.0, 50, False, ["answer", "drift"]),
+        (10.0, 0.0, 51, True, ["answer", "drift"]),
+        (100.0, 90.0, 50, False, []),  # without what looks took, it is a short one
+        (4000.0, 1000.0, 50, False, []),  # looks have had their share
+        (4000.0, 1000.0, 50, True, ["answer", "drift"]),
+    ],
+)
+def test_looks_at_a_training_take_a_share_of_its_time(
+    monkeypatch: pytest.MonkeyPatch, elapsed: float, spent: float, step: int, is_last: bool, acts: list[str]
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(watch.time, "monotonic", lambda: elapsed)
+    looker: Any = SimpleNamespace(
+        _first_step=0, _begun=0.0, _spent=spent, _base_cost=0.0, _answer="answer", _measure_drift="drift",
+        _costs={"answer": 1.0, "drift": 1.0}, _guarded=lambda act, seconds, step: done.append(act),
+    )  # fmt: skip
+    watch.Watch._look(looker, SimpleNamespace(global_step=step, max_steps=100), is_last)
+    assert done == acts
