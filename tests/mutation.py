@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import random
 import re
 import shutil
@@ -230,6 +231,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--wanted", type=float, default=0.0, help="share to be killed, equivalent ones included")
     parser.add_argument("--bound", type=float, default=BOUND_S, help="seconds of tests per mutant, as long as they took for the map")
+    parser.add_argument("--keep", type=float, default=math.inf, help="seconds above which a changed test file is not run anew for the map")
     parser.add_argument("--jobs", type=int, default=1, help="files or mutants at a time, each in a copy of the tree")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to try")
     parser.add_argument("--list", action="store_true", help="print the mutants and end")
@@ -244,7 +246,7 @@ def main() -> int:
     killed = 0
     with tempfile.TemporaryDirectory() as place:
         known = CoverageMap(Trees([copied(Path(place) / str(n)) for n in range(options.jobs)]), lambda file: suites()[file])
-        known.complete(list(suites()))
+        known.complete(list(suites()), options.keep)
         outcomes = known.trees.each(lambda pair: tried(known, pair[1], executing(known, pair[1], options.bound)), picked)
         for (number, mutant), (verdict, files) in zip(picked, outcomes, strict=True):
             killed += verdict.startswith("killed")
