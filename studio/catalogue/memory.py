@@ -34,13 +34,14 @@ FRAGMENTED = {False: 0.05, True: 0.02}[hardware.has_expandable_segments()]
 EXTRAS = {"cpu": (CPU_SLACK, CPU_FRAGMENTED, CPU_PROCESS), "cuda": (CUDA_CONTEXT, FRAGMENTED, 0)}
 CHECKPOINT_SLACK = 10_000_000  # states and cards beside the tensors
 FULL_PRECISION_GRADIENT = 4
-# bytes per trained parameter; paged ones move to main memory when the device is full, so they need no room of their own there
+# bytes per trained parameter; paged ones move to main memory when the device is full, so they need no room of their own there (`states`)
 OPTIMIZER_BYTES = {
     "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "lion_8bit": 1, "lion_32bit": 4,
     "ademamix": 12, "ademamix_8bit": 3, "adafactor": 0.1, "sgd": 0, "adagrad": 4, "rmsprop": 4, "rmsprop_bnb": 4,
     "rmsprop_bnb_8bit": 1, "rmsprop_bnb_32bit": 4, "paged_adamw_32bit": 8, "paged_adamw_8bit": 2, "paged_lion_8bit": 1,
     "paged_lion_32bit": 4, "paged_ademamix_8bit": 3, "paged_ademamix_32bit": 12,
 }  # fmt: skip
+LEAST_PAGED, LEAST_8_BIT = 100_000, 4096  # parameters of a tensor from which on bitsandbytes pages its states, or keeps 8 bits of them
 LEAST_SHARE = 0.005  # of the weights: less is not spoken of
 PARTS = ("base_weights", "full_precision_weights", "adapter", "optimizer", "activations", "logits", "overhead")
 
@@ -115,11 +116,7 @@ def predict(
     parts = dict.fromkeys(PARTS, 0)
     parts["base_weights"], parts["full_precision_weights"] = weights(model, job, size)
     parts["adapter"] = 4 * trained.parameters
-    paged = 0
-    states = round(OPTIMIZER_BYTES[job.optim] * trained.parameters)
-    if job.optim.startswith("paged_") and device == "cuda":
-        states, paged = 0, states
-    parts["optimizer"] = states
+    parts["optimizer"], paged = states(job.optim, trained, device)
     kept = sum(parts.values())
     dearest = max(moments(model, job, trained, setting, kept), key=lambda moment: moment.total)
     parts["activations"] += dearest.activations
@@ -130,6 +127,25 @@ def predict(
         share = CPU_KEPT
     parts["overhead"] = dearest.overhead + once + round(share * (dearest.total - dearest.overhead))
     return Prediction(parts, process, paged, trained.parameters, dearest.name, notes(model, job))
+
+
+def states(optim: str, trained: Trainable, device: str) -> tuple[int, int]:
+    """Bytes of the optimizer's states that stay on the device, and of those that may move to main memory.
+
+    As bitsandbytes does: small tensors are not paged, even smaller ones have states of 32 bits where others have 8, and embeddings too.
+    """
+    each = OPTIMIZER_BYTES[optim]
+    kept = paged = 0.0
+    for one in trained.tensors:
+        wider = 1
+        if "8bit" in optim and (one.is_embedding or one.size < LEAST_8_BIT):
+            wider = 4
+        taken = wider * each * one.size * one.number
+        if optim.startswith("paged_") and device == "cuda" and one.size >= LEAST_PAGED:
+            paged += taken
+        else:
+            kept += taken
+    return round(kept), round(paged)
 
 
 def device_of(job: JobConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.config import JobConfig
@@ -9,7 +10,8 @@ from jobs.sections import ALL_LINEAR
 from studio.catalogue.architecture import Block, Decoder, Experts, Linear
 
 PROMPTS = ("prompt-tuning", "p-tuning", "prefix-tuning")
-WHOLE = ("embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out")  # as large as the vocabulary
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+WHOLE = (*EMBEDDINGS, "lm_head", "embed_out")  # as large as the vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,27 +39,29 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class TrainedTensors:
+    """`number` tensors of `size` parameters each. Embeddings have an optimizer's states in 32 bits whatever it is (transformers)."""
+
+    size: int
+    number: int = 1
+    is_embedding: bool = False
+
+
+@dataclass(frozen=True)
 class Trainable:
-    """`targets`: the layers of the blocks that are adapted."""
+    """`targets`: the layers of the blocks that are adapted. `tensors` have all of the parameters."""
 
     parameters: int
     targets: Trained
+    tensors: tuple[TrainedTensors, ...]
 
 
 def trainable(model: Decoder, job: JobConfig) -> Trainable:
     """What this job trains on this model."""
     targets = trained(model, job)
-    if job.method == "lora":
-        return Trainable(model.total(lambda block: _lora(block, job, targets)) + _saved(model, job), targets)
-    if job.method == "full":  # a copy of everything; of embeddings and head one each, also where they are one tensor
-        return Trainable(model.parameters + model.vocabulary * model.hidden * model.is_tied, targets)
-    if job.method == "ia3":
-        return Trainable(model.total(lambda block: sum(map(_scaled, targets.linears(block)))), targets)
-    if job.method == "bottleneck":
-        narrow = max(model.hidden // job.bottleneck.reduction_factor, 1)
-        each = 2 * model.hidden * narrow + narrow + model.hidden
-        return Trainable(model.layers * each * (1 + job.bottleneck.mh_adapter), targets)
-    return Trainable(_prompt(model, job), targets)
+    makers = {"lora": _lora, "full": _whole, "ia3": _scales, "bottleneck": _bottleneck}
+    tensors = tuple(one for one in makers.get(job.method, _prompt)(model, job, targets) if one.size and one.number)
+    return Trainable(sum(one.size * one.number for one in tensors), targets, tensors)
 
 
 def trained(model: Decoder, job: JobConfig) -> Trained:
@@ -72,29 +76,58 @@ def trained(model: Decoder, job: JobConfig) -> Trained:
     return Trained("lora", (ALL_LINEAR,))
 
 
-def _scaled(linear: Linear) -> int:
-    return {"inputs": linear.rows, "outputs": linear.columns}[linear.ia3]
+def _scales(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedTensors]:
+    for block in model.blocks:
+        for linear in targets.linears(block):
+            yield TrainedTensors({"inputs": linear.rows, "outputs": linear.columns}[linear.ia3], block.count)
 
 
-def _lora(block: Block, job: JobConfig, targets: Trained) -> int:
-    linears, r = targets.linears(block), job.lora.r
-    layers = sum(r * (linear.rows + linear.columns) + linear.columns * job.lora.use_dora for linear in linears)
-    return layers + sum(r * expert.number * (expert.rows + expert.columns) for expert in targets.experts(block))
+def _lora(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedTensors]:
+    r = job.lora.r
+    for block in model.blocks:
+        for linear in targets.linears(block):
+            yield TrainedTensors(r * linear.rows, block.count)
+            yield TrainedTensors(r * linear.columns, block.count)
+            yield TrainedTensors(linear.columns * job.lora.use_dora, block.count)
+        for expert in targets.experts(block):  # of all experts in one tensor
+            yield TrainedTensors(r * expert.number * expert.rows, block.count)
+            yield TrainedTensors(r * expert.number * expert.columns, block.count)
+    for name in job.lora.modules_to_save or []:
+        if (end := name.rpartition(".")[2]) in WHOLE:
+            yield TrainedTensors(model.vocabulary * model.hidden, is_embedding=end in EMBEDDINGS)
 
 
-def _saved(model: Decoder, job: JobConfig) -> int:
-    whole = job.lora.modules_to_save or []
-    return sum(model.vocabulary * model.hidden for name in whole if name.rpartition(".")[2] in WHOLE)
+def _whole(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedTensors]:
+    """A copy of everything; of embeddings and head one each, also where they are one tensor."""
+    matrices = [TrainedTensors(one.weights, block.count) for block in model.blocks for one in (*block.linears, *block.experts)]
+    table = TrainedTensors(model.vocabulary * model.hidden, is_embedding=True)
+    head = TrainedTensors(table.size)
+    yield from (*matrices, table, head)
+    known = sum(one.size * one.number for one in (*matrices, table, head))
+    rest = model.parameters + table.size * model.is_tied - known  # norms and biases
+    yield TrainedTensors(model.hidden, rest // max(model.hidden, 1))
+    yield TrainedTensors(rest % max(model.hidden, 1))
 
 
-def _prompt(model: Decoder, job: JobConfig) -> int:
+def _bottleneck(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedTensors]:
+    narrow, places = max(model.hidden // job.bottleneck.reduction_factor, 1), model.layers * (1 + job.bottleneck.mh_adapter)
+    yield TrainedTensors(model.hidden * narrow, 2 * places)
+    yield TrainedTensors(narrow, places)
+    yield TrainedTensors(model.hidden, places)
+
+
+def _prompt(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedTensors]:
     tokens, hidden = job.prompt.num_virtual_tokens, model.hidden
     width = job.prompt.encoder_hidden_size or hidden
-    if job.method == "prompt-tuning":
-        return tokens * hidden
-    if job.method == "p-tuning":
-        return tokens * hidden + hidden * width + width * width + width * hidden + 2 * width + hidden
     deep = model.layers * 2 * model.kv_width
-    if job.prompt.prefix_projection:  # peft makes the prefix as wide as a key
-        return tokens * model.kv_width + model.kv_width * width + width * deep + width + deep
-    return tokens * deep
+    sizes: tuple[int, ...] = ()
+    if job.method == "prompt-tuning":
+        table = tokens * hidden
+    elif job.method == "p-tuning":
+        table, sizes = tokens * hidden, (hidden * width, width * width, width * hidden, width, width, hidden)
+    elif job.prompt.prefix_projection:  # peft makes the prefix as wide as a key
+        table, sizes = tokens * model.kv_width, (model.kv_width * width, width * deep, width, deep)
+    else:
+        table = tokens * deep
+    yield TrainedTensors(table, is_embedding=True)
+    yield from map(TrainedTensors, sizes)

@@ -18,7 +18,7 @@ from studio.engine.leases import LeaseBook
 from studio.records import AvailableMemory, JobKind, JobStatus, MemoryHolder
 from studio.settings import Settings
 
-RESERVE_BYTES = 256 * 1024**2  # what other programs may take meanwhile, and what a prediction forgets
+RESERVE_BYTES = 224 * 1024**2  # what other programs may take meanwhile, and what a prediction forgets
 OTHERS = {"cuda": "other programs and the driver", "cpu": "other programs and the system"}
 
 

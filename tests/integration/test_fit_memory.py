@@ -34,7 +34,7 @@ def studio(settings: Settings) -> Studio:
     return Studio.open(settings, at_terminal=True)
 
 
-@pytest.mark.parametrize(("free", "length", "beside"), [(7.2, 1536, "max_length=2,048 would need 7.21 GiB"), (7.6, 2048, "")])
+@pytest.mark.parametrize(("free", "length", "beside"), [(7.2, 1536, "max_length=2,048 would need 7.25 GiB"), (7.6, 2048, "")])
 def test_8b_trains_on_8_gib_with_the_longest_rows_that_fit(
     settings: Settings, tmp_path: Path, free: float, length: int, beside: str
 ) -> None:

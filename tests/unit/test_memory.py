@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from jobs import recipes
 from studio.catalogue import activations, memory, probes, probing
 from studio.catalogue.architecture import decoder
 from studio.catalogue.known import known_models
-from studio.catalogue.trainable import Trained, trainable
+from studio.catalogue.trainable import Trained, TrainedTensors, trainable
 from studio.errors import ModelError
 
 SMALL = {
@@ -133,8 +135,19 @@ def test_every_method_trains_the_parameters_that_peft_makes(options: dict[str, A
             for parameter in model.parameters():
                 torch.nn.init.ones_(parameter)
         trained = get_peft_model(model, methods.peft_config(wanted, model, Path()))
-    count = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    assert trainable(decoder(written(config)), wanted).parameters == count
+    learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    found = trainable(decoder(written(config)), wanted)
+    assert found.parameters == sum(parameter.numel() for parameter in learning)
+    assert Counter(parameter.numel() for parameter in learning) == sizes(found.tensors), "the optimizer treats tensors by their size"
+    tables = {id(module.weight) for module in trained.modules() if isinstance(module, torch.nn.Embedding)}
+    assert sizes(one for one in found.tensors if one.is_embedding) == Counter(one.numel() for one in learning if id(one) in tables)
+
+
+def sizes(tensors: Iterable[TrainedTensors]) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for one in tensors:
+        found[one.size] += one.number
+    return found
 
 
 def kept_by_one_block(kind: str, values: dict[str, Any]) -> int:
@@ -279,6 +292,13 @@ def test_four_bits_take_what_the_qlora_paper_says() -> None:
     assert memory.weights(shape, job_config.build({}), 4) == (4 * shape.linear_parameters, 4 * (shape.parameters - shape.linear_parameters))
 
 
+LARGE_LAYERS = {"hidden_size": 2048, "intermediate_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16}
+LLAMA_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("optim", "each"),
     [
@@ -296,10 +316,58 @@ def test_four_bits_take_what_the_qlora_paper_says() -> None:
 )
 def test_an_optimizer_keeps_its_moments_of_what_is_trained(optim: str, each: int) -> None:
     for device in ("cpu", "cuda"):
-        found = memory.predict(LLAMA, job_config.build({"optim": optim, "max_length": 64}), device=device, size=2)
+        options = {"optim": optim, "max_length": 64, "lora.r": 64}
+        found = memory.predict({**LLAMA, **LARGE_LAYERS}, job_config.build(options), device=device, size=2)
         is_paged = optim.startswith("paged_") and device == "cuda"  # to main memory, where the GPU is full
         assert (found.parts["optimizer"], found.paged) == ((0, each * found.trained) if is_paged else (each * found.trained, 0))
         assert found.total == sum(found.parts.values()) and (found.process > 0) == (device == "cpu")
+
+
+def test_states_of_small_tensors_are_not_paged() -> None:
+    """By hand: at rank 16 only the factors of 14,336 rows have 100,000 numbers, three in each of 32 layers."""
+    paged = 32 * 3 * 16 * 14336
+    for optim, each in (("paged_adamw_8bit", 2), ("paged_adamw_32bit", 8)):
+        found = memory.predict(LLAMA_8B, job(optim=optim, **{"lora.r": 16}), device="cuda")
+        assert found.paged == each * paged and found.parts["optimizer"] == each * (found.trained - paged)
+        whole = memory.predict(
+            LLAMA_8B, job(optim=optim.removeprefix("paged_").replace("w_32bit", "w_torch"), **{"lora.r": 16}), device="cuda"
+        )
+        assert whole.paged == 0 and whole.parts["optimizer"] == found.paged + found.parts["optimizer"]
+        assert memory.predict(LLAMA_8B, job(optim=optim, **{"lora.r": 64}), device="cuda").parts["optimizer"] == each * 32 * 2 * 64 * 1024
+
+
+def test_an_8_bit_optimizer_keeps_32_bits_of_embeddings_and_of_the_smallest() -> None:
+    small = job_config.build({"optim": "adamw_8bit", "lora.r": 1, "max_length": 64, "lora.target_modules": ["k_proj"]})
+    found = memory.predict(LLAMA_8B, small, device="cuda")
+    assert found.parts["optimizer"] == 32 * (2 * 4096 + 8 * 1024)
+    table = {
+        name: small.model_copy(update={"lora": small.lora.model_copy(update={"modules_to_save": [name]})})
+        for name in ("lm_head", "embed_tokens")
+    }
+    more = {name: memory.predict(LLAMA_8B, one, device="cuda").parts["optimizer"] - found.parts["optimizer"] for name, one in table.items()}
+    assert more == {"lm_head": 2 * 128256 * 4096, "embed_tokens": 8 * 128256 * 4096}
+
+
+def test_bitsandbytes_has_these_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red with a release that pages other tensors."""
+    import inspect
+    from types import SimpleNamespace
+
+    import torch
+    from bitsandbytes import functional
+    from bitsandbytes.optim import optimizer
+
+    for kind in (optimizer.Optimizer1State, optimizer.Optimizer2State):
+        assert inspect.signature(kind.__init__).parameters["min_8bit_size"].default == memory.LEAST_8_BIT
+        assert '.numel() < config["min_8bit_size"]' in inspect.getsource(kind.init_state)
+    monkeypatch.setattr(functional, "get_paged", lambda *shape, **_: "paged")
+    monkeypatch.setattr(functional, "fill", lambda *_: None)
+    monkeypatch.setattr(torch, "zeros_like", lambda *_, **__: "kept")
+    paging = object.__new__(optimizer.Optimizer2State)
+    vars(paging).update(is_paged=True, page_mng=SimpleNamespace(paged_tensors=[]))
+    for size, where in ((memory.LEAST_PAGED - 1, "kept"), (memory.LEAST_PAGED, "paged")):
+        tensor = SimpleNamespace(device=torch.device("cuda", 0), numel=lambda size=size: size, shape=(size,))
+        assert paging.get_state_buffer(tensor) == where
 
 
 def test_checkpoints_on_the_disk_hold_an_adapter_and_two_moments_each() -> None:

@@ -83,7 +83,7 @@ def test_memory_of_a_gpu_and_who_holds_it(studio: Studio, monkeypatch: pytest.Mo
     assert found.holders[-1] == MemoryHolder(name="other programs and the driver", bytes=rest, is_given_back=False)
     returned = 3 * GIB + MIB + 2 * beside
     assert (found.free_bytes, found.returned_bytes) == (18 * GIB, returned)
-    assert (found.reserve_bytes, found.available_bytes) == (256 * MIB, 18 * GIB + returned - 256 * MIB)
+    assert (found.reserve_bytes, found.available_bytes) == (224 * MIB, 18 * GIB + returned - 224 * MIB)
 
 
 def test_memory_of_the_processor_and_of_a_gpu_that_is_not_here(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_job_that_is_gone_or_that_nobody_measures_holds_what_it_was_promised(s
 
 def test_what_is_given_back_counts_less_the_reserve_and_is_never_negative() -> None:
     held = [MemoryHolder(name="a", bytes=300 * MIB, is_given_back=True), MemoryHolder(name="b", bytes=GIB, is_given_back=False)]
-    assert (room.counted(MIB).available_bytes, room.counted(MIB, held).available_bytes) == (0, 45 * MIB)
+    assert (room.counted(MIB).available_bytes, room.counted(MIB, held).available_bytes) == (0, 77 * MIB)
     assert room.counted(RESERVE_BYTES + 1).available_bytes == 1
 
 
