@@ -99,7 +99,8 @@ def _lora(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedT
 
 def _whole(model: Decoder, job: JobConfig, targets: Trained) -> Iterator[TrainedTensors]:
     """A copy of everything; of embeddings and head one each, also where they are one tensor."""
-    matrices = [TrainedTensors(one.weights, block.count) for block in model.blocks for one in (*block.linears, *block.experts)]
+    matrices = [TrainedTensors(one.weights, block.count) for block in model.blocks for one in block.linears]
+    matrices += [TrainedTensors(one.weights, block.count) for block in model.blocks for one in block.experts]
     table = TrainedTensors(model.vocabulary * model.hidden, is_embedding=True)
     head = TrainedTensors(table.size)
     yield from (*matrices, table, head)
