@@ -161,7 +161,9 @@ class CoverageMap:
         with self._lock:
             self.entries[file] = Entry(_hash(self.text_of(file).encode()), self.product, status == "passed", seconds, lines)
             CACHE.parent.mkdir(parents=True, exist_ok=True)
-            CACHE.write_text(json.dumps({name: asdict(entry) for name, entry in self.entries.items()}))
+            part = CACHE.with_suffix(f".{os.getpid()}")  # a map that was half written when this process ended would be lost
+            part.write_text(json.dumps({name: asdict(entry) for name, entry in self.entries.items()}))
+            part.replace(CACHE)
 
     def _lines(self, tree: Path, place: Path) -> dict[str, list[str]]:
         found: dict[str, set[str]] = {}
