@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here
 from studio.records import ApiKey, Caller, DeletedApiKey, EndedSession, KeyScope, LoginSession, NewApiKey
 
@@ -28,9 +29,9 @@ class NewKey(Body):
 
 
 @router.get("/keys")
-def list_keys(studio: Here) -> list[ApiKey]:
+def list_keys(studio: Here, part: AskedPart) -> list[ApiKey]:
     """Keys for programs, without the keys themselves."""
-    return studio.keys.list()
+    return part.told(studio.keys.list(part.page))
 
 
 @router.post("/keys", status_code=201)
@@ -45,9 +46,9 @@ def delete_key(studio: Here, key: str) -> DeletedApiKey:
 
 
 @router.get("/sessions")
-def list_sessions(studio: Here, caller: By) -> list[LoginSession]:
+def list_sessions(studio: Here, part: AskedPart, caller: By) -> list[LoginSession]:
     """Browsers that are logged in with the caller's name; with the token, all of them."""
-    return studio.sessions.list(caller.person, caller.session)
+    return part.of(studio.sessions.list(caller.person, caller.session))
 
 
 @router.delete("/sessions/{session}")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here
 from studio.records import ChatAnswers, Conversation, Dataset, Deleted, ExportedConversation, LessonKind
 from studio.types import GenerationParams
@@ -65,9 +66,9 @@ def chat(studio: Here, body: ChatRequest) -> ChatAnswers:
 
 
 @router.get("/conversations")
-def list_conversations(studio: Here, search: str = "") -> list[Conversation]:
+def list_conversations(studio: Here, part: AskedPart, search: str = "") -> list[Conversation]:
     """Latest first; with `search`, those that hold this text."""
-    return studio.chat.conversations(search)
+    return part.told(studio.chat.conversations(search, part.page))
 
 
 @router.get("/conversations/{conversation}/export", response_model_exclude_unset=True)

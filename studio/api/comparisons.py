@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field, JsonValue
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here
 from studio.records import Comparison, ComparisonMetrics, ComparisonSummary, Deleted
 from studio.types import GenerationParams
@@ -25,8 +26,8 @@ class NewComparison(Body):
 
 
 @router.get("/comparisons")
-def list_comparisons(studio: Here) -> list[ComparisonSummary]:
-    return studio.comparisons.list()
+def list_comparisons(studio: Here, part: AskedPart) -> list[ComparisonSummary]:
+    return part.told(studio.comparisons.list(part.page))
 
 
 @router.post("/comparisons", status_code=201)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field, JsonValue
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here, MaxLength
 from studio.records import Dataset, DatasetHalves, DatasetReport, DatasetVersion
 
@@ -112,6 +113,6 @@ def drop(studio: Here, dataset: str, body: Drop) -> Dataset:
 
 
 @router.get("/datasets/{dataset}/versions")
-def versions(studio: Here, dataset: str) -> list[DatasetVersion]:
+def versions(studio: Here, part: AskedPart, dataset: str) -> list[DatasetVersion]:
     """What a dataset came from, and what was made of it."""
-    return studio.curation.versions(dataset)
+    return part.of(studio.curation.versions(dataset))

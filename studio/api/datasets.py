@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here, MaxLength, file_name, kept_upload
 from studio.errors import StudioError
 from studio.records import Dataset, Parity, Rendering, TemplateInfo
@@ -34,8 +35,8 @@ class NewText(Body):
 
 
 @router.get("/datasets")
-def list_datasets(studio: Here) -> list[Dataset]:
-    return studio.datasets.list()
+def list_datasets(studio: Here, part: AskedPart) -> list[Dataset]:
+    return part.told(studio.datasets.list(part.page))
 
 
 @router.post("/datasets", status_code=201)

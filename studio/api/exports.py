@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here
 from studio.records import Adapter, Deleted, Export, PushedExport
 
@@ -37,8 +38,8 @@ class NewMerge(Body):
 
 
 @router.get("/exports")
-def list_exports(studio: Here) -> list[Export]:
-    return studio.exports.list()
+def list_exports(studio: Here, part: AskedPart) -> list[Export]:
+    return part.told(studio.exports.list(part.page))
 
 
 @router.post("/exports", status_code=201)

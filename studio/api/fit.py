@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.records import Fit, HubModel, KnownBaseModel
 from studio.services import Studio
 
@@ -53,9 +54,9 @@ def fit(body: PlannedTraining, studio: Here) -> Fit:
 
 
 @router.get("/catalogue")
-def catalogue(studio: Here) -> list[KnownBaseModel]:
+def catalogue(studio: Here, part: AskedPart) -> list[KnownBaseModel]:
     """Base models that people use, each with what is known about it and whether it fits here."""
-    return studio.known.list()
+    return part.of(studio.known.list())
 
 
 @router.get("/catalogue/search")

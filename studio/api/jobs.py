@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 from starlette.background import BackgroundTask
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here, kept_upload
 from studio.records import BundleCheck, Job, JobComparison, JobDetail, JobLog, JobScript, MetricPoint, QueueOverview, Report
 
@@ -65,8 +66,8 @@ class NewReport(Body):
 
 
 @router.get("/jobs")
-def list_jobs(studio: Here, status: str | None = None, search: str | None = None) -> list[Job]:
-    return studio.jobs.list(status, search)
+def list_jobs(studio: Here, part: AskedPart, status: str | None = None, search: str | None = None) -> list[Job]:
+    return part.told(studio.jobs.list(status, search, part.page))
 
 
 @router.get("/queue")
@@ -158,8 +159,8 @@ def job_logs(studio: Here, job: str, tail_lines: Annotated[int, Query(ge=1, le=1
 
 
 @router.get("/jobs/{job}/metrics")
-def job_metrics(studio: Here, job: str) -> list[MetricPoint]:
-    return studio.jobs.metrics(job)
+def job_metrics(studio: Here, part: AskedPart, job: str) -> list[MetricPoint]:
+    return part.of(studio.jobs.metrics(job))
 
 
 @router.post("/jobs/{job}/cancel")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here
 from studio.records import (
     Agreement,
@@ -83,8 +84,8 @@ def estimate(studio: Here, comparison: str, judge: str | None = None, template: 
 
 
 @router.get("/comparisons/{comparison}/judgements")
-def judgements(studio: Here, comparison: str) -> list[Judgement]:
-    return studio.judging.list(comparison)
+def judgements(studio: Here, part: AskedPart, comparison: str) -> list[Judgement]:
+    return part.told(studio.judging.list(comparison, part.page))
 
 
 @router.get("/judgements/{judgement}")

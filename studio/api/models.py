@@ -15,6 +15,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import Field
 
 from studio.api.json_bodies import JsonRoute
+from studio.api.paging import AskedPart
 from studio.api.rest import Body, Here, file_name
 from studio.auth import is_own_user
 from studio.errors import ForbiddenError
@@ -30,8 +31,8 @@ class NewModel(Body):
 
 
 @router.get("/models")
-def list_models(studio: Here) -> list[BaseModel]:
-    return studio.models.list()
+def list_models(studio: Here, part: AskedPart) -> list[BaseModel]:
+    return part.told(studio.models.list(part.page))
 
 
 @router.post("/models", status_code=201)
@@ -46,9 +47,9 @@ def add_model(studio: Here, body: NewModel, request: Request) -> BaseModel:
 
 
 @router.get("/cached-models")
-def cached_models(studio: Here) -> list[CachedModel]:
+def cached_models(studio: Here, part: AskedPart) -> list[CachedModel]:
     """Models of the hub that lie whole in the Hugging Face cache of this machine; `hub:OWNER/NAME` adds them without fetching anything."""
-    return studio.models.cached()
+    return part.of(studio.models.cached())
 
 
 @router.get("/models/{model}")
@@ -62,8 +63,8 @@ def remove_model(studio: Here, model: str) -> RemovedModel:
 
 
 @router.get("/adapters")
-def list_adapters(studio: Here, base_model: str | None = None) -> list[Adapter]:
-    return studio.adapters.list(base_model)
+def list_adapters(studio: Here, part: AskedPart, base_model: str | None = None) -> list[Adapter]:
+    return part.told(studio.adapters.list(base_model, part.page))
 
 
 @router.post("/adapters", status_code=201)

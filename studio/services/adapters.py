@@ -30,6 +30,7 @@ from studio.services import adapter_files, naming
 from studio.services.adapter_files import CONFIG, TEMPLATE, WEIGHTS
 from studio.services.folders import delete_inside, size_of
 from studio.services.models import ModelService
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import Settings
 
 OWN_KIND = "BOTTLENECK"  # the studio's, which peft learns of when it is met
@@ -65,13 +66,14 @@ class AdapterService:
         self.db = db
         self.models = models
 
-    def list(self, base_model: str | None = None) -> list[Adapter]:
+    def list(self, base_model: str | None = None, page: Page = ALL) -> Listed[Adapter]:
         """Newest first; with `base_model`, only those trained on it."""
-        query = select(AdapterRow).order_by(AdapterRow.created_at.desc())
+        query = select(AdapterRow).order_by(AdapterRow.created_at.desc(), AdapterRow.id)
         if base_model is not None:
             query = query.where(AdapterRow.base_model == base_model)
         with self.db.read() as session:
-            return [_record(row) for row in session.scalars(query)]
+            rows = page.read(session, query)
+            return rows.as_are(_record(row) for (row,) in rows)
 
     def show(self, adapter_id: str) -> Adapter:
         with self.db.read() as session:

@@ -34,6 +34,7 @@ from studio.records import (
 from studio.services import recall
 from studio.services.adapters import AdapterService
 from studio.services.models import ModelService
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import Settings
 from studio.types import GenerationParams, Message
 
@@ -160,14 +161,15 @@ class ChatService:
 
     # conversations
 
-    def conversations(self, search: str = "") -> list[Conversation]:
+    def conversations(self, search: str = "", page: Page = ALL) -> Listed[Conversation]:
         """Latest first; with `search`, those whose title or messages hold this text."""
         query = _counted().order_by(ConversationRow.updated_at.desc())
         if search.strip():
             said = select(ChatMessageRow.conversation_id).where(ChatMessageRow.content.icontains(search.strip(), autoescape=True))
             query = query.where(ConversationRow.title.icontains(search.strip(), autoescape=True) | ConversationRow.id.in_(said))
         with self.db.read() as session:
-            return [_conversation(row, count) for row, count in session.execute(query)]
+            rows = page.read(session, query)
+            return rows.as_are(_conversation(row, count) for row, count in rows)
 
     def export(self, conversation_id: str) -> ExportedConversation:
         """The whole conversation: title, system prompt, messages with who answered and how."""

@@ -40,6 +40,7 @@ from studio.records import (
 from studio.services import naming
 from studio.services.adapters import AdapterService
 from studio.services.datasets import DatasetService
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import STATIC, Settings
 from studio.types import GenerationParams
 
@@ -155,13 +156,12 @@ class ComparisonService:
             return naming.unique("comparison", taken)
         return naming.claim(wanted, taken)
 
-    def list(self) -> list[ComparisonSummary]:
+    def list(self, page: Page = ALL) -> Listed[ComparisonSummary]:
         """Newest first, without answers."""
+        query = select(ComparisonRow, JobRow).outerjoin(JobRow, ComparisonRow.job_id == JobRow.id)
         with self.db.read() as session:
-            rows = session.execute(
-                select(ComparisonRow, JobRow).outerjoin(JobRow, ComparisonRow.job_id == JobRow.id).order_by(ComparisonRow.created_at.desc())
-            )
-            return [_summary(comparison, job) for comparison, job in rows]
+            rows = page.read(session, query.order_by(ComparisonRow.created_at.desc(), ComparisonRow.id))
+            return rows.as_are(_summary(comparison, job) for comparison, job in rows)
 
     def show(self, comparison_id: str) -> Comparison:
         """The comparison with the answers so far and, where prompts have references, `scores` per contestant."""

@@ -49,6 +49,7 @@ from studio.services import rendered_rows
 from studio.services.chosen_options import longest_row
 from studio.services.dataset_files import DatasetFiles, as_record, disk_errors, look_up
 from studio.services.hub_rows import HubRows, file_name, is_hub
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import Settings
 from studio.types import Example, RowOptions
 
@@ -196,11 +197,11 @@ class DatasetService:
                     return KnownMapping(name=row.name, format=row.format, mapping=row.mapping)
         return None
 
-    def list(self) -> Datasets:
-        """All datasets, the newest first."""
+    def list(self, page: Page = ALL) -> Listed[Dataset]:
+        """The newest first."""
         with self._db.read() as session:
-            rows = session.scalars(select(DatasetRow).order_by(DatasetRow.created_at.desc(), DatasetRow.id))
-            return [as_record(row) for row in rows]
+            rows = page.read(session, select(DatasetRow).order_by(DatasetRow.created_at.desc(), DatasetRow.id))
+            return rows.as_are(as_record(row) for (row,) in rows)
 
     def show(self, dataset: str) -> Dataset:
         """One dataset. Raises NotFoundError."""

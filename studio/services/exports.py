@@ -53,6 +53,7 @@ from studio.records import (
 from studio.services import naming
 from studio.services.adapters import CONFIG, WEIGHTS, AdapterService
 from studio.services.folders import delete_inside
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import PACKAGE_ROOT, Settings
 from studio.types import Message, Role
 
@@ -117,11 +118,11 @@ class ExportService:
         _check_room(config, row.bytes)
         return self._queue(config, name, row)
 
-    def list(self) -> Exports:
+    def list(self, page: Page = ALL) -> Listed[Export]:
         """Newest first."""
         with self.db.read() as session:
-            rows = session.scalars(select(JobRow).where(JobRow.kind == KIND).order_by(JobRow.created_at.desc()))
-            return [_record(job) for job in rows]
+            rows = page.read(session, select(JobRow).where(JobRow.kind == KIND).order_by(JobRow.created_at.desc(), JobRow.id))
+            return rows.as_are(_record(job) for (job,) in rows)
 
     def show(self, export_id: str) -> Export:
         with self.db.read() as session:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from studio.db import job_rows
@@ -106,13 +107,15 @@ def _child(job: JobRow, keys: Sequence[str], worked_s: float | None) -> SweepChi
     return SweepChild.model_validate({**_fields(job, None, UNKNOWN, worked_s), "options": own, "result": job.result})
 
 
-def order(job: JobRow) -> tuple[int, float, float]:
-    """What runs first, then what waits in the order it will start, then what has ended, newest first."""
-    if job.status == JobStatus.RUNNING:
-        return (0, job.started_at or 0.0, 0.0)
-    if job.status in ENDED:
-        return (2, -(job.ended_at or job.created_at), 0.0)
-    return (1, -job.priority, job.rank)
+def first_ones() -> Sequence[Any]:
+    """The order of lists: what runs first, then what waits in the order it will start, then what has ended, newest first."""
+    runs, has_ended = JobRow.status == JobStatus.RUNNING, JobRow.status.in_(ENDED)
+    return (
+        case((runs, 0), (has_ended, 2), else_=1),
+        case((runs, JobRow.started_at), (has_ended, -func.coalesce(JobRow.ended_at, JobRow.created_at)), else_=-JobRow.priority),
+        case((runs | has_ended, 0.0), else_=JobRow.rank),
+        JobRow.id,
+    )
 
 
 def is_found(job: JobRow, data: str | None, words: Sequence[str]) -> bool:

@@ -42,6 +42,7 @@ from studio.services.forecast import Span, forecast
 from studio.services.judged import judged
 from studio.services.launching import Launcher, LaunchProblems, combinations
 from studio.services.models import ModelService
+from studio.services.paging import ALL, Listed, Page
 from studio.services.scripts import ScriptWriter
 from studio.services.work_time import seconds_of_work
 from studio.settings import Settings
@@ -223,7 +224,7 @@ class JobService:
 
     # looking
 
-    def list(self, status: str | None = None, search: str | None = None) -> Jobs:
+    def list(self, status: str | None = None, search: str | None = None, page: Page = ALL) -> Listed[Job]:
         """What runs first, then what waits in the order it will start, then what has ended, newest first.
 
         `search`: words that all occur in a job's name, ID, kind, model, data, recipe, tags, notes or reason. Reports are not listed:
@@ -234,15 +235,14 @@ class JobService:
             query = query.outerjoin(DatasetRow, DatasetRow.id == JobRow.dataset_id).where(JobRow.kind.not_in(kinds.followers()))
             if status:
                 query = query.where(JobRow.status == status.upper())
-            rows = [(job, adapter, data) for job, adapter, data in session.execute(query)]
+            words = (search or "").casefold().split()
+            query = query.order_by(*job_records.first_ones())
+            rows = page.read(session, query, (lambda row: job_records.is_found(row[0], row[2], words)) if words else None)
             spans: Mapping[str, Span] = {}
             if any(job.status in PENDING for job, _, _ in rows):
                 spans = forecast(session)
             worked = seconds_of_work(session, [job for job, _, _ in rows])
-        words = (search or "").casefold().split()
-        rows = [row for row in rows if job_records.is_found(row[0], row[2], words)]
-        rows.sort(key=lambda row: job_records.order(row[0]))
-        return [job_records.record(job, adapter, spans.get(job.id), worked[job.id]) for job, adapter, _ in rows]
+        return rows.as_are(job_records.record(job, adapter, spans.get(job.id), worked[job.id]) for job, adapter, _ in rows)
 
     def show(self, job_id: str) -> JobDetail:
         """One job with its configuration and what happened to it; a sweep with its children."""

@@ -24,6 +24,7 @@ from studio.evaluation import judging
 from studio.records import JobKind, JobStatus, JudgeEstimate, JudgeKind, Judgement, JudgeTemplate, QueueName, Verdict
 from studio.services.adapters import AdapterService
 from studio.services.comparisons import ComparisonService, job_of, state_of
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import Settings
 
 REFERENCE, LIKELIHOOD = JudgeKind.REFERENCE.value, f"{JudgeKind.LIKELIHOOD}:"
@@ -115,12 +116,13 @@ class JudgingService:
             seconds=None if None in seconds else sum(one for one in seconds if one is not None),
         )
 
-    def list(self, comparison: str) -> list[Judgement]:
+    def list(self, comparison: str, page: Page = ALL) -> Listed[Judgement]:
         """The judgements of a comparison, newest first."""
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
-            query = select(JudgementRow).where(JudgementRow.comparison_id == row.id).order_by(JudgementRow.created_at.desc())
-            return [_record(judgement, job_of(session, judgement)) for judgement in session.scalars(query)]
+            query = select(JudgementRow).where(JudgementRow.comparison_id == row.id)
+            rows = page.read(session, query.order_by(JudgementRow.created_at.desc(), JudgementRow.id))
+            return rows.as_are(_record(judgement, job_of(session, judgement)) for (judgement,) in rows)
 
     def show(self, judgement: str) -> Judgement:
         """One judgement, with its readings once it has ended."""

@@ -13,6 +13,7 @@ from studio.db.session import Database
 from studio.errors import NotFoundError, StudioError
 from studio.records import ApiKey, DeletedApiKey, KeyScope, NewApiKey
 from studio.services.last_use import LastUse
+from studio.services.paging import ALL, Listed, Page
 from studio.settings import Settings
 
 PREFIX = "studio-"
@@ -29,10 +30,11 @@ class KeyService:
         self._people = {"", *(name for name, _ in settings.users)}
         self._last_use = LastUse(db, ApiKeyRow)
 
-    def list(self) -> list[ApiKey]:
+    def list(self, page: Page = ALL) -> Listed[ApiKey]:
         """Newest first, without the keys themselves."""
         with self.db.read() as session:
-            return [_record(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at.desc()))]
+            rows = page.read(session, select(ApiKeyRow).order_by(ApiKeyRow.created_at.desc(), ApiKeyRow.id))
+            return rows.as_are(_record(row) for (row,) in rows)
 
     def create(self, name: str, scope: KeyScope = KeyScope.EVERYTHING, days: int | None = None, person: str = "") -> NewApiKey:
         """A key, shown this once. `days`: how long it is good for; None does not end it. `person`: who makes it."""

@@ -19,6 +19,7 @@ from studio.errors import ModelError, NotFoundError, StudioError, plain
 from studio.records import UNENDED, BaseModel, CachedModel, Probe, RemovedModel
 from studio.services import hub_models, naming
 from studio.services.folders import delete_inside
+from studio.services.paging import ALL, Listed, Page
 from studio.services.vocabularies import check_vocabulary
 from studio.settings import STATIC, Settings
 
@@ -44,11 +45,11 @@ class ModelService:
                 "Here a template is a name or its own text, no file of the studio's machine.", "Send the file's content as chat_template."
             )
 
-    def list(self) -> list[BaseModel]:
+    def list(self, page: Page = ALL) -> Listed[BaseModel]:
         """The starter first, then what was added, oldest first."""
         with self.db.read() as session:
-            rows = session.scalars(select(BaseModelRow).order_by(BaseModelRow.created_at)).all()
-        return [_starter(), *(_record(row) for row in rows)]
+            rows = page.of([None, *session.scalars(select(BaseModelRow).order_by(BaseModelRow.created_at, BaseModelRow.id))])
+        return rows.as_are(_starter() if row is None else _record(row) for row in rows)
 
     def show(self, name: str) -> BaseModel:
         """One model by name or ID."""

@@ -15,6 +15,7 @@ from studio.evaluation.verdicts import SWAPPED
 from studio.records import MetricPoint, PreferenceSource
 from studio.services import Studio, comparisons, job_records, jobs, merging, preferences
 from studio.services.forecast import Span
+from studio.services.paging import Page
 from tests.stores import add
 
 
@@ -327,7 +328,12 @@ def test_jobs_are_listed_in_the_order_that_matters(studio: Studio) -> None:
     add(studio, *rows)
     assert [one.name for one in studio.jobs.list()] == ["runs first", "runs", "urgent", "soon", "aside", "later", "ended last", "ended"]
     assert [one.name for one in studio.jobs.list(status="paused")] == ["aside"]
-    assert job_records.order(job(status="FAILED", ended_at=None)) == (2, -1.0, 0.0)
+    add(studio, job(name="ended at some time", status="FAILED", ended_at=None))
+    assert studio.jobs.list()[-1].name == "ended at some time"  # when it was made counts, long ago
+    part = studio.jobs.list(page=Page(3, 2))
+    assert ([one.name for one in part], part.total) == (["urgent", "soon", "aside"], 9)
+    found = studio.jobs.list(search="ended", page=Page(1, 1))
+    assert ([one.name for one in found], found.total) == (["ended"], 3)
 
 
 def test_jobs_are_found_by_all_words(studio: Studio) -> None:
