@@ -109,8 +109,8 @@ class GeneratedAnswer:
             self.deliver(Event(self.index, text, entries, calls=calls))
         if self.calls_matcher is not None and self.reader is not None and self.reader.opened:
             self._hold_calls(self.reader.opened)
-        if self.matcher is not None and self.limit - self.completion_tokens <= self.matcher.room:
-            self.matcher.close()
+        if self.matcher is not None:
+            self.matcher.leave(self.limit - self.completion_tokens)
         if self.text.is_stopped or (self.matcher is not None and self.matcher.is_complete):
             self.finish("stop")
         elif self.completion_tokens >= self.limit:

@@ -32,6 +32,7 @@ NAMES = {
 }
 
 
+SLACK = 8  # tokens: ends differ in length, such as the values of an enum
 # what a JSON value of each type begins and ends with
 BRACKETS = {"object": "{}", "array": "[]", "string": '"'}
 FORCED = re.compile(r"forced bytes: got '(.)'")
@@ -152,15 +153,31 @@ class Matcher:
         self._grammar = grammar
         self._vocabulary = vocabulary
         self._is_closing = False
+        self._watched = grammar.room  # tokens left, from which on the way to the end is measured next
 
-    @property
-    def room(self) -> int:
-        """Tokens that the end may take: with no more left, `close`."""
-        return self._grammar.room
+    def leave(self, tokens: int) -> None:
+        """So many tokens are left. Once the way to the end takes them all, only what leads there may come next.
 
-    def close(self) -> None:
-        """From here on, what may come next is what ends the text soonest."""
-        self._is_closing = True
+        Where they are too few for any end, nothing changes: the answer is cut in any case.
+        """
+        if self._is_closing or tokens > self._watched:
+            return
+        needed = self._way_to_end(tokens)
+        if needed is not None and needed + SLACK >= tokens:
+            self._is_closing = True
+        self._watched = tokens - max(1, (tokens - (needed or tokens)) // 3)
+
+    def _way_to_end(self, most: int) -> int | None:
+        """Tokens that about the shortest end takes; None where it takes more than `most`."""
+        ahead = self._matcher.deep_copy()
+        for number in range(most + 1):
+            if ahead.is_stopped() or ahead.is_accepting():
+                return number
+            mask = np.frombuffer(ahead.compute_bitmask(), dtype=np.uint8)
+            found = np.flatnonzero(np.unpackbits(self._vocabulary.ends.among(mask), bitorder="little"))
+            if not found.size or not ahead.consume_token(int(found[0])):
+                return None
+        return None
 
     def follow(self, text: str) -> bool:
         """Take a text that was written without a grammar; False where it does not fit, and then this is of no use any more."""

@@ -92,7 +92,7 @@ class Grammar:
 
     kind: Literal["json_schema", "gbnf", "regex", "calls"]
     source: str
-    room: int = 0  # the answer takes to its end as soon as no more tokens than these are left
+    room: int = 0  # with no more tokens left than these, see that the text comes to its end within them; 0: never
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import orjson
 
 from studio.errors import StudioError
-from studio.evaluation import intervals, numbers, scores, tokens
+from studio.evaluation import intervals, numbers, scores, tokens, tool_calls
 from studio.evaluation.bleu import bleu, chrf
 from studio.evaluation.scores import CantSay, CorpusScore, Pair
 
@@ -202,6 +202,14 @@ def _same_choice(text: str, references: Sequence[str], _options: MeasureOptions)
     return float(choice_match(text, known))
 
 
+def _same_calls(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
+    return tool_calls.same_calls(text, references)
+
+
+def _same_functions(text: str, references: Sequence[str], _options: MeasureOptions) -> float | CantSay:
+    return tool_calls.same_functions(text, references)
+
+
 def _rouge(kind: str) -> RowScore:
     least = {"rouge2": 2}.get(kind, 1)
 
@@ -250,6 +258,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("contains", "the reference stands in the answer", 1, LISTED, row=_contained),
     Metric("number_match", "same number", 1, LISTED | CURVE, hides_zero=True, row=_same_number),
     Metric("choice_match", "same choice", 1, LISTED, hides_zero=True, row=_same_choice),
+    Metric("tool_call_match", "same tool calls", 1, LISTED, hides_zero=True, row=_same_calls),
+    Metric("tool_name_match", "same tools called", 1, PAGE | COMMAND, hides_zero=True, row=_same_functions),
     Metric("token_f1", "words in common (F1)", 1, PAGE | COMMAND, row=_worded(token_f1)),
     Metric("rouge1", "ROUGE-1", 1, PAGE, row=_rouge("rouge1")),
     Metric("rouge2", "ROUGE-2", 1, row=_rouge("rouge2")),

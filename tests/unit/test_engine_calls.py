@@ -161,8 +161,7 @@ def write(vocabulary: GrammarVocabulary, form: CallFormat, asked: Tools, seed: i
     """What a model without any idea writes within `limit` tokens, and whether it came to an end."""
     matcher, random, text = vocabulary.matcher(calls.grammar(form, asked, vocabulary.literal)), np.random.default_rng(seed), b""
     for number in range(limit):
-        if limit - number <= matcher.room:
-            matcher.close()
+        matcher.leave(limit - number)
         bits = np.unpackbits(matcher.bits(vocabulary.size), bitorder="little")[: vocabulary.size]
         token = int(random.choice(np.nonzero(bits)[0]))
         if token == 1:
@@ -178,7 +177,7 @@ def write(vocabulary: GrammarVocabulary, form: CallFormat, asked: Tools, seed: i
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_is_chosen_is_a_whole_call_within_the_limit(vocabulary: GrammarVocabulary, form: CallFormat, seed: int) -> None:
     asked = tools()
-    text, is_whole = write(vocabulary, form, asked, seed, 240)
+    text, is_whole = write(vocabulary, form, asked, seed, 100 + 40 * seed)
     content, found = read(CallReader(form, asked.names, is_forced=True), text, [7, 11])
     assert is_whole and found and not content
     for call in found:
@@ -189,6 +188,21 @@ def test_whatever_is_chosen_is_a_whole_call_within_the_limit(vocabulary: Grammar
         if call["name"] == "weather.now":
             assert arguments.keys() <= {"city", "day", "note"}
             assert isinstance(arguments["city"], str) and arguments["day"] in ("today", "tomorrow")
+
+
+def test_room_is_kept_for_the_end_and_no_more_than_it_takes(vocabulary: GrammarVocabulary) -> None:
+    made = vocabulary.matcher(calls.grammar(QWEN, tools(NAMED), vocabulary.literal))
+    assert made.follow('<tool_call>\n{"name": "weather.now", "arguments": {"city": "Li')
+
+    def may_go_on(left: int) -> bool:
+        matcher = made.copy()
+        matcher.leave(left)
+        bits = matcher.bits(vocabulary.size)
+        return bool((bits & vocabulary.ends.letters[: len(bits)]).any())
+
+    closed = [left for left in range(1, 120) if not may_go_on(left)]
+    assert closed and closed == list(range(closed[0], closed[-1] + 1))
+    assert closed[0] > 8 and closed[-1] < 40, "neither where no end fits, nor where there is room enough"
 
 
 def test_one_call_where_one_was_asked_for(vocabulary: GrammarVocabulary) -> None:
@@ -204,6 +218,7 @@ def test_a_grammar_follows_what_was_written_without_it_and_nothing_else(vocabula
     assert made.copy().follow('<tool_call>\n{"name": "boo') and not made.copy().follow('<tool_call>\n{"name": "steal')
 
 
+NAMED = {"type": "function", "function": {"name": "weather.now"}}
 CALL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 

@@ -12,6 +12,7 @@ from studio.services.compression import METRICS as CURVE_METRICS
 from studio.ui import compress_shown, measured
 
 PAIRS = [("the cat sat on 5 mats", ["the cat sat on 5 mats"]), ("{}", ["B", "no"])]
+NARROW = {"choice_match", "tool_call_match", "tool_name_match"}  # which say nothing of PAIRS
 OTHER_FIGURES = {"answers", "errors", "empty", "seconds", "tokens", "n", "ci95", "reasons", "counted", "tokenizers"}
 GIVEN = {"texts": [text for text, _ in PAIRS], "pairs": PAIRS, "errors": 0, "seconds": [1.0, 3.0], "tokens": [2, 4]}
 
@@ -35,17 +36,17 @@ def test_every_entry_is_measured_on_its_scale() -> None:
     best = metrics.measure([PAIRS[0]])
     for metric in METRICS:
         if metric.name in best["reasons"]:
-            assert best[metric.name] is None and metric.name == "choice_match"
+            assert best[metric.name] is None and metric.name in NARROW
         elif metric.name in best and metric.name != "json_valid":
             assert abs(best[metric.name] - metric.scale) < 1e-9 or metric.check, f"{metric.name}: the scale of a perfect answer"
-    assert set(found["ci95"]) == {metric.name for metric in METRICS if metric.row}
+    assert set(found["ci95"]) == {metric.name for metric in METRICS if metric.row and metric.name not in found["reasons"]}
     assert (found["json_valid"], found["schema_match"], found["pattern_match"]) == (0.5, 0.5, 0.5)
 
 
 def test_every_display_lists_the_entries_that_name_it() -> None:
     found = {"x": AnswerFigures(**contestant(GIVEN, schema={"type": "object"}, pattern="cat"), perplexity=3.5, mauve=0.9)}
     labels = [label for label, _ in measured.measures(found)["measures"]]
-    page = [measured.label(metric) for metric in METRICS if Display.PAGE in metric.shown and metric.name != "choice_match"]
+    page = [measured.label(metric) for metric in METRICS if Display.PAGE in metric.shown and metric.name not in NARROW]
     assert labels == [*page, "tokens of an answer", "time of an answer"]
     curve = [metric.name for metric in METRICS if Display.CURVE in metric.shown]
     assert list(CURVE_METRICS) == list(compress_shown.METRICS) == [*curve, "judge"] and len(curve) == 3
@@ -55,7 +56,7 @@ def test_a_metric_that_nobody_scores_in_is_hidden_where_it_says_so() -> None:
     shown = dict(measured.measures({"x": AnswerFigures(n=2, number_match=0.0, exact_match=0.0, json_valid=0.0)})["measures"])
     assert shown == {"exact match": ["0 %"]}
     hidden = {metric.name for metric in METRICS if metric.hides_zero}
-    assert hidden == {"number_match", "choice_match", "json_valid"}
+    assert hidden == {"number_match", "json_valid", *NARROW}
 
 
 def test_what_a_metric_cannot_say_stands_in_its_place_with_the_reason() -> None:
@@ -65,7 +66,7 @@ def test_what_a_metric_cannot_say_stands_in_its_place_with_the_reason() -> None:
     figures = AnswerFigures(**contestant(given))
     assert (figures.metric("exact_match"), figures.metric("rougeL"), figures.counted["rougeL"]) == (1.0, 1.0, 1)
     unsaid = {metric.name for metric in METRICS if metric.name in figures.reasons}
-    assert unsaid == {"bleu", "rouge2", "number_match", "choice_match"}
+    assert unsaid == {"bleu", "rouge2", "number_match", *NARROW}
     assert all(figures.metric(name) is None for name in unsaid)
     shown = measured.measures({"x": figures, "y": figures})
     assert dict(shown["measures"])["BLEU, 0-100"] == ["can't say", "can't say"]

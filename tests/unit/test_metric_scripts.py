@@ -236,6 +236,8 @@ def test_what_a_metric_cannot_say_is_null_with_the_reason() -> None:
         "chrf",
         "number_match",
         "choice_match",
+        "tool_call_match",
+        "tool_name_match",
         "exact_match_normalized",
     }
     assert set(empty["reasons"]) == unsaid and set(empty["ci95"]) == {"exact_match", "exact_match_ignoring_case"}
