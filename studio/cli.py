@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from studio import __version__, privacy
+from studio import __version__, privacy, terminals
 from studio.commands import (
     access,
     asking,
@@ -102,6 +102,7 @@ app.command()(backups.restore)
 
 def main() -> None:
     privacy.keep_private()
+    terminals.guard()
     try:
         app()
     except StudioError as error:
@@ -112,7 +113,7 @@ def main() -> None:
 
 def _fail(error: StudioError) -> None:
     if "--json" in sys.argv:
-        print(json_library.dumps({"error": error.as_json()}, ensure_ascii=False, default=str))
+        print(terminals.escaped(json_library.dumps({"error": error.as_json()}, ensure_ascii=False, default=str)))
     print(" ".join(str(error).split()), file=sys.stderr)
     sys.exit(1)
 

@@ -10,6 +10,7 @@ import typer
 
 from studio.commands.terminal import JsonFlag, open_studio, read_text, say, show, table
 from studio.errors import StudioError, listed
+from studio.terminals import redraw
 
 if TYPE_CHECKING:
     from studio.records import Dataset, DatasetReport, Finding, Lengths
@@ -157,7 +158,7 @@ def _values(assignments: list[str]) -> dict[str, str]:
 
 def _tell(stage: str, share: float) -> None:
     if sys.stderr.isatty():
-        print(f"\r{stage}: {share:.0%}\033[K", end="\n" * (share >= 1), file=sys.stderr, flush=True)
+        redraw(f"{stage}: {share:.0%}", is_last=share >= 1)
 
 
 def _made(dataset: Dataset) -> str:

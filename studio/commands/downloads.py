@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from studio.terminals import redraw
+
 if TYPE_CHECKING:
     from studio.records import Fetched
 
@@ -20,8 +22,7 @@ class DownloadBar:
         if now.total:
             part = 100 * now.done // now.total
         if sys.stderr.isatty():
-            end = "\n" * (part == 100)
-            print(f"\rFetched {now.done / 1e9:.2f} of {now.total / 1e9:.2f} GB ({part} %)", end=end, file=sys.stderr, flush=True)
+            redraw(f"Fetched {now.done / 1e9:.2f} of {now.total / 1e9:.2f} GB ({part} %)", is_last=part == 100)
         elif part // 10 > self._told // 10 or self._told < 0:
             print(f"Fetched {now.done:,} of {now.total:,} bytes ({part} %)", file=sys.stderr, flush=True)
         self._told = part

@@ -14,6 +14,7 @@ import typer
 from studio import settings as studio_settings
 from studio.errors import StudioError
 from studio.settings import Settings
+from studio.terminals import escaped
 
 if TYPE_CHECKING:
     from studio.records import Job, JobDetail, Record
@@ -59,7 +60,7 @@ def plain(value: Any) -> Any:
 def show(value: Any, as_json: bool, text: str = "") -> None:
     """The result, a record, records or plain values: as JSON, else as `text`, else one `key: value` per line."""
     if as_json:
-        print(json.dumps(plain(value), ensure_ascii=False))
+        print(escaped(json.dumps(plain(value), ensure_ascii=False)))
         return
     if not text and isinstance(values := plain(value), dict):
         text = "\n".join(f"{key}: {_cell(item)}" for key, item in values.items())
