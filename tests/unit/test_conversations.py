@@ -56,6 +56,8 @@ def test_contestants_answer_in_their_order(chat: ChatService) -> None:
     assert second.text == "base!" and chat.engine.asked == [{"quantization": "nf4", "grammar": Grammar("gbnf", "g")}] * 2  # type: ignore[attr-defined]
     assert chat.answer([], MESSAGES, GREEDY) == []
     assert chat.prompt("starter", MESSAGES) == "prompt of starter"  # type: ignore[comparison-overlap]
+    with pytest.raises(StudioError, match="Another server writes its prompt itself"):
+        chat.prompt("http://127.0.0.1:1#m", MESSAGES)
 
 
 def test_an_equal_question_is_answered_from_what_was_kept(chat: ChatService) -> None:
