@@ -17,9 +17,9 @@ from studio.compress import llmlingua, methods
 from studio.db.models import JobRow
 from studio.engine import reading
 from studio.errors import StudioError
+from studio.records import WeightKind
 from studio.services import Studio, cloning
 from studio.services.cloning import Cloner
-from tests.predictions import FAMILIES
 
 
 @pytest.mark.parametrize("has_template", [True, False])
@@ -58,15 +58,16 @@ def test_rows_and_template_of_another_run_are_taken_over(
     assert sorted(studio.settings.runs.iterdir()) == before, "nothing is left half behind"
 
 
-def test_the_narrowest_layer_is_one_of_a_lora() -> None:
-    model = {"model_type": "llama", **FAMILIES["llama"]}
-    found = compatibility.narrowest_layer(build({}), model)
-    assert found is not None and found.width < max(FAMILIES["llama"]["hidden_size"], FAMILIES["llama"]["intermediate_size"])
-    named = compatibility.narrowest_layer(build({"lora.target_modules": ["q_proj"]}), model)
-    assert named is not None and (named.name, named.width) == ("q_proj", FAMILIES["llama"]["hidden_size"])
-    assert compatibility.narrowest_layer(build({"method": "ia3"}), model) is None
-    assert compatibility.narrowest_layer(build({"method": "full"}), model) is None
-    assert compatibility.narrowest_layer(build({}), {"model_type": "nothing"}) is None
+@pytest.mark.parametrize("method", ["ia3", "full", "prompt-tuning", "bottleneck"])
+def test_only_a_lora_has_a_narrowest_layer(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    linear = SimpleNamespace(name="a.q_proj", rows=8, columns=4, kind="attention")
+    router = SimpleNamespace(name="a.gate", rows=8, columns=2, kind=WeightKind.ROUTER)
+    wide = SimpleNamespace(name="a.up", rows=5, columns=9, kind="mlp")
+    monkeypatch.setattr(compatibility, "trained", lambda shape, config: SimpleNamespace(linears=lambda block: block))
+    shape: Any = SimpleNamespace(blocks=[[wide, router], [linear]])
+    assert compatibility._narrowest(build({"method": method}), shape) is None
+    assert compatibility._narrowest(build({}), shape) == compatibility.NarrowestLayer("q_proj", 4)
+    assert compatibility._narrowest(build({}), SimpleNamespace(blocks=[])) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
