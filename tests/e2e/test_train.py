@@ -11,11 +11,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio import settings as studio_settings
+from studio.catalogue import hardware
 from studio.services import Studio
 from tests.e2e.conftest import SCREENSHOTS, quiet_window, write
 from tests.servers import web
 
 ONLY_THE_PAGE = True
+MOST_ROWS_TAKE = 10**11  # bytes, about: 4,096 rows at once, the most that may be asked for
 
 
 def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visit: Callable[..., Page], trained: dict[str, Any]) -> None:
@@ -45,6 +47,30 @@ def test_a_method_reshapes_the_form_and_a_refusal_explains_and_mends_itself(visi
     expect(page.locator("#train-command textarea")).to_have_value(re.compile("studio train .* --recipe dpo"))
     expect(page.locator("#train-yaml textarea")).to_have_value(re.compile("objective: dpo"))
     page.screenshot(path=SCREENSHOTS / "train-dpo.png", full_page=True)
+
+
+@pytest.mark.long
+def test_the_fastest_plan_that_fits_is_taken_with_one_click(visit: Callable[..., Page], trained: dict[str, Any]) -> None:
+    if hardware.memory().free_bytes > MOST_ROWS_TAKE:
+        pytest.skip("here the largest batch fits too")
+    # red when the button changes other fields than the plan names, or what it takes does not fit either
+    page = visit("train")
+    expect(page.locator("#fit h2")).to_have_text("It fits")
+    page.get_by_role("button", name=re.compile("All options")).click()
+    rows, steps = (page.locator(f"#option-{name} input").first for name in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    begun = int(steps.input_value())
+    rows.fill("4096")
+    rows.blur()
+    expect(page.locator("#fit h2")).to_have_text("It does not fit")
+    plan = page.locator("#fit .plan")
+    expect(plan).to_contain_text("per_device_train_batch_size=")
+    page.screenshot(path=SCREENSHOTS / "train-plan.png", full_page=True)
+    named = dict(re.findall(r"(\w+)=(\w+) instead of", plan.inner_text()))
+    plan.get_by_role("button", name="Take the fastest that fits").click()
+    expect(page.locator("#fit h2")).to_have_text("It fits")
+    expect(plan).to_have_count(0)
+    expect(rows).to_have_value(named["per_device_train_batch_size"])
+    assert int(rows.input_value()) * int(steps.input_value()) == 4096 * begun, "as many rows per step as before"
 
 
 def start(page: Page, name: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from pydantic import JsonValue
 
 from studio.commands.fit import _text
-from studio.records import Fit, MemoryAdvice
+from studio.records import Fit, MemoryAdvice, MemoryPlan, PlanChange
 from studio.ui import pieces
-from studio.ui.fit import bar
+from studio.ui.fit import PLAN, FitBar, bar
 
 FOUND = Fit.model_validate({
     "predicted_bytes": 1000, "process_bytes": 0, "room_bytes": 2000, "margin_bytes": 1000, "fits": True, "error_bytes": 100, "advice": [],
@@ -47,3 +51,27 @@ def test_the_terminal_names_every_part_and_the_margin_in_gib() -> None:
     assert "      0.12 GiB  Half the rank (lora.r=8)" in lines and "up to max_length 512" in text and lines[-1] == "Note: <script>"
     assert "it fits, 0.50 GiB to spare" in _text(FOUND.model_copy(update={"margin_bytes": gib // 2}))
     assert "--gpu-gib" in _text(FOUND.model_copy(update={"margin_bytes": None, "fits": None, "room_bytes": None}))
+
+
+def test_the_plans_button_sets_what_the_plan_names_and_nothing_else() -> None:
+    # red when the button takes a piece of advice instead, or empties other fields
+    fields = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "optim": "adamw_torch", "max_length": 2048}
+    change = PlanChange(option="per_device_train_batch_size", before=8, value=2, reason="")
+    options: dict[str, JsonValue] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    plan = MemoryPlan(changes=[change], options=options, needed_bytes=1, fits=True, beside="")
+    advice = [MemoryAdvice(change="", saves_bytes=1, options={"max_length": 1024})]
+    found = FOUND.model_copy(update={"plan": plan, "advice": advice})
+    form: Any = SimpleNamespace(options=[SimpleNamespace(key=key) for key in fields], changed=lambda recipe, shown: {})
+    studio: Any = SimpleNamespace(fit=SimpleNamespace(fit=lambda **asked: found))
+    shown = object.__new__(FitBar)  # without its place on a page
+    vars(shown).update(_studio=studio, _form=form)
+
+    def clicked(number: int) -> list[Any]:
+        event: Any = SimpleNamespace(_data={"number": number})
+        return shown.apply(event, "starter", "lora-sft", *fields.values())
+
+    assert clicked(PLAN) == [2, 4, "adamw_torch", 2048] and clicked(0) == [8, 1, "adamw_torch", 1024]
+    assert f'data-number="{PLAN}"' in pieces.piece("fit", **bar(found)) and "Take the fastest that fits" in pieces.piece(
+        "fit", **bar(found)
+    )
+    assert clicked(7) == [*fields.values()]
