@@ -1,8 +1,8 @@
 """How a chat template writes the calls of an answer, found out by asking it: never by its name. Knows no tokens.
 
 A call is text around a name, its arguments as JSON and perhaps an ID: `<tool_call>\n{"name": "NAME", "arguments": {…}}\n</tool_call>` is
-that of Qwen and Hermes, `[TOOL_CALLS] [{"name": "NAME", "arguments": {…}, "id": "ID"}]` one of Mistral's. Templates that write arguments
-in another way (XML elements, Python) have no such format.
+that of Qwen and Hermes, `[TOOL_CALLS] [{"name": "NAME", "arguments": {…}, "id": "ID"}]` one of Mistral's. Of templates that write arguments
+one by one (XML elements, Python), see studio/datasets/keyed_format.py.
 """
 
 from __future__ import annotations
@@ -51,8 +51,18 @@ class CallFormat:
     @property
     def mark(self) -> str:
         """What announces a call and no other answer begins with, such as <tool_call>; "" where a call begins with its JSON."""
-        found = MARK.match(self.opening.lstrip())
-        return found.group() if found else ""
+        return mark_of(self.opening)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is written around the slots."""
+        return (self.opening, *self.between, self.link, self.closing)
+
+
+def mark_of(opening: str) -> str:
+    """What a call that opens so is known by."""
+    found = MARK.match(opening.lstrip())
+    return found.group() if found else ""
 
 
 # how calls are told and written where the template has no place for them, see Dialogue.adapted
@@ -73,17 +83,21 @@ def call_format(dialogue: Dialogue) -> CallFormat | None:
         first = _slots(two[: both[1][0][0]], 0)
         if first and first[0] == slots:
             link = two[first[1][-1][1] : both[1][0][0]]
-    fixed = (opening, *between, link, closing)
-    if slots[0] is not CallPart.NAME or any(part in text for part in (*IDS, *NAMES) for text in fixed):
+    form = CallFormat(opening, slots, between, link, closing)
+    if slots[0] is not CallPart.NAME or any(part in text for part in (*IDS, *NAMES) for text in form.texts):
         return None  # a name that comes later, or something that is written twice
-    return CallFormat(opening, slots, between, link, closing)
+    return form
 
 
 def _answer(dialogue: Dialogue, count: int) -> str | None:
-    """The answer of so many calls as the template writes it, without the end of the turn; None where it does not."""
+    return answer_of_calls(dialogue, ARGUMENTS[:count])
+
+
+def answer_of_calls(dialogue: Dialogue, arguments: Sequence[dict[str, Any]]) -> str | None:
+    """The answer with a call for each of these arguments as the template writes it, without the end of the turn; None where it does not."""
     calls = [
-        {"type": "function", "id": IDS[number], "function": {"name": NAMES[number], "arguments": ARGUMENTS[number]}}
-        for number in range(count)
+        {"type": "function", "id": IDS[number], "function": {"name": NAMES[number], "arguments": one}}
+        for number, one in enumerate(arguments)
     ]
     tools = [{"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}} for name in NAMES]
     asked = turn_of("user", "Hi")

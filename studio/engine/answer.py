@@ -13,7 +13,7 @@ from studio.errors import EngineError
 from studio.types import GenerationParams
 
 if TYPE_CHECKING:
-    from studio.engine.calls import CallReader
+    from studio.engine.call_text import CallsInText
     from studio.engine.grammar import GrammarVocabulary, Matcher
     from studio.engine.speculation import Drafter, Gain
 
@@ -38,7 +38,7 @@ class GeneratedAnswer:
     top_logprobs: int | None = None
     vocabulary: GrammarVocabulary | None = None  # needed for logprobs only
     matcher: Matcher | None = None
-    reader: CallReader | None = None  # of calls, where tools were given
+    reader: CallsInText | None = None  # of calls, where tools were given
     calls_matcher: Matcher | None = None  # holds what follows once a call begins
     lane: Lane = "chat"
     speculation: Speculation | None = None  # as asked

@@ -12,35 +12,43 @@ from functools import lru_cache
 
 from studio.catalogue import rope
 from studio.datasets.call_format import AS_TEXT, TOLD_AS_TEXT, TOOLS_KEY, CallFormat, call_format
+from studio.datasets.keyed_format import KeyedFormat, keyed_format
 from studio.datasets.rendering import Renderer
 from studio.engine import calls
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.grammar import GrammarVocabulary, Matcher
-from studio.engine.protocol import GenerationRequest, Tools, bad_request
+from studio.engine.keyed_calls import KeyedReader
+from studio.engine.keyed_grammar import keyed_grammar
+from studio.engine.protocol import GenerationRequest, Grammar, Tools, bad_request
 
 MOST_BYTES = 1024**2  # of an adapter's card
 AS_INSTRUCTION = "The chat template has no place for tools: they were told as a plain instruction."
-AS_JSON = "The chat template writes calls in a way that is not read here: the call was asked for as JSON."
+AS_JSON = "The call was asked for as JSON, which is not how the chat template writes calls."
+UNHELD = "Calls are read, but not held to what the tools take: a tool takes arguments that it does not name, or nothing ends a text."
 
 
 @dataclass(frozen=True)
 class Calling:
     """Of all answers of one request."""
 
-    form: CallFormat
+    form: CallFormat | KeyedFormat
     tools: Tools
-    matcher: Matcher
+    matcher: Matcher | None  # None: calls are read and not held
     decode: Callable[[Sequence[int]], str]  # ids to text, with the tokens that calls are written with
     notes: tuple[str, ...]
 
     def give(self, answer: GeneratedAnswer) -> None:
         """Have this answer's calls held and read."""
-        answer.reader = calls.CallReader(self.form, self.tools.names, is_forced=self.tools.is_forced)
-        answer.notes = (*answer.notes, *self.notes)
-        if self.tools.is_forced:
-            answer.matcher = self.matcher.copy()
+        if isinstance(self.form, KeyedFormat):
+            answer.reader = KeyedReader(self.form, self.tools)
         else:
-            answer.calls_matcher = self.matcher.copy()
+            answer.reader = calls.CallReader(self.form, self.tools.names, is_forced=self.tools.is_forced)
+        answer.notes = (*answer.notes, *self.notes)
+        matcher = self.matcher and self.matcher.copy()
+        if self.tools.is_forced:
+            answer.matcher = matcher
+        else:
+            answer.calls_matcher = matcher
 
 
 def calling_of(request: GenerationRequest, renderer: Renderer, vocabulary: GrammarVocabulary) -> Calling:
@@ -48,11 +56,17 @@ def calling_of(request: GenerationRequest, renderer: Renderer, vocabulary: Gramm
     tools = request.tools
     assert tools is not None, "a request with tools"
     form, notes = _form(request, tools, renderer)
-    matcher = vocabulary.matcher(calls.grammar(form, tools, vocabulary.literal, from_mark=not tools.is_forced))
+    grammar: Grammar | None
+    if isinstance(form, KeyedFormat):
+        grammar = keyed_grammar(form, tools, vocabulary.literal)
+        notes = (*notes, UNHELD) if grammar is None else notes
+    else:
+        grammar = calls.grammar(form, tools, vocabulary.literal, from_mark=not tools.is_forced)
+    matcher = None if grammar is None else vocabulary.matcher(grammar)
     return Calling(form, tools, matcher, _decoding(renderer, form), notes)
 
 
-def _form(request: GenerationRequest, tools: Tools, renderer: Renderer) -> tuple[CallFormat, tuple[str, ...]]:
+def _form(request: GenerationRequest, tools: Tools, renderer: Renderer) -> tuple[CallFormat | KeyedFormat, tuple[str, ...]]:
     if not renderer.dialogue.shows_tools:
         if not (tools.is_forced or tools.as_instruction or _has_learned_so(request)):
             raise bad_request(
@@ -63,10 +77,10 @@ def _form(request: GenerationRequest, tools: Tools, renderer: Renderer) -> tuple
             )
         return AS_TEXT, (AS_INSTRUCTION,)
     found = _format_of(renderer)
+    if tools.is_forced and not isinstance(found, CallFormat):
+        return AS_TEXT, (AS_JSON,)  # whose shortest end is known, so that the call is whole within the limit
     if found is not None:
         return found, ()
-    if tools.is_forced:
-        return AS_TEXT, (AS_JSON,)
     raise bad_request(
         f"The chat template of {request.model} writes calls in a way that is not read here.",
         "Set tool_choice to required or to a function's name: then a call is asked for as JSON.",
@@ -88,13 +102,13 @@ def _has_learned_so(request: GenerationRequest) -> bool:
 
 
 @lru_cache(maxsize=32)
-def _format_of(renderer: Renderer) -> CallFormat | None:
-    return call_format(renderer.dialogue)
+def _format_of(renderer: Renderer) -> CallFormat | KeyedFormat | None:
+    return call_format(renderer.dialogue) or keyed_format(renderer.dialogue)
 
 
-def _decoding(renderer: Renderer, form: CallFormat) -> Callable[[Sequence[int]], str]:
+def _decoding(renderer: Renderer, form: CallFormat | KeyedFormat) -> Callable[[Sequence[int]], str]:
     """Ids to text without special tokens, but for those that the format's texts hold."""
-    fixed = "".join((form.opening, *form.between, form.link, form.closing))
+    fixed = "".join(form.texts)
     added = renderer.tokenizer.get_added_tokens_decoder()
     dropped = {token_id for token_id, token in added.items() if token.special and token.content not in fixed}
     if len(dropped) == sum(token.special for token in added.values()):

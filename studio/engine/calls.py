@@ -6,14 +6,11 @@ Knows a template's way of writing calls as a CallFormat; no template, tokens or 
 from __future__ import annotations
 
 import json
-import secrets
-import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any
 
 from studio.datasets.call_format import CallFormat, CallPart
+from studio.engine.call_text import ID_LENGTH, At, CallsInText, call_id
 from studio.engine.protocol import CallDelta, Grammar
 from studio.engine.tool_fields import Tools
 
@@ -22,7 +19,6 @@ SPARE = 16  # tokens: of a value whose shortest form is unknown
 DEEPEST = 8
 # keywords by which an object may have properties that it does not name itself
 OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if", "not"}
-ID_SIGNS, ID_LENGTH = string.ascii_letters + string.digits, 9  # what Mistral's templates take; all others take any
 # arguments as templates write them, so that what the model has learned is the likeliest
 WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -50,7 +46,7 @@ def grammar(form: CallFormat, tools: Tools, literal: Callable[[str], str], *, fr
 
 def _room(form: CallFormat, tools: Tools) -> int:
     """Tokens that a call with the shortest arguments takes at most: a token is at least one byte."""
-    around = len("".join((form.opening, *form.between, form.link, form.closing)).encode())
+    around = len("".join(form.texts).encode())
     longest = max(len(name.encode()) + shortest(tools.parameters(name), tools.parameters(name)) for name in tools.names)
     return around + longest + SPARE
 
@@ -94,25 +90,8 @@ def _closed(schema: Any, depth: int) -> Any:
     return closed(schema, depth + 1) if isinstance(schema, Mapping) else schema
 
 
-class _At(Enum):
-    """What the reader waits for."""
-
-    CONTENT = auto()
-    OPENING = auto()
-    SLOT = auto()
-    END = auto()  # of a call: another one, or the closing
-
-
-@dataclass
-class Read:
-    """What a piece of the answer's text held."""
-
-    content: str = ""
-    calls: tuple[CallDelta, ...] = ()
-
-
-class CallReader:
-    """Takes the calls out of one answer's text, piece by piece; everything else is content.
+class CallReader(CallsInText):
+    """Reads calls whose arguments are JSON, which goes on as it comes.
 
     `is_forced`: the answer is nothing but calls. A text that only looks like a call (another tool's name, broken off in the middle
     of its name) stays content.
@@ -120,120 +99,22 @@ class CallReader:
 
     def __init__(self, form: CallFormat, names: Sequence[str], *, is_forced: bool) -> None:
         self._form = form
-        self._is_forced = is_forced
-        start = form.opening.find(form.mark)
-        self._opening = form.opening[start:]
-        after = form.between[0]
-        self._named = {name + after: name for name in sorted(names, key=len, reverse=True)}
+        self._named = {name + form.between[0]: name for name in sorted(names, key=len, reverse=True)}
+        start = form.opening[form.opening.find(form.mark) :]
         # without a mark of its own, a call is known by its whole beginning at the start of a line
-        self._begins = [self._opening + name for name in self._named] if not form.mark else [form.mark]
-        self._at = _At.OPENING if is_forced else _At.CONTENT
-        self._rest = ""
-        self._is_new_line = True
-        self._space = ""  # at the content's end, which is dropped before a call
+        begins = [form.mark] if form.mark else [start + name for name in self._named]
+        super().__init__(form.opening, form.mark, begins, is_forced=is_forced)
+        self._link, self._closing = form.link, form.closing
         self._slot, self._before = 0, ""  # the next slot, and the text that stands before it
         self._name = ""
         self._arguments = _Braces()
-        self._undone = ""  # what is content after all where no call comes of it
-        self._content: list[str] = []
-        self._deltas: list[CallDelta] = []
-        self.count = 0  # of calls begun
 
     @property
-    def opened(self) -> str:
-        """The text of the calls from their mark on, while a grammar could still begin there; "" before."""
-        return "" if self._at is _At.CONTENT else self._undone + self._rest
-
-    def push(self, text: str) -> Read:
-        """Take the next piece of the answer."""
-        self._rest += text
-        steps = {_At.CONTENT: self._read_content, _At.OPENING: self._read_opening, _At.SLOT: self._read_slot, _At.END: self._read_end}
-        while self._rest and steps[self._at]():
-            pass
-        return self._drain()
-
-    def finish(self) -> Read:
-        """The answer is over: what was held back is content, or the end of a call that was cut."""
-        is_call = self._is_forced or self._at is _At.END or self._arguments.is_begun
-        rest = "" if is_call and self._at is not _At.CONTENT else self._undone + self._rest
-        if rest or not self.count:
-            self._content.append(self._space + rest)
-        self._rest = self._undone = self._space = ""
-        return self._drain()
-
-    def _drain(self) -> Read:
-        found = Read("".join(self._content), tuple(self._deltas))
-        self._content, self._deltas = [], []
-        return found
-
-    # each returns whether it got on
-
-    def _read_content(self) -> bool:
-        place = self._beginning()
-        if place is None:
-            self._say(self._rest)
-            self._rest = ""
-            return False
-        self._say(self._rest[:place])
-        self._rest = self._rest[place:]
-        if not any(self._rest.startswith(begin) for begin in self._begins):
-            return False  # perhaps: the next piece says
-        self._at = _At.OPENING
-        return True
-
-    def _beginning(self) -> int | None:
-        """Where in the rest a call begins, or may begin; None where none does."""
-        for place in range(len(self._rest)):
-            tail = self._rest[place:]
-            begins = any(tail.startswith(begin) or begin.startswith(tail) for begin in self._begins)
-            if begins and (self._form.mark or self._starts_line(place)):
-                return place
-        return None
-
-    def _starts_line(self, place: int) -> bool:
-        before = self._rest[:place]
-        line = before.rpartition("\n")[2]
-        return not line.strip() and (self._is_new_line or "\n" in before)
-
-    def _say(self, text: str) -> None:
-        if not text:
-            return
-        line = text.rpartition("\n")
-        self._is_new_line = not line[2].strip() and (bool(line[1]) or self._is_new_line)
-        text = self._space + text
-        bare = text.rstrip()
-        self._space = text[len(bare) :]
-        if bare:
-            self._content.append(bare)
-
-    def _read_opening(self) -> bool:
-        opening = self._form.opening if self._is_forced and not self.count else self._opening
-        if not self._took(opening):
-            return False
-        self._begin_call()
-        return True
-
-    def _took(self, text: str) -> bool:
-        """Whether the rest began with `text`, which is then taken; where it can't any more, there is no call here."""
-        if self._rest.startswith(text):
-            self._undone += text
-            self._rest = self._rest[len(text) :]
-            return True
-        if not text.startswith(self._rest):
-            self._give_up()
-        return False
-
-    def _give_up(self) -> None:
-        """What looked like a call is none."""
-        text, self._rest, self._undone = self._undone + self._rest, "", ""
-        self._at = _At.CONTENT
-        self._say(text[:1])  # whatever begins it does not begin a call
-        self._rest = text[1:]
-        self._is_new_line = False
-        self._read_content()
+    def _is_in_call(self) -> bool:
+        return self._is_forced or self._at is At.END or self._arguments.is_begun
 
     def _begin_call(self) -> None:
-        self._at, self._slot, self._before, self._arguments = _At.SLOT, 0, "", _Braces()
+        self._at, self._slot, self._before, self._arguments = At.SLOT, 0, "", _Braces()
 
     def _read_slot(self) -> bool:
         if self._before:
@@ -284,23 +165,9 @@ class CallReader:
     def _next_slot(self) -> bool:
         self._slot += 1
         if self._slot == len(self._form.slots):
-            self._at = _At.END
+            self._at = At.END
         else:
             self._before = self._form.between[self._slot - 1]
-        return True
-
-    def _read_end(self) -> bool:
-        link, closing = self._form.link, self._form.closing
-        if link and self._rest.startswith(link):
-            self._rest = self._rest[len(link) :]
-            self._begin_call()
-            return True
-        if link and link.startswith(self._rest):
-            return False
-        if closing.startswith(self._rest) and closing != self._rest:
-            return False
-        self._rest = self._rest.removeprefix(closing)
-        self._at, self._is_new_line = _At.CONTENT, True
         return True
 
 
@@ -332,7 +199,3 @@ class _Braces:
         elif sign in "}]":
             self._depth -= 1
             self.is_over = not self._depth
-
-
-def call_id() -> str:
-    return "".join(secrets.choice(ID_SIGNS) for _ in range(ID_LENGTH))
