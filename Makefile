@@ -84,9 +84,11 @@ gpu-wheels: $(STAMP)
 next: $(STAMP)
 	@$(BIN)/python -m tests.newest $(if $(DRY),--dry-run)
 
-# a client that openapi-python-client generates from /api/openapi.json, in an environment of its own, lists the jobs of a running studio
+# programs that people use with /v1, each in an environment of its own (NAMES="openai lm-eval" for some of them); and a client that
+# openapi-python-client generates from /api/openapi.json, which lists the jobs of a running studio
 CLIENTS := $(VENV)/clients
 clients: $(STAMP)
+	@$(BIN)/python -m tests.clients.real $(CLIENTS)/real $(NAMES)
 	@test -x $(CLIENTS)/bin/openapi-python-client || { $(PYTHON) -m venv $(CLIENTS) && $(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check "openapi-python-client>=0.29,<0.30"; }
 	@$(BIN)/python -m tests.clients $(CLIENTS)
 

@@ -1,1 +1,1 @@
-"""Clients that are generated from /api/openapi.json: `make clients`."""
+"""Clients of the studio in environments of their own, real ones and one that is generated from /api/openapi.json: `make clients`."""
