@@ -1,17 +1,20 @@
-"""What belongs to an adapter among the files that a person gives, and the memory that a process says it took."""
+"""What belongs to an adapter or a bundle among the files that a person gives, and the memory that a process says it took."""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from jobs.trainers import peak
 from jobs.trainers.peak import Peak
-from studio.errors import ModelError
-from studio.services import adapter_files
+from studio.errors import ModelError, StudioError
+from studio.services import adapter_files, bundle_card
+from studio.services.bundle_card import RunEnvironment
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -79,3 +82,27 @@ def test_the_peak_of_a_gpu_is_what_torch_had_reserved(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: done.append("reset"))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 7)
     assert Peak("cuda").figures() == {"device": "cuda", "peak_memory_bytes": 7} and done == ["reset"]
+
+
+@pytest.mark.parametrize(("threads", "counted"), [(0, 0), (1024, 1024), (1025, 0), (-1, 0), ("4", 0), (None, 0), (1.5, 0)])
+def test_threads_of_a_bundled_run(threads: Any, counted: int) -> None:
+    assert RunEnvironment(hardware={"threads": threads}).threads == counted and RunEnvironment().threads == 0
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [([], "no bundle of this version"), ({"format": "other"}, "no bundle of this version"), ({"format": bundle_card.FORMAT}, "bundle")],
+)
+def test_a_card_of_a_bundle_that_can_not_be_used(card: Any, said: str) -> None:
+    archive: Any = SimpleNamespace(json=lambda name: card, path=Path("a.zip"))
+    with pytest.raises(StudioError, match=said):
+        bundle_card.read_card(archive)
+
+
+def test_a_card_of_a_bundle_names_its_files() -> None:
+    values = {
+        "format": bundle_card.FORMAT, "job": {}, "config": {}, "base_model": {}, "adapter_sha256": "a", "files": {"x": {"bytes": 1, "sha256": "s"}},
+    }  # fmt: skip
+    archive: Any = SimpleNamespace(json={bundle_card.CARD: values}.__getitem__, path=Path("a.zip"))
+    found = bundle_card.read_card(archive)
+    assert (found.digest("x"), found.digest("y"), found.job.name, found.job.attempt) == ("s", "", "rerun", 1)
