@@ -45,7 +45,7 @@ class ChatTemplate:
         self.marks_generation = GENERATION_TAG.search(source) is not None
         if len(source) > MAX_SOURCE_CHARS:
             raise DatasetError(f"The chat template has {len(source):,} characters.", ANOTHER)
-        limits.budget.start(False)  # jinja folds constant filters while compiling
+        limits.budget.start(False, alone=True)  # jinja folds constant filters while compiling
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as exc:
@@ -100,8 +100,8 @@ class ChatTemplate:
         return "".join(text), spans
 
     def _render(self, marking: bool, values: dict[str, Any]) -> str:
-        limits.budget.start(marking)
         try:
+            limits.budget.start(marking)
             pieces = []
             for piece in self._template.generate(**values):
                 limits.budget.charge(len(piece))
@@ -116,6 +116,8 @@ class ChatTemplate:
             ) from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError) as exc:
             raise DatasetError(f"The chat template fails on this conversation ({type(exc).__name__}: {str(exc)[:200]}).", ANOTHER) from None
+        finally:
+            limits.budget.end()
 
 
 @lru_cache(maxsize=32)

@@ -5,10 +5,12 @@ A template comes from a stranger's model folder. Every render in a thread has on
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
@@ -17,6 +19,7 @@ MAX_TEXT_CHARS = 128 * 1024**2  # of any one string
 MAX_ALLOCATED_CHARS = 1024**3  # of all strings of one render together
 MAX_LOOPS = 500_000
 MAX_CPU_S = 5.0
+REQUEST_CPU_S, PREVIEW_CPU_S = 10.0, 60.0  # of all renders for one chat request; for a preview of many rows
 MAX_NODES = 200_000  # of any list or dict, shared parts counted each time they occur
 MAX_INTEGER = 1_000_000  # as an argument: widths, precisions, repetitions
 
@@ -34,10 +37,28 @@ class Budget(threading.local):
     loops = 0
     chars = 0
     deadline = 0.0
+    began = 0.0
+    left_s = math.inf  # for all renders of what is being answered
 
-    def start(self, marking: bool) -> None:
+    def start(self, marking: bool, *, alone: bool = False) -> None:
         self.marking, self.loops, self.chars = marking, MAX_LOOPS, MAX_ALLOCATED_CHARS
-        self.deadline = time.thread_time() + MAX_CPU_S
+        self.began = time.thread_time()
+        self.deadline = self.began + (MAX_CPU_S if alone else min(MAX_CPU_S, self.left_s))
+        self.check_time()
+
+    def end(self) -> None:
+        """The render is over."""
+        self.left_s -= time.thread_time() - self.began
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """All renders in this block have so much processor time together: one answer takes a dozen of them, a preview thousands."""
+        before, self.left_s = self.left_s, min(self.left_s, seconds)
+        given = self.left_s
+        try:
+            yield
+        finally:
+            self.left_s = before - (given - self.left_s)
 
     def tick(self) -> None:
         self.loops -= 1
@@ -55,6 +76,8 @@ class Budget(threading.local):
 
     def check_time(self) -> None:
         if time.thread_time() > self.deadline:
+            if self.deadline - self.began < MAX_CPU_S:
+                raise LimitError("its renders together compute for longer than one request may")
             raise LimitError(f"it computes for more than {MAX_CPU_S:.0f} s")
 
 

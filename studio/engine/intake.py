@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from studio.catalogue import rope
 from studio.catalogue.models import ModelFacts, inspect_folder
 from studio.datasets.rendering import RenderedPrompt, Renderer
+from studio.datasets.template_limits import REQUEST_CPU_S, budget
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.calling import Calling, calling_of
 from studio.engine.embedded import EmbeddedTexts
@@ -108,7 +109,8 @@ def preview(request: GenerationRequest) -> PromptPreview:
 @contextmanager
 def _as_refusals(request: GenerationRequest, param: str = "messages") -> Iterator[None]:
     try:
-        yield
+        with budget.within(REQUEST_CPU_S):
+            yield
     except ModelError as exc:
         status = 400 if request.base.path.is_dir() else 404
         raise EngineError(exc.message, exc.fix, status=status, code="model_not_loadable") from None

@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 from jobs.rundir import RunDir
 from studio import privacy
 from studio.catalogue.models import ModelRef
-from studio.datasets import guessing, parity
+from studio.datasets import guessing, parity, template_limits
 from studio.datasets.first_rows import first_rows
 from studio.datasets.formats import BY_NAME, FORMATS, Format
 from studio.datasets.ingest import Problems, open_ingest
@@ -255,6 +255,7 @@ class DatasetService:
                 part.unlink(missing_ok=True)
         return WrittenRows(path=str(target.absolute()), rows=record.rows, bytes=target.stat().st_size)
 
+    @template_limits.budget.within(template_limits.PREVIEW_CPU_S)
     def render(
         self,
         dataset: str,
@@ -300,6 +301,7 @@ class DatasetService:
             template_sha256=renderer.template_sha256,
         )
 
+    @template_limits.budget.within(template_limits.PREVIEW_CPU_S)
     def templates(self, base_model: str, *, allow_path: bool = False) -> Templates:
         """The chat templates that fit a model, the one it gets by default first, each with how it writes a short conversation."""
         path = self._models.resolve(base_model, allow_path=allow_path).path
@@ -307,6 +309,7 @@ class DatasetService:
         others = [Renderer.load(path, name) for name in TEMPLATE_NAMES if name != default.template_name]
         return [_template("", default), *(_template(other.template_name, other) for other in others)]
 
+    @template_limits.budget.within(template_limits.PREVIEW_CPU_S)
     def parity(
         self,
         dataset: str,

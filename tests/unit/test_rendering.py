@@ -10,6 +10,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -495,3 +496,22 @@ def test_a_template_that_computes_for_too_long_is_stopped_by_the_processor_time_
     with pytest.raises(DatasetError, match="computes for more than 5 s"):
         loop.render(tick=lambda: tick(template_limits.MAX_CPU_S / 100))
     assert loop.render(tick=lambda: "") == ""
+
+
+def test_all_renders_of_one_request_have_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # red when a template of a stranger takes a dozen times the time of one render for each question
+    clock = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(template_limits, "time", SimpleNamespace(thread_time=lambda: clock.s))
+
+    def wait() -> str:
+        clock.s += 3.0
+        return ""
+
+    slow = ChatTemplate("{{ wait() }}")
+    with template_limits.budget.within(10.0):
+        for _ in range(4):
+            slow.render(wait=wait)
+        with pytest.raises(DatasetError, match="its renders together compute for longer than one request may"):
+            slow.render(wait=wait)
+    for _ in range(9):
+        slow.render(wait=wait)  # as a training does, row by row
