@@ -27,6 +27,7 @@ MAX_CONFIG_BYTES = 4_000_000  # of the files that describe a model, which are so
 DESCRIPTIONS = ("config.json", "adapter_config.json", "generation_config.json")
 MOST_NESTED = 50  # objects and lists inside each other
 MOST_DIGITS = 40  # of a whole number: tokenizer_config.json writes "no limit" with 31
+LARGEST_SIZE = 2**31  # of any other number of a config.json
 LARGEST_CONTEXT = 10**18  # fits into a row; no model has it
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 IN_16_BIT = "Use the model's 16-bit version: the studio quantises it to 4 bits itself."
@@ -76,6 +77,7 @@ def inspect_folder(folder: Path) -> ModelFacts:
         _check_is_model(folder)
         config = read_json(folder / "config.json")
         check_no_remote_code(folder, config)
+        _check_numbers(folder, config)
         wrappers.text_model(config)
         _check_one_checkpoint(folder, config)
         check_no_adapter(folder)
@@ -88,6 +90,21 @@ def inspect_folder(folder: Path) -> ModelFacts:
         reason = f"{folder} can't be read ({exc.strerror or type(exc).__name__})."
         return ModelFacts(*_said(config, parameters), False, reason, "Check the rights of the folder and its files.")
     return ModelFacts(*_said(config, parameters), True)
+
+
+def _check_numbers(folder: Path, values: Any, key: str = "") -> None:
+    """Raises ModelError for a whole number that no size and no token can be. Of a context it is said by itself, in tokens."""
+    if isinstance(values, dict):
+        for name, inner in values.items():
+            _check_numbers(folder, inner, str(name))
+    elif isinstance(values, list):
+        for inner in values:
+            _check_numbers(folder, inner, key)
+    elif isinstance(values, int) and abs(values) > LARGEST_SIZE and key not in CONTEXT_KEYS:
+        raise ModelError(
+            f"config.json of {folder} gives {plain(key)} as {values:,}, which no model has.",
+            "Use the config.json that was published with it.",
+        )
 
 
 def check_described(folder: Path) -> None:

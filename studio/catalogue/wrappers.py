@@ -16,6 +16,7 @@ CAUSAL, WRAPPED = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 TEXT = "text_config"
 IGNORED = ("auto_map", "custom_pipelines")  # they name code that transformers would have to be allowed to run
 CHOOSING = ("attn_implementation", "experts_implementation")  # with any number of leading underscores; may name code of the hub
+OF_CLASSIFIERS = ("num_labels", "id2label", "label2id")  # a base writes; transformers makes a name for each of any number of labels
 NO_TEXT_MODEL = "Use a chat or text generation model such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2."
 
 
@@ -108,12 +109,13 @@ def code_keys(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def without_code(value: Any) -> Any:
-    """`value` without any of these keys."""
+    """`value` without any of these keys, and without the labels of classifiers."""
     if isinstance(value, list):
         return [without_code(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    return {k: without_code(v) for k, v in value.items() if k not in IGNORED and not k.lstrip("_").startswith(CHOOSING)}
+    left_out = (*IGNORED, *OF_CLASSIFIERS)
+    return {k: without_code(v) for k, v in value.items() if k not in left_out and not k.lstrip("_").startswith(CHOOSING)}
 
 
 def _kinds(name: str, kind: object) -> tuple[str, ...]:

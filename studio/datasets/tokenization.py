@@ -137,9 +137,12 @@ def _add_missing_tokens(tokenizer: tokenizers.Tokenizer, config: dict[str, Any],
     tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in missing])
 
 
+LARGEST_ID = 2**32  # tokenizers counts with 32 bits
+
+
 def _ids(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < LARGEST_ID]
 
 
 def _token_id(tokenizer: tokenizers.Tokenizer, text: str | None, generation: dict[str, Any], model: dict[str, Any], key: str) -> int | None:

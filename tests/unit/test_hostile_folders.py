@@ -11,7 +11,7 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from studio.catalogue import hub_cache, keys, library_child, models, probes
+from studio.catalogue import hub_cache, keys, library_child, models, probes, wrappers
 from studio.errors import ModelError, StudioError
 from studio.services import Studio
 from studio.settings import Settings
@@ -94,6 +94,23 @@ def test_no_factor_makes_a_context_that_no_row_holds(folder: Path, factor: Any) 
     change_json(folder / "config.json", max_position_embeddings=10**39, rope_scaling={"rope_type": "dynamic", "factor": factor})
     found = models.inspect_folder(folder).context
     assert isinstance(found, int) and found == models.LARGEST_CONTEXT
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eos_token_id": [10**30]}, {"num_labels": 10**12}, {"rope_scaling": {"rope_type": "yarn", "beta_fast": -(10**12)}}]
+)
+def test_a_number_that_no_model_has_is_refused_by_name(folder: Path, changes: dict[str, Any]) -> None:
+    # red when a library that counts with 32 or 64 bits says so in the middle of a chat
+    change_json(folder / "config.json", **changes)
+    facts = models.inspect_folder(folder)
+    name = "beta_fast" if "rope_scaling" in changes else next(iter(changes))
+    assert not facts.loadable and f"gives {name} as" in facts.reason and facts.fix
+
+
+def test_labels_of_classifiers_are_left_out() -> None:
+    # red when a billion labels take all memory, though a base writes and has none
+    config = {"model_type": "llama", "num_labels": 10**9, "text_config": {"id2label": {"0": "x"}, "label2id": {"x": 0}, "vocab_size": 5}}
+    assert wrappers.without_code(config) == {"model_type": "llama", "text_config": {"vocab_size": 5}}
 
 
 def test_a_pipe_is_no_file(folder: Path) -> None:
