@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from studio import processes, settings
+from studio.datasets import tokenizer_limits
 from studio.errors import DatasetError, ModelError
 
 SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
@@ -101,6 +102,10 @@ def _tokenizer(path: Path) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as exc:  # noqa: BLE001 - what tokenizers raises
         raise ModelError(f"{path} can't be read: {exc}.", "Download the model folder again.") from None
+    if reason := tokenizer_limits.excess(tokenizer):
+        raise tokenizer_limits.LengtheningError(
+            f"{path} can't be used: {reason}.", "Use the tokenizer.json that was published with the model."
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

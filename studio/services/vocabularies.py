@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from studio.datasets.tokenization import load_vocabulary
+from studio.datasets.tokenizer_limits import LengtheningError
 from studio.errors import ModelError
 
 UNUSED = 0.5  # of the outputs may have no token: published models round up, by a few hundred
@@ -37,8 +37,12 @@ def _tokens(folder: Path) -> dict[str, int]:
     """Text and number of all tokens; empty where no file can be read, which is said where the tokenizer is used."""
     file = folder / "tokenizer.json"
     found: dict[str, int] = {}
-    with contextlib.suppress(ModelError):
+    try:
         found = load_vocabulary(folder).tokenizer.get_vocab(with_added_tokens=True)
+    except LengtheningError:
+        raise
+    except ModelError:
+        return {}
     if found and file.is_file():  # without the tokens that tokenizer_config.json names and the file lacks
         found = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     return found

@@ -12,8 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from studio.catalogue import hub_cache, keys, library_child, models, probes, wrappers
+from studio.datasets import tokenization
 from studio.errors import ModelError, StudioError
 from studio.services import Studio
+from studio.services.vocabularies import check_vocabulary
 from studio.settings import Settings
 from tests.engines import change_json, copy_model, make_adapter
 from tests.runs import STARTER
@@ -105,6 +107,37 @@ def test_a_number_that_no_model_has_is_refused_by_name(folder: Path, changes: di
     facts = models.inspect_folder(folder)
     name = "beta_fast" if "rope_scaling" in changes else next(iter(changes))
     assert not facts.loadable and f"gives {name} as" in facts.reason and facts.fix
+
+
+GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [GROWING, GROWING]}}, "its normalizer makes texts more than 64 times longer"),
+        ({"normalizer": {**GROWING, "pattern": {"Regex": ""}, "content": "a" * 64}}, "its normalizer makes texts"),
+        ({"decoder": {"type": "Sequence", "decoders": [GROWING, GROWING]}}, "its decoder makes texts"),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 1001}}, "puts more than 1,000 characters before a text"),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 2 + [{"Sequence": {"id": "A", "type_id": 0}}],
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                    "special_tokens": {"x": {"id": "x", "ids": [0] * 501, "tokens": ["x"] * 501}},
+                }
+            },
+            "puts more than 1,000 tokens around a text",
+        ),
+    ],
+)
+def test_a_tokenizer_that_lengthens_texts_is_refused(folder: Path, part: dict[str, Any], said: str) -> None:
+    # red when three replacements in a row take all memory of the page
+    assert tokenization.load_vocabulary(folder).tokenizer.encode("a").ids
+    change_json(folder / "tokenizer.json", **part)
+    with pytest.raises(ModelError, match=said):
+        check_vocabulary(folder, 4096)
 
 
 def test_labels_of_classifiers_are_left_out() -> None:
