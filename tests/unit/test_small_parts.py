@@ -17,7 +17,7 @@ from jobs.trainers.whole_step import RandomStates
 from studio.catalogue import library_child, targets
 from studio.compress import selection
 from studio.db.models import JobRow
-from studio.engine import graphs
+from studio.engine import graphs, loading
 from studio.errors import ModelError
 from studio.services import Studio, job_records
 from studio.services.forecast import Span
@@ -161,3 +161,44 @@ def test_looks_at_a_training_take_a_share_of_its_time(
     )  # fmt: skip
     watch.Watch._look(looker, SimpleNamespace(global_step=step, max_steps=100), is_last)
     assert done == acts
+
+
+@pytest.mark.parametrize(("general", "has_base", "drifts"), [([], True, []), ([1], False, []), ([1], True, [0.5])])
+def test_drift_is_measured_where_there_is_something_to_compare_with(
+    monkeypatch: pytest.MonkeyPatch, general: list[Any], has_base: bool, drifts: list[float]
+) -> None:
+    told: list[Any] = []
+    found = [1.0, 1.5, 1.5]
+
+    @contextmanager
+    def base() -> Any:
+        yield
+
+    monkeypatch.setattr(watch.drift, "advice", lambda value: "")
+    looker: Any = SimpleNamespace(
+        _general=general, _has_base=lambda: has_base, _base_surprise=None, _base=base, _general_surprise=lambda: found.pop(0),
+        _told_drift=False, _log=SimpleNamespace(write=lambda kind, **values: told.append((kind, values))),
+    )  # fmt: skip
+    for _ in range(2 * bool(drifts) or 1):
+        watch.Watch._measure_drift(looker, 9.0, 7)
+    assert told == [("drift", {"step": 7, "drift": one, "base_loss": 1.0}) for one in drifts * 2]
+
+
+@pytest.mark.parametrize(("is_here", "emptied"), [(True, ["emptied"]), (False, [])])
+def test_freed_memory_of_a_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch, is_here: bool, emptied: list[str]) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_here)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    loading.give_back_memory()
+    assert done == emptied
+
+
+@pytest.mark.parametrize(("kind", "most", "share"), [("cuda", None, [1.0]), ("cuda", 25, [0.25]), ("cuda", 200, [1.0]), ("cpu", 25, [])])
+def test_the_share_of_a_gpu_that_the_engine_may_take(
+    monkeypatch: pytest.MonkeyPatch, kind: str, most: int | None, share: list[float]
+) -> None:
+    done: list[float] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: done.append(part))
+    loading.cap_memory(SimpleNamespace(type=kind), most)  # type: ignore[arg-type]
+    assert done == share
