@@ -27,6 +27,7 @@ class CallEnds:
 
     link: str
     closing: str
+    trail: str = ""  # what the template has after the closing and before the end of the turn
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _ends(opening: str, link: str, closing: str) -> CallEnds:
     """Of what stands at the answer's end, that which belongs to a call: what also stands before another call's opening."""
     tail = link.removesuffix(opening).rstrip()
     if opening and tail and link.endswith(opening) and closing.startswith(tail):
-        return CallEnds(link, tail)
+        return CallEnds(link, tail, closing[len(tail) :])
     return CallEnds(link, closing)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from studio.datasets.keyed_format import KeyedFormat, value_written
+from studio.datasets.keyed_format import CallEnds, KeyedFormat, value_written
 from studio.engine.calls import MOST_CALLS, OPEN, WRITTEN, closed
 from studio.engine.keyed_values import plain_values, stops, types_of
 from studio.engine.protocol import Grammar, Tools
@@ -59,10 +59,10 @@ class _Rules:
             called = self._literal(name)
             if has_required is not None:
                 linked.append(self._joined(called, f"arguments_{number}", self._after(form.ends.link)))
-                last.append(self._joined(called, f"arguments_{number}", self._after(form.ends.closing)))
+                last.append(self._joined(called, f"arguments_{number}", self._closing(form.ends, self._shared)))
             if not has_required:
                 linked.append(self._joined(called, self._literal(form.bare.link)))
-                last.append(self._joined(called, self._literal(form.bare.closing)))
+                last.append(self._joined(called, self._closing(form.bare)))
         is_single = self._tools.is_named or not self._tools.is_parallel or not form.ends.link
         more = "" if is_single else f"linked{{0,{MOST_CALLS - 1}}}"
         lines = [self._joined("start:", self._literal(form.opening[form.opening.find(form.mark) :]), more, "last")]
@@ -77,6 +77,11 @@ class _Rules:
 
     def _after(self, stop: str) -> str:
         return self._literal(stop[len(self._shared) :])
+
+    def _closing(self, ends: CallEnds, shared: str = "") -> str:
+        """With its trail or without: a model that has learned to write that must not be led to another call, which begins alike."""
+        whole = [ends.closing, ends.closing + ends.trail] if ends.trail else [ends.closing]
+        return f"({' | '.join(self._literal(text[len(shared) :]) for text in whole)})"
 
     def _add_arguments(self, number: int, schema: Mapping[str, Any]) -> bool | None:
         """Whether some must be there; None where there are none. Those that need not be there may be left out, in their order."""

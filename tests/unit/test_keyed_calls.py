@@ -14,13 +14,18 @@ from tokenizers import AddedToken, Tokenizer
 
 from studio.datasets.call_format import NAMES, answer_of_calls, call_format
 from studio.datasets.keyed_format import CallEnds, Inside, KeyedFormat, keyed_calls_written, keyed_format
+from studio.datasets.rendering import Renderer
+from studio.engine.answer import GeneratedAnswer
+from studio.engine.calling import calling_of
 from studio.engine.grammar import GrammarVocabulary
 from studio.engine.keyed_calls import KeyedReader
 from studio.engine.keyed_grammar import keyed_grammar
 from studio.engine.keyed_values import typed
-from studio.engine.protocol import Tools
+from studio.engine.protocol import Event, GenerationRequest, ModelFolder, Tools
+from studio.engine.text import AnswerText
 from studio.engine.tool_fields import read_tools
 from studio.settings import STATIC
+from studio.types import GenerationParams
 from tests.unit.test_engine_calls import TEMPLATES, dialogue, read
 
 QWEN = KeyedFormat(
@@ -41,8 +46,10 @@ GEMMA = KeyedFormat(
     "{",
     ":",
     ",",
-    CallEnds("}<tool_call|><|tool_call>call:", "}<tool_call|>"),  # and not the beginning of the tool's answer, which follows
-    CallEnds("{}<tool_call|><|tool_call>call:", "{}<tool_call|>"),
+    CallEnds(
+        "}<tool_call|><|tool_call>call:", "}<tool_call|>", "<|tool_response>"
+    ),  # and not the beginning of the tool's answer, which follows
+    CallEnds("{}<tool_call|><|tool_call>call:", "{}<tool_call|>", "<|tool_response>"),
     '<|"|>',
     False,
     True,
@@ -247,7 +254,12 @@ def test_the_grammar_takes_what_the_template_writes_and_no_more(vocabulary: Gram
     def may_be(*arguments: dict[str, Any]) -> bool:
         text = answer_of_calls(dialogue((TEMPLATES / f"{name}.jinja").read_text()), arguments)
         assert text is not None
-        return made.copy().follow(text.removesuffix("<|tool_response>").rstrip())
+        return ends(text) and ends(text.removesuffix("<|tool_response>").rstrip())
+
+    def ends(text: str) -> bool:
+        """Whether the answer may end there."""
+        matcher = made.copy()
+        return matcher.follow(text) and (matcher.is_complete or bool(matcher.bits(vocabulary.size)[0] & 2))  # token 1 ends it
 
     full = {"city": "Linz <b>\n1" if form.quote != "'" else "Linz", "count": -3, "ratio": 2.5, "is_on": True, "note": None}
     full |= {"days": [1, "a", None, [True]], "more": {"a": "b"}, "unit": "F"}
@@ -262,3 +274,33 @@ def test_what_can_not_be_held_is_only_read(vocabulary: GrammarVocabulary) -> Non
     assert keyed_grammar(QWEN, tools("book", additionalProperties=True), vocabulary.literal) is None
     assert keyed_grammar(QWEN, tools("book", required=["unknown"]), vocabulary.literal) is None
     assert keyed_grammar(QWEN, tools("book", fields={"city": {}}), vocabulary.literal) is not None
+
+
+# joined for a request
+
+
+@pytest.mark.parametrize("template", ("qwen3_6", "glm4moe", "lfm2_v2", "gemma4"))
+def test_an_answer_that_may_call_is_held_from_the_mark_on(template: str) -> None:
+    renderer = Renderer.load(STATIC / "starter", str(TEMPLATES / f"{template}.jinja"))
+    vocabulary = GrammarVocabulary(renderer.tokenizer, [1])
+    model = ModelFolder("starter", STATIC / "starter")
+    request = GenerationRequest("starter", model, GenerationParams(), tools=tools("book", fields={"count": {"type": "integer"}}))
+    calling = calling_of(request, renderer, vocabulary)
+    events: list[Event] = []
+    text = AnswerText(calling.decode, ())
+    answer = GeneratedAnswer(model, None, [5], 400, request.params, 0, frozenset({1}), text, events.append)
+    calling.give(answer)
+    form = calling.form
+    assert isinstance(form, KeyedFormat) and not answer.notes
+    written = keyed_calls_written(form, [("book", {"count": "12"})])
+    begun = len(form.opening) + len("bo")
+    for token in vocabulary.tokens("Well. " + written[:begun]):
+        answer.take(token)
+    assert answer.matcher is not None, "the grammar took over"
+    for token in vocabulary.tokens(written[begun:]):
+        answer.take(token)
+    if not answer.is_finished:  # a second call may follow
+        answer.take(1)
+    told = [delta for event in events for delta in event.calls]
+    assert [delta.name for delta in told] == ["book", ""] and told[1].arguments == '{"count": 12}'
+    assert "".join(event.text for event in events) == "Well." and events[-1].finish_reason == "tool_calls"
