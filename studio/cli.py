@@ -29,6 +29,7 @@ from studio.commands import (
     methods,
     models,
     scoring,
+    voting,
 )
 from studio.commands.terminal import JsonFlag, group, load_settings, say, show
 from studio.errors import StudioError, of_this_machine
@@ -93,6 +94,10 @@ app.command()(scoring.leaderboard)
 app.command()(scoring.agreement)
 app.command()(scoring.metrics)
 app.command()(judging.preferences)
+app.command()(voting.ballot)
+app.command()(voting.vote)
+app.command()(voting.worst)
+app.command()(voting.correct)
 app.command()(compress.compress)
 app.add_typer(access.keys, name="keys")
 app.add_typer(access.sessions, name="sessions")

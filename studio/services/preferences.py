@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from studio.datasets.json_records import json_bytes
 from studio.db.models import AnswerRow, ComparisonRow, VerdictRow
 from studio.db.session import Database
-from studio.errors import StudioError
+from studio.errors import NotFoundError, StudioError
 from studio.evaluation.metrics import contains, exact_match_normalized, number_match
 from studio.evaluation.verdicts import SCORES
 from studio.records import ComparisonPrompt, Dataset, DatasetKind, LostPrompt, PreferenceSource, Winner
@@ -120,10 +120,13 @@ class PreferenceService:
         with self.db.read() as session:
             row = self.comparisons.find(session, comparison)
         prompts = {prompt["id"]: prompt for prompt in row.prompts}
+        unknown = next((prompt_id for prompt_id in answers if prompt_id not in prompts), None)
+        if unknown is not None:
+            raise NotFoundError(f"Comparison {row.name} has no prompt {unknown[:100]!r}.", naming.suggest(unknown, list(prompts)))
         rows = [
             {"messages": [*prompts[prompt_id]["turns"][0], {"role": "assistant", "content": text.strip()}]}
             for prompt_id, text in answers.items()
-            if prompt_id in prompts and text.strip()
+            if text.strip()
         ]
         if not rows:
             raise StudioError("No answer is given.", "Show the worst prompts, and write what would have been right.")

@@ -109,7 +109,7 @@ def test_the_worst_prompts_become_rows_to_learn_from(studio: Studio, comparison:
     judged(studio)
     lost = studio.preferences.worst("c", "file:y", limit=3)
     assert len(lost) == 3 and all(row.answer.startswith("wrong") and row.better.startswith("right") for row in lost)
-    made = studio.preferences.correct("c", {lost[0].prompt_id: "my own answer", "nobody": "x"})
+    made = studio.preferences.correct("c", {lost[0].prompt_id: "my own answer"})
     (row,) = studio.datasets.examples(made.id)
     assert made.kind == "sft" and row.messages and row.messages[-1].content == "my own answer"
 

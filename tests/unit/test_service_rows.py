@@ -278,8 +278,10 @@ def test_the_worst_prompts_are_those_lost_most_clearly_then_those_nobody_got_rig
         ("nobody", "nobody?", "6", "#### 7"),
     ]
     assert [one.prompt_id for one in studio.preferences.worst("c", "x", limit=1)] == ["lost"]
-    corrected = studio.preferences.correct("c", {"lost": " 42 ", "half": " ", "gone": "x"})
+    corrected = studio.preferences.correct("c", {"lost": " 42 ", "half": " "})
     assert (corrected.rows, corrected.name) == (1, "c-corrections")
+    with pytest.raises(NotFoundError, match="has no prompt 'gone'"):  # dropped without a word until now
+        studio.preferences.correct("c", {"lost": "42", "gone": "x"})
     with pytest.raises(StudioError, match="No answer is given"):
         studio.preferences.correct("c", {"lost": " "})
 
