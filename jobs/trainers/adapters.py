@@ -15,8 +15,7 @@ from jobs.trainers import methods
 from studio.catalogue import fused, rope, rope_flags
 from studio.catalogue.reach import sentence
 from studio.catalogue.targets import LoraTargets
-from studio.datasets.call_format import TOLD_AS_TEXT, TOLD_BY_TEMPLATE, TOOLS_KEY
-from studio.datasets.rendering import TEMPLATES, Renderer
+from studio.datasets.rendering import TEMPLATES, TOLD_AS_TEXT, TOLD_BY_TEMPLATE, TOOLS_KEY, Renderer
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +69,7 @@ class AdapterCard:
         """How the rows tell of their tools, so that chat tells of tools in the same way; nothing where no row has any."""
         if not self.has_tools:
             return {}
-        return {TOOLS_KEY: TOLD_BY_TEMPLATE if self.renderer.dialogue.shows_tools else TOLD_AS_TEXT}
+        return {TOOLS_KEY: TOLD_AS_TEXT if self.renderer.tells_tools_as_text else TOLD_BY_TEMPLATE}
 
     def _positions(self) -> dict[str, Any]:
         """What whoever loads the base has to know; nothing where the base keeps its own positions."""

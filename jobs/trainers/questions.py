@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio.datasets.rendering import Renderer
-from studio.datasets.turns import as_turn, calls_as_text
 from studio.errors import DatasetError
 from studio.types import Example, Message
 
@@ -72,8 +71,7 @@ def _asked(example: Example, renderer: Renderer, row: list[int]) -> tuple[str, s
     last = _last_answer(turns)
     if not last:
         return "", "", []
-    answered = calls_as_text(as_turn(turns[last]))["content"]
-    return turns[last - 1].content, answered, renderer.prompt(turns[:last], example.tools).ids
+    return turns[last - 1].content, renderer.spoken(turns[last]), renderer.prompt(turns[:last], example.tools).ids
 
 
 def _last_answer(turns: Sequence[Message]) -> int:

@@ -203,7 +203,7 @@ def _training_rows(path: Path, renderer: Renderer, config: JobConfig, log: Event
         log.notice(f"{rows.without_learned_tokens} of {rows.read} rows hold no token to learn and were left out{why}.")
     for what, count in rows.left_out.items():
         log.notice(f"The chat template leaves out {LEFT_OUT[what]} of {count} of {rows.read} rows.")
-    if rows.with_tools and not renderer.dialogue.shows_tools:
+    if rows.with_tools and renderer.tells_tools_as_text:
         log.notice(f"The chat template has no place for the tools of {rows.with_tools} of {rows.read} rows: they are told as plain text.")
     if rows.empty_reasoning:
         log.notice(

@@ -23,8 +23,6 @@ ARGUMENTS = ({"probe_key": "probe one"}, {"probe_key": "probe two"})
 IDS = ("probe1111", "probe2222")  # nine letters and digits: what Mistral's templates ask for
 ANSWER = "\ue100answer\ue101"
 MARK = re.compile(r"(?:\[[A-Z_]+\]|[^\[{\"'\s])*")  # what stands before a call's JSON
-# in the card (studio.json) of an adapter whose rows name tools: how they are told of
-TOOLS_KEY, TOLD_BY_TEMPLATE, TOLD_AS_TEXT = "tools", "template", "text"
 
 
 class CallPart(StrEnum):

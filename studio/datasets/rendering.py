@@ -20,13 +20,15 @@ from studio.datasets.masks import mask
 from studio.datasets.reasoning import EMPTY, split_reasoning
 from studio.datasets.sandbox import Span
 from studio.datasets.tokenization import ModelTokens, load_vocabulary
-from studio.datasets.turns import Tools, Turn
+from studio.datasets.turns import Tools, Turn, as_turn, calls_as_text
 from studio.errors import DatasetError
 from studio.types import DroppedPart, Example, Message, Reasoning, RowOptions, SystemMessage
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE_NAMES = ("chatml", "alpaca", "alpaca-end", "plain")
 MAX_TEMPLATE_BYTES = 1024**2
+# in the card (studio.json) of an adapter whose rows name tools: how they are told of
+TOOLS_KEY, TOLD_BY_TEMPLATE, TOLD_AS_TEXT = "tools", "template", "text"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,15 @@ class Renderer:
             "special_tokens": {name: text for name, text in self.special_tokens.items() if text},
             "stop_strings": list(self.stop_strings),
         }
+
+    @property
+    def tells_tools_as_text(self) -> bool:
+        """The template has no place for tools: they stand in a message, as text."""
+        return not self.dialogue.shows_tools
+
+    def spoken(self, message: Message) -> str:
+        """What a message says, for people: its calls as text behind it."""
+        return str(calls_as_text(as_turn(message))["content"])
 
     def example(self, example: Example, max_length: int | None = None) -> Rendered:
         """One training row. Conversations learn the turns that `options` choose, prompt + completion the completion, text everything."""

@@ -169,6 +169,7 @@ class ConversationRow(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     title: Mapped[str] = mapped_column(default="")
     system: Mapped[str] = mapped_column(default="")
+    tools: Mapped[str] = mapped_column(default="")  # that it may call, as the person wrote them
     created_at: Mapped[float] = mapped_column(default=time.time)
     updated_at: Mapped[float] = mapped_column(default=time.time)
 
@@ -182,6 +183,8 @@ class ChatMessageRow(Base):
     position: Mapped[int]
     role: Mapped[str]
     content: Mapped[str]
+    tool_calls: Mapped[list[Any]] = mapped_column(default=list)  # of an answer
+    tool_call_id: Mapped[str] = mapped_column(default="")  # of the result of a call
     contestant: Mapped[str] = mapped_column(default="")
     state: Mapped[str] = mapped_column(default="done")  # done, stopped, failed
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from studio.catalogue import rope
-from studio.datasets.call_format import AS_TEXT, TOLD_AS_TEXT, TOOLS_KEY, CallFormat, call_format
+from studio.datasets.call_format import AS_TEXT, CallFormat, call_format
 from studio.datasets.keyed_format import KeyedFormat, keyed_format
-from studio.datasets.rendering import Renderer
+from studio.datasets.rendering import TOLD_AS_TEXT, TOOLS_KEY, Renderer
 from studio.engine import calls
 from studio.engine.answer import GeneratedAnswer
 from studio.engine.grammar import GrammarVocabulary, Matcher
@@ -67,7 +67,7 @@ def calling_of(request: GenerationRequest, renderer: Renderer, vocabulary: Gramm
 
 
 def _form(request: GenerationRequest, tools: Tools, renderer: Renderer) -> tuple[CallFormat | KeyedFormat, tuple[str, ...]]:
-    if not renderer.dialogue.shows_tools:
+    if renderer.tells_tools_as_text:
         if not (tools.is_forced or tools.as_instruction or _has_learned_so(request)):
             raise bad_request(
                 f"The chat template of {request.model} has no place for tools, so it is not told of them.",

@@ -14,7 +14,7 @@ import httpx
 
 from studio.engine import outgoing
 from studio.engine.outgoing import Messages
-from studio.engine.protocol import FIX_HEADER, Contestant, Event, Grammar, Lane, Usage
+from studio.engine.protocol import FIX_HEADER, CallDelta, Contestant, Event, Grammar, Lane, Usage
 from studio.errors import EngineError
 from studio.records import EngineStatus, PromptPreview
 from studio.settings import Settings
@@ -141,9 +141,11 @@ class EngineClient:
         """The job has ended: the engine may take all memory again. Raises EngineError."""
         self._ask("POST", "/engine/resume", timeout=5.0, body={"job": job})
 
-    def prompt(self, contestant: Contestant, messages: Messages) -> PromptPreview:
+    def prompt(self, contestant: Contestant, messages: Messages, tools: Sequence[dict[str, Any]] = ()) -> PromptPreview:
         """The exact text and token ids that our engine would read. Raises EngineError."""
         body = {"studio": contestant.studio_field(), "messages": outgoing.plain(messages), "model": contestant.name}
+        if tools:
+            body["tools"] = list(tools)
         return PromptPreview.model_validate(self._ask("POST", "/engine/prompt", timeout=30.0, body=body))
 
     def _ask(self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -179,8 +181,9 @@ class EngineClient:
             for chunk in _chunks(response):
                 choice = (chunk.get("choices") or [{}])[0]  # the usage chunk has none
                 text = _text((choice.get("delta") or {}).get("content"))
-                if text:
-                    yield Event(text=text)
+                calls = _call_deltas((choice.get("delta") or {}).get("tool_calls"))
+                if text or calls:
+                    yield Event(text=text, calls=calls)
                 finish_reason = choice.get("finish_reason") or finish_reason
                 usage = _usage(chunk) or usage
                 facts = choice.get("studio") or facts if not contestant.url else None
@@ -289,6 +292,17 @@ def _text(content: Any) -> str:
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
+
+
+def _call_deltas(found: Any) -> tuple[CallDelta, ...]:
+    """More of the answer's calls; what is no call is passed over."""
+    deltas = []
+    for one in found if isinstance(found, list) else []:
+        function = one.get("function") if isinstance(one, dict) else None
+        if isinstance(function, dict) and isinstance(one.get("index", 0), int):
+            texts = [value if isinstance(value, str) else "" for value in (one.get("id"), function.get("name"), function.get("arguments"))]
+            deltas.append(CallDelta(one.get("index", 0), *texts))
+    return tuple(deltas)
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from studio.records.chat import ExportedMessage as ExportedMessage
 from studio.records.chat import LessonKind as LessonKind
 from studio.records.chat import LoadedModel as LoadedModel
 from studio.records.chat import LoadingModel as LoadingModel
+from studio.records.chat import MadeCall as MadeCall
 from studio.records.chat import MemoryLease as MemoryLease
 from studio.records.chat import MessageState as MessageState
 from studio.records.chat import PromptPreview as PromptPreview

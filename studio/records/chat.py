@@ -53,13 +53,25 @@ class AnswerUsage(Record):
     speculation: SpeculationGain | None = None
 
 
+class MadeCall(Record):
+    """A call of a tool that an answer makes; `arguments` is JSON text as the model wrote it."""
+
+    model_config = ConfigDict(extra="ignore")  # as AnswerUsage
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(Record):
     """One message of a conversation that is kept."""
 
     id: int
     position: int  # from 0
-    role: str  # user or assistant
+    role: str  # user, assistant, or tool: the result of a call
     content: str
+    tool_calls: list[MadeCall] = []  # of an answer
+    tool_call_id: str = ""  # of a result: the call that it answers
     contestant: str  # who answered; "" for a person
     state: MessageState
     usage: AnswerUsage
@@ -74,6 +86,7 @@ class Conversation(Record):
     id: str
     title: str
     system: str  # the system prompt; "" for none
+    tools: str = ""  # that may be called: a JSON list in OpenAI's shape; "" for none
     created_at: float
     updated_at: float
     messages: int  # how many
@@ -84,6 +97,8 @@ class ExportedMessage(Record):
 
     role: str
     content: str = ""
+    tool_calls: list[MadeCall] | None = None
+    tool_call_id: str | None = None
     contestant: str | None = None
     state: MessageState
     usage: AnswerUsage | None = None
@@ -98,6 +113,7 @@ class ExportedConversation(Record):
     id: str
     title: str
     system: str
+    tools: str = ""
     created_at: float
     updated_at: float
     messages: list[ExportedMessage]

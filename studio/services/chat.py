@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from studio.db.models import CachedAnswerRow, ChatMessageRow, ConversationRow
 from studio.db.session import Database
 from studio.engine import outgoing
 from studio.engine.client import EngineClient
-from studio.engine.protocol import Contestant, Event, Grammar, Usage
+from studio.engine.protocol import Contestant, Event, Usage
 from studio.errors import NotFoundError, StudioError
 from studio.records import (
     AnswerUsage,
@@ -28,10 +27,11 @@ from studio.records import (
     Deleted,
     ExportedConversation,
     ExportedMessage,
+    MadeCall,
     MessageState,
     PromptPreview,
 )
-from studio.services import recall
+from studio.services import chat_forms, recall
 from studio.services.adapters import AdapterService
 from studio.services.models import ModelService
 from studio.services.paging import ALL, Listed, Page
@@ -72,7 +72,7 @@ class ChatService:
 
         `grammar` is GBNF text, `json_schema` a schema or its text. Raises StudioError for the first contestant that can't answer.
         """
-        form = _form(grammar, json_schema)
+        form = chat_forms.form_of(grammar, json_schema)
         resolved = [replace(self.adapters.resolve(contestant, base_model), quantization=quantization) for contestant in contestants]
 
         def ask(contestant: Contestant) -> ChatAnswer:
@@ -101,15 +101,19 @@ class ChatService:
         speculation: str = "",
         goes_on: bool = False,
         conversation: str | None = None,
+        tools: str = "",
     ) -> Iterator[Event]:
         """The answer as it comes. Closing the iterator stops the generation. Raises StudioError, also midway.
 
+        `tools`: that it may call, a JSON list in OpenAI's shape; told as plain text where the chat template has no place for them.
         `speculation`: "prompt_lookup", or the name of a smaller model that drafts. `goes_on`: the last message is an answer to be
         continued. With `conversation` an answer that was given before under exactly the same conditions is given again, and this
         one is kept for next time; it leaves with the conversation.
         """
         resolved = replace(self.adapters.resolve(contestant, base_model), quantization=quantization)
-        form, more = _form(grammar, json_schema), self._more(speculation, goes_on)
+        form, more = chat_forms.form_of(grammar, json_schema), self._more(speculation, goes_on)
+        if tools.strip():
+            more |= {"tools": chat_forms.tools_of(tools), **({} if resolved.url else {"tools_as_instruction": True})}
         asked = outgoing.plain(messages)
         key = None
         if conversation is not None:
@@ -132,7 +136,7 @@ class ChatService:
         with closing(events):  # type: ignore[type-var]
             for event in events:
                 text += event.text
-                if event.finish_reason:
+                if event.finish_reason and event.finish_reason != "tool_calls":  # only texts are kept for recall
                     self._keep(key, conversation, text, event)
                 yield event
 
@@ -141,12 +145,12 @@ class ChatService:
             if session.get(ConversationRow, conversation) is not None:
                 recall.keep(session, key, conversation, text, str(end.finish_reason), end.usage)
 
-    def prompt(self, contestant: str, messages: Messages, base_model: str | None = None) -> PromptPreview:
+    def prompt(self, contestant: str, messages: Messages, base_model: str | None = None, tools: str = "") -> PromptPreview:
         """Exactly what the model would read. Raises StudioError."""
         resolved = self.adapters.resolve(contestant, base_model)
         if resolved.url:
             raise StudioError("Another server writes its prompt itself, so it can't be shown here.", "Choose a model of this studio.")
-        return self.engine.prompt(resolved, messages)
+        return self.engine.prompt(resolved, messages, chat_forms.tools_of(tools) if tools.strip() else [])
 
     def _more(self, speculation: str, goes_on: bool) -> dict[str, Any]:
         more: dict[str, Any] = {}
@@ -182,14 +186,15 @@ class ChatService:
             id=row.id,
             title=row.title,
             system=row.system,
+            tools=row.tools,
             created_at=row.created_at,
             updated_at=row.updated_at,
             messages=[ExportedMessage(**{name: value for name, value in message.items() if value}) for message in messages],
         )
 
-    def create(self, title: str = "", system: str = "") -> Conversation:
+    def create(self, title: str = "", system: str = "", tools: str = "") -> Conversation:
         with self.db.write() as session:
-            row = ConversationRow(title=title, system=system)
+            row = ConversationRow(title=title, system=system, tools=tools)
             session.add(row)
             session.flush()
             return _conversation(row, 0)
@@ -199,10 +204,11 @@ class ChatService:
             self.find(session, conversation_id).title = title
         return self.show(conversation_id)
 
-    def instruct(self, conversation_id: str, system: str) -> Conversation:
-        """Change the system prompt: what is asked from now on, and the rows made of this conversation, begin with it."""
+    def instruct(self, conversation_id: str, system: str, tools: str | None = None) -> Conversation:
+        """Change the system prompt, or the tools too: what is asked from now on, and the rows made of this conversation, have them."""
         with self.db.write() as session:
-            self.find(session, conversation_id).system = system
+            row = self.find(session, conversation_id)
+            row.system, row.tools = system, row.tools if tools is None else tools
         return self.show(conversation_id)
 
     def show(self, conversation_id: str) -> Conversation:
@@ -236,6 +242,8 @@ class ChatService:
         contestant: str = "",
         state: MessageState = MessageState.DONE,
         usage: AnswerUsage | None = None,
+        tool_calls: Sequence[MadeCall] = (),
+        tool_call_id: str = "",
     ) -> ChatMessage:
         """Add a message at the end."""
         with self.db.write() as session:
@@ -249,6 +257,8 @@ class ChatService:
                 contestant=contestant,
                 state=state,
                 usage=_stored(usage or AnswerUsage()),
+                tool_calls=[call.model_dump() for call in tool_calls],
+                tool_call_id=tool_call_id,
             )
             session.add(row)
             conversation.updated_at = time.time()
@@ -323,25 +333,6 @@ class ChatService:
         return row
 
 
-def _form(grammar: str | None, json_schema: str | Mapping[str, Any] | None) -> Grammar | None:
-    """The form an answer must have, from either argument."""
-    if grammar and json_schema:
-        raise StudioError("An answer can't follow both a grammar and a JSON schema.", "Give one of them.")
-    if grammar:
-        return Grammar("gbnf", grammar)
-    if not json_schema:
-        return None
-    schema: Any = json_schema
-    if isinstance(json_schema, str):
-        try:
-            schema = json.loads(json_schema)
-        except ValueError as exc:
-            raise StudioError(f"The JSON schema is no JSON ({exc}).", "Correct it at that place.") from None
-    if not isinstance(schema, Mapping):
-        raise StudioError("The JSON schema must be a JSON object.", 'Start from {"type": "object", "properties": {…}}.')
-    return Grammar("json_schema", json.dumps(dict(schema)))
-
-
 def _counted() -> Select[ConversationRow, int | None]:
     """Conversations, each with the number of its messages, null for none."""
     counts = select(ChatMessageRow.conversation_id, func.count().label("messages")).group_by(ChatMessageRow.conversation_id).subquery()
@@ -353,6 +344,7 @@ def _conversation(row: ConversationRow, messages: int | None) -> Conversation:
         id=row.id,
         title=row.title,
         system=row.system,
+        tools=row.tools,
         created_at=row.created_at,
         updated_at=row.updated_at,
         messages=messages or 0,
@@ -373,6 +365,8 @@ def _message(row: ChatMessageRow) -> ChatMessage:
         contestant=row.contestant,
         state=MessageState(row.state),
         usage=AnswerUsage.model_validate(row.usage),
+        tool_calls=[MadeCall.model_validate(call) for call in row.tool_calls],
+        tool_call_id=row.tool_call_id,
         mark=row.mark,
         original=row.original,
         created_at=row.created_at,

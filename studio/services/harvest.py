@@ -12,6 +12,7 @@ from studio.errors import StudioError
 from studio.records import ChatLessons, ChatMessage, Dataset, LessonKind, Message
 from studio.services import naming
 from studio.services.chat import ChatService
+from studio.services.chat_forms import tools_of
 from studio.services.datasets import DatasetService
 from studio.types import Example, Role
 
@@ -48,9 +49,9 @@ class HarvestService:
                     heard = messages[: index + 1]
                     continue
                 before = context(heard, conversation.system, message.contestant)
-                answer = Message(role=Role.ASSISTANT, content=message.content)
+                answer = said(message)
                 if kind == LessonKind.ANSWERS and message.mark == "good":
-                    yield Example(messages=[*before, answer])
+                    yield Example(messages=[*before, answer], tools=tools_of(conversation.tools) if conversation.tools else None)
                 if kind == LessonKind.PREFERENCES and message.original:
                     yield Example(prompt=before, chosen=[answer], rejected=[Message(role=Role.ASSISTANT, content=message.original)])
 
@@ -63,7 +64,7 @@ def context(messages: Sequence[ChatMessage], system: str, contestant: str) -> li
     def close_turn() -> None:
         if answers:
             own = next((answer for answer in answers if answer.contestant == contestant), answers[0])
-            heard.append(Message(role=Role.ASSISTANT, content=own.content))
+            heard.append(said(own))
             answers.clear()
 
     for message in messages:
@@ -71,6 +72,14 @@ def context(messages: Sequence[ChatMessage], system: str, contestant: str) -> li
             answers.append(message)
         else:
             close_turn()
-            heard.append(Message(role=Role.USER, content=message.content))
+            heard.append(said(message))
     close_turn()
     return heard
+
+
+def said(message: ChatMessage) -> Message:
+    """A message as models hear it, and as a row has it: with its calls, or as the result of one."""
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls
+    ]
+    return Message(role=Role(message.role), content=message.content, tool_calls=calls or None, tool_call_id=message.tool_call_id or None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
@@ -47,6 +49,11 @@ class Listed(list[EntryT]):
     def __init__(self, entries: Iterable[EntryT], total: int) -> None:
         super().__init__(entries)
         self.total = total
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """As JSON it is a list of its entries."""
+        return handler.generate_schema(list[get_args(source) or (Any,)])  # type: ignore[misc]
 
     def as_are(self, entries: Iterable[NewT]) -> Listed[NewT]:
         """The same part, its entries in another form."""

@@ -15,7 +15,7 @@ from studio.records import ChatMessage, MessageState
 from studio.services import Studio
 from studio.services.harvest import context
 from studio.types import Message, Role
-from studio.ui import chat_shown, choices, pieces, sharing, words
+from studio.ui import chat_shown, chat_turns, choices, pieces, sharing, words
 from studio.ui.chat_answering import AnswerColumn, Answering
 from studio.ui.chat_keeping import KeepingPiece
 from studio.ui.chat_settings import DRAFTS, SettingsPiece, Wishes, wishes
@@ -24,7 +24,6 @@ from studio.ui.page import Frame, stamp_box
 from studio.ui.programs import ProgramsPiece
 
 MOST_AT_ONCE = 16  # as many as the engine makes in one batch
-LONGEST_TITLE = 48
 
 
 class ChatTab:
@@ -53,6 +52,16 @@ class ChatTab:
             with gr.Row(elem_classes="buttons"):
                 self.keep_correction = gr.Button("Keep this answer", variant="primary", elem_id="chat-correct-keep", min_width=140)
                 self.drop_correction = gr.Button("Leave it as it was", min_width=140)
+        with gr.Column(visible=False, elem_id="chat-results") as self.resulting:
+            self.result = gr.Textbox(
+                "",
+                label="Result of the call",
+                info="What the tool would answer. For several calls one line each, in their order.",
+                lines=2,
+                max_lines=12,
+                elem_id="chat-result",
+            )
+            self.send_result = gr.Button("Send the result", variant="primary", elem_id="chat-result-send", min_width=140)
         self.message = gr.Textbox(
             "", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=1, max_lines=12, elem_id="chat-message"
         )
@@ -92,15 +101,18 @@ class ChatTab:
 
     def _wire(self) -> None:
         place, keeping = self._page.place, self.keeping
-        looks = [place.chat, self.shown, self.transcript, self.compare, self.go_on, *keeping.outputs]
+        looks = [place.chat, self.shown, self.transcript, self.compare, self.go_on, self.resulting, *keeping.outputs]
         entered = [self.contestant, self.settings.speculation, *looks]
         self.tab.select(steady(self.enter), inputs=[place.chat, self.contestant], outputs=entered, **QUIET)
-        place.chat.change(steady(self.turn_to), inputs=[place.chat, self.shown], outputs=[self.system, *looks], **QUIET)
+        place.chat.change(
+            steady(self.turn_to), inputs=[place.chat, self.shown], outputs=[self.system, self.settings.tools, *looks], **QUIET
+        )
         asked = [self.shown, self.message, self.contestant, self.system, *self.settings.inputs]
-        answering = [self.notice, *looks, self.live, self.message, self.send, self.stop]
+        answering = [self.notice, *looks, self.live, self.message, self.result, self.send, self.stop]
         told = tells(self.notice)
         asking = {"inputs": asked, "outputs": answering, **busy()}
         gr.on([self.send.click, self.message.submit], told(self.ask), **asking)
+        self.send_result.click(told(self.give_results), inputs=[*asked, self.result], outputs=answering, **busy())
         self.retry.click(told(self.ask_again), **asking)
         self.go_on.click(told(self.continue_answer), **asking)
         self.stop.click(self.stop_answer, inputs=[self.shown], **QUIET)
@@ -111,7 +123,8 @@ class ChatTab:
         kept = {"outputs": [self.notice, *looks, *correction], **QUIET}
         self.keep_correction.click(told(self.correct), inputs=[self.shown, self.position, self.corrected], **kept)
         self.drop_correction.click(lambda: gr.Column(visible=False), outputs=[self.correcting], **QUIET)
-        shown = {"inputs": [self.shown, self.message, self.contestant, self.system], "outputs": [self.notice, self.prompt]}
+        asked_now = [self.shown, self.message, self.contestant, self.system, self.settings.tools]
+        shown = {"inputs": asked_now, "outputs": [self.notice, self.prompt]}
         self.show_prompt.click(told(self.exact), **shown, **busy(self.prompt))
         # a new conversation is in the URL from its first word; its place is told at the end, since that costs another call
         self.shown.change(None, inputs=[self.shown], js="(value) => { studio.remember('chat', value); return []; }", **QUIET)
@@ -125,7 +138,7 @@ class ChatTab:
     def enter(self, chat_id: str, chosen: list[str] | str | None) -> dict[Any, Any]:
         offered = choices.contestants(self._studio)
         known = {value for _, value in offered}
-        kept = [name for name in _names(chosen) if name in known or "#" in name]
+        kept = [name for name in chat_turns.names(chosen) if name in known or "#" in name]
         drafts = gr.Dropdown(choices=[*DRAFTS, *((f"by {name}, a smaller model", name) for _, name in choices.base_models(self._studio))])
         chosen_now = gr.Dropdown(choices=offered, value=kept or [offered[0][1]])
         return {self.contestant: chosen_now, self.settings.speculation: drafts, **self.look(chat_id)}
@@ -140,7 +153,8 @@ class ChatTab:
             self.shown: shown,
             self.transcript: chat_shown.transcript(messages),
             self.compare: gr.Button(visible=bool(messages)),
-            self.go_on: gr.Button(visible=_can_go_on(messages)),
+            self.go_on: gr.Button(visible=chat_turns.can_go_on(messages)),
+            self.resulting: gr.Column(visible=bool(chat_turns.open_calls(messages))),
             **self.keeping.look(conversations, shown),
         }
 
@@ -150,12 +164,12 @@ class ChatTab:
         return text and pieces.piece("sentence", text=text)
 
     def turn_to(self, chat_id: str, shown: str) -> dict[Any, Any]:
-        """Another conversation, with the system prompt that it began with."""
+        """Another conversation, with its system prompt and its tools."""
         if chat_id and chat_id == shown:  # a new conversation that is being answered right now
             return {self.system: gr.skip()}
-        found = [conversation.system for conversation in self._studio.chat.conversations() if conversation.id == chat_id]
-        system = found[0] if found else gr.skip()
-        return {self.system: system, **self.look(chat_id)}
+        found = [conversation for conversation in self._studio.chat.conversations() if conversation.id == chat_id]
+        kept = {self.system: found[0].system, self.settings.tools: found[0].tools} if found else {self.system: gr.skip()}
+        return {**kept, **self.look(chat_id)}
 
     def begin(self) -> dict[Any, Any]:
         return {**self.look(""), self.notice: ""}
@@ -164,18 +178,18 @@ class ChatTab:
         self._studio.chat.delete(chat_id)
         return self.look("")
 
-    def exact(self, chat_id: str, text: str, chosen: list[str] | None, system: str) -> dict[Any, Any]:
+    def exact(self, chat_id: str, text: str, chosen: list[str] | None, system: str, tools: str) -> dict[Any, Any]:
         """The prompt of what is typed now, else of the last answer."""
         who = self._who(chosen, "")[0]
         messages = self._messages(chat_id)
         if not text.strip():
-            messages = _asked(messages)
+            messages = chat_turns.asked(messages)
         heard = context(messages, system.strip(), who)
         if text.strip():
             heard.append(Message(role=Role.USER, content=text.strip()))
         if not heard:
             raise StudioError("There is nothing to show yet.", "Type a message first.")
-        return {self.prompt: chat_shown.prompt(self._studio.chat.prompt(who, heard))}
+        return {self.prompt: chat_shown.prompt(self._studio.chat.prompt(who, heard, tools=tools or ""))}
 
     # what is done with a message
 
@@ -205,11 +219,13 @@ class ChatTab:
 
     def take_back(self, chat_id: str) -> dict[Any, Any]:
         """Remove the last question and its answers; the question returns to the box."""
-        asked = _asked(self._messages(chat_id))
+        asked = chat_turns.asked(self._messages(chat_id))
         if not asked:
             raise StudioError("There is nothing to undo yet.", "Send a message first.")
-        self._studio.chat.truncate(chat_id, asked[-1].position)
-        return {**self.look(chat_id), self.message: asked[-1].content}
+        first = chat_turns.first_of_last_question(asked)
+        self._studio.chat.truncate(chat_id, first.position)
+        text = {} if first.role == "tool" else {self.message: first.content}
+        return {**self.look(chat_id), **text}
 
     # asking
 
@@ -218,16 +234,26 @@ class ChatTab:
             raise StudioError("The message is empty.", "Type one, then press Enter.")
         wanted, who = wishes(values), self._who(chosen, chat_id)
         if not chat_id:
-            chat_id = self._studio.chat.create(title=_title(text), system=system.strip()).id
+            chat_id = self._studio.chat.create(title=chat_turns.title(text), system=system.strip(), tools=wanted.tools).id
         self._studio.chat.append(chat_id, role="user", content=text.strip())
         updates = self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)
         yield {**next(updates), self.message: ""}
         yield from updates
 
+    def give_results(self, chat_id: str, text: str, chosen: list[str] | None, system: str, *values: Any) -> Iterator[dict[Any, Any]]:
+        """What a person says that the called tools answer; the model goes on from there."""
+        *settings, typed = values
+        wanted, who = wishes(settings), self._who(chosen, chat_id)
+        for call, result in chat_turns.results(self._messages(chat_id), str(typed or "")):
+            self._studio.chat.append(chat_id, role="tool", content=result, tool_call_id=call.id)
+        updates = self._answer(chat_id, [AnswerColumn(name) for name in who], wanted, system)
+        yield {**next(updates), self.result: ""}
+        yield from updates
+
     def ask_again(self, chat_id: str, text: str, chosen: list[str] | None, system: str, *values: Any) -> Iterator[dict[Any, Any]]:
         """Replace the last answers by those of whoever is chosen now."""
         wanted, who = wishes(values), self._who(chosen, chat_id)
-        asked = _asked(self._messages(chat_id))
+        asked = chat_turns.asked(self._messages(chat_id))
         if not asked:
             raise StudioError("There is nothing to retry yet.", "Send a message first.")
         self._studio.chat.truncate(chat_id, asked[-1].position + 1)
@@ -237,7 +263,7 @@ class ChatTab:
         """Have the last answer go on where it broke off, by whoever gave it."""
         self._free(chat_id)
         messages = self._messages(chat_id)
-        if not _can_go_on(messages):
+        if not chat_turns.can_go_on(messages):
             raise StudioError("There is no answer that could go on.", "Send a message first.")
         last = messages[-1]
         yield from self._answer(chat_id, [AnswerColumn(last.contestant, before=last.content)], wishes(values), system, last.position)
@@ -248,7 +274,7 @@ class ChatTab:
 
     def _who(self, chosen: list[str] | str | None, chat_id: str) -> list[str]:
         self._free(chat_id)
-        names = list(dict.fromkeys(_names(chosen)))
+        names = list(dict.fromkeys(chat_turns.names(chosen)))
         if not names:
             raise StudioError("No model is chosen to answer.", "Choose one under Who answers.")
         return names
@@ -266,7 +292,7 @@ class ChatTab:
     ) -> Iterator[dict[Any, Any]]:
         """Stream `answers` to the page and keep them; with `position`, that message goes on."""
         rows = self._studio.chat.messages(chat_id)
-        opens = self._opens(chat_id, _asked(rows), answers, wanted, system.strip())
+        opens = self._opens(chat_id, chat_turns.asked(rows), answers, wanted, system.strip())
         running = self._answering[chat_id] = Answering(answers, opens)
         try:
             running.start()
@@ -286,7 +312,7 @@ class ChatTab:
             del self._answering[chat_id]
             running.stop.set()
             self._keep(chat_id, answers, position)
-            self._studio.chat.instruct(chat_id, system.strip())
+            self._studio.chat.instruct(chat_id, system.strip(), wanted.tools)
         notices = [message(self._dated(answer.error)) for answer in answers if answer.error]
         yield {**self.look(chat_id), **self._writing(False), self.live: "", self.notice: "".join(notices[:1])}
 
@@ -309,6 +335,7 @@ class ChatTab:
                 quantization=wanted.quantization,
                 speculation=speculation,
                 goes_on=bool(before[contestant]),
+                tools="" if before[contestant] else wanted.tools,
                 conversation=conversation,
             )
 
@@ -318,7 +345,7 @@ class ChatTab:
         for answer in answers:
             if position is not None:
                 self._studio.chat.update(chat_id, position, content=answer.before + answer.text, state=answer.state, usage=answer.usage)
-            elif answer.text or answer.state == MessageState.DONE:
+            elif answer.text or answer.calls or answer.state == MessageState.DONE:
                 self._studio.chat.append(
                     chat_id,
                     role="assistant",
@@ -326,6 +353,7 @@ class ChatTab:
                     contestant=answer.contestant,
                     state=answer.state,
                     usage=answer.usage,
+                    tool_calls=answer.calls,
                 )
 
     def _dated(self, error: StudioError) -> StudioError:
@@ -348,33 +376,3 @@ class ChatTab:
 
     def _writing(self, now: bool) -> dict[Any, Any]:
         return {self.send: gr.Button(visible=not now), self.stop: gr.Button(visible=now)}
-
-
-def _names(chosen: list[str] | str | None) -> list[str]:
-    """What a dropdown gives: one name, several, or none."""
-    if isinstance(chosen, str):
-        return [chosen]
-    return list(chosen or [])
-
-
-def _asked(messages: list[ChatMessage]) -> list[ChatMessage]:
-    """The conversation up to its last question."""
-    last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
-    return messages[: last + 1]
-
-
-def _can_go_on(messages: list[ChatMessage]) -> bool:
-    """The last turn has one answer, which did not end by itself."""
-    if len(messages) < 2:
-        return False
-    asked, last = messages[-2:]
-    if not (last.role == "assistant" and asked.role == "user" and last.content):
-        return False
-    return last.state != MessageState.DONE or last.usage.finish_reason == "length"
-
-
-def _title(text: str) -> str:
-    line = " ".join(text.split())
-    if len(line) > LONGEST_TITLE:
-        return line[: LONGEST_TITLE - 1] + "…"
-    return line

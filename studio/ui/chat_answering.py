@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from studio.engine.protocol import Event
 from studio.errors import StudioError
-from studio.records import AnswerUsage, MessageState
+from studio.records import AnswerUsage, MadeCall, MessageState
 
 JOIN_S = 0.04  # tokens of this long become one update of the page
 LOOK_S = 0.8  # between two looks at what the engine is loading
@@ -33,6 +33,7 @@ class AnswerColumn:
     contestant: str
     before: str = ""  # what it said before it was continued
     text: str = ""
+    calls: list[MadeCall] = field(default_factory=list)
     usage: AnswerUsage = field(default_factory=AnswerUsage)
     error: StudioError | None = None
     state: MessageState = MessageState.STOPPED  # until its end has come
@@ -40,6 +41,12 @@ class AnswerColumn:
 
     def take(self, event: Event) -> None:
         self.text += event.text
+        for delta in event.calls:
+            if delta.id or delta.name:
+                self.calls.append(MadeCall(id=delta.id, name=delta.name, arguments=""))
+            if self.calls:
+                last = self.calls[-1]
+                self.calls[-1] = last.model_copy(update={"arguments": last.arguments + delta.arguments})
         if event.error:
             self.error, self.state = event.error, MessageState.FAILED
         if event.usage:
@@ -89,7 +96,7 @@ class Answering:
                 return True
             is_first = bool(event.text) and not answer.text
             answer.take(event)
-            grown = grown or bool(event.text)
+            grown = grown or bool(event.text or event.calls)
             if is_first and self._events.empty():
                 break
         return grown

@@ -49,6 +49,7 @@ class Wishes:
     quantization: str
     speculation: str
     recalls: bool
+    tools: str = ""
 
 
 class SettingsPiece:
@@ -93,13 +94,23 @@ class SettingsPiece:
                 label="Recall equal questions",
                 info="At temperature 0 or with a seed, an equal question gets its kept answer at once.",
             )
+        with gr.Accordion("Tools", open=False, elem_id="chat-tools-fold"):
+            self.tools = gr.Textbox(
+                "",
+                label="Tools that may be called",
+                info="A JSON list of functions, as OpenAI's API takes them. A call is shown under the answer; you type its result.",
+                lines=2,
+                max_lines=16,
+                placeholder='[{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]',
+                elem_id="chat-tools",
+            )
         self.preset.input(choose_preset, inputs=[self.preset], outputs=[self.temperature, self.top_p, self.top_k], **QUIET)
 
     @property
     def inputs(self) -> list[Any]:
         numbers = [self.temperature, self.max_new_tokens, self.top_p, self.top_k, self.repetition_penalty]
         numbers += [self.presence_penalty, self.frequency_penalty, self.seed, self.stop]
-        return [*numbers, self.schema, self.grammar, self.quantization, self.speculation, self.recalls]
+        return [*numbers, self.schema, self.grammar, self.quantization, self.speculation, self.recalls, self.tools]
 
 
 def choose_preset(name: str) -> list[Any]:
@@ -118,8 +129,9 @@ def wishes(values: Sequence[Any]) -> Wishes:
         params = GenerationParams(**_whole(given), seed=int(seed) if seed else None, stop=(stop,) if stop else ())
     except ValidationError as exc:
         raise StudioError(*_problem(exc)) from None
-    schema, grammar, quantization, speculation, recalls = values[len(names) :]
-    return Wishes(params, (schema or "").strip(), (grammar or "").strip(), quantization or "", speculation or "", bool(recalls))
+    *texts, recalls, tools = values[len(names) :]
+    schema, grammar, quantization, speculation = ((text or "").strip() for text in texts)
+    return Wishes(params, schema, grammar, quantization, speculation, bool(recalls), (tools or "").strip())
 
 
 def _whole(given: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from studio.records import AnswerUsage, ChatMessage, MessageState, PromptPreview
+from studio.records import AnswerUsage, ChatMessage, MadeCall, MessageState, PromptPreview
 from studio.ui import choices, pieces, words
 from studio.ui.chat_answering import AnswerColumn
 
 STATES = {MessageState.STOPPED: "stopped here", MessageState.FAILED: "broke off here"}
+SPEAKERS = {"tool": "result of the call"}
 MAX_TOKENS_SHOWN = 4_000
 
 
@@ -25,6 +26,7 @@ class ShownMessage:
     who: str
     is_toy: bool
     content: str
+    calls: list[MadeCall]
     state: MessageState
     good: bool
     corrected: bool
@@ -51,7 +53,8 @@ def live(answers: Sequence[AnswerColumn], waiting: str) -> str:
             "who": answer.contestant,
             "toy": choices.is_toy(answer.contestant),
             "text": answer.before + answer.text,
-            "waiting": "" if answer.text or answer.ended else waiting,
+            "calls": answer.calls,
+            "waiting": "" if answer.text or answer.calls or answer.ended else waiting,
         }
         for answer in answers
     ]
@@ -75,9 +78,10 @@ def _shown(message: ChatMessage) -> ShownMessage:
     return ShownMessage(
         role=message.role,
         position=message.position,
-        who=message.contestant if is_answer else "you",
+        who=message.contestant if is_answer else SPEAKERS.get(message.role, "you"),
         is_toy=is_answer and choices.is_toy(message.contestant),
         content=message.content,
+        calls=message.tool_calls,
         state=message.state,
         good=message.mark == "good",
         corrected=bool(message.original),

@@ -36,8 +36,16 @@ class ProgramsPiece:
             with gr.Row(elem_classes="fields making"):
                 self.name = gr.Textbox("", label="Name of a new key", info="After the program that will use it.", max_lines=1)
                 choices = [(text.capitalize(), scope.value) for scope, text in SCOPES.items()]
-                self.scope = gr.Dropdown(choices, value=KeyScope.CHAT.value, label="What it is good for", filterable=False)
-                self.days = gr.Dropdown(list(EXPIRES), value=NEVER, label="It expires", filterable=False)
+                self.scope = gr.Dropdown(
+                    choices,
+                    value=KeyScope.CHAT.value,
+                    label="What it is good for",
+                    info="A program gets no more than it needs.",
+                    filterable=False,
+                )
+                self.days = gr.Dropdown(
+                    list(EXPIRES), value=NEVER, label="It expires", info="From then on it opens nothing.", filterable=False
+                )
                 self.make = gr.Button("Make a key", elem_id="chat-key-make")
 
     def wire(self) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
-from studio.engine.protocol import Contestant, Event, Grammar, Usage
+from studio.engine.protocol import CallDelta, Contestant, Event, Grammar, Usage
 from studio.errors import NotFoundError, StudioError
-from studio.records import AnswerUsage, ChatLessons, MessageState
-from studio.services import Studio
-from studio.services.chat import ChatService, _form
+from studio.records import AnswerUsage, ChatLessons, MadeCall, MessageState
+from studio.services import Studio, harvest
+from studio.services.chat import ChatService
+from studio.services.chat_forms import form_of, tools_of
 from studio.types import GenerationParams
+from studio.ui import chat_turns
+from studio.ui.chat_answering import AnswerColumn
 from tests.stores import Clock
 
 GREEDY = GenerationParams(temperature=0)
@@ -39,8 +42,8 @@ class Saying:
         if self.finish:
             yield Event(finish_reason=self.finish, usage=Usage(7, 2))
 
-    def prompt(self, contestant: Contestant, messages: Any) -> str:
-        return f"prompt of {contestant.name}"
+    def prompt(self, contestant: Contestant, messages: Any, tools: list[Any]) -> str:
+        return f"prompt of {contestant.name}" + "".join(tool["function"]["name"] for tool in tools)
 
 
 @pytest.fixture
@@ -48,6 +51,60 @@ def chat(studio: Studio, clock: Clock) -> ChatService:
     made = studio.chat
     made.engine = Saying()  # type: ignore[assignment]
     return made
+
+
+CALLS = [MadeCall(id="a1", name="weather", arguments='{"city": "Lima"}'), MadeCall(id="b2", name="news", arguments="{}")]
+WEATHER = '{"name": "weather", "parameters": {"type": "object", "properties": {}}}'
+
+
+def test_calls_and_their_results_are_kept_and_heard_again(chat: ChatService) -> None:
+    made = chat.create(system="Be brief.", tools=f"[{WEATHER}]")
+    chat.append(made.id, role="user", content="Lima?")
+    chat.append(made.id, role="assistant", content="", contestant="starter", tool_calls=CALLS)
+    messages = chat.messages(made.id)
+    assert messages[-1].tool_calls == CALLS == chat_turns.open_calls(messages) and chat.show(made.id).tools == f"[{WEATHER}]"
+    assert chat_turns.results(messages, " 9\nnone ") == [(CALLS[0], "9"), (CALLS[1], "none")]
+    for wrong in ("9", "1\n2\n3"):
+        with pytest.raises(StudioError, match="one line for each call"):
+            chat_turns.results(messages, wrong)
+    for call, result in chat_turns.results(messages, "9\nnone"):
+        chat.append(made.id, role="tool", content=result, tool_call_id=call.id)
+    messages = chat.messages(made.id)
+    heard = harvest.context(messages, "", "starter")
+    assert [message.role for message in heard] == ["user", "assistant", "tool", "tool"] and chat_turns.asked(messages) == messages
+    assert [call["function"]["name"] for call in heard[1].tool_calls or []] == ["weather", "news"] and heard[2].tool_call_id == "a1"
+    assert chat_turns.first_of_last_question(messages).content == "9" and not chat_turns.open_calls(messages)
+    exported = chat.export(made.id)
+    assert exported.tools and exported.messages[1].tool_calls == CALLS and exported.messages[2].tool_call_id == "a1"
+
+
+def test_several_answers_with_calls_wait_for_a_choice(chat: ChatService) -> None:
+    made = chat.create()
+    chat.append(made.id, role="user", content="Lima?")
+    for who in ("starter", "base"):
+        chat.append(made.id, role="assistant", content="", contestant=who, tool_calls=CALLS[:1])
+    with pytest.raises(StudioError, match="Choose one"):
+        chat_turns.results(chat.messages(made.id), "9")
+
+
+def test_an_answer_in_the_making_gathers_its_calls() -> None:
+    answer = AnswerColumn("starter")
+    for deltas in (
+        (CallDelta(0, "a1", "weather"), CallDelta(0, arguments='{"city":')),
+        (CallDelta(0, arguments=' "Lima"}'), CallDelta(1, "b2", "news", "{}")),
+    ):
+        answer.take(Event(calls=deltas))
+    assert answer.calls == CALLS
+
+
+def test_tools_are_read_in_the_ways_that_people_write_them(chat: ChatService) -> None:
+    wrapped = {"type": "function", "function": json.loads(WEATHER)}
+    assert tools_of(WEATHER) == tools_of(f"[{WEATHER}]") == tools_of(json.dumps([wrapped])) == [wrapped]
+    list(chat.stream("starter", MESSAGES, GREEDY, tools=WEATHER))
+    assert chat.engine.asked[-1]["tools"] == [wrapped] and chat.engine.asked[-1]["tools_as_instruction"]  # type: ignore[attr-defined]
+    for wrong in ("{", "[]", '["weather"]', '[{"name": "a b"}]'):
+        with pytest.raises(StudioError):
+            tools_of(wrong)
 
 
 def test_contestants_answer_in_their_order(chat: ChatService) -> None:
@@ -94,13 +151,13 @@ def test_how_an_answer_is_made_is_passed_on(chat: ChatService) -> None:
 
 
 def test_a_form_is_a_grammar_or_a_schema() -> None:
-    assert (_form(None, None), _form("", ""), _form("g", None)) == (None, None, Grammar("gbnf", "g"))
+    assert (form_of(None, None), form_of("", ""), form_of("g", None)) == (None, None, Grammar("gbnf", "g"))
     for schema in ({"type": "null"}, '{"type": "null"}'):
-        made = _form(None, schema)
+        made = form_of(None, schema)
         assert made is not None and (made.kind, json.loads(made.source)) == ("json_schema", {"type": "null"})
     for grammar, schema, said in (("g", {"a": 1}, "both a grammar and"), (None, "{", "is no JSON"), (None, "[1]", "must be a JSON object")):
         with pytest.raises(StudioError, match=said):
-            _form(grammar, schema)  # type: ignore[arg-type]
+            form_of(grammar, schema)  # type: ignore[arg-type]
 
 
 def test_messages_are_numbered_from_nought_and_whoever_is_changed_last_comes_first(chat: ChatService, clock: Clock) -> None:

@@ -21,7 +21,7 @@ from studio.running import running_in
 
 FOLDER = Path(__file__).resolve().parent
 FIRST = "0004"  # the oldest revision that can still be opened
-HEAD = "0007"  # the last revision; a test compares it with `versions/`
+HEAD = "0008"  # the last revision; a test compares it with `versions/`
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 POSTGRES_LOCK = 7_210_437  # any number that no other program uses for an advisory lock on this database
 
