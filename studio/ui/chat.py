@@ -61,7 +61,8 @@ class ChatTab:
                 max_lines=12,
                 elem_id="chat-result",
             )
-            self.send_result = gr.Button("Send the result", variant="primary", elem_id="chat-result-send", min_width=140)
+            with gr.Row(elem_classes="buttons"):
+                self.send_result = gr.Button("Send the result", variant="primary", elem_id="chat-result-send", min_width=140)
         self.message = gr.Textbox(
             "", label="Your message", info="Enter sends it, Shift+Enter starts a new line.", lines=1, max_lines=12, elem_id="chat-message"
         )
