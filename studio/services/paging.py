@@ -53,7 +53,7 @@ class Listed(list[EntryT]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """As JSON it is a list of its entries."""
-        return handler.generate_schema(list[get_args(source) or (Any,)])  # type: ignore[misc]
+        return handler.generate_schema(list[get_args(source)[0]])  # type: ignore[misc]
 
     def as_are(self, entries: Iterable[NewT]) -> Listed[NewT]:
         """The same part, its entries in another form."""
