@@ -25,7 +25,7 @@ YARN = {"rope.rope_type": "yarn", "rope.factor": 4.0}
 def card(options: dict[str, Any], template: str = "t", shows_tools: bool = True, **more: Any) -> AdapterCard:
     renderer: Any = SimpleNamespace(
         template=template, template_sha256="s", card=lambda: {"special_tokens": ["<s>"]}, stop_strings=("end",),
-        dialogue=SimpleNamespace(shows_tools=shows_tools),
+        tells_tools_as_text=not shows_tools,
     )  # fmt: skip
     return AdapterCard(build({"base_model": "base", "model_name_or_path": "/private/base", **options}), renderer, **more)
 
