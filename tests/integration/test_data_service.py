@@ -31,6 +31,9 @@ KEYS = {"id", "name", "kind", "format", "rows", "skipped", "mapping", "problems"
 class Folders:
     """Models named by their folder."""
 
+    def refuse_file(self, chat_template: object) -> None:
+        """As at a terminal."""
+
     def resolve(self, name: str, allow_path: bool = False) -> ModelRef:
         return ModelRef(name, Path(name))
 

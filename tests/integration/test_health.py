@@ -74,6 +74,7 @@ def test_a_database_that_another_program_holds_is_told_soon_and_with_when_to_ask
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "BUSY_S", 0.05)
+    monkeypatch.setattr(peers, "is_own_user", lambda _scope: True)  # no connection, so nobody's
     app = web.create_app(settings)
     client = TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
     other = sqlite3.connect(settings.home / "studio.db", isolation_level=None)
