@@ -53,9 +53,15 @@ class Parrot(BaseHTTPRequestHandler):
         """Nothing: the tests read the page."""
 
 
+class Crowded(ThreadingHTTPServer):
+    """All contestants connect at once: with the usual five that may wait, the kernel drops some, and they give up after a while."""
+
+    request_queue_size = 128
+
+
 @pytest.fixture(scope="module")
 def parrot() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Parrot)
+    server = Crowded(("127.0.0.1", 0), Parrot)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"

@@ -130,8 +130,10 @@ def test_a_clone_outlives_its_dataset(studio: Studio) -> None:
 def test_a_clone_outlives_the_file_of_its_template(studio: Studio, tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text((STATIC / "starter" / "chat_template.jinja").read_text(encoding="utf-8") + "{# mine #}", encoding="utf-8")
+    studio.models.at_terminal = True
     first = submit(studio, "first", chat_template=str(template))
     template.unlink()
+    studio.models.at_terminal = False  # on the page too
     clone = studio.jobs.clone("first")
     assert (Path(clone.run_dir) / "chat_template.jinja").read_bytes() == (Path(first.run_dir) / "chat_template.jinja").read_bytes()
 
