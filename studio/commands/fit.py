@@ -39,7 +39,7 @@ def fit(
     ] = None,
     gpu_gib: Annotated[float | None, typer.Option(metavar="G", help="Memory of the GPU to plan for, in GiB.")] = None,
     free_gib: Annotated[
-        float | None, typer.Option(metavar="G", help="Memory that is free now, in GiB, instead of looking; a reserve of 0.25 is kept.")
+        float | None, typer.Option(metavar="G", help="Memory that is free now, in GiB, instead of looking; a reserve of 0.22 is kept.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
