@@ -67,8 +67,12 @@ def settled(body: Body) -> dict[str, Any]:
             raise bad_request(said, "Leave it out.", param=name, code="unsupported_parameter")
     found = dict(body)
     for name, known in RENAMED.items():
-        if found.get(name) is not None and found.get(known) is None:
-            found[known] = found.pop(name)
+        if found.get(name) is None:
+            continue
+        if found.get(known) not in (None, found[name]):
+            said = f"{name} and {known} are two names of one field, with different values."
+            raise bad_request(said, "Give only one of them.", param=name)
+        found[known] = found.pop(name)
     for name in ("max_tokens", "max_completion_tokens"):
         if found.get(name) == -1:  # as llama.cpp and LM Studio say: no limit
             found[name] = None

@@ -299,6 +299,8 @@ class ChatService:
             row = self.find_message(session, conversation_id, position)
             if row.role != "assistant":
                 raise NotFoundError(f"The conversation has no answer {position}.", "Reload the page.")
+            if row.tool_calls:  # what the model had written is no text, so there would be no pair to learn from
+                raise StudioError("An answer that calls tools can't be corrected.", "Retry it, and mark a good one.")
             original = row.original or row.content
             row.content, row.original = content, original
             if content == original:

@@ -30,7 +30,7 @@ def can_go_on(messages: list[ChatMessage]) -> bool:
     if len(messages) < 2:
         return False
     asked, last = messages[-2:]
-    if not (last.role == "assistant" and asked.role in ASKING and last.content):
+    if not (last.role == "assistant" and asked.role in ASKING and last.content and not last.tool_calls):
         return False
     return last.state != MessageState.DONE or last.usage.finish_reason == "length"
 

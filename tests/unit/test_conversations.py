@@ -62,6 +62,9 @@ def test_calls_and_their_results_are_kept_and_heard_again(chat: ChatService) -> 
     chat.append(made.id, role="user", content="Lima?")
     chat.append(made.id, role="assistant", content="", contestant="starter", tool_calls=CALLS)
     messages = chat.messages(made.id)
+    with pytest.raises(StudioError, match="can't be corrected"):
+        chat.correct(made.id, 1, "It is warm.")
+    assert not chat_turns.can_go_on(messages)
     assert messages[-1].tool_calls == CALLS == chat_turns.open_calls(messages) and chat.show(made.id).tools == f"[{WEATHER}]"
     assert chat_turns.results(messages, " 9\nnone ") == [(CALLS[0], "9"), (CALLS[1], "none")]
     for wrong in ("9", "1\n2\n3"):

@@ -157,6 +157,9 @@ def test_ends_limits_and_names_of_other_servers() -> None:
     assert (asked.params.repetition_penalty, asked.params.max_new_tokens, asked.params.min_p) == (1.3, 9, 0.2)
     for name in ("max_tokens", "max_completion_tokens", "n_predict"):
         assert not parse_chat({**CHAT, name: -1}).has_limit
+    assert parse_chat({**CHAT, "n_predict": 9, "max_tokens": 9}).params.max_new_tokens == 9
+    with pytest.raises(EngineError, match="n_predict and max_tokens are two names of one field"):
+        parse_chat({**CHAT, "n_predict": 9, "max_tokens": 12})
 
 
 def test_an_answer_that_goes_on_opens_no_turn_and_any_other_answer_does() -> None:
