@@ -6,7 +6,7 @@ Knows a template's way of writing calls as a CallFormat; no template, tokens or 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from studio.datasets.call_format import CallFormat, CallPart
@@ -41,7 +41,25 @@ def grammar(form: CallFormat, tools: Tools, literal: Callable[[str], str], *, fr
     lines += [f"arguments_{number}: %json {_schema(tools, name)}" for number, name in enumerate(tools.names)]
     if CallPart.ID in form.slots:
         lines.append(f"ID: /[a-zA-Z0-9]{{{ID_LENGTH}}}/")
-    return Grammar("calls", "\n".join(lines), _room(form, tools))
+    again = () if is_single else tuple(form.link + _short(form, tools, name) for name in tools.names)
+    steps = tuple({f', "{key}": ""' for name in tools.names for key in _keys(tools.parameters(name))})
+    return Grammar("calls", "\n".join(lines), _room(form, tools), steps, again)
+
+
+def _short(form: CallFormat, tools: Tools, name: str) -> str:
+    """About the shortest call of this function, from its name on."""
+    required = tools.parameters(name).get("required") or ()
+    arguments = ", ".join(f'"{key}": ""' for key in required if isinstance(key, str))
+    values = {CallPart.NAME: name, CallPart.ARGUMENTS: f"{{{arguments}}}", CallPart.ID: "a" * ID_LENGTH}
+    return "".join(values[slot] + text for slot, text in zip(form.slots, (*form.between, form.closing), strict=True))
+
+
+def _keys(schema: Any, depth: int = 0) -> Iterator[str]:
+    """The names of properties, those within properties among them."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) and depth <= DEEPEST else None
+    for key, value in properties.items() if isinstance(properties, Mapping) else ():
+        yield key
+        yield from _keys(value, depth + 1)
 
 
 def _room(form: CallFormat, tools: Tools) -> int:

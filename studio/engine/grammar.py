@@ -160,12 +160,30 @@ class Matcher:
 
         Where they are too few for any end, nothing changes: the answer is cut in any case.
         """
-        if self._is_closing or tokens > self._watched:
+        if self._is_closing or tokens > self._grammar.room:
+            return
+        if self._matcher.is_accepting():  # it could end here: only with room for all that would follow it goes on
+            self._is_closing = tokens <= SLACK + self._again
+        if tokens > self._watched:
             return
         needed = self._way_to_end(tokens)
-        if needed is not None and needed + SLACK >= tokens:
+        if needed is not None and needed + self._step + SLACK >= tokens:
             self._is_closing = True
-        self._watched = tokens - max(1, (tokens - (needed or tokens)) // 3)
+        spare = 0 if needed is None else tokens - needed
+        self._watched = tokens - max(1, (spare - SLACK) // (self._step + 1))
+
+    @cached_property
+    def _step(self) -> int:
+        """Tokens by which one token may lengthen the way to the end."""
+        return self._most_tokens(self._grammar.steps)
+
+    @cached_property
+    def _again(self) -> int:
+        """Tokens of what may follow where the text could end."""
+        return self._most_tokens(self._grammar.again)
+
+    def _most_tokens(self, texts: Sequence[str]) -> int:
+        return max((len(self._vocabulary.tokens(text)) for text in texts), default=0)
 
     def _way_to_end(self, most: int) -> int | None:
         """Tokens that about the shortest end takes; None where it takes more than `most`."""

@@ -93,6 +93,8 @@ class Grammar:
     kind: Literal["json_schema", "gbnf", "regex", "calls"]
     source: str
     room: int = 0  # with no more tokens left than these, see that the text comes to its end within them; 0: never
+    steps: tuple[str, ...] = ()  # what one token may begin: further properties
+    again: tuple[str, ...] = ()  # what may follow a text that could end: about the shortest of each
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,11 @@ def write(vocabulary: GrammarVocabulary, form: CallFormat, asked: Tools, seed: i
     for number in range(limit):
         matcher.leave(limit - number)
         bits = np.unpackbits(matcher.bits(vocabulary.size), bitorder="little")[: vocabulary.size]
+        if seed % 2:  # one that goes on wherever it may: with another property, with another call
+            further = np.unpackbits(vocabulary.ends.separators, bitorder="little")[: vocabulary.size] & bits
+            going_on = bits.copy()
+            going_on[1] = 0
+            bits = next(mask for mask in (further, going_on, bits) if mask.any())
         token = int(random.choice(np.nonzero(bits)[0]))
         if token == 1:
             return text.decode(), True
@@ -174,10 +179,10 @@ def write(vocabulary: GrammarVocabulary, form: CallFormat, asked: Tools, seed: i
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(12))
 def test_whatever_is_chosen_is_a_whole_call_within_the_limit(vocabulary: GrammarVocabulary, form: CallFormat, seed: int) -> None:
     asked = tools()
-    text, is_whole = write(vocabulary, form, asked, seed, 100 + 40 * seed)
+    text, is_whole = write(vocabulary, form, asked, seed, 80 + 15 * seed)
     content, found = read(CallReader(form, asked.names, is_forced=True), text, [7, 11])
     assert is_whole and found and not content
     for call in found:
@@ -188,6 +193,34 @@ def test_whatever_is_chosen_is_a_whole_call_within_the_limit(vocabulary: Grammar
         if call["name"] == "weather.now":
             assert arguments.keys() <= {"city", "day", "note"}
             assert isinstance(arguments["city"], str) and arguments["day"] in ("today", "tomorrow")
+
+
+OPTIONAL = {
+    "a": {"type": "integer"},
+    "an_option_whose_name_takes_many_a_token": {"type": "string"},
+    "another_one_of_that_kind": {"type": "string"},
+}
+
+
+@pytest.mark.parametrize("left", range(10, 90))
+def test_what_may_follow_is_begun_only_where_it_fits(vocabulary: GrammarVocabulary, left: int) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": OPTIONAL, "required": ["a"]}}
+    asked = read_tools([{"type": "function", "function": function}], "required", None, None)
+    assert asked is not None
+    matcher = vocabulary.matcher(calls.grammar(AS_TEXT, asked, vocabulary.literal))
+    assert matcher.follow('{"name": "f", "arguments": {"a": 1')
+    ends = vocabulary.ends
+    while left and not matcher.is_complete:
+        matcher.leave(left)
+        bits = matcher.bits(vocabulary.size)
+        further = bits & ends.separators[: len(bits)]
+        going_on = bits & ~ends.stops[: len(bits)]
+        unpacked = np.unpackbits(next(mask for mask in (further, going_on, bits) if mask.any()), bitorder="little")
+        token, left = int(np.flatnonzero(unpacked)[-1]), left - 1
+        if token == 1:
+            return
+        matcher.take(token)
+    assert matcher.is_complete
 
 
 def test_room_is_kept_for_the_end_and_no_more_than_it_takes(vocabulary: GrammarVocabulary) -> None:
